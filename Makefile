@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv: Python 3.10 or newer, pip, make and a C compiler are all a machine must have.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test lint benchmarks
+.DELETE_ON_ERROR:
+
+demo: .venv/.runtime
+	$(BIN)/cips3d demo
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+benchmarks: .venv/.dev
+	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done
+
+$(BIN)/pip:
+	$(PYTHON) -m venv .venv
+
+# The stamps are renewed only when the pins or the metadata change; the dev set-up holds the runtime one. Not compiling every
+# module of torch to bytecode beforehand halves the time to the first demo.
+.venv/.runtime: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) --no-compile -e .
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[dev]'
+	touch .venv/.runtime $@

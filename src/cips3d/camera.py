@@ -1,0 +1,276 @@
+"""Cameras, rays and pose distributions (paper Section 3.1, Section 4.1).
+
+World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin; yaw = pitch = 0 is frontal, with the
+camera at +z, and `position = r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch)`. Angles are radians, fields of view are full
+angles in degrees across the picture's height. Camera axes are OpenGL's: x right, y up, -z forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cips3d.configuration import Configuration
+from cips3d.errors import UserError
+
+#: Turns OpenGL camera axes into OpenCV's (x right, y down, z forward) and back; it is its own inverse.
+_OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """A batch of rays `origin + t·direction`, with t in world units from the camera.
+
+    Attributes:
+        origins: (B, N, 3) world positions.
+        directions: (B, N, 3) unit vectors.
+    """
+
+    origins: Float[Tensor, "batch rays 3"]
+    directions: Float[Tensor, "batch rays 3"]
+
+    def __getitem__(self, index: slice | Tensor) -> Rays:
+        """The rays at `index` (a slice or an index tensor over the ray axis) of every batch entry."""
+        return Rays(self.origins[:, index], self.directions[:, index])
+
+    @property
+    def count(self) -> int:
+        """Rays per batch entry."""
+        return self.origins.shape[1]
+
+    def to(self, *args, **kwargs) -> Rays:
+        """The same rays with `Tensor.to(*args, **kwargs)` applied."""
+        return Rays(self.origins.to(*args, **kwargs), self.directions.to(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A batch of pinhole cameras.
+
+    Attributes:
+        cam_to_world: (B, 4, 4) rigid transforms from OpenGL camera axes to the world.
+        fov: (B,) full field of view across the picture's height, degrees, in (0, 180).
+    """
+
+    cam_to_world: Float[Tensor, "batch 4 4"]
+    fov: Float[Tensor, " batch"]
+
+    def __post_init__(self) -> None:
+        if not bool(torch.isfinite(self.cam_to_world).all()) or not bool(torch.isfinite(self.fov).all()):
+            raise UserError("camera: a position, angle or field of view is NaN or infinite; give finite numbers")
+        if not bool(((self.fov > 0) & (self.fov < 180)).all()):
+            raise UserError("camera: the field of view must lie strictly between 0 and 180 degrees")
+
+    def __len__(self) -> int:
+        return self.cam_to_world.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Camera:
+        """The cameras at `index`; an int keeps a batch of one."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(index, None)
+        return Camera(self.cam_to_world[index], self.fov[index])
+
+    def to(self, *args, **kwargs) -> Camera:
+        """The same cameras with `Tensor.to(*args, **kwargs)` applied."""
+        return Camera(self.cam_to_world.to(*args, **kwargs), self.fov.to(*args, **kwargs))
+
+    @staticmethod
+    def cat(cameras: list[Camera]) -> Camera:
+        """All cameras of the list in one batch."""
+        return Camera(torch.cat([c.cam_to_world for c in cameras]), torch.cat([c.fov for c in cameras]))
+
+    # ---------------------------------------------------------------- making cameras
+    @staticmethod
+    def look_at(
+        position: Float[Tensor, "batch 3"],
+        target: Float[Tensor, "batch 3"] | None = None,
+        up: Float[Tensor, "batch 3"] | None = None,
+        fov: float | Float[Tensor, " batch"] = 12.0,
+    ) -> Camera:
+        """Cameras at `position` that look at `target` (default: the origin) with `up` (default: +y) upward in the picture.
+
+        Raises:
+            UserError: if a camera stands on its target, or looks along `up`.
+        """
+        if not bool(torch.isfinite(position).all()):
+            raise UserError("camera: a position, angle or field of view is NaN or infinite; give finite numbers")
+        target = torch.zeros_like(position) if target is None else target.to(position).expand_as(position)
+        up = position.new_tensor([0.0, 1.0, 0.0]) if up is None else up.to(position)
+        backward = position - target
+        if bool((backward.norm(dim=-1) < 1e-8).any()):
+            raise UserError("camera: the position equals the point it looks at; move one of them")
+        backward = torch.nn.functional.normalize(backward, dim=-1)
+        right = torch.linalg.cross(up.expand_as(backward), backward)
+        if bool((right.norm(dim=-1) < 1e-8).any()):
+            raise UserError("camera: it looks straight along its up vector; keep |pitch| below 90 degrees or give another up")
+        right = torch.nn.functional.normalize(right, dim=-1)
+        true_up = torch.linalg.cross(backward, right)
+        pose = torch.zeros(position.shape[0], 4, 4, dtype=position.dtype, device=position.device)
+        pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2], pose[:, :3, 3] = right, true_up, backward, position
+        pose[:, 3, 3] = 1.0
+        return Camera(pose, _as_batch(fov, position))
+
+    @staticmethod
+    def orbit(
+        yaw: float | Float[Tensor, " batch"],
+        pitch: float | Float[Tensor, " batch"] = 0.0,
+        radius: float | Float[Tensor, " batch"] = 1.0,
+        fov: float | Float[Tensor, " batch"] = 12.0,
+    ) -> Camera:
+        """Cameras on a sphere around the origin; scalars and (B,) tensors broadcast.
+
+        Args:
+            yaw: radians; positive moves the camera towards +x.
+            pitch: radians, |pitch| < π/2; positive moves the camera up.
+            radius: distance from the origin, world units, > 0.
+            fov: full field of view, degrees.
+        """
+        parts = [torch.as_tensor(x) for x in (yaw, pitch, radius, fov)]
+        dtype = torch.promote_types(*[torch.result_type(x, 0.0) for x in parts[:2]])
+        yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*[torch.atleast_1d(x).to(dtype) for x in parts])
+        position = radius_t[:, None] * torch.stack(
+            [yaw_t.sin() * pitch_t.cos(), pitch_t.sin(), yaw_t.cos() * pitch_t.cos()], dim=-1
+        )
+        return Camera.look_at(position, fov=fov_t)
+
+    # ---------------------------------------------------------------- reading cameras
+    @property
+    def position(self) -> Float[Tensor, "batch 3"]:
+        """World positions."""
+        return self.cam_to_world[:, :3, 3]
+
+    def yaw_pitch(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Yaw and pitch in radians of the positions as seen from the origin (the inverse of `orbit`)."""
+        x, y, z = torch.nn.functional.normalize(self.position, dim=-1).unbind(-1)
+        return torch.atan2(x, z), torch.asin(y.clamp(-1, 1))
+
+    def rays(self, height: int, width: int, corner_aligned: bool = False) -> Rays:
+        """One ray per pixel, row by row from the top left.
+
+        Args:
+            height, width: picture size in pixels, each ≥ 1. Pixels are square; the field of view spans the height.
+            corner_aligned: the authors' grid, where the outermost pixel centres lie on the edge of the field of view in both
+                directions; the default starts rays at pixel centres, so that a picture keeps its scale at any resolution.
+
+        Returns:
+            Rays with N = height·width and unit directions.
+
+        Raises:
+            UserError: if a size is below 1.
+        """
+        if height < 1 or width < 1:
+            raise UserError(f"resolution: {height}x{width} has no pixels; both sides must be at least 1")
+        like = {"dtype": self.cam_to_world.dtype, "device": self.cam_to_world.device}
+        if corner_aligned:
+            x, y = torch.linspace(-1, 1, width, **like), torch.linspace(1, -1, height, **like)
+        else:
+            x = (torch.arange(width, **like) * 2 + 1 - width) / height
+            y = -(torch.arange(height, **like) * 2 + 1 - height) / height
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        depth = -1.0 / torch.tan(torch.deg2rad(self.fov) / 2)
+        plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)
+        local = torch.cat([plane, depth[:, None, None].expand(-1, plane.shape[1], 1)], dim=-1)
+        local = torch.nn.functional.normalize(local, dim=-1)
+        directions = local @ self.cam_to_world[:, :3, :3].transpose(1, 2)
+        return Rays(self.position[:, None].expand_as(directions), directions)
+
+    # ---------------------------------------------------------------- conversions
+    def to_opencv(self) -> Float[Tensor, "batch 4 4"]:
+        """Camera-to-world transforms with OpenCV's camera axes (x right, y down, z forward)."""
+        return self.cam_to_world * _OPENGL_TO_OPENCV.to(self.cam_to_world)
+
+    @staticmethod
+    def from_opencv(cam_to_world: Float[Tensor, "batch 4 4"], fov: float | Float[Tensor, " batch"] = 12.0) -> Camera:
+        """Cameras from OpenCV camera-to-world transforms; exact inverse of `to_opencv`."""
+        return Camera(cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world))
+
+    def to_label(self) -> Float[Tensor, "batch 25"]:
+        """The 25 numbers that tri-plane GANs use: 16 OpenCV camera-to-world entries, 9 intrinsics of a unit-size square picture."""
+        focal = 0.5 / torch.tan(torch.deg2rad(self.fov) / 2)
+        zero, one, half = torch.zeros_like(focal), torch.ones_like(focal), torch.full_like(focal, 0.5)
+        intrinsics = torch.stack([focal, zero, half, zero, focal, half, zero, zero, one], dim=-1)
+        return torch.cat([self.to_opencv().flatten(1), intrinsics], dim=-1)
+
+    @staticmethod
+    def from_label(label: Float[Tensor, "batch 25"]) -> Camera:
+        """Cameras from 25-number labels; inverse of `to_label`.
+
+        Raises:
+            UserError: if a label's principal point is not the centre or its focal lengths differ.
+        """
+        intrinsics = label[:, 16:].reshape(-1, 3, 3)
+        focal = intrinsics[:, 1, 1]
+        expected = torch.zeros_like(intrinsics)
+        expected[:, 0, 0] = expected[:, 1, 1] = focal
+        expected[:, 0, 2] = expected[:, 1, 2] = 0.5
+        expected[:, 2, 2] = 1.0
+        if not torch.allclose(intrinsics, expected, atol=1e-5):
+            raise UserError("camera label: only centred pinhole intrinsics with equal focal lengths are supported")
+        fov = torch.rad2deg(2 * torch.atan(0.5 / focal))
+        return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
+
+
+@dataclass(frozen=True)
+class PoseDistribution(Configuration):
+    """The camera prior: how cameras are drawn on the sphere (paper Section 4.1; FFHQ values of the authors' settings).
+
+    Attributes:
+        kind: "gaussian" (normal yaw and pitch), "uniform" (yaw and pitch uniform), or "spherical" (uniform on the patch of the
+            sphere: yaw uniform, sin(pitch) uniform).
+        yaw_mean, pitch_mean: radians.
+        yaw_std, pitch_std: radians; standard deviations of the Gaussian, half widths of the two uniform kinds.
+        radius: distance of the camera, world units.
+        fov: full field of view, degrees.
+    """
+
+    kind: Literal["gaussian", "uniform", "spherical"] = "gaussian"
+    yaw_mean: float = 0.0
+    yaw_std: float = 0.3
+    pitch_mean: float = 0.0
+    pitch_std: float = 0.155
+    radius: float = 1.0
+    fov: float = 12.0
+
+    def __post_init__(self) -> None:
+        numbers = (self.yaw_mean, self.yaw_std, self.pitch_mean, self.pitch_std, self.radius, self.fov)
+        if not all(math.isfinite(x) for x in numbers) or self.radius <= 0 or not 0 < self.fov < 180:
+            raise UserError(f"camera prior: {numbers}: angles must be finite, radius positive, fov between 0 and 180 degrees")
+
+    def angles(
+        self, draws: Float[Tensor, "batch 2"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""
+        first, second = draws.unbind(-1)
+        if self.kind == "gaussian":
+            yaw, pitch = self.yaw_mean + self.yaw_std * first, self.pitch_mean + self.pitch_std * second
+        else:
+            yaw = self.yaw_mean + self.yaw_std * (2 * first - 1)
+            if self.kind == "uniform":
+                pitch = self.pitch_mean + self.pitch_std * (2 * second - 1)
+            else:
+                low, high = math.sin(self.pitch_mean - self.pitch_std), math.sin(self.pitch_mean + self.pitch_std)
+                pitch = torch.asin(low + (high - low) * second)
+        limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
+        return yaw, pitch.clamp(-limit, limit)
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "batch 2"]:
+        """Standard draws of this kind, for `angles` and `camera`, on the CPU."""
+        return (torch.randn if self.kind == "gaussian" else torch.rand)(count, 2, generator=generator)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Camera:
+        """`count` random cameras on the CPU, float32."""
+        return self.camera(self.draw(count, generator))
+
+    def camera(self, draws: Float[Tensor, "batch 2"]) -> Camera:
+        """Cameras for given standard draws (see `angles`)."""
+        yaw, pitch = self.angles(draws)
+        return Camera.orbit(yaw, pitch, self.radius, self.fov)
+
+
+def _as_batch(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape[0]).clone()

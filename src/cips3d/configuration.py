@@ -1,0 +1,59 @@
+"""Configuration dataclasses to JSON and back, checked by pydantic: unknown names and wrong types end in one clear line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cips3d.errors import UserError
+
+T = TypeVar("T")
+
+
+class Configuration:
+    """Base of every configuration dataclass: a field that it does not know is an error, not silently dropped."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON-ready dictionaries, lists, numbers and strings."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """A configuration dataclass from the dictionary that `to_dict` made (missing fields take their defaults).
+
+    Args:
+        source: what the user knows the values by (a file, an option), for the error line.
+
+    Raises:
+        UserError: for unknown fields, wrong types and values outside their range.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+
+
+def read_json(kind: type[T], path: Path) -> T:
+    """A configuration dataclass from a JSON file.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or does not fit the dataclass.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a JSON file ({error}); restore it or start a new run") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not a configuration; restore it or start a new run")
+    return from_dict(kind, values, str(path))

@@ -1,0 +1,298 @@
+"""Colours for ray-cast parts: a natural shading and a flat cartoon with ink lines, both functions of the world point alone.
+
+Light and gloss depend on the surface's point and normal, never on the camera: a head has the same colours from all sides.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import numpy as np
+from numba import njit
+
+from cips3d.data.raycast import (
+    AXES,
+    CARVE_CENTER,
+    CARVE_RADII,
+    CENTER,
+    COLOR,
+    COLOR2,
+    DETAIL,
+    EYE,
+    GLOSSY,
+    LABEL,
+    MATERIAL,
+    ON_BALL,
+    ON_CARVE,
+    ON_ELLIPSOID,
+    PRESENT,
+    SKIN,
+    SLAB_HIGH,
+    SLAB_LOW,
+    SLAB_NORMAL,
+    SOFT,
+    STRANDS,
+    STRIPES,
+    ray_frame,
+)
+
+#: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3), strength.
+TINT_COLUMNS = 8
+#: Unit direction towards the light: upper left, before the face. It stays with the world.
+LIGHT = (-0.4122, 0.5496, 0.7268)
+_GLOSS = (-0.2218, 0.2957, 0.9292)  # half way between the light and +z: where a frontal viewer sees the gloss
+_SOFT_JOINT = 0.008  # distance over which the normals of soft parts blend, world units
+#: By label: an ink line separates different numbers; features of the face belong to the face.
+_INK_GROUP = np.array([0, 1, 2, 1, 1, 1, 3, 1, 4, 5])
+_INK_WIDTH = 0.0020  # world units
+_INK_JUMP = 0.011  # a step in depth that gets a line, world units
+_INK = 0.09  # grey of the lines
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _forms(parts):
+    """The ellipsoids' quadratic forms |q|² = (p - c)ᵀ F (p - c), as (xx, yy, zz, xy, xz, yz); the numbers of soft parts.
+
+    F (p - c) points outward.
+    """
+    forms = np.zeros((parts.shape[0], 6))
+    soft, count = np.empty(parts.shape[0], dtype=np.int64), 0
+    for index in range(parts.shape[0]):
+        if parts[index, PRESENT] > 0.0:
+            for i in range(AXES, AXES + 9, 3):
+                x, y, z = parts[index, i], parts[index, i + 1], parts[index, i + 2]
+                weight = 1.0 / (x * x + y * y + z * z) ** 2
+                forms[index, 0] += weight * x * x
+                forms[index, 1] += weight * y * y
+                forms[index, 2] += weight * z * z
+                forms[index, 3] += weight * x * y
+                forms[index, 4] += weight * x * z
+                forms[index, 5] += weight * y * z
+            if parts[index, SOFT] > 0.0:
+                soft[count] = index
+                count += 1
+    return forms, soft[:count]
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _gradient(parts, forms, index, x, y, z):
+    """F (p - c) of a part's ellipsoid, and its |q|²."""
+    x, y, z = x - parts[index, CENTER], y - parts[index, CENTER + 1], z - parts[index, CENTER + 2]
+    xx, yy, zz, xy, xz, yz = forms[index]
+    gx, gy, gz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
+    return gx, gy, gz, gx * x + gy * y + gz * z
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _normal(parts, forms, soft, index, side, x, y, z):
+    """Outward unit normal at a point on a side of a part; on one of the `soft` parts a blend with its neighbours."""
+    if side == ON_ELLIPSOID:
+        nx, ny, nz, _ = _gradient(parts, forms, index, x, y, z)
+    elif side == ON_CARVE:
+        nx = (parts[index, CARVE_CENTER] - x) / parts[index, CARVE_RADII] ** 2
+        ny = (parts[index, CARVE_CENTER + 1] - y) / parts[index, CARVE_RADII + 1] ** 2
+        nz = (parts[index, CARVE_CENTER + 2] - z) / parts[index, CARVE_RADII + 2] ** 2
+    elif side == ON_BALL:
+        nx, ny, nz = x, y, z
+    else:  # the nearer end of the slab
+        nx, ny, nz = parts[index, SLAB_NORMAL], parts[index, SLAB_NORMAL + 1], parts[index, SLAB_NORMAL + 2]
+        if 2.0 * (nx * x + ny * y + nz * z) < parts[index, SLAB_LOW] + parts[index, SLAB_HIGH]:
+            nx, ny, nz = -nx, -ny, -nz
+    scale = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
+    nx, ny, nz = nx * scale, ny * scale, nz * scale
+    group = parts[index, SOFT]
+    if group > 0.0 and side == ON_ELLIPSOID:
+        for k in soft:
+            if k != index and parts[k, SOFT] == group:
+                gx, gy, gz, square = _gradient(parts, forms, k, x, y, z)
+                length2 = gx * gx + gy * gy + gz * gz
+                away = 0.5 * (square - 1.0)  # over |gradient|: nearly the distance from the ellipsoid
+                if away <= 0.0 or away * away < length2 * _SOFT_JOINT**2:
+                    scale = 1.0 / math.sqrt(length2)
+                    weight = (1.0 - away * scale / _SOFT_JOINT) ** 2 * scale
+                    nx, ny, nz = nx + weight * gx, ny + weight * gy, nz + weight * gz
+        scale = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
+        nx, ny, nz = nx * scale, ny * scale, nz * scale
+    return nx, ny, nz
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _paint(parts, index, tints, x, y, z, color):
+    """Write a part's unlit colour at a point into `color`; returns how strongly light acts on it (1: fully, 0: shadeless)."""
+    material = parts[index, MATERIAL]
+    for k in range(3):
+        color[k] = parts[index, COLOR + k]
+    if material == SKIN:
+        for i in range(tints.shape[0]):
+            weight = 1.0 - tints[i, 3] * ((x - tints[i, 0]) ** 2 + (y - tints[i, 1]) ** 2 + (z - tints[i, 2]) ** 2)
+            if weight > 0.0:
+                weight *= weight * tints[i, 7]
+                for k in range(3):
+                    color[k] += weight * (tints[i, 4 + k] - color[k])
+    elif material in (STRANDS, STRIPES):
+        if material == STRANDS:
+            turn = parts[index, DETAIL] * math.atan2(x, z + 0.01)
+            weight = parts[index, DETAIL + 1] * (0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7))
+        else:
+            weight = 1.0 if math.sin(2 * math.pi * parts[index, DETAIL] * y) > 0.3 else 0.0
+        for k in range(3):
+            color[k] += weight * (parts[index, COLOR2 + k] - color[k])
+    elif material == EYE:
+        # q: the point in the eye's unit sphere; the gaze and the glint are directions there
+        qx, qy = (x - parts[index, CENTER]) / parts[index, AXES], (y - parts[index, CENTER + 1]) / parts[index, AXES + 4]
+        gx, gy = qx - parts[index, DETAIL], qy - parts[index, DETAIL + 1]
+        radius = gx * gx + gy * gy
+        glint = (qx - parts[index, DETAIL] + 0.22) ** 2 + (qy - parts[index, DETAIL + 1] - 0.26) ** 2
+        if glint < 0.035:
+            color[0], color[1], color[2] = 1.0, 1.0, 1.0
+            return 0.0
+        if radius < 0.36:
+            dark = 0.1 if radius < 0.10 else 0.55 if radius > 0.28 else 1.0
+            for k in range(3):
+                color[k] = parts[index, COLOR2 + k] * dark
+            return 0.3
+        return 0.6
+    return 1.0
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _light_naturally(material, lit, nx, ny, nz, color):
+    """Lambert's law with wrapped, warm light and a cool ambient that is brighter from above; gloss on hair and glasses."""
+    diffuse = max(0.0, (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] + 0.2) / 1.2)
+    ambient = 0.45 + 0.09 * ny
+    gloss = 0.0
+    if material in (STRANDS, GLOSSY):
+        gloss = max(0.0, nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2])
+        gloss = gloss**8 * 0.10 if material == STRANDS else gloss**24 * 0.5
+    warm = 0.03 if material == SKIN else 0.0  # light that leaks through skin
+    for k in range(3):
+        light = ambient + (warm * (1.0 - k)) + diffuse * (0.60 - 0.02 * k) + 0.01 * k
+        color[k] = color[k] * (1.0 + lit * (light - 1.0)) + gloss
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _light_flatly(material, lit, nx, ny, nz, color):
+    """Two tones with a hard edge and stronger colours."""
+    bright = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] > 0.18
+    grey = 0.3 * color[0] + 0.55 * color[1] + 0.15 * color[2]
+    light = 1.06 if bright else 0.74
+    if material == GLOSSY and nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2] > 0.96:
+        light = 1.6
+    for k in range(3):
+        tone = light * (1.0 if bright else 1.0 + 0.06 * (k - 1.0))
+        color[k] = (grey + 1.4 * (color[k] - grey)) * (1.0 + lit * (tone - 1.0))
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _is_ink(depth, group, i, j, step, jump):
+    """Whether a nearer neighbour `step` samples away belongs to another group, or stands out by more than `jump`."""
+    height, width = depth.shape
+    for k in range(4):
+        y = i + (step if k == 0 else -step if k == 1 else 0)
+        x = j + (step if k == 2 else -step if k == 3 else 0)
+        if 0 <= y < height and 0 <= x < width:
+            if group[y, x] != group[i, j] and depth[y, x] < depth[i, j]:
+                return True
+            if depth[y, x] + jump < depth[i, j]:
+                return True
+    return False
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _ink_map(parts, depth, owner, focal, distance):
+    """Which samples an ink line covers."""
+    height, width = depth.shape
+    step = max(1, int(0.5 + _INK_WIDTH * focal / distance * height / 2))
+    group = np.zeros((height, width), dtype=np.int8)
+    for i in range(height):
+        for j in range(width):
+            if owner[i, j] >= 0:
+                group[i, j] = _INK_GROUP[int(parts[owner[i, j], LABEL])]
+    ink = np.empty((height, width), dtype=np.bool_)
+    for i in range(height):
+        for j in range(width):
+            ink[i, j] = _is_ink(depth, group, i, j, step, _INK_JUMP / focal)
+    return ink
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def _is_even(parts, owner, side, top, left, supersampling):
+    """Whether one colour serves all samples of a pixel: they show one side of one part without sharp paint, or nothing."""
+    index = owner[top, left]
+    if index >= 0 and (parts[index, MATERIAL] == EYE or parts[index, MATERIAL] == STRIPES):
+        return False
+    for i in range(top, top + supersampling):
+        for j in range(left, left + supersampling):
+            if owner[i, j] != index or side[i, j] != side[top, left]:
+                return False
+    return True
+
+
+@typing.no_type_check
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image):
+    """Draw one picture into `image`, (3, height, width) uint8.
+
+    Args:
+        parts, tints: (parts, PART_COLUMNS) and (tints, TINT_COLUMNS) float64.
+        pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
+        fov: full field of view over the height, degrees.
+        depth, owner, side: what `raycast.cast` found, n samples per pixel along each side.
+        background: (3,) colour in [0, 1].
+        cartoon: flat tones and ink lines instead of natural light.
+    """
+    _, rows, columns = image.shape
+    height, width = depth.shape
+    supersampling = height // rows
+    position, right, up, forward = ray_frame(pose, fov)
+    focal = 1.0 / math.tan(math.radians(fov) / 2)
+    if cartoon:
+        distance = math.sqrt(position[0] ** 2 + position[1] ** 2 + position[2] ** 2)
+        ink = _ink_map(parts, depth, owner, focal, distance)
+    else:
+        ink = np.zeros((1, 1), dtype=np.bool_)
+    forms, soft = _forms(parts)
+    color, total = np.empty(3), np.empty(3)
+    for row in range(rows):
+        for column in range(columns):
+            top, left, count = row * supersampling, column * supersampling, 0
+            step = supersampling if not cartoon and _is_even(parts, owner, side, top, left, supersampling) else 1
+            total[0], total[1], total[2] = 0.0, 0.0, 0.0
+            for i in range(top, top + supersampling, step):
+                for j in range(left, left + supersampling, step):
+                    count += 1
+                    index = owner[i, j]
+                    if cartoon and ink[i, j]:
+                        color[0], color[1], color[2] = _INK, _INK, _INK
+                    elif index < 0:
+                        color[0], color[1], color[2] = background[0], background[1], background[2]
+                    else:
+                        # gx and gy at the centre of what one colour stands for: a sample or the whole pixel
+                        gx, gy = (2 * j + step - width) / height, -(2 * i + step - height) / height
+                        t = 0.0
+                        for y in range(i, i + step):
+                            for x in range(j, j + step):
+                                t += depth[y, x] / (step * step)
+                        px = position[0] + t * (gx * right[0] + gy * up[0] + forward[0])
+                        py = position[1] + t * (gx * right[1] + gy * up[1] + forward[1])
+                        pz = position[2] + t * (gx * right[2] + gy * up[2] + forward[2])
+                        nx, ny, nz = _normal(parts, forms, soft, index, side[i, j], px, py, pz)
+                        lit = _paint(parts, index, tints, px, py, pz, color)
+                        if cartoon:
+                            _light_flatly(parts[index, MATERIAL], lit, nx, ny, nz, color)
+                        else:
+                            _light_naturally(parts[index, MATERIAL], lit, nx, ny, nz, color)
+                    for k in range(3):
+                        total[k] += min(max(color[k], 0.0), 1.0)
+            for k in range(3):
+                image[k, row, column] = np.uint8(total[k] / count * 255.0 + 0.5)

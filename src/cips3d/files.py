@@ -1,0 +1,40 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from cips3d.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty temporary file beside `path`, with the same suffix, that takes its place when the block ends without an error.
+
+    A reader sees the old file or the whole new one; a block that fails leaves the old file as it was and no other trace.
+    The folder is made if it is missing, and a symbolic link is followed.
+
+    Raises:
+        UserError: if the file cannot be written (the folder is read-only, the disk is full, `path` is a folder, …).
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():  # a replacement would destroy a device such as /dev/null
+            raise OSError("it exists and is no ordinary file")
+        temporary.touch(exist_ok=False)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut after the replacement could leave an empty file
+        os.replace(temporary, target)
+    except OSError as error:
+        reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; give a path that can be written and has room") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

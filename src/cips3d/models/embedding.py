@@ -1,0 +1,43 @@
+"""Coordinate embeddings: the fixed positional encoding and the learned one (paper Section 3.3, Eq. 5 to 7, Table 2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def positional_encoding(x: Float[Tensor, "*shape 3"], octaves: int) -> Float[Tensor, "*shape encoded"]:
+    """T(x; L) of Eq. 7: the coordinates, then sin(2^l π x_k), cos(2^l π x_k) for l < `octaves`; 3 + 6·octaves numbers."""
+    frequencies = math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device)
+    angles = x[..., None] * frequencies
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1)
+    return torch.cat([x, waves.flatten(-3)], dim=-1)
+
+
+class FixedEmbedding(nn.Module):
+    """Positional encoding with a fixed number of octaves; no parameters."""
+
+    def __init__(self, octaves: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.out_dim = 3 + 6 * octaves
+
+    def forward(self, x: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points out"]:
+        return positional_encoding(x, self.octaves)
+
+
+class LearnedEmbedding(nn.Module):
+    """A fully connected layer and a sine (Section 3.3), the same for every style; SIREN's first-layer frequency of 30."""
+
+    def __init__(self, out_dim: int) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        self.linear = nn.Linear(3, out_dim)
+        bound = math.sqrt(6 / 3) / 25
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+
+    def forward(self, x: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points out"]:
+        return torch.sin(30 * self.linear(x))

@@ -1,0 +1,457 @@
+"""The 3D-aware generator (paper Fig. 2): latents -> styles -> rays -> pixels. A pixel depends on its ray and the styles only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cips3d.camera import Camera, PoseDistribution, Rays
+from cips3d.configuration import Configuration, from_dict, to_dict
+from cips3d.errors import UserError
+from cips3d.models import volume
+from cips3d.models.inr import ImplicitNetwork, rgb_head
+from cips3d.models.layers import MappingNetwork
+from cips3d.models.nerf import RadianceField
+
+#: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size.
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(Configuration):
+    """Everything that fixes a generator's architecture. The defaults are the paper's size with the authors' settings."""
+
+    shape_dim: int = 256
+    """width of the shape code z_s"""
+    appearance_dim: int = 512
+    """width of the appearance code z_a"""
+    shape_style_dim: int = 128
+    """width of the mapped shape code w_s"""
+    appearance_style_dim: int = 512
+    """width of the mapped appearance code w_a"""
+    shape_mapping_layers: int = 4
+    appearance_mapping_layers: int = 8
+    appearance_mapping_norm: bool = True
+    """LayerNorms in the appearance mapping network"""
+    embedding: Literal["film", "learned", "fixed"] = "film"
+    """coordinate embedding: the first FiLM-SIREN layer itself, an FC + sine layer of its own, or positional encoding"""
+    embedding_octaves: int = 10
+    """L of the positional encoding (Eq. 5)"""
+    view_direction: bool = False
+    """feed the ray direction to the feature layer (Table 2)"""
+    nerf_width: int = 128
+    nerf_layers: int = 2
+    """FiLM-SIREN layers before the density; one more of half width makes the feature"""
+    density_gain: float = 1.0
+    """the raw density is the density head's output times this, per world unit"""
+    feature_dim: int = 32
+    """width of the rendered feature V_r"""
+    inr_width: int = 512
+    inr_blocks: int = 9
+    rgb_from_block: int = 3
+    """first INR block index with a tRGB layer (the paper's text: 0)"""
+    residual_from_block: int = 4
+    """first INR block index with a residual addition; inr_blocks for none (the paper's text)"""
+    rgb_tanh: bool = True
+    """squash the sum of the tRGB layers (the paper's text: no)"""
+    background: Literal["endless", "last", "white", "plain"] = "endless"
+    """what lies behind the samples: "endless", the last interval has no end, so any density there is opaque (the authors'); "last",
+    the last sample takes the transmittance that is left; "white", a feature of ones; "plain", one feature per shape code"""
+    extent: float = 0.12
+    """half depth of the sampled volume around the origin, world units"""
+    coarse_samples: int = 12
+    """stratified samples per ray"""
+    fine_samples: int = 12
+    """importance samples per ray"""
+    corner_aligned: bool = False
+    """the authors' pixel grid instead of pixel centres (see Camera.rays)"""
+    resolution: int = 256
+    """side in pixels of the pictures it was last trained on, and of those it renders unless told otherwise"""
+    poses: PoseDistribution = field(default_factory=PoseDistribution)
+    """the camera prior it was trained with"""
+
+    def __post_init__(self) -> None:
+        for name in ("shape_dim", "appearance_dim", "shape_style_dim", "appearance_style_dim", "feature_dim", "inr_width",
+                     "inr_blocks", "nerf_layers", "resolution", "shape_mapping_layers", "appearance_mapping_layers"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.nerf_width < 2:
+            raise UserError(f"generator configuration: nerf_width is {self.nerf_width}; it must be at least 2")
+        if not 0 <= self.rgb_from_block < self.inr_blocks:
+            raise UserError(f"generator configuration: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)")
+        if not math.isfinite(self.extent) or self.extent <= 0:
+            raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A batch of latent codes, each a sample of a standard normal distribution.
+
+    Attributes:
+        shape: (B, shape_dim) codes z_s.
+        appearance: (B, appearance_dim) codes z_a.
+    """
+
+    shape: Float[Tensor, "batch zs"]
+    appearance: Float[Tensor, "batch za"]
+
+    def __len__(self) -> int:
+        return self.shape.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Latents:
+        """The codes at `index`; an int keeps a batch of one."""
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(index, None)
+        return Latents(self.shape[index], self.appearance[index])
+
+    def to(self, *args, **kwargs) -> Latents:
+        """The same codes with `Tensor.to(*args, **kwargs)` applied."""
+        return Latents(self.shape.to(*args, **kwargs), self.appearance.to(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Styles:
+    """A batch of mapped codes.
+
+    Attributes:
+        shape: (B, shape_style_dim) codes w_s.
+        appearance: (B, appearance_style_dim) codes w_a for all blocks, or a sequence of them, one per INR block.
+    """
+
+    shape: Float[Tensor, "batch ws"]
+    appearance: Float[Tensor, "batch wa"] | Sequence[Float[Tensor, "batch wa"]]
+
+    def __len__(self) -> int:
+        return self.shape.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Styles:
+        """Styles with `function` applied to every tensor."""
+        if isinstance(self.appearance, Tensor):
+            return Styles(function(self.shape), function(self.appearance))
+        return Styles(function(self.shape), [function(a) for a in self.appearance])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where a ray is sampled.
+
+    Attributes:
+        coarse: stratified samples per ray, ≥ 3 (≥ 2 without fine ones).
+        fine: importance samples per ray, 0 for none.
+    """
+
+    coarse: int
+    fine: int
+
+    def __post_init__(self) -> None:
+        if self.coarse < (3 if self.fine else 2) or self.fine < 0:
+            raise UserError(f"samples: {self.coarse} coarse and {self.fine} fine; take at least 3 coarse and 0 fine ones")
+
+
+@dataclass(frozen=True)
+class RayDraws:
+    """Every random number that rendering uses, drawn beforehand, so that a ray's colour never depends on its neighbours.
+
+    Attributes:
+        jitter: (B, N, coarse) uniform draws that move the stratified samples.
+        importance: (B, N, fine) uniform draws for the importance samples.
+        coarse_noise: (B, N, coarse) density noise of the coarse pass, already scaled, or None.
+        noise: (B, N, coarse + fine) density noise of all samples in order of depth, already scaled, or None.
+    """
+
+    jitter: Float[Tensor, "batch rays coarse"]
+    importance: Float[Tensor, "batch rays fine"]
+    coarse_noise: Float[Tensor, "batch rays coarse"] | None = None
+    noise: Float[Tensor, "batch rays all"] | None = None
+
+    @staticmethod
+    def sample(
+        batch: int, rays: int, sampling: Sampling, noise_std: float = 0.0, generator: torch.Generator | None = None
+    ) -> RayDraws:
+        """Draws for a whole picture, on the generator's device (the CPU without one).
+
+        Args:
+            noise_std: standard deviation of the density noise, per world unit; 0 for none.
+        """
+        device = generator.device if generator is not None else torch.device("cpu")
+        like = {"generator": generator, "device": device}
+        jitter = torch.rand(batch, rays, sampling.coarse, **like)
+        importance = torch.rand(batch, rays, sampling.fine, **like)
+        if noise_std == 0:
+            return RayDraws(jitter, importance)
+        coarse_noise = torch.randn(batch, rays, sampling.coarse, **like) * noise_std if sampling.fine else None
+        return RayDraws(
+            jitter, importance, coarse_noise, torch.randn(batch, rays, sampling.coarse + sampling.fine, **like) * noise_std
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[RayDraws]) -> RayDraws:
+        """The draws of all parts in one batch."""
+
+        def joined(name: str) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            return None if tensors[0] is None else torch.cat(tensors)
+
+        jitter, importance = joined("jitter"), joined("importance")
+        assert jitter is not None and importance is not None
+        return RayDraws(jitter, importance, joined("coarse_noise"), joined("noise"))
+
+    def __getitem__(self, index: slice | Tensor) -> RayDraws:
+        """The draws of the rays at `index`."""
+        return self._map(lambda x: x[:, index])
+
+    def to(self, *args, **kwargs) -> RayDraws:
+        """The same draws with `Tensor.to(*args, **kwargs)` applied."""
+        return self._map(lambda x: x.to(*args, **kwargs))
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> RayDraws:
+        noise = [None if x is None else f(x) for x in (self.coarse_noise, self.noise)]
+        return RayDraws(f(self.jitter), f(self.importance), *noise)
+
+
+@dataclass(frozen=True)
+class RayOutput:
+    """What is known of each ray.
+
+    Attributes:
+        rgb: (B, N, 3) colours of the INR.
+        aux_rgb: (B, N, 3) colours of the auxiliary head on the rendered feature (the "NeRF image").
+        depth: (B, N) expected depth along the ray, Σ w t + (1 − Σ w)·far, world units.
+        opacity: (B, N) Σ w in [0, 1].
+        last_weight: (B, N) the share of Σ w that lies on the deepest sample: near 1 where the ray sees the far plane only.
+        feature: (B, N, feature_dim) rendered features V_r.
+    """
+
+    rgb: Float[Tensor, "batch rays 3"]
+    aux_rgb: Float[Tensor, "batch rays 3"]
+    depth: Float[Tensor, "batch rays"]
+    opacity: Float[Tensor, "batch rays"]
+    last_weight: Float[Tensor, "batch rays"]
+    feature: Float[Tensor, "batch rays feature"]
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """Pictures of a batch.
+
+    Attributes:
+        image: (B, 3, H, W) INR pictures in [-1, 1] (not clamped).
+        aux_image: (B, 3, H, W) pictures of the auxiliary head.
+        depth, opacity, last_weight: (B, 1, H, W), as in RayOutput.
+    """
+
+    image: Float[Tensor, "batch 3 height width"]
+    aux_image: Float[Tensor, "batch 3 height width"]
+    depth: Float[Tensor, "batch 1 height width"]
+    opacity: Float[Tensor, "batch 1 height width"]
+    last_weight: Float[Tensor, "batch 1 height width"]
+
+
+class Generator(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="cips3d",
+    tags=["3d-aware-gan", "nerf", "image-generation"],
+    coders={GeneratorConfig: (to_dict, lambda values: from_dict(GeneratorConfig, values, "config.json"))},
+):
+    """CIPS-3D: mapping networks, radiance field, implicit network and auxiliary colour head.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are the Hugging Face hub's (a folder with config.json and
+    model.safetensors); `cips3d.load` reads those as well as one-file models.
+
+    Args:
+        config: the architecture.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
+        self.appearance_mapping = MappingNetwork(
+            c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, norm=c.appearance_mapping_norm
+        )
+        self.nerf = RadianceField(
+            c.nerf_width, c.nerf_layers, c.feature_dim, c.shape_style_dim, c.extent, c.embedding, c.embedding_octaves,
+            c.view_direction, c.density_gain,
+        )  # fmt: skip
+        self.inr = ImplicitNetwork(
+            c.feature_dim, c.inr_width, c.inr_blocks, c.appearance_style_dim, c.rgb_from_block, c.residual_from_block, c.rgb_tanh
+        )
+        self.aux_head = rgb_head(c.feature_dim, 25)
+        self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
+        self.shape_mean: Tensor
+        self.appearance_mean: Tensor
+        self.register_buffer("shape_mean", torch.zeros(c.shape_style_dim))
+        self.register_buffer("appearance_mean", torch.zeros(c.appearance_style_dim))
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling that the configuration asks for."""
+        return Sampling(self.config.coarse_samples, self.config.fine_samples)
+
+    # ---------------------------------------------------------------- latents and styles
+    def sample_latents(self, count: int, seed: int | torch.Generator) -> Latents:
+        """`count` random latents on the parameters' device; the same for the same seed, whatever the device."""
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+        shape = torch.randn(count, self.config.shape_dim, generator=generator)
+        appearance = torch.randn(count, self.config.appearance_dim, generator=generator)
+        return Latents(shape, appearance).to(self.shape_mean)
+
+    def map(self, latents: Latents, psi: float | tuple[float, float] = 1.0) -> Styles:
+        """Mapped codes, truncated towards the stored means: w̄ + ψ (w − w̄).
+
+        Args:
+            psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
+        """
+        psi_shape, psi_appearance = (psi, psi) if isinstance(psi, int | float) else psi
+        shape, appearance = self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
+        # not lerp at ψ = 1: training must neither round through the mean nor depend on it
+        if psi_shape != 1:
+            shape = torch.lerp(self.shape_mean, shape, psi_shape)
+        if psi_appearance != 1:
+            appearance = torch.lerp(self.appearance_mean, appearance, psi_appearance)
+        return Styles(shape, appearance)
+
+    @torch.no_grad()
+    def update_style_means(self, count: int = 10_000, seed: int = 0) -> None:
+        """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call this; rendering never does."""
+        styles = self.map(self.sample_latents(count, seed))
+        self.shape_mean.copy_(styles.shape.mean(dim=0))
+        assert isinstance(styles.appearance, Tensor)
+        self.appearance_mean.copy_(styles.appearance.mean(dim=0))
+
+    # ---------------------------------------------------------------- rays
+    def render_rays(self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None) -> RayOutput:
+        """Renders any rays, in any number and order: the one primitive, pure in its arguments.
+
+        Args:
+            styles: one per batch entry of `rays`.
+            rays: (B, N) rays.
+            sampling: samples per ray.
+            draws: this rendering's random numbers; None renders without jitter and noise, with evenly spread importance samples.
+        """
+        feature, depth, opacity, last_weight = self.render_features(styles.shape, rays, sampling, draws)
+        return RayOutput(
+            rgb=self.inr(feature, styles.appearance),
+            aux_rgb=torch.tanh(self.aux_head(feature)),
+            depth=depth,
+            opacity=opacity,
+            last_weight=last_weight,
+            feature=feature,
+        )
+
+    def render_features(
+        self, shape_style: Float[Tensor, "batch ws"], rays: Rays, sampling: Sampling, draws: RayDraws | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The NeRF half of `render_rays` (Eq. 4): rendered features V_r, depth, opacity and the deepest sample's weight."""
+        distance = rays.origins.norm(dim=-1, keepdim=True)
+        near, far = distance - self.config.extent, distance + self.config.extent
+        # coordinates, densities and weights keep their precision: sines of large arguments and thin densities need it
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            t = volume.stratified_depths(near, far, sampling.coarse, None if draws is None else draws.jitter)
+            end = volume.ENDLESS if self.config.background == "endless" else far
+            sigma, hidden = self.nerf(rays.origins, rays.directions, t, shape_style)
+            if sampling.fine:
+                with torch.no_grad():
+                    noisy = sigma if draws is None or draws.coarse_noise is None else sigma + draws.coarse_noise
+                    coarse_weights = volume.compositing_weights(t, noisy, end)
+                    fine_t = volume.importance_depths(t, coarse_weights, self._importance_draws(t, sampling, draws))
+                fine_sigma, fine_hidden = self.nerf(rays.origins, rays.directions, fine_t, shape_style)
+                t, sigma = torch.cat([t, fine_t], dim=-1), torch.cat([sigma, fine_sigma], dim=-1)
+                hidden = torch.cat([hidden, fine_hidden], dim=2)
+            weights, last_weight = volume.unsorted_weights(t, sigma, None if draws is None else draws.noise, end)
+            opacity = weights.sum(dim=-1)
+            if self.config.background == "last":
+                deepest = torch.nn.functional.one_hot(t.argmax(dim=-1), t.shape[-1])
+                weights = weights + (1 - opacity)[..., None] * deepest
+                last_weight, opacity = last_weight + 1 - opacity, torch.ones_like(opacity)
+            depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
+            feature = self.nerf.project(torch.einsum("bns,bnsc->bnc", weights, hidden), opacity)
+            if self.config.background == "white":
+                feature = feature + (1 - opacity)[..., None]
+            elif self.background is not None:
+                feature = feature + (1 - opacity)[..., None] * self.background(shape_style)[:, None]
+        return feature, depth, opacity, last_weight
+
+    @staticmethod
+    def _importance_draws(t: Tensor, sampling: Sampling, draws: RayDraws | None) -> Tensor:
+        if draws is not None:
+            return draws.importance
+        even = (torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5) / sampling.fine
+        return even.expand(*t.shape[:-1], -1)
+
+    # ---------------------------------------------------------------- pictures
+    def forward(
+        self, latents: Latents, camera: Camera, resolution: int | tuple[int, int], draws: RayDraws | None = None
+    ) -> RenderOutput:
+        """Whole pictures in one go, as training needs them. See `render` for everything else."""
+        return self.render(latents, camera, resolution, draws=draws, chunk=2**62)
+
+    def render(
+        self,
+        codes: Latents | Styles,
+        camera: Camera,
+        resolution: int | tuple[int, int] | None = None,
+        *,
+        psi: float | tuple[float, float] = 1.0,
+        sampling: Sampling | None = None,
+        draws: RayDraws | None = None,
+        chunk: int | None = None,
+    ) -> RenderOutput:
+        """Pictures of any size from any cameras.
+
+        Args:
+            codes: latents, or styles that are used as they are. One code goes with all cameras, and one camera with all codes.
+            camera: the batch of cameras.
+            resolution: side of a square picture, or (height, width), in pixels; by default the training resolution.
+            psi: truncation of latents (see `map`).
+            sampling: samples per ray; the configuration's by default.
+            draws: random numbers of all rays (see `render_rays`).
+            chunk: rays rendered at a time; changes memory, not pixels. Default: as many as fit `CHUNK_BYTES`.
+
+        Raises:
+            UserError: if the resolution or chunk is below 1, or the numbers of codes and cameras do not go together.
+        """
+        resolution = self.config.resolution if resolution is None else resolution
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        if chunk is not None and chunk < 1:
+            raise UserError(f"chunk: {chunk} rays; take at least 1")
+        styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
+        rays = camera.to(self.shape_mean).rays(height, width, self.config.corner_aligned)
+        styles, rays = _paired(styles, rays)
+        sampling = sampling or self.sampling
+        chunk = chunk or self.default_chunk(len(styles), sampling)
+        outputs = []
+        for start in range(0, rays.count, chunk):
+            part = slice(start, start + chunk)
+            ray = self.render_rays(styles, rays[part], sampling, None if draws is None else draws[part])
+            scalars = torch.stack([ray.depth, ray.opacity, ray.last_weight], dim=-1)
+            outputs.append(torch.cat([ray.rgb, ray.aux_rgb, scalars.to(ray.rgb)], dim=-1))
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        picture = joined.transpose(1, 2).unflatten(2, (height, width))
+        image, aux_image, depth, opacity, last_weight = picture.split([3, 3, 1, 1, 1], dim=1)
+        return RenderOutput(image, aux_image, depth, opacity, last_weight)
+
+    def default_chunk(self, batch: int, sampling: Sampling) -> int:
+        """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
+        per_ray = 4 * max((sampling.coarse + sampling.fine) * self.config.nerf_width * 2, self.config.inr_width * 4)
+        return max(1, CHUNK_BYTES // (per_ray * batch))
+
+
+def _paired(styles: Styles, rays: Rays) -> tuple[Styles, Rays]:
+    """Styles and rays of one batch size, a single one of either repeated for the other."""
+    codes, cameras = len(styles), rays.origins.shape[0]
+    if codes == cameras:
+        return styles, rays
+    if codes == 1:
+        return styles.map(lambda x: x.expand(cameras, -1)), rays
+    if cameras == 1:
+        return styles, Rays(rays.origins.expand(codes, -1, -1), rays.directions.expand(codes, -1, -1))
+    raise UserError(f"cameras: {cameras} cameras for {codes} codes; give one of either, or as many of both")

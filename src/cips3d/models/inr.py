@@ -1,0 +1,76 @@
+"""The deep implicit network (paper Section 3.2, Fig. 2c): a rendered feature and an appearance style to a colour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear
+
+
+def rgb_head(in_dim: int, divisor: float) -> nn.Linear:
+    """A linear layer to three colours with the authors' small initial weights, U(±√(6/in_dim)/divisor)."""
+    head = nn.Linear(in_dim, 3)
+    bound = math.sqrt(6 / in_dim) / divisor
+    nn.init.uniform_(head.weight, -bound, bound)
+    return head
+
+
+class InrBlock(nn.Module):
+    """Two ModFC layers, each followed by LeakyReLU(0.2)."""
+
+    def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
+        super().__init__()
+        self.first = ModulatedLinear(in_dim, out_dim, style_dim)
+        self.second = ModulatedLinear(out_dim, out_dim, style_dim)
+
+    def forward(self, x: Float[Tensor, "batch rays in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch rays out"]:
+        x = F.leaky_relu(self.first(x, w), LEAKY_SLOPE, inplace=True)
+        return F.leaky_relu(self.second(x, w), LEAKY_SLOPE, inplace=True)
+
+
+class ImplicitNetwork(nn.Module):
+    """V_r, w_a -> rgb: blocks of two ModFC layers whose tRGB outputs are summed; every pixel on its own.
+
+    Args:
+        in_dim: width of V_r.
+        width: hidden width.
+        blocks: number of blocks (nine in the paper).
+        style_dim: width of w_a.
+        rgb_from: first block index with a tRGB layer (0 in the paper's text, 3 in the authors' code).
+        residual_from: first block index whose input is added to its output (4 in the authors' code; `blocks` for none).
+        tanh: squash the sum (the authors' code) or not (the paper's text).
+    """
+
+    def __init__(
+        self, in_dim: int, width: int, blocks: int, style_dim: int, rgb_from: int, residual_from: int, tanh: bool
+    ) -> None:
+        super().__init__()
+        self.rgb_from, self.residual_from, self.tanh = rgb_from, residual_from, tanh
+        self.blocks = nn.ModuleList(InrBlock(in_dim if i == 0 else width, width, style_dim) for i in range(blocks))
+        self.to_rgb = nn.ModuleList(rgb_head(width, 100) for _ in range(rgb_from, blocks))
+
+    def forward(
+        self, x: Float[Tensor, "batch rays feature"], w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]]
+    ) -> Float[Tensor, "batch rays 3"]:
+        """Colours, in [-1, 1] with tanh.
+
+        Args:
+            x: rendered features V_r.
+            w: one appearance style for all blocks, or one per block (style mixing).
+        """
+        styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
+        rgb: Tensor | None = None
+        for i, (block, style) in enumerate(zip(self.blocks, styles, strict=True)):
+            y = block(x, style)
+            x = x + y if i >= self.residual_from else y
+            if i >= self.rgb_from:
+                part = self.to_rgb[i - self.rgb_from](x)
+                rgb = part if rgb is None else rgb + part
+        assert rgb is not None  # GeneratorConfig guarantees rgb_from < blocks
+        return torch.tanh(rgb) if self.tanh else rgb

@@ -1,0 +1,101 @@
+"""Modulated layers and mapping networks (paper Section 3.1 Eq. 2, Section 3.2 Fig. 4, Fig. 2a and 2d)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+
+
+class MappingNetwork(nn.Module):
+    """m_s or m_a: maps a latent code z to a style code w (paper Fig. 2a, 2d).
+
+    z is normalised to unit mean square, then passes through linear layers with LeakyReLU(0.2) between them and none at the end.
+
+    Args:
+        in_dim: width of z.
+        out_dim: width of w and of every hidden layer.
+        layers: number of linear layers, ≥ 1.
+        norm: put a LayerNorm after every linear layer (before its activation), as the authors do for the appearance code.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, layers: int, norm: bool) -> None:
+        super().__init__()
+        widths = [in_dim] + [out_dim] * layers
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.norms = nn.ModuleList(nn.LayerNorm(out_dim) for _ in range(layers)) if norm else None
+        for linear in self.linears:
+            nn.init.kaiming_normal_(linear.weight, a=LEAKY_SLOPE)
+
+    def forward(self, z: Float[Tensor, "batch z"]) -> Float[Tensor, "batch w"]:
+        x = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
+        for i, linear in enumerate(self.linears):
+            x = linear(F.leaky_relu(x, LEAKY_SLOPE) if i > 0 else x)
+            if self.norms is not None:
+                x = self.norms[i](x)
+        return x
+
+
+class FilmSiren(nn.Module):
+    """sin(γ ⊙ (W x + b) + β) with γ = 15·A_γ(w) + 30 and β = A_β(w) (paper Eq. 2; the constants are the authors').
+
+    The sine's argument is large (gains near 30), so it is always computed in the parameters' own precision: call this outside
+    autocast.
+
+    Args:
+        in_dim, out_dim: widths of x and of the result.
+        style_dim: width of w.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.gain = nn.Linear(style_dim, out_dim)
+        self.phase = nn.Linear(style_dim, out_dim)
+        bound = math.sqrt(6 / in_dim) / 25
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+        with torch.no_grad():
+            self.gain.weight.mul_(0.25)
+            self.phase.weight.mul_(0.25)
+
+    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, "batch in out"], Float[Tensor, "batch 1 out"]]:
+        """Weights M and offset c such that the layer is sin(x M + c): the gain is folded into the weights once per style."""
+        gain = 15 * self.gain(w) + 30
+        matrix = self.linear.weight.t() * gain[:, None, :]
+        offset = gain * self.linear.bias + self.phase(w)
+        return matrix, offset[:, None, :]
+
+    def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
+        matrix, offset = self.folded(w)
+        return torch.sin(torch.baddbmm(offset, x, matrix))
+
+
+class ModulatedLinear(nn.Module):
+    """ModFC (paper Section 3.2, Fig. 4): a linear layer whose input channels are scaled by a style, with demodulated weights.
+
+    s = A(w) + 1, W' = W ⊙ s over the inputs, W'' = W' · rsqrt(Σ_in W'² + ε), y = x W'', by one batch matrix product.
+
+    Args:
+        in_dim, out_dim: widths of x and y.
+        style_dim: width of w.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_dim, out_dim))
+        self.affine = nn.Linear(style_dim, in_dim)
+        nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE)
+        nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
+
+    def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in out"]:
+        """W'': the weights for each style."""
+        weight = self.weight * (self.affine(w) + 1)[:, :, None]
+        return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
+
+    def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
+        return torch.bmm(x, self.modulated_weight(w))

@@ -1,0 +1,117 @@
+"""Volume rendering (paper Eq. 4; Section 3.1): where to sample along a ray and how to composite. Pure functions on tensors.
+
+Depths t are in world units along unit directions. Samples are the last axis throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+#: The authors' stand-in for an endless last interval: any density there makes the ray opaque.
+ENDLESS = 1e10
+
+
+def stratified_depths(
+    near: Float[Tensor, "*rays 1"],
+    far: Float[Tensor, "*rays 1"],
+    count: int,
+    jitter: Float[Tensor, "*rays samples"] | None = None,
+) -> Float[Tensor, "*rays samples"]:
+    """`count` evenly spaced depths from near to far, both included, each moved by up to half a spacing.
+
+    Args:
+        near, far: bounds of each ray.
+        count: samples per ray, ≥ 2.
+        jitter: draws in [0, 1); ½ leaves a depth where it is. None: no jitter.
+    """
+    steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
+    t = torch.lerp(near, far, steps)
+    if jitter is None:
+        return t
+    return t + (jitter - 0.5) * ((far - near) / (count - 1))
+
+
+def importance_depths(
+    t: Float[Tensor, "*rays samples"], weights: Float[Tensor, "*rays samples"], u: Float[Tensor, "*rays fine"]
+) -> Float[Tensor, "*rays fine"]:
+    """Depths distributed like the coarse weights: inverse CDF over the mid-points of the coarse depths.
+
+    The first and last weight are dropped and 1e-5 is added, as in NeRF and the authors' code. No gradient flows through.
+
+    Args:
+        t: sorted coarse depths, at least 3.
+        weights: compositing weights of the coarse samples.
+        u: draws in [0, 1].
+    """
+    with torch.no_grad():
+        return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
+
+
+def invert_cdf(
+    edges: Float[Tensor, "*rays edges"], weights: Float[Tensor, "*rays bins"], u: Float[Tensor, "*rays draws"]
+) -> Float[Tensor, "*rays draws"]:
+    """Where the piecewise linear CDF of a histogram reaches u.
+
+    Args:
+        edges: sorted bin edges, one more than there are weights.
+        weights: histogram, ≥ 0; 1e-5 is added to every bin against empty ones.
+        u: values of the CDF in [0, 1].
+    """
+    density = weights + 1e-5
+    cdf = torch.cumsum(density / density.sum(dim=-1, keepdim=True), dim=-1)
+    cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
+    # searchsorted by counting: with a dozen edges this is one fused pass, and it is the same on every device
+    above = (cdf[..., None, :] <= u[..., :, None]).sum(dim=-1)
+    low = (above - 1).clamp(min=0)
+    high = above.clamp(max=edges.shape[-1] - 1)
+    cdf_low, cdf_high = cdf.gather(-1, low), cdf.gather(-1, high)
+    edge_low, edge_high = edges.gather(-1, low), edges.gather(-1, high)
+    width = cdf_high - cdf_low
+    fraction = (u - cdf_low) / torch.where(width < 1e-5, torch.ones_like(width), width)
+    return edge_low + fraction * (edge_high - edge_low)
+
+
+def compositing_weights(
+    t: Float[Tensor, "*rays samples"], sigma: Float[Tensor, "*rays samples"], end: Float[Tensor, "*rays 1"] | float
+) -> Float[Tensor, "*rays samples"]:
+    """w_i = α_i T_i of the quadrature of Eq. 4, with α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
+
+    Args:
+        t: sorted depths.
+        sigma: raw densities (noise already added), per world unit.
+        end: where the last interval ends; `ENDLESS` for the authors' endless one.
+    """
+    ends = end.expand_as(t[..., :1]) if isinstance(end, Tensor) else t.new_full(t[..., :1].shape, end)
+    # a jittered last sample may lie past the end; its interval is then empty
+    delta = torch.diff(t, dim=-1, append=torch.maximum(ends, t[..., -1:]))
+    transparency = torch.exp(-delta * torch.relu(sigma))
+    # exp(cumsum(log)) rather than cumprod, whose backward pass is slow on CPUs
+    attenuation = torch.log(transparency + 1e-10)
+    transmittance = torch.exp(torch.cumsum(attenuation, dim=-1) - attenuation)
+    return (1 - transparency) * transmittance
+
+
+def unsorted_weights(
+    t: Float[Tensor, "*rays samples"],
+    sigma: Float[Tensor, "*rays samples"],
+    noise: Float[Tensor, "*rays samples"] | None,
+    end: Float[Tensor, "*rays 1"] | float,
+) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays"]]:
+    """Compositing weights of samples in any order, returned in that order, and the weight of the deepest one.
+
+    Only depths and densities are sorted; features stay where they are and are summed with the weights carried back.
+
+    Args:
+        t, sigma: depths and raw densities.
+        noise: density noise for the samples in order of depth, or None.
+        end: as in `compositing_weights`.
+    """
+    sorted_t, order = torch.sort(t, dim=-1)
+    sorted_sigma = sigma.gather(-1, order)
+    if noise is not None:
+        sorted_sigma = sorted_sigma + noise
+    sorted_weights = compositing_weights(sorted_t, sorted_sigma, end)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(t.shape[-1], device=t.device).expand_as(order))
+    return sorted_weights.gather(-1, rank), sorted_weights[..., -1]

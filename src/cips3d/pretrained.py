@@ -1,0 +1,235 @@
+"""One-file models: a safetensors file with the configuration in its header. Also reads hub folders and the authors' checkpoints."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cips3d.configuration import from_dict, to_dict
+from cips3d.errors import UserError
+from cips3d.files import atomic_path
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.generator import Generator, GeneratorConfig
+
+
+def save(generator: Generator, path: str | Path) -> None:
+    """Writes a generator to one safetensors file: weights, and the configuration as JSON in the header.
+
+    Raises:
+        UserError: if the file cannot be written; nothing half-written stays behind.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt", "cips3d": json.dumps(to_dict(generator.config))})
+
+
+def load(name: str | Path) -> Generator:
+    """A generator in evaluation mode, its parameters without gradients.
+
+    Args:
+        name: a one-file model, a folder in the hub's form, or a hub id (`user/model`).
+
+    Raises:
+        UserError: if there is no such model, or the file is damaged or of another kind.
+    """
+    path = Path(name)
+    if path.is_file():
+        generator = _load_file(path)
+    else:
+        generator = _load_hub_form(str(name), is_folder=path.is_dir())
+    return generator.eval().requires_grad_(False)
+
+
+def _load_file(path: Path) -> Generator:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "cips3d" not in metadata:
+                raise UserError(f"{path} is a safetensors file but not a cips3d model; its header has no configuration")
+            generator = Generator(from_dict(GeneratorConfig, json.loads(metadata["cips3d"]), str(path)))
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not a readable model ({error}); it may be truncated: copy or download it again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    load_weights(generator, weights, str(path))
+    return generator
+
+
+def _load_hub_form(name: str, is_folder: bool) -> Generator:
+    try:
+        return Generator.from_pretrained(name)
+    except (HfHubHTTPError, HFValidationError, OSError, SafetensorError, RuntimeError, TypeError) as error:
+        what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"
+        raise UserError(f"model {name}: {what} ({str(error).splitlines()[0]})") from None
+
+
+def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """`load_state_dict` whose failure is one line.
+
+    Raises:
+        UserError: if names or shapes do not fit, naming the first one.
+    """
+    own = module.state_dict()
+    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or surplus:
+        name, fault = (missing[0], "is missing") if missing else (surplus[0], "has no place")
+        raise UserError(f"{source}: weights of another configuration: {name} {fault}; use the configuration it was made with")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise UserError(
+                f"{source}: weights of another configuration: {name} has shape {tuple(weights[name].shape)}, "
+                f"expected {tuple(tensor.shape)}; use the configuration it was made with"
+            )
+    module.load_state_dict(weights)
+
+
+# ---------------------------------------------------------------- the authors' checkpoints
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """The state_dict in one of the authors' `.pth` files, read without unpickling anything but tensors.
+
+    Raises:
+        UserError: if the file cannot be read, or holds anything else.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a checkpoint of plain tensors ({reason}); give the authors' *.pth file") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file")
+    return content
+
+
+def import_official_generator(official: dict[str, Tensor], source: str, resolution: int = 256) -> Generator:
+    """A generator from the authors' state_dict: architecture from the tensors' shapes, their pixel grid and background.
+
+    Args:
+        official: the state_dict with the authors' key names.
+        source: what to call it in an error line.
+        resolution: the resolution it was trained at (not recorded in the tensors).
+
+    Raises:
+        UserError: if a tensor is missing or has an unexpected shape.
+    """
+    try:
+        config = _official_config(official, resolution)
+    except KeyError as error:
+        raise UserError(f"{source}: no tensor {error}; this is not the authors' generator checkpoint") from None
+    generator = Generator(config).to(next(iter(official.values())).dtype)
+    renamed = {"shape_mean": generator.shape_mean, "appearance_mean": generator.appearance_mean}
+    for key, tensor in official.items():
+        name = _official_generator_name(key, config)
+        if name is not None:
+            renamed[name] = tensor[0] if key.endswith(("mod1.weight", "mod2.weight")) else tensor
+    load_weights(generator, renamed, source)
+    generator.update_style_means()
+    return generator
+
+
+def _official_config(official: dict[str, Tensor], resolution: int) -> GeneratorConfig:
+    def count(prefix: str) -> int:
+        return sum(key.startswith(prefix) and key.endswith("weight") and official[key].dim() == 2 for key in official)
+
+    defaults = GeneratorConfig()
+    return replace(
+        defaults,
+        shape_dim=official["mapping_network_nerf.base_net.0.weight"].shape[1],
+        appearance_dim=official["mapping_network_inr.base_net.0.weight"].shape[1],
+        shape_style_dim=official["siren.network.0.gain_fc.weight"].shape[1],
+        appearance_style_dim=official["inr_net.network.4.mod1.modulation.weight"].shape[1],
+        shape_mapping_layers=count("mapping_network_nerf.base_net."),
+        appearance_mapping_layers=count("mapping_network_inr.base_net."),
+        appearance_mapping_norm="mapping_network_inr.base_net.1.weight" in official,
+        nerf_width=official["siren.network.0.linear.weight"].shape[0],
+        nerf_layers=sum(key.startswith("siren.network.") and key.endswith(".linear.weight") for key in official),
+        feature_dim=official["siren.color_layer_linear.0.weight"].shape[0],
+        inr_width=official["inr_net.network.4.mod1.weight"].shape[2],
+        inr_blocks=sum(key.startswith("inr_net.network.") and key.endswith("mod1.weight") for key in official),
+        background="endless",
+        corner_aligned=True,
+        resolution=resolution,
+    )
+
+
+_NERF_PARTS = {"linear": "linear", "gain_fc": "gain", "bias_fc": "phase"}
+
+
+def _official_generator_name(key: str, config: GeneratorConfig) -> str | None:
+    """Our name for one of the authors' generator keys; None for entries that their code never uses."""
+    parts = key.split(".")
+    match parts:
+        case ["siren", "network", index, part, leaf]:
+            return f"nerf.layers.{index}.{_NERF_PARTS[part]}.{leaf}"
+        case ["siren", "color_layer_sine", part, leaf]:
+            return f"nerf.feature_layer.{_NERF_PARTS[part]}.{leaf}"
+        case ["siren", "final_layer", leaf]:
+            return f"nerf.density.{leaf}"
+        case ["siren", "color_layer_linear", "0", leaf]:
+            return f"nerf.feature.{leaf}"
+        case ["mapping_network_nerf", "base_net", index, leaf]:
+            return f"shape_mapping.linears.{int(index) // 2}.{leaf}"
+        case ["mapping_network_inr", "base_net", index, leaf]:
+            if not config.appearance_mapping_norm:
+                return f"appearance_mapping.linears.{int(index) // 2}.{leaf}"
+            kind = "norms" if int(index) % 3 else "linears"
+            return f"appearance_mapping.{kind}.{int(index) // 3}.{leaf}"
+        case ["inr_net", "network", size, modulated, "modulation", leaf]:
+            return f"inr.blocks.{_block_index(size)}.{_MODULATED[modulated]}.affine.{leaf}"
+        case ["inr_net", "network", size, modulated, "weight"]:
+            return f"inr.blocks.{_block_index(size)}.{_MODULATED[modulated]}.weight"
+        case ["inr_net", "to_rgbs", size, "linear", leaf] if _block_index(size) >= config.rgb_from_block:
+            return f"inr.to_rgb.{_block_index(size) - config.rgb_from_block}.{leaf}"
+        case ["aux_to_rbg", "0", leaf]:
+            return f"aux_head.{leaf}"
+        case ["inr_net", "network", _, _, "norm", _] | ["inr_net", "to_rgbs", *_]:
+            return None
+    return key
+
+
+_MODULATED = {"mod1": "first", "mod2": "second"}
+
+
+def _block_index(size: str) -> int:
+    """The authors name INR blocks by powers of two from 4 on."""
+    return int(size).bit_length() - 3
+
+
+def import_official_discriminator(official: dict[str, Tensor], source: str) -> ProgressiveDiscriminator:
+    """A discriminator from the authors' state_dict (one of the main or auxiliary ones, without the `main_disc.` prefix).
+
+    Raises:
+        UserError: if a tensor is missing or has an unexpected shape.
+    """
+    channels = {int(key.split(".")[1]): t.shape[0] for key, t in official.items() if key.startswith("conv_in.") and t.dim() == 4}
+    first = any(".conv1.down_blur" in key for key in official)
+    try:
+        extra = official["final_conv.equal_conv.weight"].shape[1] - channels[4]
+    except KeyError as error:
+        raise UserError(f"{source}: no tensor {error}; this is not the authors' discriminator checkpoint") from None
+    config = DiscriminatorConfig(dict(sorted(channels.items())), downsample_first=first, stddev_group=4 * extra)
+    discriminator = ProgressiveDiscriminator(config).to(official["out_linear.weight"].dtype)
+    renamed = {official_discriminator_name(key): tensor for key, tensor in official.items() if "down_blur" not in key}
+    load_weights(discriminator, renamed, source)
+    return discriminator
+
+
+def official_discriminator_name(key: str) -> str:
+    """Our name for one of the authors' discriminator keys."""
+    for theirs, ours in (
+        ("conv_in.", "from_rgb."), ("convs.", "blocks."), ("space_linear.", "hidden."), ("out_linear.", "logit."),
+        (".equal_conv.", "."), (".flrelu.", "."),
+    ):  # fmt: skip
+        key = key.replace(theirs, ours)
+    return key

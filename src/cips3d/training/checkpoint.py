@@ -1,0 +1,107 @@
+"""Training state in one safetensors file: weights, optimiser moments and counters; saved whole or not at all, no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cips3d.configuration import Configuration, from_dict, to_dict
+from cips3d.errors import UserError
+from cips3d.files import atomic_path
+from cips3d.pretrained import load_weights
+
+#: Checkpoints that stay on disk; the one before the last serves if a disk fault damages the last.
+KEEP = 2
+
+
+@dataclass
+class Counters(Configuration):
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps done.
+        images: real pictures shown.
+        stage: index of the current stage.
+        stage_images: real pictures shown in it.
+        stage_seconds: training time spent in it.
+    """
+
+    step: int = 0
+    images: int = 0
+    stage: int = 0
+    stage_images: int = 0
+    stage_seconds: float = 0.0
+
+
+def save_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], counters: Counters
+) -> None:
+    """Writes the whole training state to `path`.
+
+    Raises:
+        UserError: if it cannot be written; an older file of that name is then untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors.update({f"{name}/{key}": value for key, value in module.state_dict().items()})
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors.update({f"{name}/{index}/{key}": value for key, value in moments.items()})
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(stored, temporary, metadata={"cips3d-training": json.dumps(to_dict(counters))})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+
+def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> Counters:
+    """Puts a saved training state back, in place, and returns its counters.
+
+    Raises:
+        UserError: if the file is damaged, or was made with another configuration.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+        counters = from_dict(Counters, json.loads(metadata["cips3d-training"]), str(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to resume from the one before it") from None
+    for name, module in modules.items():
+        load_weights(module, _below(tensors, name), f"{path} ({name})")
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in _below(tensors, name).items():
+            index, moment = key.split("/")
+            state.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return counters
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def checkpoint_path(folder: Path, images: int) -> Path:
+    """The file of the checkpoint after that many real pictures."""
+    return folder / f"{images:012d}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
+
+
+def prune(folder: Path) -> None:
+    """Deletes all but the newest `KEEP` checkpoints."""
+    for path in checkpoints(folder)[:-KEEP]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+"""Every random number of a training step, replayable from (seed, step, position in the global batch).
+
+Each picture has a generator of its own, so a step draws the same numbers on one process or on many, and a resumed run draws what
+the interrupted one would have drawn; no random state needs to be stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cips3d.camera import Camera
+from cips3d.models.generator import GeneratorConfig, Latents, RayDraws, Sampling
+
+
+@dataclass(frozen=True)
+class FakeDraws:
+    """What one batch of generated pictures is made from.
+
+    Attributes:
+        latents: shape and appearance codes.
+        camera: drawn from the camera prior.
+        rays: jitter, importance draws and density noise of all rays.
+    """
+
+    latents: Latents
+    camera: Camera
+    rays: RayDraws
+
+
+def picture_seed(*key: int | str) -> int:
+    """A 63-bit seed that depends on every part of the key."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def fake_draws(
+    config: GeneratorConfig,
+    resolution: int,
+    noise_std: float,
+    key: Sequence[int | str],
+    positions: Sequence[int],
+    device: torch.device,
+) -> FakeDraws:
+    """Draws for the pictures at `positions` of the global batch.
+
+    Args:
+        resolution: side of the pictures in pixels.
+        noise_std: density noise, per world unit.
+        key: seed, step and purpose.
+        positions: which pictures of the global batch this process makes.
+        device: where the ray draws are made (they are large); latents and cameras are drawn on the CPU and moved.
+    """
+    sampling = Sampling(config.coarse_samples, config.fine_samples)
+    on_cpu, on_device = torch.Generator(), torch.Generator(device)
+    shape, appearance, angles, rays = [], [], [], []
+    for position in positions:
+        seed = picture_seed(*key, position)
+        on_cpu.manual_seed(seed)
+        shape.append(torch.randn(config.shape_dim, generator=on_cpu))
+        appearance.append(torch.randn(config.appearance_dim, generator=on_cpu))
+        angles.append(config.poses.draw(1, on_cpu))
+        on_device.manual_seed(seed)
+        rays.append(RayDraws.sample(1, resolution * resolution, sampling, noise_std, on_device))
+    return FakeDraws(
+        Latents(torch.stack(shape), torch.stack(appearance)).to(device),
+        config.poses.camera(torch.cat(angles)).to(device),
+        RayDraws.cat(rays),
+    )
+
+
+def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor, " batch"]:
+    """Which real pictures of this step are shown mirrored: an independent half of them."""
+    return torch.tensor([picture_seed(*key, "mirror", position) % 2 == 1 for position in positions])
+
+
+class RealOrder:
+    """Batches of dataset indices from the `start`-th real picture of a run on: a fresh permutation every epoch.
+
+    Args:
+        size: pictures in the dataset.
+        seed: of the permutations.
+        start: real pictures already shown.
+        batch: global batch size.
+        positions: which pictures of each global batch this process reads.
+    """
+
+    def __init__(self, size: int, seed: int, start: int, batch: int, positions: Sequence[int]) -> None:
+        self.size, self.seed, self.start, self.batch, self.positions = size, seed, start, batch, positions
+
+    def __iter__(self) -> Iterator[list[int]]:
+        permutations: dict[int, Float[Tensor, " size"]] = {}
+        shown = self.start
+        while True:
+            indices = []
+            for position in self.positions:
+                epoch, offset = divmod(shown + position, self.size)
+                if epoch not in permutations:
+                    generator = torch.Generator().manual_seed(picture_seed(self.seed, "order", epoch))
+                    permutations = {e: p for e, p in permutations.items() if e >= epoch - 1}
+                    permutations[epoch] = torch.randperm(self.size, generator=generator)
+                indices.append(int(permutations[epoch][offset]))
+            yield indices
+            shown += self.batch

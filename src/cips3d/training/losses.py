@@ -1,0 +1,31 @@
+"""The adversarial objective (paper Section 4.1): non-saturating logistic loss with R1.
+
+Logits of the main and the auxiliary discriminator share one loss, as in the authors' code: they are concatenated before the mean.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def generator_loss(fake_logits: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
+    """Mean of softplus(−D(fake))."""
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Float[Tensor, "logits 1"], fake_logits: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
+    """Mean of softplus(D(fake)) + softplus(−D(real))."""
+    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+
+
+def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 1"]:
+    """|∂D/∂x|² of each picture (R1, Mescheder et al. 2018), differentiable; the penalty is ½γ times its mean.
+
+    Args:
+        logits: of `images`, which must require a gradient.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3))[:, None]

@@ -1,0 +1,12 @@
+"""Checks every annotated shape, dtype and type of the package at run time, in all tests."""
+
+import os
+
+import torch
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+# Must come before the first import of the package. An int passes where a float is annotated, as PEP 484 has it. Functions that
+# numba compiles carry @typing.no_type_check below @njit, since numba cannot compile the checking wrapper.
+install_import_hook("cips3d", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -1,0 +1,330 @@
+"""ImageDataset: what an item looks like, which labels it keeps, and one clear line for everything that can be wrong."""
+
+import io
+import json
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from cips3d.camera import Camera
+from cips3d.data.images import ImageDataset
+from cips3d.errors import UserError
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_folder(root, files: dict[str, bytes]):
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def write_zip(root, files: dict[str, bytes]):
+    path = root / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+both_layouts = pytest.mark.parametrize("write", [write_folder, write_zip])
+
+
+def refusal(*args, **kwargs) -> str:
+    """The one line with which a dataset is refused."""
+    with pytest.raises(UserError) as caught:
+        ImageDataset(*args, **kwargs)
+    return one_line(caught)
+
+
+def one_line(caught) -> str:
+    line = str(caught.value)
+    assert line.isprintable(), "not one printable line"
+    assert ";" in line, "does not say what to do"
+    return line
+
+
+# ---------------------------------------------------------------- what an item is
+@both_layouts
+def test_items_are_uint8_squares_in_name_order(tmp_path, write):
+    files = {f"{folder}/{name}.png": encoded(noise(8, 8, i)) for i, (folder, name) in enumerate(["b1", "a2", "a1"])}
+    files |= {"notes.txt": b"no picture", ".hidden.png": b"no picture", "__MACOSX/a/._1.png": b"no picture"}
+    data = ImageDataset(write(tmp_path, files), 8)
+    assert len(data) == 3
+    assert data.names == ["a/1.png", "a/2.png", "b/1.png"]
+    assert data[0].dtype == torch.uint8
+    assert data[0].shape == (3, 8, 8)
+    assert torch.equal(data[0].permute(1, 2, 0), torch.from_numpy(np.array(noise(8, 8, 2))))
+
+
+def test_crops_the_central_square_of_mixed_sizes(tmp_path):
+    wide = Image.new("RGB", (12, 4), "blue")
+    wide.paste(RED, (4, 0, 8, 4))
+    tall = wide.transpose(Image.Transpose.ROTATE_90)
+    data = ImageDataset(write_folder(tmp_path, {"wide.png": encoded(wide), "tall.png": encoded(tall)}), 4)
+    for item in data:
+        assert item.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(RED)]
+
+
+def test_filters_downscale_as_named(tmp_path):
+    image = noise(8, 8)
+    root = write_folder(tmp_path, {"a.png": encoded(image)})
+    box = ImageDataset(root, 4, filter="box")[0].permute(1, 2, 0).double()
+    area = torch.from_numpy(np.array(image)).double().reshape(4, 2, 4, 2, 3).mean(dim=(1, 3))
+    assert (box - area).abs().max() <= 1  # both passes of the filter round
+    lanczos = ImageDataset(root, 4)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(lanczos, np.array(image.resize((4, 4), Image.Resampling.LANCZOS)))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (4, 4), 77), (77, 77, 77)),
+        (Image.new("LA", (4, 4), (10, 0)), WHITE),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), WHITE),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 255)), RED),
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 128)), (127, 127, 127)),
+        (Image.new("RGB", (4, 4), RED).convert("P"), RED),
+        (Image.fromarray(np.full((4, 4), 0x80FF, dtype=np.uint16)), (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), WHITE),
+    ],
+    ids=["grey", "grey-alpha", "transparent", "opaque", "half", "palette", "grey-16", "bilevel"],
+)
+def test_every_kind_of_picture_becomes_rgb(tmp_path, image, expected):
+    item = ImageDataset(write_folder(tmp_path, {"a.png": encoded(image)}), 4)[0]
+    assert item.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(expected)]
+
+
+def test_a_transparent_palette_colour_becomes_white(tmp_path):
+    image = Image.new("P", (4, 4), 3)
+    image.putpalette([0, 0, 0] * 3 + [0, 200, 0])
+    item = ImageDataset(write_folder(tmp_path, {"a.png": encoded(image, transparency=3)}), 4)[0]
+    assert (item == 255).all()
+
+
+def test_cmyk_jpeg_is_read(tmp_path):
+    jpeg = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
+    item = ImageDataset(write_folder(tmp_path, {"a.JPG": jpeg}), 16)[0].float().mean(dim=(1, 2))
+    assert item[0] > 200
+    assert item[1:].max() < 60
+
+
+def test_exif_orientation_is_honoured(tmp_path):
+    upright = Image.new("RGB", (16, 16), "blue")
+    upright.paste(RED, (0, 0, 16, 8))  # red above
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to show"
+    item = ImageDataset(write_folder(tmp_path, {"a.jpg": encoded(stored, "JPEG", exif=exif, quality=95)}), 16)[0].float()
+    assert item[0, :7].mean() > 200
+    assert item[2, 9:].mean() > 200
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_every_listed_format_is_read(tmp_path, format):
+    data = ImageDataset(write_folder(tmp_path, {f"a.{format.lower()}": encoded(Image.new("RGB", (16, 16), RED), format)}), 16)
+    assert (data[0].float().mean(dim=(1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 6
+
+
+# ---------------------------------------------------------------- processes
+@both_layouts
+def test_is_picklable_and_works_in_worker_processes(tmp_path, write):
+    data = ImageDataset(write(tmp_path, {f"{i:02}.png": encoded(noise(8, 8, i)) for i in range(12)}), 8)
+    expected = torch.stack([data[i] for i in range(12)])  # the zip is open in this process now
+    assert torch.equal(pickle.loads(pickle.dumps(data))[3], expected[3])
+    for context in ("fork", "spawn"):
+        loader = DataLoader(data, batch_size=3, num_workers=2 if context == "fork" else 1, multiprocessing_context=context)
+        assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_nothing_is_written_beside_the_pictures(tmp_path):
+    ImageDataset(write_folder(tmp_path, {"a.png": encoded(noise(8, 8))}), 8)[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# ---------------------------------------------------------------- labels
+@both_layouts
+def test_labels_round_trip(tmp_path, write):
+    labels = Camera.orbit(torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.0])).to_label()
+    pairs = [["b.png", labels[1].tolist()], ["a.png", labels[0].tolist()]]
+    files = {
+        "a.png": encoded(noise(8, 8)),
+        "b.png": encoded(noise(8, 8, 1)),
+        "dataset.json": json.dumps({"labels": pairs}).encode(),
+    }
+    data = ImageDataset(write(tmp_path, files), 8)
+    assert data.labels is not None
+    assert torch.equal(data.labels, labels)
+    assert torch.allclose(Camera.from_label(data.labels).yaw_pitch()[0], torch.tensor([0.3, -0.2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [{"labels": None}, {"labels": [["a.png", 3]]}, {"labels": []}])
+def test_no_camera_labels(tmp_path, content):
+    files = {"a.png": encoded(noise(8, 8)), "dataset.json": json.dumps(content).encode()}
+    assert ImageDataset(write_folder(tmp_path, files), 8).labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "no readable JSON"),
+        ("[]", "must be"),
+        ('{"labels": 5}', "must be"),
+        ('{"labels": [["a.png"]]}', "must be"),
+        ('{"other": []}', "must be"),
+        ('{"labels": [["a.png", [1, 2]]]}', "25 finite numbers"),
+        (json.dumps({"labels": [["a.png", [float("nan")] * 25]]}), "25 finite numbers"),
+        (json.dumps({"labels": [["a.png", ["x"] * 25]]}), "25 finite numbers"),
+        (json.dumps({"labels": [["b.png", [0.0] * 25]]}), "no label for a.png"),
+    ],
+)
+@both_layouts
+def test_bad_labels_are_refused(tmp_path, write, content, complaint):
+    line = refusal(write(tmp_path, {"a.png": encoded(noise(8, 8)), "dataset.json": content.encode()}), 8)
+    assert "dataset.json" in line
+    assert complaint in line
+
+
+# ---------------------------------------------------------------- the path
+def test_missing_path(tmp_path):
+    assert "nowhere: no such folder or zip" in refusal(tmp_path / "nowhere", 8)
+
+
+def test_a_file_that_is_no_zip(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("hello")
+    assert "list.txt: is neither a folder nor a zip" in refusal(path, 8)
+
+
+@both_layouts
+def test_no_pictures(tmp_path, write):
+    line = refusal(write(tmp_path, {"readme.txt": b"hello"}), 8)
+    assert "holds no pictures" in line
+    assert ".png, .jpg" in line
+
+
+def test_empty_folder_and_empty_zip(tmp_path):
+    assert "holds no pictures" in refusal(tmp_path, 8)
+    assert "holds no pictures" in refusal(write_zip(tmp_path, {}), 8)
+
+
+def test_cut_off_zip(tmp_path):
+    path = write_zip(tmp_path, {f"{i}.png": encoded(noise(8, 8)) for i in range(4)})
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "pictures.zip: is damaged or cut off" in refusal(path, 8)
+
+
+def test_zip_with_a_damaged_member(tmp_path):
+    path = write_zip(tmp_path, {"a.png": encoded(noise(8, 8))})
+    content = bytearray(path.read_bytes())
+    content[0:4] = b"XXXX"  # the local header, which the directory at the end still points to
+    path.write_bytes(content)
+    assert "a.png in" in refusal(path, 8)
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"])
+def test_zip_members_outside_the_zip_are_refused(tmp_path, name):
+    line = refusal(write_zip(tmp_path, {"a.png": encoded(noise(8, 8)), name: encoded(noise(8, 8))}), 8)
+    assert "points outside the zip" in line
+    assert name in line
+
+
+def test_unreadable_folder_and_zip(tmp_path, monkeypatch):
+    write_zip(tmp_path, {"a.png": encoded(noise(8, 8))})
+
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("os.scandir", denied)
+    assert "cannot be listed (Permission denied)" in refusal(tmp_path, 8)
+    monkeypatch.setattr("zipfile.ZipFile", denied)
+    assert "cannot be read (Permission denied)" in refusal(tmp_path / "pictures.zip", 8)
+
+
+# ---------------------------------------------------------------- the pictures
+@pytest.mark.parametrize("data", [b"I am text", b"", b"\x89PNG\r\n\x1a\n"])
+@both_layouts
+def test_no_picture_under_a_pictures_name(tmp_path, write, data):
+    line = refusal(write(tmp_path, {"good.png": encoded(noise(8, 8)), "bad.png": data}), 8)
+    assert "bad.png" in line
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@both_layouts
+def test_truncated_picture(tmp_path, write, format):
+    whole = encoded(noise(64, 64), format)
+    with pytest.raises(UserError) as caught:
+        ImageDataset(write(tmp_path, {f"cut.{format.lower()}": whole[: len(whole) // 2]}), 8)[0]
+    assert f"cut.{format.lower()}" in one_line(caught)
+
+
+def test_picture_that_vanishes(tmp_path):
+    data = ImageDataset(write_folder(tmp_path, {"a.png": encoded(noise(8, 8))}), 8)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError) as caught:
+        data[0]
+    assert re.search(r"a\.png: .*No such file", one_line(caught))
+
+
+@pytest.mark.parametrize("pixels", [40, 20])  # of 64: beyond Pillow's limit, and beyond twice its limit
+def test_decompression_bomb(tmp_path, monkeypatch, pixels):
+    root = write_folder(tmp_path, {"bomb.png": encoded(noise(8, 8))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+    line = refusal(root, 8)
+    assert "bomb.png" in line
+    assert "safe to decode" in line
+
+
+def test_encrypted_member(tmp_path):
+    path = write_zip(tmp_path, {"a.png": encoded(noise(8, 8))})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
+    content[content.index(b"PK\x03\x04") + 6] |= 1  # and in the local header
+    path.write_bytes(content)
+    line = refusal(path, 8)
+    assert "a.png in" in line
+    assert "encrypted" in line
+
+
+def test_floating_point_tiff_is_refused(tmp_path):
+    data = ImageDataset(write_folder(tmp_path, {"a.tif": encoded(Image.new("F", (8, 8)), "TIFF")}), 8)
+    with pytest.raises(UserError, match=r"a\.tif: .*floating-point"):
+        data[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 8), (100, 7)])
+@both_layouts
+def test_a_picture_smaller_than_the_resolution_needs_leave(tmp_path, write, size):
+    path = write(tmp_path, {"tiny.png": encoded(Image.new("RGB", size, RED))})
+    line = refusal(path, 8)
+    assert "tiny.png" in line
+    assert f"is {size[0]}x{size[1]}, smaller than the resolution 8" in line
+    assert ImageDataset(path, 8, allow_upscaling=True)[0].shape == (3, 8, 8)
+
+
+def test_options_are_checked(tmp_path):
+    root = write_folder(tmp_path, {"a.png": encoded(noise(8, 8))})
+    assert "resolution: 0" in refusal(root, 0)
+    assert "resolution: -4" in refusal(root, -4)
+
+
+def test_file_names_with_control_characters_stay_on_one_line(tmp_path):
+    assert "a?b.png" in refusal(write_folder(tmp_path, {"a\nb.png": b"text"}), 8)
