@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,6 +41,12 @@ def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.
     yaw = torch.deg2rad(torch.tensor(list(yaws)))
     pitches = torch.deg2rad(torch.full_like(yaw, pitch))
     return Camera.orbit(yaw, pitches, poses.radius, poses.fov if fov is None else fov)
+
+
+def swing_cameras(generator: Generator, count: int, yaw: float, pitch: float = 0.0) -> Camera:
+    """`count` cameras that swing once from the front to +yaw, to -yaw and back (degrees), so that a video loops smoothly."""
+    phase = torch.arange(count) * (2 * math.pi / count)
+    return orbit_cameras(generator, (yaw * phase.sin()).tolist(), pitch)
 
 
 @torch.no_grad()

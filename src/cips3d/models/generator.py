@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -354,7 +355,8 @@ class Generator(
         distance = rays.origins.norm(dim=-1, keepdim=True)
         near, far = distance - self.config.extent, distance + self.config.extent
         # coordinates, densities and weights keep their precision: sines of large arguments and thin densities need it
-        with torch.autocast(rays.origins.device.type, enabled=False):
+        device = rays.origins.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             t = volume.stratified_depths(near, far, sampling.coarse, None if draws is None else draws.jitter)
             end = volume.ENDLESS if self.config.background == "endless" else far
             sigma, hidden = self.nerf(rays.origins, rays.directions, t, shape_style)

@@ -117,14 +117,14 @@ def _heads_32() -> TrainConfig:
         discriminator=DiscriminatorConfig({4: 128, 8: 96, 16: 48, 32: 24}),
         aux_discriminator=DiscriminatorConfig({4: 64, 8: 48, 16: 32, 32: 16}, downsample_first=True),
         mirror=False,
-        r1_gamma=1.0, r1_every=8,
+        r1_gamma=0.2, r1_every=8,
         grad_clip=None,
-        ema_decay=0.998,
-        density_noise=1.0, density_noise_kimg=16.0,
+        ema_decay=0.995,
+        density_noise=0.0,
         share_fakes=True,
         stages=(
-            Stage(16, kimg=16, batch=16, generator_lr=4e-4, discriminator_lr=1e-3),
-            Stage(32, kimg=120, batch=16, generator_lr=4e-4, discriminator_lr=1e-3, fade_kimg=2),
+            Stage(16, kimg=24, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
+            Stage(32, kimg=120, batch=16, generator_lr=5e-4, discriminator_lr=2e-3, fade_kimg=2),
         ),
     )  # fmt: skip
 

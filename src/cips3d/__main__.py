@@ -1,0 +1,5 @@
+"""`python -m cips3d`, the same as the `cips3d` command (what `accelerate launch -m cips3d` needs)."""
+
+from cips3d.cli import main
+
+main()

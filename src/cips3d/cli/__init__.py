@@ -1,0 +1,47 @@
+"""The command line: parses, calls the library, prints. Every error that a user can cause is one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from tyro.extras import SubcommandApp
+
+from cips3d.cli import data, demo, imports, info, render, sample, train
+from cips3d.errors import UserError
+
+app = SubcommandApp()
+app.command(demo.demo)
+app.command(train.train)
+app.command(sample.sample)
+app.command(render.render)
+app.command(data.app, name="data", help="Make datasets of the embedded heads.")
+app.command(info.info)
+app.command(imports.import_official)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `cips3d`.
+
+    Args:
+        args: command line words; those of the process by default.
+    """
+    warnings.filterwarnings("ignore", module=r"(?!cips3d)")  # a library's advice to developers is noise to users
+    try:
+        app.cli(
+            prog="cips3d",
+            description="CIPS-3D: a 3D-aware image generator that learns from ordinary single-view pictures.",
+            args=args,
+        )
+    except UserError as error:
+        print(f"cips3d: error: {error_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("cips3d: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def error_line(error: UserError) -> str:
+    """The error's one line; torch wraps an error from a data loading process in that process's traceback, of which it is the last."""
+    return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")

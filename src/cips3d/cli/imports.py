@@ -1,0 +1,26 @@
+"""`cips3d import-official`: the authors' released checkpoints as one-file models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cips3d import pretrained
+from cips3d.cli.options import at_least
+
+
+def import_official(checkpoint: Path, out: Path, /, resolution: int = 256) -> None:
+    """Convert a generator checkpoint of the authors' code (a .pth state_dict) into a one-file model.
+
+    The .pth is a pickle; it is read without running anything in it, and refused if it holds more than tensors.
+
+    Args:
+        checkpoint: the authors' file, such as G_ema_model.pth.
+        out: the .safetensors model to write.
+        resolution: the resolution that it was trained at, pixels (the file does not tell).
+    """
+    at_least(1, resolution=resolution)
+    official = pretrained.read_official(checkpoint)
+    generator = pretrained.import_official_generator(official, str(checkpoint), resolution)
+    pretrained.save(generator, out)
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    print(f"{out}: {count:,} parameters, INR {generator.config.inr_blocks} blocks × {generator.config.inr_width}")

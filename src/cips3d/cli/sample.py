@@ -1,0 +1,67 @@
+"""`cips3d sample`: pictures of invented subjects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cips3d import pretrained
+from cips3d.cli.options import at_least, check_finite, to_device
+from cips3d.errors import UserError
+from cips3d.export.media import image_grid, save_image, to_uint8
+from cips3d.export.sheets import orbit_cameras
+
+
+def sample(
+    model: str,
+    out: Path,
+    /,
+    count: int = 16,
+    seed: int = 0,
+    psi: float = 0.7,
+    resolution: int | None = None,
+    yaw: float | Literal["random"] = "random",
+    pitch: float = 0.0,
+    separate: bool = False,
+    device: str = "auto",
+) -> None:
+    """Draw new subjects with a trained model and write them as one grid, or as single pictures.
+
+    Args:
+        model: a .safetensors model, a folder in the hub's form, or a hub id.
+        out: the PNG to write, or with --separate the folder for 0000.png, 0001.png, …
+        count: number of subjects.
+        seed: of the latents and cameras.
+        psi: truncation: 1 is the full variety, 0 the mean subject.
+        resolution: side of a picture in pixels. Default: the model's training resolution.
+        yaw: degrees, positive from the subject's left (+x); or "random", from the camera prior (pitch too).
+        pitch: degrees, positive from above.
+        separate: write one file per subject.
+        device: auto, cpu, cuda, mps, …
+    """
+    at_least(1, count=count)
+    if resolution is not None:
+        at_least(1, resolution=resolution)
+    check_finite(psi=psi, pitch=pitch, yaw=0.0 if yaw == "random" else yaw)
+    if not separate and out.suffix.lower() != ".png":
+        raise UserError(f"{out}: a grid is written as a .png; give a name that ends so, or --separate and a folder")
+    generator = to_device(pretrained.load(model), device)
+    latents = generator.sample_latents(count, seed)
+    poses = generator.config.poses
+    if yaw == "random":
+        cameras = poses.sample(count, torch.Generator().manual_seed(seed))
+    else:
+        cameras = orbit_cameras(generator, [yaw] * count, pitch)
+    pictures = []
+    with torch.inference_mode():
+        for i in range(count):
+            pictures.append(generator.render(latents[i], cameras[i], resolution, psi=psi).image.cpu())
+    if not separate:
+        save_image(out, image_grid(torch.cat(pictures), columns=max(1, round(count**0.5))))
+        print(out)
+        return
+    for i, picture in enumerate(pictures):
+        save_image(out / f"{i:04d}.png", to_uint8(picture)[0])
+    print(f"{count} pictures in {out}")

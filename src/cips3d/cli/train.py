@@ -1,0 +1,83 @@
+"""`cips3d train`: a training run from a preset, or the continuation of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cips3d.errors import UserError
+from cips3d.training.allocator import keep_freed_memory
+from cips3d.training.config import TrainConfig, preset, with_minutes
+from cips3d.training.trainer import Trainer, resume_config
+
+
+def train(
+    run_dir: Path,
+    /,
+    preset_name: str | None = None,
+    data: str | None = None,
+    kimg: float | None = None,
+    minutes: float | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Train a generator, or resume the run in RUN_DIR from its newest checkpoint.
+
+    Without options an existing run is resumed with its own configuration, to the bit. `accelerate launch -m cips3d train …`
+    runs the same command on many GPUs and machines.
+
+    Args:
+        run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events and model.safetensors.
+        preset_name: what to train: heads-32 (a laptop's CPU) or ffhq-64. Default: heads-32 for a new run.
+        data: "heads", "heads-cartoon", or a folder or zip of pictures. Default: the preset's.
+        kimg: length of the last stage, in thousands of real pictures shown. Default: the preset's.
+        minutes: end the whole run after about this time, each stage having a share of it.
+        batch: pictures per step over all processes. Default: the preset's.
+        seed: of initial weights and all draws. Default: the preset's.
+    """
+    options = {"preset": preset_name, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
+    given = [name for name, value in options.items() if value is not None]
+    if (run_dir / "config.json").exists() and not given:
+        config = resume_config(run_dir)
+    else:
+        config = _new_config(preset_name or "heads-32", data, kimg, minutes, batch, seed)
+    model = run_with_progress(config, run_dir)
+    if model is not None:
+        print(f"model: {model}\nsamples: {run_dir / 'samples'}\nlog: {run_dir / 'log.jsonl'}")
+
+
+def _new_config(
+    name: str, data: str | None, kimg: float | None, minutes: float | None, batch: int | None, seed: int | None
+) -> TrainConfig:
+    config = preset(name)
+    stages = list(config.stages)
+    if kimg is not None:
+        stages[-1] = replace(stages[-1], kimg=kimg)
+    if batch is not None:
+        stages = [replace(stage, batch=batch) for stage in stages]
+    config = replace(config, stages=tuple(stages), data=data or config.data, seed=config.seed if seed is None else seed)
+    if minutes is None:
+        return config
+    if not minutes > 0:
+        raise UserError(f"--minutes: {minutes}; give a positive number")
+    return with_minutes(config, minutes)
+
+
+def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
+    """Runs the configuration with a live bar (on the main process); returns the model's path there, None elsewhere."""
+    keep_freed_memory()
+    trainer = Trainer(config, run_dir)
+    main = trainer.accelerator.is_main_process
+    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining} {postfix}"
+    with tqdm(total=1.0, disable=not main, bar_format=layout, initial=trainer.progress(), mininterval=0.5) as bar:
+
+        def show(share: float, figures: dict[str, float]) -> None:
+            bar.set_description_str(f"training {figures['resolution']:.0f}²", refresh=False)
+            bar.set_postfix_str(f"{figures['images_per_second']:.1f} images/s, {figures['images']:.0f} shown", refresh=False)
+            bar.update(share - bar.n)
+
+        model = trainer.run(show)
+        bar.update(1 - bar.n)
+    return model if main else None

@@ -1,0 +1,76 @@
+"""What a configuration costs: parameters, floating-point operations and memory, counted on torch's meta device without computing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cips3d.camera import Camera
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.generator import Generator, GeneratorConfig, Styles
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one picture, or of one call on it.
+
+    Attributes:
+        parameters: trainable numbers.
+        flops: operations of matrix products and convolutions (2 per multiply-add) of a forward pass, per picture.
+        saved_bytes: float32 activations per picture that a forward pass keeps for its backward pass.
+    """
+
+    parameters: int
+    flops: int
+    saved_bytes: int
+
+
+def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
+    """Cost of rendering one picture of `resolution`² pixels, all rays with gradients."""
+    with torch.device("meta"):
+        generator = Generator(config)
+        styles = Styles(torch.empty(1, config.shape_style_dim), torch.empty(1, config.appearance_style_dim))
+    rays = Camera.orbit(0.0).rays(resolution, resolution).to("meta")
+    saved = _SavedBytes()
+    with saved.hooks(), FlopCounterMode(display=False) as flops:
+        generator.render_rays(styles, rays, generator.sampling)
+    return Cost(_count(generator), flops.get_total_flops(), saved.total)
+
+
+def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
+    """Cost of judging one picture of `resolution`² pixels."""
+    with torch.device("meta"):
+        discriminator = ProgressiveDiscriminator(config)
+        image = torch.empty(1, 3, resolution, resolution)
+    saved = _SavedBytes()
+    with saved.hooks(), FlopCounterMode(display=False) as flops:
+        discriminator(image)
+    return Cost(_count(discriminator), flops.get_total_flops(), saved.total)
+
+
+class _SavedBytes:
+    """Adds up the storages that autograd keeps, each once; parameters are not counted."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Tensor] = {}
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """The context in which to count."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            self._seen[tensor.untyped_storage()._cdata] = tensor  # holding it keeps its address from being used again
+        return tensor
+
+    @property
+    def total(self) -> int:
+        """Bytes kept so far."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._seen.values())
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
