@@ -10,7 +10,7 @@ from cips3d.camera import PoseDistribution
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.generator import GeneratorConfig, Sampling
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class TrainConfig(Configuration):
             {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64}, downsample_first=True
         )
     )
+    sampling: Sampling | None = None
+    """samples per ray in training; by default as many as the generator renders with"""
     mirror: bool = True
     """show real pictures mirrored half of the time"""
     r1_gamma: float = 10.0
@@ -112,8 +114,9 @@ def _heads_32() -> TrainConfig:
             shape_mapping_layers=3, appearance_mapping_layers=3,
             nerf_width=64, density_gain=40.0, feature_dim=32,
             inr_width=64, inr_blocks=6, rgb_from_block=1, residual_from_block=2,
-            background="plain", coarse_samples=6, fine_samples=6, resolution=32,
+            background="plain", coarse_samples=16, fine_samples=16, resolution=32,
         ),
+        sampling=Sampling(6, 6),
         discriminator=DiscriminatorConfig({4: 128, 8: 96, 16: 48, 32: 24}),
         aux_discriminator=DiscriminatorConfig({4: 64, 8: 48, 16: 32, 32: 16}, downsample_first=True),
         mirror=False,
@@ -124,7 +127,7 @@ def _heads_32() -> TrainConfig:
         share_fakes=True,
         stages=(
             Stage(16, kimg=24, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=120, batch=16, generator_lr=5e-4, discriminator_lr=2e-3, fade_kimg=2),
+            Stage(32, kimg=80, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
         ),
     )  # fmt: skip
 

@@ -41,6 +41,7 @@ def picture_seed(*key: int | str) -> int:
 
 def fake_draws(
     config: GeneratorConfig,
+    sampling: Sampling,
     resolution: int,
     noise_std: float,
     key: Sequence[int | str],
@@ -50,13 +51,14 @@ def fake_draws(
     """Draws for the pictures at `positions` of the global batch.
 
     Args:
+        config: of the generator.
+        sampling: samples per ray.
         resolution: side of the pictures in pixels.
         noise_std: density noise, per world unit.
         key: seed, step and purpose.
         positions: which pictures of the global batch this process makes.
         device: where the ray draws are made (they are large); latents and cameras are drawn on the CPU and moved.
     """
-    sampling = Sampling(config.coarse_samples, config.fine_samples)
     on_cpu, on_device = torch.Generator(), torch.Generator(device)
     shape, appearance, angles, rays = [], [], [], []
     for position in positions:

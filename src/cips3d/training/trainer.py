@@ -7,7 +7,6 @@ or for blocks that a resolution does not use.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from cips3d import pretrained
@@ -24,7 +24,7 @@ from cips3d.configuration import read_json
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator, RenderOutput
+from cips3d.models.generator import Generator, RenderOutput, Sampling
 from cips3d.training import checkpoint, losses
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored
@@ -52,7 +52,7 @@ class Networks:
                     "aux": ProgressiveDiscriminator(config.aux_discriminator),
                 }
             ).to(device)
-        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": True}
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
@@ -60,7 +60,12 @@ class Networks:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by name."""
-        return {"generator": self.generator, "ema": self.ema, "discriminators": self.discriminators}
+        return {"generator": self.generator, "averaged": self.averaged, "discriminators": self.discriminators}
+
+    @property
+    def ema(self) -> Generator:
+        """The averaged generator."""
+        return self.averaged.module
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -74,12 +79,19 @@ class Networks:
             return main
         return torch.cat([main, self.discriminators["aux"](aux_image, alpha)])
 
+
+def ramped_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential moving average for `AveragedModel`: θ̄ ← θ̄ + (1 − d)(θ − θ̄) with d = min(decay, (1 + n)/(10 + n)) after n updates.
+
+    The ramp lets the average forget the first, formless generators.
+    """
+
     @torch.no_grad()
-    def average(self, decay: float, updates: int) -> None:
-        """Moves the averaged generator towards the trained one; the decay ramps up over the first updates."""
-        decay = min(decay, (1 + updates) / (10 + updates))
-        averaged, current = list(self.ema.parameters()), list(self.generator.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
 
 
 @dataclass
@@ -249,18 +261,22 @@ class Trainer:
                 fake = self._generate(stage, self._draws(stage, positions, "G"))
             g = generator_step(n, fake, alpha, stage.auxiliary)
         self._update(n.generator, n.generator_optimizer)
-        n.average(c.ema_decay, at.step)
+        n.averaged.update_parameters(n.generator)
         return _figures(d, g, fake) if logged else {}
 
     # ---------------------------------------------------------------- parts of a step
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
-        return self.networks.generator(draws.latents, draws.camera, stage.resolution, draws.rays)
+        return self.networks.generator(draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
 
     def _draws(self, stage: Stage, positions: range, purpose: str) -> FakeDraws:
         c, at = self.config, self.counters
         noise_std = c.density_noise * max(0.0, 1 - at.images / (c.density_noise_kimg * 1000)) if c.density_noise_kimg else 0.0
         key = (c.seed, at.step, purpose)
-        return fake_draws(c.generator, stage.resolution, noise_std, key, positions, self.accelerator.device)
+        return fake_draws(c.generator, self._sampling, stage.resolution, noise_std, key, positions, self.accelerator.device)
+
+    @property
+    def _sampling(self) -> Sampling:
+        return self.config.sampling or self.networks.generator.sampling
 
     def _update(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         average_gradients(module.parameters(), self.accelerator)
