@@ -2,7 +2,8 @@
 
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, GeneratorConfig, Latents, RayDraws, RenderOutput, Sampling, Styles
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.pretrained import load, save
 
 __all__ = [

@@ -190,7 +190,7 @@ class Camera:
         return Camera(cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world))
 
     def to_label(self) -> Float[Tensor, "batch 25"]:
-        """The 25 numbers that tri-plane GANs use: 16 OpenCV camera-to-world entries, 9 intrinsics of a unit-size square picture."""
+        """The 25 numbers that tri-plane GANs use: 16 OpenCV camera-to-world entries, 9 intrinsics of a unit square."""
         focal = 0.5 / torch.tan(torch.deg2rad(self.fov) / 2)
         zero, one, half = torch.zeros_like(focal), torch.ones_like(focal), torch.full_like(focal, 0.5)
         intrinsics = torch.stack([focal, zero, half, zero, focal, half, zero, zero, one], dim=-1)
@@ -241,9 +241,7 @@ class PoseDistribution(Configuration):
         if not all(math.isfinite(x) for x in numbers) or self.radius <= 0 or not 0 < self.fov < 180:
             raise UserError(f"camera prior: {numbers}: angles must be finite, radius positive, fov between 0 and 180 degrees")
 
-    def angles(
-        self, draws: Float[Tensor, "batch 2"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def angles(self, draws: Float[Tensor, "batch 2"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""
         first, second = draws.unbind(-1)
         if self.kind == "gaussian":

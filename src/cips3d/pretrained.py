@@ -1,4 +1,4 @@
-"""One-file models: a safetensors file with the configuration in its header. Also reads hub folders and the authors' checkpoints."""
+"""One-file models: a safetensors file with the configuration in its header. Also hub folders and the authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -42,10 +42,7 @@ def load(name: str | Path) -> Generator:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
     path = Path(name)
-    if path.is_file():
-        generator = _load_file(path)
-    else:
-        generator = _load_hub_form(str(name), is_folder=path.is_dir())
+    generator = _load_file(path) if path.is_file() else _load_hub_form(str(name), is_folder=path.is_dir())
     return generator.eval().requires_grad_(False)
 
 
@@ -212,7 +209,9 @@ def import_official_discriminator(official: dict[str, Tensor], source: str) -> P
     Raises:
         UserError: if a tensor is missing or has an unexpected shape.
     """
-    channels = {int(key.split(".")[1]): t.shape[0] for key, t in official.items() if key.startswith("conv_in.") and t.dim() == 4}
+    channels = {
+        int(key.split(".")[1]): t.shape[0] for key, t in official.items() if key.startswith("conv_in.") and t.dim() == 4
+    }
     first = any(".conv1.down_blur" in key for key in official)
     try:
         extra = official["final_conv.equal_conv.weight"].shape[1] - channels[4]

@@ -43,5 +43,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def error_line(error: UserError) -> str:
-    """The error's one line; torch wraps an error from a data loading process in that process's traceback, of which it is the last."""
+    """The error's one line; of one from a data loading process, which torch wraps in a traceback, the last."""
     return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")

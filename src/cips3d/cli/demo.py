@@ -37,7 +37,9 @@ def demo(out: Path | None = None, /, minutes: float = 3.0, heads: int = 6, resol
         raise UserError(f"--minutes: {minutes}; give a positive number")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     config = with_minutes(preset("heads-32"), minutes)
-    print(f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine.")
+    print(
+        f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine."
+    )
     model = run_with_progress(config, folder)
     if model is None:
         return

@@ -8,15 +8,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cips3d.errors import UserError
+from cips3d.training import config as configs
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig, preset, with_minutes
+from cips3d.training.config import TrainConfig
 from cips3d.training.trainer import Trainer, resume_config
 
 
 def train(
     run_dir: Path,
     /,
-    preset_name: str | None = None,
+    preset: str | None = None,
     data: str | None = None,
     kimg: float | None = None,
     minutes: float | None = None,
@@ -30,19 +31,19 @@ def train(
 
     Args:
         run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events and model.safetensors.
-        preset_name: what to train: heads-32 (a laptop's CPU) or ffhq-64. Default: heads-32 for a new run.
+        preset: what to train: heads-32 (a laptop's CPU) or ffhq-64. Default: heads-32 for a new run.
         data: "heads", "heads-cartoon", or a folder or zip of pictures. Default: the preset's.
         kimg: length of the last stage, in thousands of real pictures shown. Default: the preset's.
         minutes: end the whole run after about this time, each stage having a share of it.
         batch: pictures per step over all processes. Default: the preset's.
         seed: of initial weights and all draws. Default: the preset's.
     """
-    options = {"preset": preset_name, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
+    options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
     given = [name for name, value in options.items() if value is not None]
     if (run_dir / "config.json").exists() and not given:
         config = resume_config(run_dir)
     else:
-        config = _new_config(preset_name or "heads-32", data, kimg, minutes, batch, seed)
+        config = _new_config(preset or "heads-32", data, kimg, minutes, batch, seed)
     model = run_with_progress(config, run_dir)
     if model is not None:
         print(f"model: {model}\nsamples: {run_dir / 'samples'}\nlog: {run_dir / 'log.jsonl'}")
@@ -51,7 +52,7 @@ def train(
 def _new_config(
     name: str, data: str | None, kimg: float | None, minutes: float | None, batch: int | None, seed: int | None
 ) -> TrainConfig:
-    config = preset(name)
+    config = configs.preset(name)
     stages = list(config.stages)
     if kimg is not None:
         stages[-1] = replace(stages[-1], kimg=kimg)
@@ -62,7 +63,7 @@ def _new_config(
         return config
     if not minutes > 0:
         raise UserError(f"--minutes: {minutes}; give a positive number")
-    return with_minutes(config, minutes)
+    return configs.with_minutes(config, minutes)
 
 
 def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from cips3d.data.heads import HeadBatch, SyntheticHeads
 from cips3d.data.images import ImageDataset
 

@@ -287,9 +287,7 @@ def _add_hair(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -
     _add_curls(parts, draw, size, traits, curly, hatless)
 
 
-def _add_curls(
-    parts: PartList, draw: Draws, size: Proportions, traits: Traits, curly: np.ndarray, hatless: np.ndarray
-) -> None:
+def _add_curls(parts: PartList, draw: Draws, size: Proportions, traits: Traits, curly: np.ndarray, hatless: np.ndarray) -> None:
     """Round curls all over the scalp, on a spiral down from the crown, that leave the face out and the forehead half in."""
     number = np.arange(30)[:, None]
     up = 0.96 - 1.25 * number / 30

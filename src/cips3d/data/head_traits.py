@@ -100,9 +100,7 @@ def draw_traits(draw: Draws) -> Traits:
     side = np.where(draw.chance("bangs to the right", 0.5), 1, -1)
     has_bangs = (hair_style != 0) & draw.chance("bangs", 0.8)
     short = (hair_style <= 1) | (hair_style == 5)
-    beard = np.where(
-        draw.chance("beard", np.where(short, 0.48, 0.08)), 1 + draw.choice("beard kind", [20, 40, 22, 18]), 0
-    )
+    beard = np.where(draw.chance("beard", np.where(short, 0.48, 0.08)), 1 + draw.choice("beard kind", [20, 40, 22, 18]), 0)
     glasses = draw.chance("glasses", 0.24)
     ears_covered = (hair_style == 2) | (hair_style == 3)
     earring = draw.chance("earring", 0.2) & ~ears_covered

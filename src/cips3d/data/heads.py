@@ -124,9 +124,7 @@ class SyntheticHeads(Dataset[Tensor]):
         """The cameras of the pictures at `indices`."""
         return self._drawn_cameras(self._draws(indices))
 
-    def render(
-        self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None
-    ) -> HeadBatch:
+    def render(self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None) -> HeadBatch:
         """The heads at `indices` with all that is known about them.
 
         Args:
@@ -177,9 +175,7 @@ class SyntheticHeads(Dataset[Tensor]):
         draws = np.stack([standard("camera yaw"), standard("camera pitch")], axis=-1)
         return self.poses.camera(torch.from_numpy(draws.astype(np.float32)))
 
-    def _images(
-        self, tables: tuple[np.ndarray, np.ndarray], backgrounds: np.ndarray, camera: Camera, side: int
-    ) -> np.ndarray:
+    def _images(self, tables: tuple[np.ndarray, np.ndarray], backgrounds: np.ndarray, camera: Camera, side: int) -> np.ndarray:
         (parts, tints), (poses, fovs) = tables, _as_arrays(camera)
         images = np.empty((len(parts), 3, side, side), dtype=np.uint8)
 

@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 
 from cips3d.camera import Camera
 from cips3d.export.media import depth_picture, image_grid, to_uint8
-from cips3d.models.generator import Generator, Latents
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Is the geometry real? Depth of generated heads from three yaws, held against the true depth of the embedded heads.
 
-A generator can paint good pictures on a plane: the density vanishes except at one depth, all colours sit there, and the depth map
-is constant. These figures tell: relief and opacity on the deepest sample see a plane, agreement between views sees a shape that
-changes with the camera, correlation with true heads sees a shape that is no head.
+A generator can paint good pictures on a plane: the density vanishes except at one depth, all colours sit there, and the depth
+map is constant. These figures tell: relief and opacity on the deepest sample see a plane, agreement between views sees a shape
+that changes with the camera, correlation with true heads sees a shape that is no head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
-from cips3d.models.generator import Generator, RenderOutput
+from cips3d.models.generator import Generator
+from cips3d.models.records import RenderOutput
 
 #: Degrees of yaw that heads are seen from.
 YAWS = (-30.0, 0.0, 30.0)
@@ -30,14 +31,14 @@ class GeometryReport:
     """Means over the generated heads.
 
     Attributes:
-        last_sample_share: share of the opacity that lies on the deepest sample of its ray; near 1 for a picture on the far plane.
+        last_sample_share: share of the opacity on the deepest sample of its ray; near 1 for a picture on the far plane.
         coverage: share of solid pixels.
         relief: standard deviation of the depth over a head's solid pixels, world units; 0 for a plane seen from the front.
         true_relief: the same of the embedded heads.
         view_agreement: correlation between the frontal depth and the depth seen from the two other yaws, carried over to the
             frontal view, where both are solid; 1 for one rigid shape.
-        shape_correlation: for each yaw, correlation of a head's depth with the mean true depth of the embedded heads from there,
-            over pixels where both are solid.
+        shape_correlation: for each yaw, correlation of a head's depth with the mean true depth of the embedded heads from
+            there, over pixels where both are solid.
         speckle: mean absolute difference of INR pixels from the median of their 3×3 neighbourhood, in units of [-1, 1];
             isolated wrong pixels raise it above `true_speckle`.
         true_speckle: the same of the embedded heads.
@@ -65,7 +66,9 @@ class GeometryReport:
 
 
 @torch.no_grad()
-def geometry_report(generator: Generator, count: int = 32, seed: int = 0, psi: float = 1.0, resolution: int = 32) -> GeometryReport:
+def geometry_report(
+    generator: Generator, count: int = 32, seed: int = 0, psi: float = 1.0, resolution: int = 32
+) -> GeometryReport:
     """Renders `count` heads from `YAWS` and compares their depth with `count` heads of the embedded dataset.
 
     Args:
@@ -90,7 +93,7 @@ def geometry_report(generator: Generator, count: int = 32, seed: int = 0, psi: f
     ]
     true_front = truths[YAWS.index(0.0)]
     return GeometryReport(
-        last_sample_share=float((front.last_weight.sum() / front.opacity.sum().clamp(min=1e-8))),
+        last_sample_share=float(front.last_weight.sum() / front.opacity.sum().clamp(min=1e-8)),
         coverage=float(solid.float().mean()),
         relief=_mean_spread(front.depth, solid),
         true_relief=_mean_spread(true_front.depth, true_front.mask),

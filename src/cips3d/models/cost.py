@@ -1,4 +1,4 @@
-"""What a configuration costs: parameters, floating-point operations and memory, counted on torch's meta device without computing."""
+"""What a configuration costs: parameters, floating-point operations and memory, counted on torch's meta device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cips3d.camera import Camera
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import Generator, GeneratorConfig, Styles
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.records import Styles
 
 
 @dataclass(frozen=True)

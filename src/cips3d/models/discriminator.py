@@ -48,7 +48,7 @@ def _blur_kernel() -> Tensor:
 
 
 class EqualConv(nn.Module):
-    """Convolution with equalised learning rate (weights times 1/√fan_in at run time), optional blur and stride 2, then activation.
+    """Convolution with equalised learning rate (weights times 1/√fan_in), optional blur and stride 2, then activation.
 
     The activation √2·LeakyReLU(0.2)(x + bias) is scaled by `gain`; being positively homogeneous, it lets all constants fold
     into weights and bias, so that only the convolution and an in-place LeakyReLU touch the pictures.

@@ -1,9 +1,8 @@
-"""The 3D-aware generator (paper Fig. 2): latents -> styles -> rays -> pixels. A pixel depends on its ray and the styles only."""
+"""The 3D-aware generator (paper Fig. 2): latents -> styles -> rays -> pixels. A pixel sees its ray and the styles only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +19,7 @@ from cips3d.models import volume
 from cips3d.models.inr import ImplicitNetwork, rgb_head
 from cips3d.models.layers import MappingNetwork
 from cips3d.models.nerf import RadianceField
+from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sampling, Styles
 
 #: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size.
 CHUNK_BYTES = 64 * 2**20
@@ -63,8 +63,8 @@ class GeneratorConfig(Configuration):
     rgb_tanh: bool = True
     """squash the sum of the tRGB layers (the paper's text: no)"""
     background: Literal["endless", "last", "white", "plain"] = "endless"
-    """what lies behind the samples: "endless", the last interval has no end, so any density there is opaque (the authors'); "last",
-    the last sample takes the transmittance that is left; "white", a feature of ones; "plain", one feature per shape code"""
+    """what lies behind the samples: "endless", the last interval has no end, so any density there is opaque (the authors');
+    "last", the last sample takes what transmittance is left; "white", a feature of ones; "plain", one feature per shape code"""
     extent: float = 0.12
     """half depth of the sampled volume around the origin, world units"""
     coarse_samples: int = 12
@@ -79,8 +79,11 @@ class GeneratorConfig(Configuration):
     """the camera prior it was trained with"""
 
     def __post_init__(self) -> None:
-        for name in ("shape_dim", "appearance_dim", "shape_style_dim", "appearance_style_dim", "feature_dim", "inr_width",
-                     "inr_blocks", "nerf_layers", "resolution", "shape_mapping_layers", "appearance_mapping_layers"):  # fmt: skip
+        counts = (
+            "shape_dim appearance_dim shape_style_dim appearance_style_dim shape_mapping_layers appearance_mapping_layers "
+            "nerf_layers feature_dim inr_width inr_blocks resolution"
+        )
+        for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at least 1")
         if self.nerf_width < 2:
@@ -89,172 +92,6 @@ class GeneratorConfig(Configuration):
             raise UserError(f"generator configuration: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)")
         if not math.isfinite(self.extent) or self.extent <= 0:
             raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
-
-
-@dataclass(frozen=True)
-class Latents:
-    """A batch of latent codes, each a sample of a standard normal distribution.
-
-    Attributes:
-        shape: (B, shape_dim) codes z_s.
-        appearance: (B, appearance_dim) codes z_a.
-    """
-
-    shape: Float[Tensor, "batch zs"]
-    appearance: Float[Tensor, "batch za"]
-
-    def __len__(self) -> int:
-        return self.shape.shape[0]
-
-    def __getitem__(self, index: int | slice | Tensor) -> Latents:
-        """The codes at `index`; an int keeps a batch of one."""
-        if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(index, None)
-        return Latents(self.shape[index], self.appearance[index])
-
-    def to(self, *args, **kwargs) -> Latents:
-        """The same codes with `Tensor.to(*args, **kwargs)` applied."""
-        return Latents(self.shape.to(*args, **kwargs), self.appearance.to(*args, **kwargs))
-
-
-@dataclass(frozen=True)
-class Styles:
-    """A batch of mapped codes.
-
-    Attributes:
-        shape: (B, shape_style_dim) codes w_s.
-        appearance: (B, appearance_style_dim) codes w_a for all blocks, or a sequence of them, one per INR block.
-    """
-
-    shape: Float[Tensor, "batch ws"]
-    appearance: Float[Tensor, "batch wa"] | Sequence[Float[Tensor, "batch wa"]]
-
-    def __len__(self) -> int:
-        return self.shape.shape[0]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Styles:
-        """Styles with `function` applied to every tensor."""
-        if isinstance(self.appearance, Tensor):
-            return Styles(function(self.shape), function(self.appearance))
-        return Styles(function(self.shape), [function(a) for a in self.appearance])
-
-
-@dataclass(frozen=True)
-class Sampling(Configuration):
-    """Where a ray is sampled.
-
-    Attributes:
-        coarse: stratified samples per ray, ≥ 3 (≥ 2 without fine ones).
-        fine: importance samples per ray, 0 for none.
-    """
-
-    coarse: int
-    fine: int
-
-    def __post_init__(self) -> None:
-        if self.coarse < (3 if self.fine else 2) or self.fine < 0:
-            raise UserError(f"samples: {self.coarse} coarse and {self.fine} fine; take at least 3 coarse and 0 fine ones")
-
-
-@dataclass(frozen=True)
-class RayDraws:
-    """Every random number that rendering uses, drawn beforehand, so that a ray's colour never depends on its neighbours.
-
-    Attributes:
-        jitter: (B, N, coarse) uniform draws that move the stratified samples.
-        importance: (B, N, fine) uniform draws for the importance samples.
-        coarse_noise: (B, N, coarse) density noise of the coarse pass, already scaled, or None.
-        noise: (B, N, coarse + fine) density noise of all samples in order of depth, already scaled, or None.
-    """
-
-    jitter: Float[Tensor, "batch rays coarse"]
-    importance: Float[Tensor, "batch rays fine"]
-    coarse_noise: Float[Tensor, "batch rays coarse"] | None = None
-    noise: Float[Tensor, "batch rays all"] | None = None
-
-    @staticmethod
-    def sample(
-        batch: int, rays: int, sampling: Sampling, noise_std: float = 0.0, generator: torch.Generator | None = None
-    ) -> RayDraws:
-        """Draws for a whole picture, on the generator's device (the CPU without one).
-
-        Args:
-            noise_std: standard deviation of the density noise, per world unit; 0 for none.
-        """
-        device = generator.device if generator is not None else torch.device("cpu")
-        like = {"generator": generator, "device": device}
-        jitter = torch.rand(batch, rays, sampling.coarse, **like)
-        # one draw in each of `fine` equal parts of the CDF: the same distribution as independent draws, with less noise
-        parts = torch.arange(sampling.fine, device=device)
-        importance = (torch.rand(batch, rays, sampling.fine, **like) + parts) / max(1, sampling.fine)
-        if noise_std == 0:
-            return RayDraws(jitter, importance)
-        coarse_noise = torch.randn(batch, rays, sampling.coarse, **like) * noise_std if sampling.fine else None
-        return RayDraws(
-            jitter, importance, coarse_noise, torch.randn(batch, rays, sampling.coarse + sampling.fine, **like) * noise_std
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[RayDraws]) -> RayDraws:
-        """The draws of all parts in one batch."""
-
-        def joined(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
-        jitter, importance = joined("jitter"), joined("importance")
-        assert jitter is not None and importance is not None
-        return RayDraws(jitter, importance, joined("coarse_noise"), joined("noise"))
-
-    def __getitem__(self, index: slice | Tensor) -> RayDraws:
-        """The draws of the rays at `index`."""
-        return self._map(lambda x: x[:, index])
-
-    def to(self, *args, **kwargs) -> RayDraws:
-        """The same draws with `Tensor.to(*args, **kwargs)` applied."""
-        return self._map(lambda x: x.to(*args, **kwargs))
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> RayDraws:
-        noise = [None if x is None else f(x) for x in (self.coarse_noise, self.noise)]
-        return RayDraws(f(self.jitter), f(self.importance), *noise)
-
-
-@dataclass(frozen=True)
-class RayOutput:
-    """What is known of each ray.
-
-    Attributes:
-        rgb: (B, N, 3) colours of the INR.
-        aux_rgb: (B, N, 3) colours of the auxiliary head on the rendered feature (the "NeRF image").
-        depth: (B, N) expected depth along the ray, Σ w t + (1 − Σ w)·far, world units.
-        opacity: (B, N) Σ w in [0, 1].
-        last_weight: (B, N) the share of Σ w that lies on the deepest sample: near 1 where the ray sees the far plane only.
-        feature: (B, N, feature_dim) rendered features V_r.
-    """
-
-    rgb: Float[Tensor, "batch rays 3"]
-    aux_rgb: Float[Tensor, "batch rays 3"]
-    depth: Float[Tensor, "batch rays"]
-    opacity: Float[Tensor, "batch rays"]
-    last_weight: Float[Tensor, "batch rays"]
-    feature: Float[Tensor, "batch rays feature"]
-
-
-@dataclass(frozen=True)
-class RenderOutput:
-    """Pictures of a batch.
-
-    Attributes:
-        image: (B, 3, H, W) INR pictures in [-1, 1] (not clamped).
-        aux_image: (B, 3, H, W) pictures of the auxiliary head.
-        depth, opacity, last_weight: (B, 1, H, W), as in RayOutput.
-    """
-
-    image: Float[Tensor, "batch 3 height width"]
-    aux_image: Float[Tensor, "batch 3 height width"]
-    depth: Float[Tensor, "batch 1 height width"]
-    opacity: Float[Tensor, "batch 1 height width"]
-    last_weight: Float[Tensor, "batch 1 height width"]
 
 
 class Generator(
@@ -285,7 +122,13 @@ class Generator(
             c.view_direction, c.density_gain,
         )  # fmt: skip
         self.inr = ImplicitNetwork(
-            c.feature_dim, c.inr_width, c.inr_blocks, c.appearance_style_dim, c.rgb_from_block, c.residual_from_block, c.rgb_tanh
+            c.feature_dim,
+            c.inr_width,
+            c.inr_blocks,
+            c.appearance_style_dim,
+            c.rgb_from_block,
+            c.residual_from_block,
+            c.rgb_tanh,
         )
         self.aux_head = rgb_head(c.feature_dim, 25)
         self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
@@ -324,7 +167,7 @@ class Generator(
 
     @torch.no_grad()
     def update_style_means(self, count: int = 10_000, seed: int = 0) -> None:
-        """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call this; rendering never does."""
+        """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call it, rendering never."""
         styles = self.map(self.sample_latents(count, seed))
         self.shape_mean.copy_(styles.shape.mean(dim=0))
         assert isinstance(styles.appearance, Tensor)
@@ -338,7 +181,7 @@ class Generator(
             styles: one per batch entry of `rays`.
             rays: (B, N) rays.
             sampling: samples per ray.
-            draws: this rendering's random numbers; None renders without jitter and noise, with evenly spread importance samples.
+            draws: this rendering's random numbers; None: no jitter, no noise, evenly spread importance samples.
         """
         feature, depth, opacity, last_weight = self.render_features(styles.shape, rays, sampling, draws)
         return RayOutput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -27,10 +28,10 @@ class MappingNetwork(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, layers: int, norm: bool) -> None:
         super().__init__()
         widths = [in_dim] + [out_dim] * layers
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(out_dim) for _ in range(layers)) if norm else None
-        for linear in self.linears:
-            nn.init.kaiming_normal_(linear.weight, a=LEAKY_SLOPE)
+        for weight in (parameter for name, parameter in self.linears.named_parameters() if name.endswith("weight")):
+            nn.init.kaiming_normal_(weight, a=LEAKY_SLOPE)
 
     def forward(self, z: Float[Tensor, "batch z"]) -> Float[Tensor, "batch w"]:
         x = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
@@ -63,7 +64,7 @@ class FilmSiren(nn.Module):
             self.gain.weight.mul_(0.25)
             self.phase.weight.mul_(0.25)
 
-    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, "batch in out"], Float[Tensor, "batch 1 out"]]:
+    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, batch in out], Float[Tensor, "batch 1 out"]]:
         """Weights M and offset c such that the layer is sin(x M + c): the gain is folded into the weights once per style."""
         gain = 15 * self.gain(w) + 30
         matrix = self.linear.weight.t() * gain[:, None, :]
@@ -92,7 +93,7 @@ class ModulatedLinear(nn.Module):
         nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE)
         nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
 
-    def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in out"]:
+    def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, batch in out]:
         """W'': the weights for each style."""
         weight = self.weight * (self.affine(w) + 1)[:, :, None]
         return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)

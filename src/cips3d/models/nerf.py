@@ -24,8 +24,8 @@ class RadianceField(nn.Module):
         feature_dim: width of v.
         style_dim: width of w_s.
         extent: half size of the sampled volume, world units; coordinates are divided by it, so that they span [-1, 1].
-        embedding: "film", the authors' (the first FiLM-SIREN layer takes the coordinates); "learned", the paper's FC + sine as a
-            layer of its own; "fixed", positional encoding (Eq. 7).
+        embedding: "film", the authors' (the first FiLM-SIREN layer takes the coordinates); "learned", the paper's FC + sine as
+            a layer of its own; "fixed", positional encoding (Eq. 7).
         octaves: L of the positional encoding.
         view_direction: feed the ray direction to the feature layer (Table 2, first row).
         density_gain: the raw density is the density head's output times this. With 1 (the authors') a head has to grow weights

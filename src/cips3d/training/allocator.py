@@ -1,4 +1,4 @@
-"""Keeps the C library from handing large blocks back to the system between steps (Linux with glibc; elsewhere nothing is done)."""
+"""Keeps the C library from handing large blocks back to the system between steps (Linux with glibc only)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from cips3d.camera import PoseDistribution
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.generator import GeneratorConfig, Sampling
+from cips3d.models.generator import GeneratorConfig
+from cips3d.models.records import Sampling
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Stage(Configuration):
     def __post_init__(self) -> None:
         power = self.resolution >= 4 and self.resolution & (self.resolution - 1) == 0
         if not power:
-            raise UserError(f"stage: resolution {self.resolution} is not a power of two from 4 up; choose 16, 32, 64 or another")
+            raise UserError(
+                f"stage: resolution {self.resolution} is not a power of two from 4 up; choose 16, 32, 64 or another"
+            )
         if self.batch < 1:
             raise UserError(f"stage: batch is {self.batch}; it must be at least 1")
         for name in ("kimg", "generator_lr", "discriminator_lr"):

@@ -1,7 +1,7 @@
 """Every random number of a training step, replayable from (seed, step, position in the global batch).
 
-Each picture has a generator of its own, so a step draws the same numbers on one process or on many, and a resumed run draws what
-the interrupted one would have drawn; no random state needs to be stored.
+Each picture has a generator of its own, so a step draws the same numbers on one process or on many, and a resumed run draws
+what the interrupted one would have drawn; no random state needs to be stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.models.generator import GeneratorConfig, Latents, RayDraws, Sampling
+from cips3d.models.generator import GeneratorConfig
+from cips3d.models.records import Latents, RayDraws, Sampling
 
 
 @dataclass(frozen=True)

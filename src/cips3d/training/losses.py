@@ -1,6 +1,6 @@
 """The adversarial objective (paper Section 4.1): non-saturating logistic loss with R1.
 
-Logits of the main and the auxiliary discriminator share one loss, as in the authors' code: they are concatenated before the mean.
+Logits of the main and the auxiliary discriminator share one loss, as in the authors' code: concatenated before the mean.
 """
 
 from __future__ import annotations

@@ -24,12 +24,14 @@ from cips3d.configuration import read_json
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator, RenderOutput, Sampling
+from cips3d.models.generator import Generator
+from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import checkpoint, losses
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored
 from cips3d.training.logs import RunLog, write_config
 
+TensorList = tuple[Tensor, ...] | list[Tensor]
 #: File of the averaged generator in a run directory.
 MODEL_FILE = "model.safetensors"
 
@@ -65,7 +67,9 @@ class Networks:
     @property
     def ema(self) -> Generator:
         """The averaged generator."""
-        return self.averaged.module
+        module = self.averaged.module
+        assert isinstance(module, Generator)
+        return module
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -80,16 +84,18 @@ class Networks:
         return torch.cat([main, self.discriminators["aux"](aux_image, alpha)])
 
 
-def ramped_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """Exponential moving average for `AveragedModel`: θ̄ ← θ̄ + (1 − d)(θ − θ̄) with d = min(decay, (1 + n)/(10 + n)) after n updates.
+def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
+    """Exponential moving average for `AveragedModel`: θ̄ ← θ̄ + (1 − d)(θ − θ̄), d = min(decay, (1 + n)/(10 + n)) after n updates.
 
     The ramp lets the average forget the first, formless generators.
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    def update(averaged: TensorList, current: TensorList, updates: Tensor | int) -> None:
         n = int(updates)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.lerp_(value, weight)
 
     return update
 
