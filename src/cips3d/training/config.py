@@ -130,7 +130,8 @@ def _heads_32() -> TrainConfig:
         share_fakes=True,
         stages=(
             Stage(16, kimg=24, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=80, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
+            Stage(32, kimg=26, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
+            Stage(32, kimg=54, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
         ),
     )  # fmt: skip
 
@@ -161,8 +162,12 @@ def preset(name: str) -> TrainConfig:
 
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
-    """The same curriculum cut to a time: every stage gets a share of it, the last one half, the others the rest evenly."""
-    count = len(config.stages)
-    shares = [1.0] if count == 1 else [0.5 / (count - 1)] * (count - 1) + [0.5]
-    stages = (replace(stage, minutes=minutes * share) for stage, share in zip(config.stages, shares, strict=True))
+    """The same curriculum cut to a time: half of it for the stages below the final resolution, half for those at it."""
+    final = config.stages[-1].resolution
+    at_final = sum(stage.resolution == final for stage in config.stages)
+    below = len(config.stages) - at_final
+    stages = []
+    for stage in config.stages:
+        peers = at_final if stage.resolution == final else below
+        stages.append(replace(stage, minutes=minutes / peers * (0.5 if below else 1.0)))
     return replace(config, stages=tuple(stages))

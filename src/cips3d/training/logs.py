@@ -18,6 +18,8 @@ from cips3d.training.config import TrainConfig
 
 #: Heads in a sample grid, and the yaws in degrees that each is seen from.
 SAMPLE_HEADS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
+#: Sample grids are rendered at least this large, whatever the stage trains at, so that they can be looked at.
+SAMPLE_RESOLUTION = 64
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
@@ -72,7 +74,7 @@ class RunLog:
     def samples(self, generator: Generator, images: int, resolution: int) -> None:
         """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
         latents = generator.sample_latents(SAMPLE_HEADS, seed=0)
-        sheet = turntable_sheet(generator, latents, SAMPLE_YAWS, resolution)
+        sheet = turntable_sheet(generator, latents, SAMPLE_YAWS, max(resolution, SAMPLE_RESOLUTION))
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
 
     def close(self) -> None:

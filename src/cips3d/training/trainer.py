@@ -179,7 +179,8 @@ class Trainer:
         for stage in config.stages:
             if stage.batch % processes:
                 raise UserError(f"stage at {stage.resolution}: batch {stage.batch} does not divide among {processes} processes")
-        self.dataset = open_dataset(config.data, config.stages[0].resolution)
+        # at the largest size, so that a picture too small for a later stage is refused before the run starts
+        self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
@@ -229,8 +230,8 @@ class Trainer:
         while self._stage_progress(stage) < 1:
             figures = self._step(stage, positions, next(real_batches), log is not None and at.step % c.log_steps == 0)
             at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
-            now = self._same_everywhere(time.perf_counter() - began)
-            at.stage_seconds = now
+            seconds = time.perf_counter() - began
+            at.stage_seconds = seconds if stage.minutes is None else self._same_everywhere(seconds)
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if log is not None and figures:
                 figures |= {"images_per_second": speed, "resolution": stage.resolution}
