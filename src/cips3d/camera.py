@@ -18,6 +18,8 @@ from torch import Tensor
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
 
+#: One number for all cameras, or one for each.
+Numbers = float | Float[Tensor, ""] | Float[Tensor, " batch"]
 #: Turns OpenGL camera axes into OpenCV's (x right, y down, z forward) and back; it is its own inverse.
 _OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 
@@ -90,7 +92,7 @@ class Camera:
         position: Float[Tensor, "batch 3"],
         target: Float[Tensor, "batch 3"] | None = None,
         up: Float[Tensor, "batch 3"] | None = None,
-        fov: float | Float[Tensor, " batch"] = 12.0,
+        fov: Numbers = 12.0,
     ) -> Camera:
         """Cameras at `position` that look at `target` (default: the origin) with `up` (default: +y) upward in the picture.
 
@@ -106,7 +108,7 @@ class Camera:
             raise UserError("camera: the position equals the point it looks at; move one of them")
         backward = torch.nn.functional.normalize(backward, dim=-1)
         right = torch.linalg.cross(up.expand_as(backward), backward)
-        if bool((right.norm(dim=-1) < 1e-8).any()):
+        if bool((right.norm(dim=-1) < 1e-6).any()):
             raise UserError("camera: it looks straight along its up vector; keep |pitch| below 90 degrees or give another up")
         right = torch.nn.functional.normalize(right, dim=-1)
         true_up = torch.linalg.cross(backward, right)
@@ -117,12 +119,12 @@ class Camera:
 
     @staticmethod
     def orbit(
-        yaw: float | Float[Tensor, " batch"],
-        pitch: float | Float[Tensor, " batch"] = 0.0,
-        radius: float | Float[Tensor, " batch"] = 1.0,
-        fov: float | Float[Tensor, " batch"] = 12.0,
+        yaw: Numbers,
+        pitch: Numbers = 0.0,
+        radius: Numbers = 1.0,
+        fov: Numbers = 12.0,
     ) -> Camera:
-        """Cameras on a sphere around the origin; scalars and (B,) tensors broadcast.
+        """Cameras on a sphere around the origin; scalars and (B,) tensors broadcast, with the type of the first tensor.
 
         Args:
             yaw: radians; positive moves the camera towards +x.
@@ -130,9 +132,10 @@ class Camera:
             radius: distance from the origin, world units, > 0.
             fov: full field of view, degrees.
         """
-        parts = [torch.as_tensor(x) for x in (yaw, pitch, radius, fov)]
-        dtype = torch.promote_types(*[torch.result_type(x, 0.0) for x in parts[:2]])
-        yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*[torch.atleast_1d(x).to(dtype) for x in parts])
+        tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
+        like = {"dtype": torch.get_default_dtype()} if not tensors else {"dtype": tensors[0].dtype, "device": tensors[0].device}
+        parts = [torch.atleast_1d(torch.as_tensor(x, **like)) for x in (yaw, pitch, radius, fov)]
+        yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
         position = radius_t[:, None] * torch.stack(
             [yaw_t.sin() * pitch_t.cos(), pitch_t.sin(), yaw_t.cos() * pitch_t.cos()], dim=-1
         )
@@ -146,8 +149,8 @@ class Camera:
 
     def yaw_pitch(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch in radians of the positions as seen from the origin (the inverse of `orbit`)."""
-        x, y, z = torch.nn.functional.normalize(self.position, dim=-1).unbind(-1)
-        return torch.atan2(x, z), torch.asin(y.clamp(-1, 1))
+        x, y, z = self.position.unbind(-1)
+        return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
     def rays(self, height: int, width: int, corner_aligned: bool = False) -> Rays:
         """One ray per pixel, row by row from the top left.
@@ -185,7 +188,7 @@ class Camera:
         return self.cam_to_world * _OPENGL_TO_OPENCV.to(self.cam_to_world)
 
     @staticmethod
-    def from_opencv(cam_to_world: Float[Tensor, "batch 4 4"], fov: float | Float[Tensor, " batch"] = 12.0) -> Camera:
+    def from_opencv(cam_to_world: Float[Tensor, "batch 4 4"], fov: Numbers = 12.0) -> Camera:
         """Cameras from OpenCV camera-to-world transforms; exact inverse of `to_opencv`."""
         return Camera(cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world))
 
@@ -251,7 +254,8 @@ class PoseDistribution(Configuration):
             if self.kind == "uniform":
                 pitch = self.pitch_mean + self.pitch_std * (2 * second - 1)
             else:
-                low, high = math.sin(self.pitch_mean - self.pitch_std), math.sin(self.pitch_mean + self.pitch_std)
+                bottom, top = self.pitch_mean - self.pitch_std, self.pitch_mean + self.pitch_std
+                low, high = math.sin(max(bottom, -math.pi / 2)), math.sin(min(top, math.pi / 2))
                 pitch = torch.asin(low + (high - low) * second)
         limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
         return yaw, pitch.clamp(-limit, limit)

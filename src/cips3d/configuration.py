@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,17 +24,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+def from_dict(kind: type[T], values: Any, source: str) -> T:
     """A configuration dataclass from the dictionary that `to_dict` made (missing fields take their defaults).
 
     Args:
+        values: usually a dictionary; anything else that JSON holds is refused.
         source: what the user knows the values by (a file, an option), for the error line.
 
     Raises:
         UserError: for unknown fields, wrong types and values outside their range.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +21,8 @@ from cips3d.files import atomic_path
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator, GeneratorConfig
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
+
 
 def save(generator: Generator, path: str | Path) -> None:
     """Writes a generator to one safetensors file: weights, and the configuration as JSON in the header.
@@ -27,9 +30,23 @@ def save(generator: Generator, path: str | Path) -> None:
     Raises:
         UserError: if the file cannot be written; nothing half-written stays behind.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    write_tensors(path, generator.state_dict(), "cips3d", to_dict(generator.config))
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], key: str, entry: dict[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all, with `entry` as JSON under `key` in its header.
+
+    There is one key only, because several come in random order, and equal models shall be equal files.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", "cips3d": json.dumps(to_dict(generator.config))})
+        try:
+            save_file(stored, temporary, {key: json.dumps(entry)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
 
 
 def load(name: str | Path) -> Generator:
@@ -42,7 +59,12 @@ def load(name: str | Path) -> Generator:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
     path = Path(name)
-    generator = _load_file(path) if path.is_file() else _load_hub_form(str(name), is_folder=path.is_dir())
+    if path.is_file():
+        generator = _load_file(path)
+    elif path.is_dir() or _HUB_ID.fullmatch(str(name)):
+        generator = _load_hub_form(str(name), is_folder=path.is_dir())
+    else:  # without asking the hub, which takes half a minute where there is no network
+        raise UserError(f"model {name}: no such file or folder; check the path (a model on the hub is named user/model)")
     return generator.eval().requires_grad_(False)
 
 
@@ -58,16 +80,20 @@ def _load_file(path: Path) -> Generator:
         raise UserError(f"{path} is not a readable model ({error}); it may be truncated: copy or download it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if "shape_mean" in weights:
+        generator = generator.to(weights["shape_mean"].dtype)  # a double precision model stays one
     load_weights(generator, weights, str(path))
     return generator
 
 
 def _load_hub_form(name: str, is_folder: bool) -> Generator:
+    if is_folder and not (Path(name) / "config.json").is_file():
+        raise UserError(f"model {name}: is not a model folder (it has no config.json)")
     try:
         return Generator.from_pretrained(name)
-    except (HfHubHTTPError, HFValidationError, OSError, SafetensorError, RuntimeError, TypeError) as error:
+    except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"
-        raise UserError(f"model {name}: {what} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"model {name}: {what} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -101,8 +127,8 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # on other files the reader of pickles fails in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a checkpoint of plain tensors ({reason}); give the authors' *.pth file") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file")
@@ -122,12 +148,15 @@ def import_official_generator(official: dict[str, Tensor], source: str, resoluti
     """
     try:
         config = _official_config(official, resolution)
-    except KeyError as error:
+    except LookupError as error:
         raise UserError(f"{source}: no tensor {error}; this is not the authors' generator checkpoint") from None
     generator = Generator(config).to(next(iter(official.values())).dtype)
     renamed = {"shape_mean": generator.shape_mean, "appearance_mean": generator.appearance_mean}
     for key, tensor in official.items():
-        name = _official_generator_name(key, config)
+        try:
+            name = official_generator_name(key, config)
+        except (KeyError, ValueError):
+            raise UserError(f"{source}: unknown tensor {key}; this is not the authors' generator checkpoint") from None
         if name is not None:
             renamed[name] = tensor[0] if key.endswith(("mod1.weight", "mod2.weight")) else tensor
     load_weights(generator, renamed, source)
@@ -163,7 +192,7 @@ def _official_config(official: dict[str, Tensor], resolution: int) -> GeneratorC
 _NERF_PARTS = {"linear": "linear", "gain_fc": "gain", "bias_fc": "phase"}
 
 
-def _official_generator_name(key: str, config: GeneratorConfig) -> str | None:
+def official_generator_name(key: str, config: GeneratorConfig) -> str | None:
     """Our name for one of the authors' generator keys; None for entries that their code never uses."""
     parts = key.split(".")
     match parts:
@@ -215,10 +244,11 @@ def import_official_discriminator(official: dict[str, Tensor], source: str) -> P
     first = any(".conv1.down_blur" in key for key in official)
     try:
         extra = official["final_conv.equal_conv.weight"].shape[1] - channels[4]
-    except KeyError as error:
+        dtype = official["out_linear.weight"].dtype
+    except LookupError as error:
         raise UserError(f"{source}: no tensor {error}; this is not the authors' discriminator checkpoint") from None
     config = DiscriminatorConfig(dict(sorted(channels.items())), downsample_first=first, stddev_group=4 * extra)
-    discriminator = ProgressiveDiscriminator(config).to(official["out_linear.weight"].dtype)
+    discriminator = ProgressiveDiscriminator(config).to(dtype)
     renamed = {official_discriminator_name(key): tensor for key, tensor in official.items() if "down_blur" not in key}
     load_weights(discriminator, renamed, source)
     return discriminator

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from huggingface_hub.utils.logging import set_verbosity_error
+from tyro import conf
 from tyro.extras import SubcommandApp
 
 from cips3d.cli import data, demo, imports, info, render, sample, train
@@ -28,14 +30,20 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command line words; those of the process by default.
     """
     warnings.filterwarnings("ignore", module=r"(?!cips3d)")  # a library's advice to developers is noise to users
+    set_verbosity_error()
     try:
         app.cli(
             prog="cips3d",
             description="CIPS-3D: a 3D-aware image generator that learns from ordinary single-view pictures.",
             args=args,
+            config=(conf.PositionalMetavarFromFieldName, conf.DisallowNone, conf.FlagCreatePairsOff),
         )
     except UserError as error:
         print(f"cips3d: error: {error_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # what no library function has put into words of its own
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"cips3d: error: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)

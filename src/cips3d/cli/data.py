@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.extras import SubcommandApp
 
-from cips3d.cli.options import at_least
+from cips3d.cli.options import at_least, check_seed
 from cips3d.data import SyntheticHeads
 from cips3d.data.archive import write_heads
 
@@ -33,6 +33,6 @@ def heads(
         style: "natural" light, or the same heads as "cartoon" drawings.
     """
     at_least(1, count=count, resolution=resolution)
-    at_least(0, seed=seed)
+    check_seed(seed)
     write_heads(out, SyntheticHeads(count, resolution, seed, style))
     print(f"{count} pictures of {resolution}² in {out}")

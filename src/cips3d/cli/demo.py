@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from cips3d import pretrained
-from cips3d.cli.options import at_least, check_finite
+from cips3d.cli.options import Derived, at_least, check_finite, check_seed
 from cips3d.cli.train import run_with_progress
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
@@ -17,26 +19,28 @@ from cips3d.metrics.geometry import geometry_report
 from cips3d.training.config import preset, with_minutes
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
+_FRAMES, _VIDEO_RESOLUTION = 90, 64  # three seconds of six heads, rendered in about a quarter of a minute
 
 
-def demo(out: Path | None = None, /, minutes: float = 3.0, heads: int = 6, resolution: int = 96, seed: int = 0) -> None:
+def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, resolution: int = 96, seed: int = 0) -> None:
     """Train a 3D-aware GAN from scratch on the embedded heads, then turn heads that it has invented.
 
     Writes heads.png (rows: INR image, NeRF image, depth; columns: yaws from -45° to 45°), depth.png and orbit.mp4.
 
     Args:
         out: a new folder for the run. Default: runs/demo-DATE-TIME.
-        minutes: training time.
+        minutes: of training.
         heads: number of invented heads to show.
         resolution: side of the pictures shown, in pixels; any size, whatever was trained.
         seed: of training and of the heads.
     """
     at_least(1, heads=heads, resolution=resolution)
     check_finite(minutes=minutes)
+    check_seed(seed)
     if minutes <= 0:
         raise UserError(f"--minutes: {minutes}; give a positive number")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    config = with_minutes(preset("heads-32"), minutes)
+    config = with_minutes(replace(preset("heads-32"), seed=seed), minutes)
     print(
         f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine."
     )
@@ -53,8 +57,9 @@ def demo(out: Path | None = None, /, minutes: float = 3.0, heads: int = 6, resol
             view = generator.render(latents[head], orbit_cameras(generator, _YAWS), resolution, psi=psi)
             depths.append(depth_picture(view.depth, view.opacity))
     save_image(folder / "depth.png", image_grid(torch.cat(depths), columns=len(_YAWS)))
-    swing = swing_cameras(generator, 120, max(_YAWS))
-    save_frames(folder / "orbit.mp4", frames(generator, latents, swing, resolution, psi=psi))
+    swing = swing_cameras(generator, _FRAMES, max(_YAWS))
+    turning = frames(generator, latents, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi)
+    save_frames(folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame")))
     print(f"{heads} invented heads, INR image above NeRF image above depth: {folder / 'heads.png'}")
     print(f"their depth alone: {folder / 'depth.png'}")
     print(f"turning: {folder / 'orbit.mp4'}")

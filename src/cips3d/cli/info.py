@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import at_least
+from cips3d.cli.options import Derived, at_least
 from cips3d.errors import UserError
 from cips3d.metrics.geometry import geometry_report
 from cips3d.models.cost import Cost, discriminator_cost, generator_cost
 from cips3d.training.config import PRESETS, preset
 
 
-def info(what: str, /, resolution: int | None = None, batch: int | None = None, geometry: bool = False) -> None:
+def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = None, geometry: bool = False) -> None:
     """Print parameters, floating-point operations and memory of a training preset or of a model.
 
     Args:
@@ -29,7 +29,7 @@ def info(what: str, /, resolution: int | None = None, batch: int | None = None, 
             raise UserError(f"--geometry: {what} is a preset, which has learned nothing yet; give a model")
         _print_preset(what, resolution, batch)
         return
-    if not Path(what).exists() and "/" not in what:
+    if "/" not in what and not Path(what).exists():
         raise UserError(f"{what}: neither a preset ({', '.join(PRESETS)}) nor a model file or folder")
     generator = pretrained.load(what)
     side = resolution or generator.config.resolution

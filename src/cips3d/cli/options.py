@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, TypeVar
 
 import torch
+from tyro.conf import arg
 
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
+
+T = TypeVar("T")
+#: An option whose default, None, stands for something that its help text names.
+Derived = Annotated[T | None, arg(help_behavior_hint="")]
 
 
 def check_finite(**options: float) -> None:
@@ -22,6 +28,12 @@ def at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that torch or numpy would not take."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed: {seed}; give a number from 0 to {2**63 - 1}")
 
 
 def to_device(generator: Generator, device: str) -> Generator:

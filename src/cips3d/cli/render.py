@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import at_least, check_finite, to_device
+from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import frames, swing_cameras, turntable_sheet
@@ -18,7 +18,7 @@ def render(
     count: int = 4,
     seed: int = 0,
     psi: float = 0.7,
-    resolution: int | None = None,
+    resolution: Derived[int] = None,
     yaw: float = 45.0,
     pitch: float = 0.0,
     views: int = 7,
@@ -42,10 +42,11 @@ def render(
         views: columns of the grid.
         seconds: length of the video.
         fps: frames per second of the video.
-        device: auto, cpu, cuda, mps, …
+        device: cpu, cuda, mps, …; auto takes the fastest.
     """
     at_least(1, count=count, views=views, fps=fps)
     check_finite(psi=psi, yaw=yaw, pitch=pitch, seconds=seconds)
+    check_seed(seed)
     suffix = out.suffix.lower()
     if suffix not in (".png", ".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from cips3d import pretrained
-from cips3d.cli.options import at_least, check_finite, to_device
+from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.errors import UserError
 from cips3d.export.media import image_grid, save_image, to_uint8
 from cips3d.export.sheets import orbit_cameras
@@ -21,7 +21,7 @@ def sample(
     count: int = 16,
     seed: int = 0,
     psi: float = 0.7,
-    resolution: int | None = None,
+    resolution: Derived[int] = None,
     yaw: float | Literal["random"] = "random",
     pitch: float = 0.0,
     separate: bool = False,
@@ -39,12 +39,13 @@ def sample(
         yaw: degrees, positive from the subject's left (+x); or "random", from the camera prior (pitch too).
         pitch: degrees, positive from above.
         separate: write one file per subject.
-        device: auto, cpu, cuda, mps, …
+        device: cpu, cuda, mps, …; auto takes the fastest.
     """
     at_least(1, count=count)
     if resolution is not None:
         at_least(1, resolution=resolution)
     check_finite(psi=psi, pitch=pitch, yaw=0.0 if yaw == "random" else yaw)
+    check_seed(seed)
     if not separate and out.suffix.lower() != ".png":
         raise UserError(f"{out}: a grid is written as a .png; give a name that ends so, or --separate and a folder")
     generator = to_device(pretrained.load(model), device)

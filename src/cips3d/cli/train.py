@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cips3d.cli.options import Derived, check_finite, check_seed
 from cips3d.errors import UserError
 from cips3d.training import config as configs
 from cips3d.training.allocator import keep_freed_memory
@@ -17,14 +18,14 @@ from cips3d.training.trainer import Trainer, resume_config
 def train(
     run_dir: Path,
     /,
-    preset: str | None = None,
-    data: str | None = None,
-    kimg: float | None = None,
-    minutes: float | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
+    preset: Derived[str] = None,
+    data: Derived[str] = None,
+    kimg: Derived[float] = None,
+    minutes: Derived[float] = None,
+    batch: Derived[int] = None,
+    seed: Derived[int] = None,
 ) -> None:
-    """Train a generator, or resume the run in RUN_DIR from its newest checkpoint.
+    """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
 
     Without options an existing run is resumed with its own configuration, to the bit. `accelerate launch -m cips3d train …`
     runs the same command on many GPUs and machines.
@@ -52,6 +53,8 @@ def train(
 def _new_config(
     name: str, data: str | None, kimg: float | None, minutes: float | None, batch: int | None, seed: int | None
 ) -> TrainConfig:
+    if seed is not None:
+        check_seed(seed)
     config = configs.preset(name)
     stages = list(config.stages)
     if kimg is not None:
@@ -61,7 +64,8 @@ def _new_config(
     config = replace(config, stages=tuple(stages), data=data or config.data, seed=config.seed if seed is None else seed)
     if minutes is None:
         return config
-    if not minutes > 0:
+    check_finite(minutes=minutes)
+    if minutes <= 0:
         raise UserError(f"--minutes: {minutes}; give a positive number")
     return configs.with_minutes(config, minutes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Camera, PoseDistribution, Rays
-from cips3d.configuration import Configuration, from_dict, to_dict
+from cips3d.configuration import Configuration, from_dict
 from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.inr import ImplicitNetwork, rgb_head
@@ -99,7 +99,6 @@ class Generator(
     PyTorchModelHubMixin,
     library_name="cips3d",
     tags=["3d-aware-gan", "nerf", "image-generation"],
-    coders={GeneratorConfig: (to_dict, lambda values: from_dict(GeneratorConfig, values, "config.json"))},
 ):
     """CIPS-3D: mapping networks, radiance field, implicit network and auxiliary colour head.
 
@@ -107,12 +106,16 @@ class Generator(
     model.safetensors); `cips3d.load` reads those as well as one-file models.
 
     Args:
-        config: the architecture.
+        config: the architecture; the hub's mixin gives it as it stands in config.json, as a dictionary.
+
+    Raises:
+        UserError: if a dictionary does not fit the configuration.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__()
-        self.config = c = config
+        c = config if isinstance(config, GeneratorConfig) else from_dict(GeneratorConfig, config, "config.json")
+        self.config = c
         self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
         self.appearance_mapping = MappingNetwork(
             c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, norm=c.appearance_mapping_norm

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cips3d.configuration import Configuration, from_dict, to_dict
 from cips3d.errors import UserError
-from cips3d.files import atomic_path
-from cips3d.pretrained import load_weights
+from cips3d.pretrained import load_weights, write_tensors
 
 #: Checkpoints that stay on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
@@ -55,12 +53,7 @@ def save_state(
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors.update({f"{name}/{index}/{key}": value for key, value in moments.items()})
-    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={"cips3d-training": json.dumps(to_dict(counters))})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_tensors(path, tensors, "cips3d-training", to_dict(counters))
 
 
 def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> Counters:
@@ -102,6 +95,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path) -> None:
-    """Deletes all but the newest `KEEP` checkpoints."""
-    for path in checkpoints(folder)[:-KEEP]:
+    """Deletes all but the newest `KEEP` checkpoints, and what a killed process left half-written."""
+    for path in [*checkpoints(folder)[:-KEEP], *folder.glob(".*.safetensors")]:
         path.unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def _heads_32() -> TrainConfig:
         stages=(
             Stage(16, kimg=24, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
             Stage(32, kimg=26, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
-            Stage(32, kimg=54, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
+            Stage(32, kimg=30, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
         ),
     )  # fmt: skip
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore (protobuf makes these at run time)
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cips3d.configuration import read_json, to_dict
 from cips3d.errors import UserError
@@ -31,45 +37,43 @@ def write_config(run_dir: Path, config: TrainConfig) -> None:
     path = run_dir / "config.json"
     if path.exists():
         if read_json(TrainConfig, path) != config:
-            raise UserError(f"{run_dir} holds a run with another configuration; give another --run-dir, or resume with its own")
+            raise UserError(f"{run_dir} holds a run with another configuration; give another folder, or resume with its own")
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} is a file; give a folder as --run-dir")
+        raise UserError(f"{run_dir} is a file; give a folder for the run")
     if run_dir.is_dir() and any(run_dir.iterdir()):
-        raise UserError(f"{run_dir} is not empty and holds no run; give another --run-dir")
+        raise UserError(f"{run_dir} is not empty and holds no run; give another folder")
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 class RunLog:
-    """Log lines and TensorBoard scalars of one run; on resume, lines after the resumed step are dropped, so none stands twice.
+    """Log lines and TensorBoard scalars of one run; on resume, those after the resumed step are dropped, so none stands twice.
 
     Args:
         run_dir: the run directory.
         step: optimiser steps already done.
+        images: real pictures already shown.
 
     Raises:
-        UserError: if the directory cannot be written.
+        UserError: if log.jsonl cannot be read or rewritten.
+        OSError: here and in the methods, if something else cannot be written.
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    def __init__(self, run_dir: Path, step: int, images: int) -> None:
         self.run_dir = run_dir
         path = run_dir / "log.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        kept = _lines_until(path, step)
         with atomic_path(path) as temporary:
             temporary.write_text("".join(kept))
         self.file = path.open("a")
-        self.board = SummaryWriter(str(run_dir), purge_step=step)
+        self.board = Board(run_dir, images)
 
     def write(self, step: int, images: int, figures: dict[str, Any]) -> None:
         """One line, flushed, and the same numbers for TensorBoard (whose step is the number of real pictures shown)."""
-        try:
-            self.file.write(json.dumps({"step": step, "images": images} | figures) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.run_dir / 'log.jsonl'}: {error.strerror}; make room and resume") from None
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, images)
+        self.file.write(json.dumps({"step": step, "images": images} | figures) + "\n")
+        self.file.flush()
+        self.board.write(images, figures)
 
     def samples(self, generator: Generator, images: int, resolution: int) -> None:
         """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
@@ -78,14 +82,48 @@ class RunLog:
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self.file.close()
-        self.board.close()
+        """Closes the files; what a full disk has not taken by now is lost."""
+        for file in (self.file, self.board.file):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The complete JSON lines of a log; a killed process may have left half a line at the end."""
+class Board:
+    """TensorBoard events of one session, written at once.
+
+    torch's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback that nobody can catch.
+
+    Args:
+        run_dir: where the event file goes.
+        images: real pictures already shown; TensorBoard hides what an earlier session logged after them.
+    """
+
+    def __init__(self, run_dir: Path, images: int) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = (run_dir / name).open("ab")
+        self.records = RecordWriter(self.file)
+        self._add(Event(file_version="brain.Event:2"))
+        self._add(Event(step=images + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, images: int, figures: dict[str, float]) -> None:
+        """One scalar for each figure."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        self._add(Event(step=images, summary=Summary(value=values)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+        self.records.flush()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to that step; a killed process may have left half a line at the end."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [line for line in lines if line.endswith("}\n")]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); mend or remove it, then resume") from None

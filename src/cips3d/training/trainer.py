@@ -7,6 +7,9 @@ or for blocks that a resolution does not use.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -194,27 +197,39 @@ class Trainer:
     def run(self, progress: Callable[[float, dict[str, float]], None] | None = None) -> Path:
         """Trains to the end of the last stage and returns the path of the model.
 
-        An interrupt (Ctrl-C) saves a checkpoint before it goes on to the caller.
+        An interrupt (Ctrl-C) lets the current step end and saves a checkpoint before it goes on to the caller; a second one
+        goes on at once.
 
         Args:
             progress: called after every step with the share of the run that is done, in [0, 1], and figures to show.
+
+        Raises:
+            UserError: if a file cannot be written or a picture cannot be read.
         """
-        log = RunLog(self.run_dir, self.counters.step) if self.accelerator.is_main_process else None
+        log = None
         try:
-            while self.counters.stage < len(self.config.stages):
-                self._run_stage(self.config.stages[self.counters.stage], log, progress)
-                at = self.counters
-                self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
-                self.save()
-        except KeyboardInterrupt:
-            self.save()
-            raise
+            if self.accelerator.is_main_process:
+                log = RunLog(self.run_dir, self.counters.step, self.counters.images)
+            with _first_interrupt_noted() as interrupts:
+                while self.counters.stage < len(self.config.stages):
+                    self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
+                    at = self.counters
+                    self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
+                    self.save()
+        except OSError as error:
+            raise UserError(f"cannot write in {self.run_dir}: {error.strerror or error}; make room and resume") from error
         finally:
             if log is not None:
                 log.close()
         return self.save_model()
 
-    def _run_stage(self, stage: Stage, log: RunLog | None, progress: Callable[[float, dict[str, float]], None] | None) -> None:
+    def _run_stage(
+        self,
+        stage: Stage,
+        log: RunLog | None,
+        progress: Callable[[float, dict[str, float]], None] | None,
+        interrupts: list[int],
+    ) -> None:
         c, at = self.config, self.counters
         positions = self._positions(stage.batch)
         self.dataset = open_dataset(c.data, stage.resolution)
@@ -236,13 +251,19 @@ class Trainer:
             if log is not None and figures:
                 figures |= {"images_per_second": speed, "resolution": stage.resolution}
                 log.write(at.step, at.images, figures)
-            if progress is not None:
-                progress(self.progress(), {"resolution": stage.resolution, "images": at.images, "images_per_second": speed})
             if self._passed(c.sample_kimg, stage.batch) and log is not None:
                 self.networks.ema.update_style_means()
                 log.samples(self.networks.ema, at.images, stage.resolution)
             if self._passed(c.checkpoint_kimg, stage.batch):
                 self.save()
+            try:
+                if progress is not None:
+                    progress(self.progress(), {"resolution": stage.resolution, "images": at.images, "images_per_second": speed})
+                if interrupts:
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:  # only here, between steps, is the state one that can be resumed to the bit
+                self.save()
+                raise
 
     def _step(self, stage: Stage, positions: range, real: UInt8[Tensor, "b 3 r r"], logged: bool) -> dict[str, float]:
         """One iteration; returns figures for the log when they are asked for."""
@@ -303,6 +324,7 @@ class Trainer:
                 self.dataset,
                 batch_sampler=order,
                 num_workers=self.config.workers,
+                worker_init_fn=_ignore_interrupts,
                 pin_memory=self.accelerator.device.type == "cuda",
             )
         )
@@ -366,6 +388,36 @@ def resume_config(run_dir: Path) -> TrainConfig:
         UserError: if it holds none that can be read.
     """
     return read_json(TrainConfig, run_dir / "config.json")
+
+
+@contextlib.contextmanager
+def _first_interrupt_noted() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C in the block goes to, raised at the block's end; the second is raised where it comes.
+
+    Does nothing outside the main thread, or where interrupts are ignored or handled in another way.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield received
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Keeps a data loading process, which a Ctrl-C reaches too, at work until the step has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _figures(d: StepResult, g: StepResult, fake: RenderOutput) -> dict[str, float]:

@@ -1,0 +1,251 @@
+"""The training step as one first writes it from the paper or the authors' code: eager float32, nothing folded or skipped.
+
+It computes on the parameters of our modules, so that both can start from the same weights. tests/test_baseline.py shows that
+pictures, losses and gradients equal ours; benchmarks/training.py and benchmarks/rendering.py measure what the difference in
+form is worth. Nothing runs when this file is called. The differences, all of which leave the result as it is:
+
+- FiLM-SIREN layers scale and shift the linear layer's output; ours folds the gain into the weights.
+- The feature head is applied to every sample, and the features of all samples are concatenated, sorted and gathered; ours
+  sorts depths and densities only and applies the head once per ray.
+- cumprod and searchsorted (ours: a cumulative sum of logarithms, counting).
+- Discriminators in the default memory layout, bias, LeakyReLU, √2 and 1/√2 as operations of their own, and a blur of every
+  pixel before each stride of 2.
+- Adam as torch makes it by default, an average of the weights in a Python loop, the C library's allocator as it is.
+- A fresh batch of fakes for the discriminator's and for the generator's step (ours can share one: `TrainConfig.share_fakes`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cips3d.camera import Rays
+from cips3d.models.discriminator import EqualConv, EqualLinear, ProgressiveDiscriminator, ResidualBlock
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.inr import ImplicitNetwork
+from cips3d.models.layers import FilmSiren, ModulatedLinear
+from cips3d.models.nerf import RadianceField
+from cips3d.models.records import Latents, RayDraws, Sampling
+from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.draws import FakeDraws
+
+
+# -------------------------------------------------------------------- radiance field
+def film_siren(layer: FilmSiren, x: Tensor, w: Tensor) -> Tensor:
+    gain, phase = 15 * layer.gain(w) + 30, layer.phase(w)
+    return torch.sin(gain[:, None] * layer.linear(x) + phase[:, None])
+
+
+def field_at(nerf: RadianceField, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
+    """Features and, last, raw densities (B, N, S, feature_dim + 1) at depths t (B, N, S)."""
+    points = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]
+    x = points.flatten(1, 2) / nerf.extent
+    for layer in nerf.layers:
+        x = film_siren(layer, x, w)
+    sigma = nerf.density_gain * nerf.density(x)
+    feature = nerf.feature(film_siren(nerf.feature_layer, x, w))
+    return torch.cat([feature, sigma], dim=-1).unflatten(1, t.shape[1:])
+
+
+# -------------------------------------------------------------------- volume rendering
+def compositing_weights(t: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
+    """α_i T_i for samples in order of depth."""
+    last = (end - t[..., -1:]).clamp(min=0)
+    delta = torch.cat([t[..., 1:] - t[..., :-1], last], dim=-1)
+    alpha = 1 - torch.exp(-delta * torch.relu(sigma))
+    shifted = torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1)
+    return alpha * torch.cumprod(shifted, dim=-1)[..., :-1]
+
+
+def importance_depths(t: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """Inverse CDF of the coarse weights over the mid-points of the coarse depths."""
+    edges = (t[..., 1:] + t[..., :-1]) / 2
+    weights = weights[..., 1:-1] + 1e-5 + 1e-5  # once by the caller and once inside, in the authors' code
+    pdf = weights / weights.sum(dim=-1, keepdim=True)
+    cdf = torch.cumsum(pdf, dim=-1)
+    cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
+    indices = torch.searchsorted(cdf, u.contiguous())
+    below, above = (indices - 1).clamp(min=0), indices.clamp(max=edges.shape[-1] - 1)
+    cdf_below, cdf_above = cdf.gather(-1, below), cdf.gather(-1, above)
+    edge_below, edge_above = edges.gather(-1, below), edges.gather(-1, above)
+    width = cdf_above - cdf_below
+    width[width < 1e-5] = 1
+    return edge_below + (u - cdf_below) / width * (edge_above - edge_below)
+
+
+def rendered_features(generator: Generator, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws) -> Tensor:
+    """V_r (B, N, feature_dim): coarse pass, fine pass, merge, composite."""
+    c = generator.config
+    distance = rays.origins.norm(dim=-1, keepdim=True)
+    near, far = distance - c.extent, distance + c.extent
+    end = torch.full_like(far, 1e10) if c.background == "endless" else far
+    t = near + (far - near) * torch.linspace(0, 1, sampling.coarse, dtype=near.dtype, device=near.device)
+    t = t + (draws.jitter - 0.5) * (far - near) / (sampling.coarse - 1)
+    coarse = field_at(generator.nerf, rays, t, w)
+    with torch.no_grad():
+        weights = compositing_weights(t, with_noise(coarse[..., -1], draws.coarse_noise), end)
+        fine_t = importance_depths(t, weights, draws.importance)
+    fine = field_at(generator.nerf, rays, fine_t, w)
+
+    t, order = torch.sort(torch.cat([t, fine_t], dim=-1), dim=-1)
+    samples = torch.cat([coarse, fine], dim=2)
+    samples = samples.gather(2, order[..., None].expand_as(samples))
+    features, sigma = samples[..., :-1], samples[..., -1]
+    weights = compositing_weights(t, with_noise(sigma, draws.noise), end)
+    feature = (weights[..., None] * features).sum(dim=2)
+    if generator.background is not None:
+        feature = feature + (1 - weights.sum(dim=-1, keepdim=True)) * generator.background(w)[:, None]
+    return feature
+
+
+def with_noise(sigma: Tensor, noise: Tensor | None) -> Tensor:
+    return sigma if noise is None else sigma + noise
+
+
+# -------------------------------------------------------------------- implicit network and pictures
+def modulated_linear(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
+    style = layer.affine(w) + 1
+    weight = layer.weight[None] * style[:, :, None]
+    demodulation = torch.rsqrt(weight.pow(2).sum(dim=1, keepdim=True) + 1e-8)
+    return torch.bmm(x, weight * demodulation)
+
+
+def implicit_network(inr: ImplicitNetwork, x: Tensor, w: Tensor) -> Tensor:
+    rgb = 0
+    for i, block in enumerate(inr.blocks):
+        y = F.leaky_relu(modulated_linear(block.first, x, w), 0.2, inplace=True)
+        y = F.leaky_relu(modulated_linear(block.second, y, w), 0.2, inplace=True)
+        x = x + y if i >= inr.residual_from else y
+        if i >= inr.rgb_from:
+            rgb = rgb + inr.to_rgb[i - inr.rgb_from](x)
+    return torch.tanh(rgb) if inr.tanh else rgb
+
+
+def generate(generator: Generator, draws: FakeDraws, resolution: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Pictures of the implicit network and of the auxiliary head, (B, 3, H, W)."""
+    assert generator.config.background in ("plain", "endless") and generator.config.embedding == "film"
+    rays = draws.camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    w_shape, w_appearance = generator.shape_mapping(draws.latents.shape), generator.appearance_mapping(draws.latents.appearance)
+    feature = rendered_features(generator, w_shape, rays, sampling, draws.rays)
+    colours = implicit_network(generator.inr, feature, w_appearance), torch.tanh(generator.aux_head(feature))
+    image, aux_image = (x.transpose(1, 2).unflatten(2, (resolution, resolution)) for x in colours)
+    return image, aux_image
+
+
+def random_draws(config: GeneratorConfig, sampling: Sampling, resolution: int, batch: int, noise_std: float) -> FakeDraws:
+    rays = resolution * resolution
+    noise = [None, None]
+    if noise_std > 0:
+        noise = [torch.randn(batch, rays, n) * noise_std for n in (sampling.coarse, sampling.coarse + sampling.fine)]
+    return FakeDraws(
+        Latents(torch.randn(batch, config.shape_dim), torch.randn(batch, config.appearance_dim)),
+        config.poses.sample(batch),
+        RayDraws(torch.rand(batch, rays, sampling.coarse), torch.rand(batch, rays, sampling.fine), *noise),
+    )
+
+
+# -------------------------------------------------------------------- discriminators
+def equal_conv(layer: EqualConv, x: Tensor) -> Tensor:
+    size = layer.weight.shape[-1]
+    weight = layer.weight / math.sqrt(layer.weight[0].numel())
+    if layer.downsample:
+        blur = layer.kernel.expand(x.shape[1], 1, -1, -1)
+        x = F.conv2d(x, blur, padding=size // 2 + 1, groups=x.shape[1])
+        x = F.conv2d(x, weight, stride=2)
+    else:
+        x = F.conv2d(x, weight, padding=size // 2)
+    if layer.bias is None:
+        return x
+    return F.leaky_relu(x + layer.bias.view(1, -1, 1, 1), 0.2) * math.sqrt(2)
+
+
+def residual_block(block: ResidualBlock, x: Tensor) -> Tensor:
+    return (equal_conv(block.conv2, equal_conv(block.conv1, x)) + equal_conv(block.skip, x)) / math.sqrt(2)
+
+
+def equal_linear(layer: EqualLinear, x: Tensor) -> Tensor:
+    x = F.linear(x, layer.weight / math.sqrt(layer.weight.shape[1]), layer.bias)
+    return F.leaky_relu(x, 0.2) * math.sqrt(2) if layer.activate else x
+
+
+def discriminate(discriminator: ProgressiveDiscriminator, images: Tensor) -> Tensor:
+    """Logits at alpha = 1."""
+    assert discriminator.config.stddev_group == 0
+    resolution = images.shape[-1]
+    x = equal_conv(discriminator.from_rgb[str(resolution)], images)
+    while resolution > 4:
+        x = residual_block(discriminator.blocks[str(resolution)], x)
+        resolution //= 2
+    x = equal_conv(discriminator.final_conv, x)
+    return equal_linear(discriminator.logit, equal_linear(discriminator.hidden, x.flatten(1)))
+
+
+def logits(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tensor) -> Tensor:
+    return torch.cat([discriminate(discriminators["main"], image), discriminate(discriminators["aux"], aux_image)])
+
+
+# -------------------------------------------------------------------- losses and the step
+def discriminator_loss(
+    discriminators: nn.ModuleDict, real: Tensor, image: Tensor, aux_image: Tensor, r1_weight: float
+) -> Tensor:
+    fake_logits = logits(discriminators, image, aux_image)
+    real_image, real_aux = (real.clone().requires_grad_(r1_weight > 0) for _ in range(2))
+    real_logits = logits(discriminators, real_image, real_aux)
+    loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+    if r1_weight > 0:
+        gradients = torch.autograd.grad(real_logits.sum(), [real_image, real_aux], create_graph=True)
+        loss = loss + r1_weight * torch.cat([g.pow(2).sum(dim=(1, 2, 3)) for g in gradients]).mean()
+    return loss
+
+
+def generator_loss(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tensor) -> Tensor:
+    return F.softplus(-logits(discriminators, image, aux_image)).mean()
+
+
+class Baseline:
+    """Networks, optimisers and the loop's body, for a stage with the auxiliary discriminator and without fade-in."""
+
+    def __init__(self, config: TrainConfig, stage: Stage, generator: Generator, discriminators: nn.ModuleDict) -> None:
+        self.config, self.stage, self.steps = config, stage, 0
+        self.sampling = config.sampling or generator.sampling
+        self.generator, self.discriminators = generator, discriminators
+        self.average = copy.deepcopy(generator).requires_grad_(False)
+        betas = (0.0, config.adam_beta2)
+        self.generator_optimizer = torch.optim.Adam(generator.parameters(), lr=stage.generator_lr, betas=betas)
+        self.discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), lr=stage.discriminator_lr, betas=betas)
+
+    def step(self, real: Tensor) -> None:
+        """One iteration on a batch of uint8 pictures."""
+        real = real.float() / 127.5 - 1
+        every = self.config.r1_every
+        r1_weight = 0.5 * self.config.r1_gamma * every if self.steps % every == 0 else 0.0
+        with torch.no_grad():
+            image, aux_image = self.generate(self.draws())
+        self.discriminator_optimizer.zero_grad()
+        discriminator_loss(self.discriminators, real, image, aux_image, r1_weight).backward()
+        self.discriminator_optimizer.step()
+
+        self.generator_optimizer.zero_grad()
+        self.discriminators.requires_grad_(False)
+        generator_loss(self.discriminators, *self.generate(self.draws())).backward()
+        self.discriminators.requires_grad_(True)
+        self.generator_optimizer.step()
+        self.update_average()
+        self.steps += 1
+
+    def draws(self) -> FakeDraws:
+        noise_std = self.config.density_noise  # its decay makes no difference to the time of a step
+        return random_draws(self.config.generator, self.sampling, self.stage.resolution, self.stage.batch, noise_std)
+
+    def generate(self, draws: FakeDraws) -> tuple[Tensor, Tensor]:
+        return generate(self.generator, draws, self.stage.resolution, self.sampling)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        decay = self.config.ema_decay
+        for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mean.mul_(decay).add_(value, alpha=1 - decay)

@@ -1,0 +1,117 @@
+"""ModFC by batch matrix product against grouped convolution (paper Section 3.2, Section 4.2 and Fig. 9c), 512 -> 512, float32.
+
+The paper: 15.18 batches a second by grouped convolution, 27.78 by bmm (1.8 times as many), "batch size of 4096, input/output
+dimension of 512", average of 1000 runs on a GPU. It does not say how many points share a style. Two readings:
+
+- 4096 styles of one point each. Then 4096 modulated weights of 512×512, 4 GiB, are written and read a few times: about 20 GB
+  of traffic, which on a GPU of the time takes some 30 ms. The paper's rate fits this reading. The matrix product is nothing
+  beside it. This is measured when enough memory is free (forward only), and with 256 styles otherwise and for gradients.
+- 4096 points that share a style (a 64² picture), for one or a few styles. This is how the generator uses the layer.
+
+Modulation and demodulation are in both times. Each form gets its own natural layout: (b, n, 512) rows for bmm, (b, 512, n, 1)
+maps for convolution, so nothing is transposed; the parameters are shared and the results compared.
+
+    python benchmarks/modfc.py        (about one minute)
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cips3d.models.layers import ModulatedLinear
+from cips3d.training.allocator import keep_freed_memory
+
+THREADS, DIM, STYLE_DIM = 2, 512, 512
+SECONDS = 4.0  # for both forms of one case together
+
+
+def grouped_convolution(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
+    """The same layer as StyleGAN2 and CIPS compute it: every batch entry is a group of a 1×1 convolution.
+
+    Args:
+        x: (b, in, n, 1).
+        w: (b, style_dim).
+    """
+    batch, in_dim, *size = x.shape
+    weight = layer.weight.t()[None] * (layer.affine(w) + 1)[:, None, :]
+    weight = weight * torch.rsqrt(weight.square().sum(dim=2, keepdim=True) + 1e-8)
+    out = F.conv2d(x.reshape(1, batch * in_dim, *size), weight.reshape(-1, in_dim, 1, 1), groups=batch)
+    return out.view(batch, -1, *size)
+
+
+def seconds_each(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Median seconds of both, called in turns."""
+    first(), second()
+    took: tuple[list[float], list[float]] = ([], [])
+    began = time.perf_counter()
+    while time.perf_counter() - began < SECONDS or len(took[0]) < 3:
+        for function, list_ in zip((first, second), took, strict=True):
+            start = time.perf_counter()
+            function()
+            list_.append(time.perf_counter() - start)
+    return statistics.median(took[0]), statistics.median(took[1])
+
+
+def measure(layer: ModulatedLinear, batch: int, points: int, gradients: bool) -> None:
+    """Prints one line of the table."""
+    rows = torch.randn(batch, points, DIM, requires_grad=gradients)
+    maps = rows.detach().transpose(1, 2).unsqueeze(3).contiguous().requires_grad_(gradients)
+    w = torch.randn(batch, STYLE_DIM)
+
+    def by_bmm() -> Tensor:
+        return layer(rows, w)
+
+    def by_convolution() -> Tensor:
+        return grouped_convolution(layer, maps, w)
+
+    def with_backward(function: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            function().sum().backward()
+            for tensor in (rows, maps, *layer.parameters()):
+                tensor.grad = None
+
+        return run
+
+    with torch.set_grad_enabled(gradients):
+        with torch.no_grad():
+            a = by_bmm()
+            difference = float((a - by_convolution()[..., 0].transpose(1, 2)).abs().max() / a.abs().max())
+            del a
+        assert difference < 1e-4, difference
+        if gradients:
+            bmm, convolution = seconds_each(with_backward(by_bmm), with_backward(by_convolution))
+        else:
+            bmm, convolution = seconds_each(by_bmm, by_convolution)
+    what = "forward+backward" if gradients else "forward"
+    print(
+        f"{batch:8d}{points:8d}  {what:18}{1 / convolution:14.2f}{1 / bmm:10.2f}{convolution / bmm:8.2f}{difference:14.0e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    layer = ModulatedLinear(DIM, DIM, STYLE_DIM)
+    print(f"ModFC {DIM} -> {DIM}, float32, {THREADS} threads: calls a second (the paper, GPU: 15.18, 27.78, ratio 1.83)")
+    print(f"{'styles':>8}{'points':>8}  {'':18}{'grouped conv':>14}{'bmm':>10}{'ratio':>8}{'difference':>14}")
+    for batch, points in ((1, 4096), (4, 4096), (16, 1024), (256, 1)):
+        for gradients in (False, True):
+            measure(layer, batch, points, gradients)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if free > 18:
+        measure(layer, 4096, 1, gradients=False)
+    else:
+        print(f"    4096       1  forward           not measured: it takes 16 GiB, {free:.0f} GiB are free")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Training speed of the preset heads-32 at 32² (float32, two threads) against the plain implementation in baseline.py.
+
+Each program runs in a process of its own, since ours changes the C library's allocator for its whole process; they take turns
+of one R1 period (eight steps), so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`,
+driven as its own loop drives it. Real pictures are random and made beforehand: loading them is in neither program's time; the
+last line of the second table says what it would add. The second table times the parts of a step one by one.
+
+    python benchmarks/training.py        (less than three minutes)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from baseline import Baseline, discriminator_loss, generator_loss
+
+from cips3d.data import open_dataset
+from cips3d.training.allocator import keep_freed_memory
+from cips3d.training.config import TrainConfig, preset
+from cips3d.training.trainer import Networks, Trainer, discriminator_step, generator_step
+
+THREADS, TURNS, REPEATS = 2, 4, 5
+#: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours)
+PROGRAMS = {
+    "baseline": (False, False, False),
+    "baseline, memory kept": (False, False, True),
+    "ours, same settings": (True, False, True),
+    "ours, preset": (True, True, True),
+    "ours, preset, memory not kept": (True, True, False),
+}
+PROFILED = ("baseline", "ours, same settings", "ours, preset")
+Parts = dict[str, Callable[[], Any]]
+
+
+def settings(share_fakes: bool) -> TrainConfig:
+    """The preset's last stage alone."""
+    config = preset("heads-32")
+    return replace(config, stages=config.stages[-1:], share_fakes=share_fakes)
+
+
+class OurProgram:
+    def __init__(self, config: TrainConfig, folder: str) -> None:
+        self.trainer, self.config, self.stage = Trainer(config, folder), config, config.stages[0]
+        self.positions = range(self.stage.batch)
+        self.networks = n = self.trainer.networks
+        n.generator_optimizer.param_groups[0]["lr"] = self.stage.generator_lr
+        n.discriminator_optimizer.param_groups[0]["lr"] = self.stage.discriminator_lr
+
+    def step(self, real: torch.Tensor) -> None:
+        """The body of the Trainer's loop."""
+        at = self.trainer.counters
+        self.trainer._step(self.stage, self.positions, real, logged=False)
+        at.step, at.images, at.stage_images = at.step + 1, at.images + len(real), at.stage_images + len(real)
+
+    def parts(self, real: torch.Tensor) -> Parts:
+        """What a step is made of, each to be timed alone; `BaselineProgram.parts` has the same."""
+        n, t = self.networks, self.trainer
+        draws = t._draws(self.stage, self.positions, "D")
+        fake = t._generate(self.stage, draws)
+        leaf = replace(fake, image=fake.image.detach().requires_grad_(), aux_image=fake.aux_image.detach().requires_grad_())
+        pictures = real.float() / 127.5 - 1
+        r1_weight = 0.5 * self.config.r1_gamma * self.config.r1_every
+
+        def constant_pictures() -> None:
+            with torch.no_grad():
+                t._generate(self.stage, draws)
+
+        def update() -> None:
+            t._update(n.discriminators, n.discriminator_optimizer)
+            t._update(n.generator, n.generator_optimizer)
+            n.averaged.update_parameters(n.generator)
+
+        return {
+            "draws": lambda: t._draws(self.stage, self.positions, "D"),
+            "fakes for D alone": constant_pictures,
+            "forward": lambda: t._generate(self.stage, draws),
+            "both": lambda: backward(*images(t._generate(self.stage, draws))),
+            "D": lambda: discriminator_step(n, pictures, fake, 1.0, True, 0.0),
+            "D with R1": lambda: discriminator_step(n, pictures, fake, 1.0, True, r1_weight),
+            "D for G": lambda: generator_step(n, leaf, 1.0, True),
+            "update": update,
+        }
+
+
+class BaselineProgram(Baseline):
+    def __init__(self, config: TrainConfig) -> None:
+        networks = Networks(config, torch.device("cpu"))
+        super().__init__(config, config.stages[0], networks.generator, networks.discriminators)
+
+    def parts(self, real: torch.Tensor) -> Parts:
+        draws = self.draws()
+        fake = self.generate(draws)
+        constant = [x.detach() for x in fake]
+        leaf = [x.detach().requires_grad_() for x in fake]
+        pictures = real.float() / 127.5 - 1
+        r1_weight = 0.5 * self.config.r1_gamma * self.config.r1_every
+        d = self.discriminators
+
+        def constant_pictures() -> None:
+            with torch.no_grad():
+                self.generate(draws)
+
+        def discriminate_for_generator() -> None:
+            d.requires_grad_(False)
+            generator_loss(d, *leaf).backward()
+            d.requires_grad_(True)
+
+        def update() -> None:
+            self.discriminator_optimizer.step()
+            self.generator_optimizer.step()
+            self.update_average()
+
+        return {
+            "draws": self.draws,
+            "fakes for D alone": constant_pictures,
+            "forward": lambda: self.generate(draws),
+            "both": lambda: backward(*self.generate(draws)),
+            "D": lambda: discriminator_loss(d, pictures, *constant, 0.0).backward(),
+            "D with R1": lambda: discriminator_loss(d, pictures, *constant, r1_weight).backward(),
+            "D for G": discriminate_for_generator,
+            "update": update,
+        }
+
+
+def images(fake: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return fake.image, fake.aux_image
+
+
+def backward(image: torch.Tensor, aux_image: torch.Tensor) -> None:
+    torch.autograd.backward([image, aux_image], [torch.ones_like(image), torch.ones_like(aux_image)])
+
+
+def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float]:
+    """Seconds of a step by part."""
+    took: dict[str, list[float]] = {name: [] for name in parts}
+    for name in list(parts) * REPEATS:
+        start = time.perf_counter()
+        parts[name]()
+        took[name].append(time.perf_counter() - start)
+    t = {name: statistics.median(seconds[1:]) for name, seconds in took.items()}
+    return {
+        "random draws": t["draws"] * (1 if share_fakes else 2),
+        "generator, fakes for D alone": 0.0 if share_fakes else t["fakes for D alone"],
+        "generator forward": t["forward"],
+        "generator backward": t["both"] - t["forward"],
+        "discriminators' step, without R1": t["D"],
+        "R1 (every 8th step)": (t["D with R1"] - t["D"]) / r1_every,
+        "discriminators in generator's step": t["D for G"],
+        "optimisers and average": t["update"],
+    }
+
+
+def work(name: str, pipe: Connection) -> None:
+    """A process: makes its program, then answers each request."""
+    torch.set_num_threads(THREADS)
+    ours, share_fakes, keep = PROGRAMS[name]
+    if keep and not keep_freed_memory():
+        print("note: this C library's allocator cannot be told to keep freed memory")
+    config = settings(share_fakes)
+    with tempfile.TemporaryDirectory() as folder:
+        program = OurProgram(config, folder) if ours else BaselineProgram(config)
+        stage = config.stages[0]
+        real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+        for _ in range(2):  # warms up, with R1 and without
+            program.step(real)
+        pipe.send("ready")
+        while (request := pipe.recv()) != "end":
+            if request == "parts":
+                pipe.send(breakdown(program.parts(real), share_fakes, config.r1_every))
+                continue
+            start = time.perf_counter()
+            for _ in range(config.r1_every):
+                program.step(real)
+            pipe.send(config.r1_every * stage.batch / (time.perf_counter() - start))
+
+
+def loading_seconds(config: TrainConfig) -> float:
+    """Seconds to make one batch of the embedded heads."""
+    stage = config.stages[0]
+    dataset = open_dataset(config.data, stage.resolution)
+    took = []
+    for i in range(REPEATS):
+        start = time.perf_counter()
+        dataset.__getitems__(list(range(i * stage.batch, (i + 1) * stage.batch)))
+        took.append(time.perf_counter() - start)
+    return statistics.median(took[1:])
+
+
+def main() -> None:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in PROGRAMS:
+        pipes[name], end = context.Pipe()
+        processes.append(context.Process(target=work, args=(name, end), daemon=True))
+        processes[-1].start()
+        end.close()  # so that a process that dies is noticed
+        pipes[name].recv()
+    rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    for _ in range(TURNS):
+        for name, pipe in pipes.items():
+            pipe.send("turn")
+            rates[name].append(pipe.recv())
+    parts = {}
+    for name in PROFILED:
+        pipes[name].send("parts")
+        parts[name] = pipes[name].recv()
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send("end")
+        process.join()
+
+    config = settings(share_fakes=True)
+    stage, median = config.stages[0], {name: statistics.median(r) for name, r in rates.items()}
+    print(f"training heads-32 at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each")
+    print(f"{'':32}{'images/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
+    for name, rate in median.items():
+        low, high, ratio = min(rates[name]), max(rates[name]), rate / median["baseline"]
+        print(f"{name:32}{rate:10.1f}{low:10.1f}{high:10.1f}{ratio:8.2f}")
+    print("\nwhere a step's time goes, ms")
+    print(f"{'':36}" + "".join(f"{name:>22}" for name in PROFILED))
+    for part in parts[PROFILED[0]]:
+        print(f"{part:36}" + "".join(f"{1000 * parts[name][part]:22.1f}" for name in PROFILED))
+    print(f"{'sum of these':36}" + "".join(f"{1000 * sum(parts[name].values()):22.1f}" for name in PROFILED))
+    print(f"{'whole steps, measured':36}" + "".join(f"{1000 * stage.batch / median[name]:22.1f}" for name in PROFILED))
+    seconds = loading_seconds(config)
+    print(f"{'not in a step: making real heads':36}" + f"{1000 * seconds:22.1f}" * len(PROFILED))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,602 @@
+"""The command line: what every verb does, and the one line that it answers with when it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from cips3d import cli, pretrained
+from cips3d.cli import data as data_verbs
+from cips3d.cli import demo, imports, info, render, sample, train
+from cips3d.data import ImageDataset
+from cips3d.models.generator import Generator
+from cips3d.training import trainer as trainer_module
+from cips3d.training.config import PRESETS, Stage
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "sample": sample.sample,
+    "render": render.render,
+    "data heads": data_verbs.heads,
+    "info": info.info,
+    "import-official": imports.import_official,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config())
+    monkeypatch.setitem(PRESETS, "heads-32", lambda: tiny.config())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pretrained.save(Generator(tiny.GENERATOR), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
+    """The line that a command answers with; it must be the only one, but for a progress bar before it."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(arg) for arg in args])
+    assert caught.value.code == 2
+    return the_error_line(capsys.readouterr().err)
+
+
+def the_error_line(text: str) -> str:
+    assert "Traceback" not in text and "Exception" not in text, text
+    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip() and "%" not in line]
+    assert len(lines) == 1 and lines[0].startswith("cips3d: error: "), text
+    assert lines[0].isprintable()
+    return lines[0].removeprefix("cips3d: error: ")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+# ---------------------------------------------------------------- help
+@pytest.mark.parametrize("verb", ["", "data", *VERBS])
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*verb.split(), "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    if verb not in VERBS:
+        assert all(name.removeprefix(verb).split()[0] in text for name in VERBS if name.startswith(verb))
+        return
+    assert "None" not in text
+    for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
+        dashed = name.replace("_", "-")
+        assert (dashed.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{dashed}") in text
+
+
+# ---------------------------------------------------------------- what the verbs do
+def test_sample(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--yaw", "30"]), ("e", ["--psi", "0"])):
+        cli.main(["sample", model, str(tmp_path / f"{name}.png"), "--count", "4", *options])
+    assert str(tmp_path / "e.png") in capsys.readouterr().out
+    a, b, c, d, e = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcde")
+    assert a.shape == (2 * 8 + 2, 2 * 8 + 2, 3)
+    assert np.array_equal(a, b)
+    assert not any(np.array_equal(a, other) for other in (c, d, e))
+
+
+def test_sample_separate_files(model: str, tmp_path: Path) -> None:
+    cli.main(["sample", model, str(tmp_path / "new"), "--count", "3", "--separate", "--resolution", "12"])
+    assert names(tmp_path / "new") == ["0000.png", "0001.png", "0002.png"]
+    assert Image.open(tmp_path / "new" / "0002.png").size == (12, 12)
+
+
+def test_render(model: str, tmp_path: Path) -> None:
+    cli.main(["render", model, str(tmp_path / "a.png"), "--count", "2", "--views", "3", "--yaw", "20", "--pitch", "5"])
+    assert Image.open(tmp_path / "a.png").size == (3 * 10 - 2, 6 * 10 - 2)
+    for suffix in (".mp4", ".gif"):
+        out = tmp_path / f"a{suffix}"
+        cli.main(["render", model, str(out), "--count", "2", "--seconds", "0.5", "--fps", "10", "--resolution", "16"])
+        with av.open(str(out)) as container:
+            frames = list(container.decode(video=0))
+        assert len(frames) == 5
+        assert (frames[0].width, frames[0].height) == (32, 16)
+    assert names(tmp_path) == ["a.gif", "a.mp4", "a.png"]
+
+
+def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:
+    pretrained.load(model).save_pretrained(tmp_path / "hub")
+    for name, source in (("a", model), ("b", tmp_path / "hub")):
+        cli.main(["sample", str(source), str(tmp_path / f"{name}.png"), "--count", "1"])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_data_heads_and_training_on_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "heads.zip"
+    cli.main(["data", "heads", str(out), "--count", "5", "--resolution", "16", "--style", "cartoon"])
+    dataset = ImageDataset(out, 8)
+    assert len(dataset) == 5 and dataset.labels is not None
+    run = tmp_path / "run"
+    cli.main(["train", str(run), "--preset", "tiny", "--data", str(out), "--batch", "2", "--kimg", "0.01", "--seed", "3"])
+    config = json.loads((run / "config.json").read_text())
+    assert (config["data"], config["seed"]) == (str(out), 3)
+    assert [stage["batch"] for stage in config["stages"]] == [2, 2]
+    assert [stage["kimg"] for stage in config["stages"]] == [0.016, 0.01]
+    assert f"model: {run / 'model.safetensors'}" in capsys.readouterr().out
+    model = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").unlink()
+    cli.main(["train", str(run)])  # without options it goes on with the run's own configuration
+    assert (run / "model.safetensors").read_bytes() == model
+
+
+def test_train_for_some_time(tmp_path: Path) -> None:
+    cli.main(["train", str(tmp_path / "run"), "--minutes", "0.001", "--preset", "tiny"])
+    stages = json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
+    assert [stage["minutes"] for stage in stages] == [0.0005, 0.0005]
+
+
+def test_pictures_of_mixed_sizes_and_shapes_train(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for i, size in enumerate([(8, 8), (9, 20), (30, 8), (64, 64)]):
+        Image.new("RGB", size, (40 * i, 0, 0)).save(tmp_path / "data" / f"{i}.png")
+    cli.main(["train", str(tmp_path / "run"), "--preset", "tiny", "--data", str(tmp_path / "data")])
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_FRAMES", 3)
+    out = tmp_path / "demo"
+    cli.main(["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16"])
+    assert {"heads.png", "depth.png", "orbit.mp4", "model.safetensors", "log.jsonl"} <= set(names(out))
+    assert Image.open(out / "heads.png").size == (7 * 18 - 2, 6 * 18 - 2)
+    printed = capsys.readouterr().out
+    assert "depth agrees between views" in printed
+    assert "0.01 minutes" in printed
+
+
+def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["info", "tiny"])
+    preset = capsys.readouterr().out
+    assert "tiny at 8²" in preset and "auxiliary" in preset and "training with 4 pictures" in preset
+    cli.main(["info", model, "--geometry", "--resolution", "16"])
+    of_model = capsys.readouterr().out
+    parameters = sum(p.numel() for p in Generator(tiny.GENERATOR).parameters())
+    assert f"{parameters:,}" in of_model and "at 16²" in of_model
+    assert "relief of the heads" in of_model
+
+
+def test_the_real_presets_can_be_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    cli.main(["info", "heads-32"])
+    assert "heads-32 at 32²" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- words that make no command
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["fly"],
+        ["sample"],
+        ["sample", "model", "out.png", "--bogus", "1"],
+        ["sample", "model", "out.png", "--count", "many"],
+        ["sample", "model", "out.png", "--yaw", "left"],
+        ["data", "heads", "out.zip", "--style", "oil"],
+    ],
+)
+def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    assert "--help" in printed.err
+
+
+# ---------------------------------------------------------------- values out of range
+@pytest.mark.parametrize(
+    "args, option",
+    [
+        (["sample", "MODEL", "OUT.png", "--count", "0"], "--count"),
+        (["sample", "MODEL", "OUT.png", "--count", "-3"], "--count"),
+        (["sample", "MODEL", "OUT.png", "--resolution", "0"], "--resolution"),
+        (["sample", "MODEL", "OUT.png", "--yaw", "nan"], "--yaw"),
+        (["sample", "MODEL", "OUT.png", "--pitch", "inf"], "--pitch"),
+        (["sample", "MODEL", "OUT.png", "--yaw", "0", "--pitch", "90"], "pitch"),
+        (["sample", "MODEL", "OUT.png", "--psi", "nan"], "--psi"),
+        (["sample", "MODEL", "OUT.png", "--seed", "-1"], "--seed"),
+        (["sample", "MODEL", "OUT.png", "--seed", str(2**64)], "--seed"),
+        (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
+        (["sample", "MODEL", "OUT.jpg"], "OUT.jpg"),
+        (["render", "MODEL", "OUT.txt"], "OUT.txt"),
+        (["render", "MODEL", "OUT.mp4", "--resolution", "0"], "--resolution"),
+        (["render", "MODEL", "OUT.mp4", "--yaw", "nan"], "--yaw"),
+        (["render", "MODEL", "OUT.mp4", "--seconds", "0"], "--seconds"),
+        (["render", "MODEL", "OUT.mp4", "--seconds", "nan"], "--seconds"),
+        (["render", "MODEL", "OUT.gif", "--fps", "0"], "--fps"),
+        (["render", "MODEL", "OUT.gif", "--fps", "1000"], "fps"),
+        (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
+        (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
+        (["data", "heads", "OUT.zip", "--count", "0"], "--count"),
+        (["data", "heads", "OUT.zip", "--resolution", "0"], "--resolution"),
+        (["data", "heads", "OUT", "--seed", "-1"], "--seed"),
+        (["info", "MODEL", "--resolution", "0"], "--resolution"),
+        (["info", "tiny", "--batch", "0"], "--batch"),
+        (["info", "tiny", "--resolution", "7"], "7"),
+        (["info", "tiny", "--geometry"], "--geometry"),
+        (["import-official", "MODEL", "OUT.safetensors", "--resolution", "0"], "--resolution"),
+        (["demo", "OUT", "--minutes", "0"], "--minutes"),
+        (["demo", "OUT", "--minutes", "nan"], "--minutes"),
+        (["demo", "OUT", "--heads", "0"], "--heads"),
+        (["demo", "OUT", "--resolution", "0"], "--resolution"),
+        (["demo", "OUT", "--seed", "-1"], "--seed"),
+        (["train", "OUT", "--minutes", "0"], "--minutes"),
+        (["train", "OUT", "--minutes", "nan"], "--minutes"),
+        (["train", "OUT", "--minutes", "inf"], "--minutes"),
+        (["train", "OUT", "--kimg", "nan"], "kimg"),
+        (["train", "OUT", "--kimg", "-1"], "kimg"),
+        (["train", "OUT", "--batch", "0"], "batch"),
+        (["train", "OUT", "--seed", str(2**64)], "--seed"),
+        (["train", "OUT", "--preset", "heads-33"], "--preset"),
+    ],
+)
+def test_values_out_of_range(
+    args: list[str], option: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, *(model if arg == "MODEL" else re.sub(r"^OUT", str(tmp_path / "OUT"), arg) for arg in args))
+    assert option in line
+    assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------- models that cannot be read
+def damaged_models(folder: Path, model: str) -> dict[str, str]:
+    """Models that are none, and words that the error line must hold."""
+    whole = Path(model).read_bytes()
+    contents = {
+        "cut.safetensors": whole[: len(whole) // 2],
+        "cut-in-the-header.safetensors": whole[:100],
+        "empty.safetensors": b"",
+        "text.safetensors": b"no model",
+        "garbage.safetensors": whole.replace(b'"cips3d":"{', b'"cips3d":"['),
+        "unknown-field.safetensors": whole.replace(b"inr_width", b"inr_wodth"),
+        "other-sizes.safetensors": whole.replace(b'\\"inr_width\\": 16', b'\\"inr_width\\": 32'),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "empty-folder").mkdir()
+    for name, config in (("bad-json", "{"), ("json-list", "[]"), ("wrong-values", '{"inr_width": "wide"}')):
+        pretrained.load(model).save_pretrained(folder / name)
+        (folder / name / "config.json").write_text(config)
+    pretrained.load(model).save_pretrained(folder / "cut-folder")
+    os.truncate(folder / "cut-folder" / "model.safetensors", 1000)
+    return {name: name for name in [*contents, "empty-folder", "bad-json", "json-list", "wrong-values", "cut-folder"]}
+
+
+def test_damaged_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "models").mkdir()
+    for name in damaged_models(tmp_path / "models", model):
+        line = refusal(capsys, "sample", tmp_path / "models" / name, tmp_path / "out.png")
+        assert name.split(".")[0] in line or "config.json" in line, (name, line)
+    assert names(tmp_path) == ["models"]
+
+
+@pytest.mark.parametrize("verb", ["sample", "render", "info", "import-official"])
+@pytest.mark.parametrize("name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300])
+def test_missing_models(verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = [] if verb == "info" else [tmp_path / "out.png"]
+    assert name in refusal(capsys, verb, name, *out)
+    assert names(tmp_path) == []
+
+
+def test_a_model_that_the_hub_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "nobody/nothing" in refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
+
+
+# ---------------------------------------------------------------- datasets that cannot be used
+def bad_dataset(kind: str, folder: Path) -> Path:
+    folder.mkdir()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    noise.save(folder / "0.png")
+    if kind == "missing":
+        return folder / "nothing"
+    if kind == "no pictures":
+        (folder / "0.png").rename(folder / "0.txt")
+    elif kind == "cut zip":
+        path = folder / "cut.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(folder / "0.png", "0.png")
+        os.truncate(path, path.stat().st_size - 30)
+        return path
+    elif kind == "no zip":
+        (folder / "no.zip").write_text("a zip it is not")
+        return folder / "no.zip"
+    elif kind == "text as png":
+        (folder / "1.png").write_text("a picture it is not")
+    elif kind == "one pixel":
+        Image.new("RGB", (1, 1)).save(folder / "1.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("missing", "no such folder"),
+        ("no pictures", "no pictures"),
+        ("cut zip", "cut.zip"),
+        ("no zip", "no.zip"),
+        ("text as png", "1.png"),
+        ("one pixel", "1.png: is 1x1"),
+    ],
+)
+def test_bad_datasets(kind: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bad_dataset(kind, tmp_path / "data")
+    line = refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", path)
+    assert words in line
+    assert names(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_turns_out_damaged_in_training(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config(workers=workers))
+    tiny.pictures(tmp_path / "data", count=3)
+    content = (tmp_path / "data" / "1.png").read_bytes()
+    (tmp_path / "data" / "1.png").write_bytes(content[:-80])  # its header is whole
+    line = refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", tmp_path / "data")
+    assert "1.png" in line and "damaged" in line
+
+
+# ---------------------------------------------------------------- run directories
+@pytest.fixture
+def run(tmp_path: Path, pictures: str) -> Path:
+    """The directory of a finished run."""
+    cli.main(["train", str(tmp_path / "run"), "--preset", "tiny", "--data", pictures])
+    return tmp_path / "run"
+
+
+def newest_checkpoint(run: Path) -> Path:
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def test_a_run_directory_with_another_configuration(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert "another configuration" in refusal(capsys, "train", run, "--preset", "tiny", "--seed", "5")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_damaged_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = (run / "model.safetensors").read_bytes()
+    newest = newest_checkpoint(run)
+    whole = newest.read_bytes()
+    capsys.readouterr()
+    for content in (whole[: len(whole) // 2], whole[:50], b"", b"no checkpoint"):
+        newest.write_bytes(content)
+        line = refusal(capsys, "train", run)
+        assert newest.name in line and "delete it" in line
+    newest.unlink()
+    (run / "model.safetensors").unlink()
+    cli.main(["train", str(run)])  # as the line says
+    assert (run / "model.safetensors").read_bytes() == model
+
+
+def test_a_checkpoint_of_another_configuration(
+    run: Path, tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wider = tiny.config(generator=replace(tiny.GENERATOR, inr_width=24))
+    monkeypatch.setitem(PRESETS, "wider", lambda: wider)
+    cli.main(["train", str(tmp_path / "wider"), "--preset", "wider", "--data", pictures])
+    newest = newest_checkpoint(run)
+    newest.write_bytes(newest_checkpoint(tmp_path / "wider").read_bytes())
+    capsys.readouterr()
+    line = refusal(capsys, "train", run)
+    assert newest.name in line and "another configuration" in line
+    newest.write_bytes((run / "model.safetensors").read_bytes())
+    assert newest.name in refusal(capsys, "train", run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"stages": []}',
+        '{"stages": 3}',
+        '{"bogus": 1}',
+        '{"stages": [{"resolution": 0, "kimg": 1}]}',
+    ],
+)
+def test_garbage_in_config_json(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(content)
+    for options in ([], ["--preset", "tiny"]):
+        assert "config.json" in refusal(capsys, "train", tmp_path, *options)
+    assert names(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe}\n", b'{"step": 1}\n{"no step": 2}\n', b"[1}\n"])
+def test_garbage_in_the_log(content: bytes, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "log.jsonl").write_bytes(content)
+    capsys.readouterr()
+    assert "log.jsonl" in refusal(capsys, "train", run)
+
+
+def test_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    for verb in (["train", tmp_path, "--preset", "tiny"], ["demo", tmp_path]):
+        assert "not empty" in refusal(capsys, *verb)
+    assert names(tmp_path) == ["thesis.txt"]
+    assert "is a file" in refusal(capsys, "train", tmp_path / "thesis.txt", "--preset", "tiny")
+
+
+def test_a_batch_that_does_not_divide_among_the_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "Accelerator", lambda **_: SimpleNamespace(num_processes=3))
+    assert "does not divide among 3" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
+    assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------- places that cannot be written
+def unwritable(tmp_path: Path) -> list[Path]:
+    (tmp_path / "file").write_text("x")
+    return [tmp_path / "file" / "below", Path("/proc/cips3d") if Path("/proc").is_dir() else tmp_path / "file" / "too",
+            tmp_path / ("x" * 300)]  # fmt: skip
+
+
+def test_places_that_cannot_be_written(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in unwritable(tmp_path):
+        for command in (
+            ["train", place, "--preset", "tiny"],
+            ["demo", place],
+            ["sample", model, place / "a.png", "--count", "1"],
+            ["sample", model, place, "--count", "1", "--separate"],
+            ["render", model, place / "a.png", "--count", "1", "--views", "1"],
+            ["render", model, place / "a.mp4", "--count", "1", "--seconds", "0.1"],
+            ["data", "heads", place / "a.zip", "--count", "1", "--resolution", "8"],
+            ["data", "heads", place / "a", "--count", "1", "--resolution", "8"],
+        ):
+            assert str(place) in refusal(capsys, *command), command
+    assert names(tmp_path) == ["file"]
+
+
+def test_heads_never_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.zip").write_text("precious")
+    assert "it exists" in refusal(capsys, "data", "heads", tmp_path / "a.zip", "--count", "1")
+    assert (tmp_path / "a.zip").read_text() == "precious"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk, and not everywhere")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # PyAV closes a failed file late
+
+
+def leave_room(disk: Path, size: int) -> None:
+    """Fills the disk but for `size` bytes."""
+    with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(disk / "filler", (disk / "filler").stat().st_size - size)
+
+
+def test_full_disk(small_disk: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    leave_room(small_disk, 0)
+    for command in (
+        ["sample", model, small_disk / "a.png", "--count", "16", "--resolution", "64"],
+        ["render", model, small_disk / "a.png", "--count", "2", "--resolution", "64"],
+        ["render", model, small_disk / "a.gif", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
+        ["render", model, small_disk / "a.mp4", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
+        ["data", "heads", small_disk / "a.zip", "--count", "100", "--resolution", "64"],
+        ["data", "heads", small_disk / "a", "--count", "100", "--resolution", "64"],
+    ):
+        line = refusal(capsys, *command)
+        assert str(small_disk / "a") in line and "No space left" in line, command
+        assert names(small_disk) == ["filler"], command
+
+
+def test_a_checkpoint_that_fills_the_disk(small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "train", small_disk / "run", "--preset", "tiny", "--data", pictures)
+    assert "000000000016.safetensors" in line and "No space left" in line
+    assert names(small_disk / "run" / "checkpoints") == []
+
+
+def test_a_model_that_fills_the_disk(small_disk: Path, model: str) -> None:
+    leave_room(small_disk, 8192)
+    with pytest.raises(cli.UserError, match="No space left"):
+        pretrained.save(pretrained.load(model), small_disk / "model.safetensors")
+    assert names(small_disk) == ["filler"]
+
+
+def test_a_log_that_fills_the_disk(
+    small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tiny.config(checkpoint_kimg=1000, stages=(Stage(8, kimg=1, batch=4),))
+    monkeypatch.setitem(PRESETS, "tiny", lambda: long)
+    leave_room(small_disk, 5 * 4096)
+    line = refusal(capsys, "train", small_disk / "run", "--preset", "tiny", "--data", pictures)
+    assert str(small_disk / "run") in line and "No space left" in line
+    run = small_disk / "run"
+    (small_disk / "filler").unlink()
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert len(lines) > 3
+    assert [json.loads(line)["step"] for line in lines[:-1]] == list(range(1, len(lines)))
+
+
+def test_full_disk_in_a_process_of_its_own(tmp_path: Path, pictures: str) -> None:
+    """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
+    program = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import tiny; from cips3d import cli; "
+        "from cips3d.training.config import PRESETS; PRESETS['tiny'] = lambda: tiny.config(checkpoint_kimg=float(sys.argv[3])); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2); cli.main(sys.argv[4:])"
+    )
+    for size, kimg, words in ((20_000, "0.016", "safetensors"), (3000, "1000", "run")):
+        run = tmp_path / f"run-{size}"
+        command = ["train", str(run), "--preset", "tiny", "--data", pictures]
+        tests = str(Path(__file__).parent)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, tests, str(size), kimg, *command], capture_output=True, text=True, env=environment
+        )
+        line = the_error_line(done.stderr)
+        assert done.returncode == 2
+        assert "File too large" in line and words in line
+        assert not (run / "checkpoints").exists() or names(run / "checkpoints") == []
+
+
+# ---------------------------------------------------------------- interrupts
+def test_ctrl_c_ends_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_with_progress", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", str(tmp_path / "run"), "--preset", "tiny"])
+    assert caught.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err

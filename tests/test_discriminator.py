@@ -1,0 +1,130 @@
+"""The progressive discriminator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.discriminator import _minibatch_stddev as minibatch_stddev
+from cips3d.training.losses import squared_gradient
+
+
+def discriminator(**changes) -> ProgressiveDiscriminator:
+    torch.manual_seed(0)
+    return ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 6, 16: 4}, **changes)).double()
+
+
+def images(side: int) -> torch.Tensor:
+    return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_entry_at_every_resolution(side: int) -> None:
+    assert discriminator()(images(side)).shape == (4, 1)
+
+
+def test_fade_in_starts_from_the_halved_picture() -> None:
+    network = discriminator()
+    halved = nn.functional.avg_pool2d(images(16), 2)
+    assert torch.allclose(network(images(16), alpha=0.0), network(halved))
+    assert not torch.allclose(network(images(16), alpha=0.5), network(halved))
+    torch.nn.init.zeros_(network.blocks["16"].conv1.weight)
+    assert torch.allclose(network(images(16), alpha=0.0), network(halved)), "at 0 the new block does not matter"
+
+
+def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
+    """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry has."""
+    network = discriminator()
+    new = [network.from_rgb["16"].weight, *network.blocks["16"].parameters()]
+    old = network.from_rgb["8"].weight
+    gradients = torch.autograd.grad(network(images(16), alpha=0.0).sum(), new, allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    (gradient,) = torch.autograd.grad(network(images(16), alpha=1.0).sum(), [old], allow_unused=True)
+    assert gradient is None
+    for part in (new[0], old):
+        (gradient,) = torch.autograd.grad(network(images(16), alpha=0.5).sum(), [part])
+        assert gradient.any()
+
+
+def test_pictures_are_judged_alone_without_a_minibatch_deviation() -> None:
+    network, batch = discriminator(), images(16)
+    alone = torch.cat([network(image[None]) for image in batch])
+    assert torch.allclose(network(batch), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [2, 12, 32])
+def test_other_resolutions_are_refused(side: int) -> None:
+    with pytest.raises(UserError, match="discriminator"):
+        discriminator()(images(side))
+
+
+@pytest.mark.parametrize("channels", [{8: 4}, {4: 4, 16: 4}, {4: 0}, {}])
+def test_impossible_channels(channels: dict[int, int]) -> None:
+    with pytest.raises(UserError):
+        DiscriminatorConfig(channels)
+
+
+def test_squared_gradient_is_the_steepest_slope_squared() -> None:
+    """A small step along the normalised gradient changes each logit by the step times the root of what R1 penalises."""
+    network, x = discriminator(), images(8).requires_grad_(True)
+    logits = network(x)
+    squared = squared_gradient(logits, x)
+    assert squared.shape == (4, 1)
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    step = 1e-6 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    with torch.no_grad():
+        slope = (network(x + step) - network(x - step)) / 2e-6
+    assert torch.allclose(slope**2, squared, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_gradient_of_the_r1_penalty(first: bool) -> None:
+    """R1 differentiates twice; along a random direction of the weights it agrees with finite differences."""
+    network = discriminator(downsample_first=first, stddev_group=4)
+    x = images(8).requires_grad_(True)
+
+    def penalty() -> torch.Tensor:
+        return squared_gradient(network(x), x).mean()
+
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(penalty(), parameters, allow_unused=True)
+    direction = [torch.randn_like(p) for p in parameters]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True) if g is not None)
+    eps, values = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(sign * eps * d)
+        values.append(float(penalty().detach()))
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(sign * eps * d)
+    assert (values[0] - values[1]) / (2 * eps) == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "groups"), [(4, [(0, 1, 2, 3)]), (8, [(0, 2, 4, 6), (1, 3, 5, 7)]), (6, [(0, 3), (1, 4), (2, 5)])]
+)
+def test_minibatch_deviation_by_hand(batch: int, groups: list[tuple[int, ...]]) -> None:
+    """StyleGAN2's groups: every n-th picture, as many as divide both batch and group size; one mean deviation for each."""
+    x = torch.randn(batch, 3, 4, 4, dtype=torch.float64)
+    found = minibatch_stddev(x, 4)
+    assert found.shape == (batch, 1, 4, 4)
+    for group in groups:
+        together = x[list(group)]
+        deviation = ((together - together.mean(dim=0)) ** 2).mean(dim=0).add(1e-8).sqrt().mean()
+        assert torch.allclose(found[list(group)], deviation)
+
+
+def test_minibatch_deviation_sees_a_batch_of_one_picture_repeated() -> None:
+    network = discriminator(stddev_group=4)
+    same = images(8)[:1].expand(4, -1, -1, -1)
+    alone = discriminator(stddev_group=0)
+    assert network.final_conv.weight.shape[1] == alone.final_conv.weight.shape[1] + 1
+    varied = network(images(8))
+    repeated = network(same)
+    assert torch.allclose(repeated, repeated[:1].expand_as(repeated))
+    assert not torch.allclose(varied[0], repeated[0]), "the same picture scores differently among others"

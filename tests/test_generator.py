@@ -1,0 +1,469 @@
+"""The generator: every pixel on its own, at any size; truncation; gradients; files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import cips3d
+from cips3d.camera import Camera
+from cips3d.configuration import to_dict
+from cips3d.errors import UserError
+from cips3d.models.embedding import positional_encoding
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.records import Latents, RayDraws, Sampling, Styles
+
+TINY = GeneratorConfig(
+    shape_dim=6, appearance_dim=7, shape_style_dim=8, appearance_style_dim=9, shape_mapping_layers=2,
+    appearance_mapping_layers=2, nerf_width=12, density_gain=30.0, feature_dim=5, inr_width=10, inr_blocks=3, rgb_from_block=1,
+    residual_from_block=2, background="plain", coarse_samples=5, fine_samples=4, resolution=8,
+)  # fmt: skip
+
+
+def tiny(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> Generator:
+    torch.manual_seed(seed)
+    generator = Generator(replace(TINY, **changes)).to(dtype)
+    generator.update_style_means(100)
+    return generator
+
+
+def setting(generator: Generator, height: int = 6, width: int = 9, draws: bool = True):
+    """Styles, rays and draws of two heads."""
+    camera = Camera.orbit(torch.tensor([0.3, -0.5]), torch.tensor([0.1, -0.2])).to(generator.shape_mean)
+    rays = camera.rays(height, width)
+    drawn = RayDraws.sample(2, rays.count, generator.sampling, 0.5, torch.Generator().manual_seed(3)).to(torch.float64)
+    styles = generator.map(generator.sample_latents(2, seed=1))
+    return styles, camera, rays, drawn if draws else None
+
+
+# ---------------------------------------------------------------- independence of pixels
+def test_a_picture_is_its_rays_row_by_row() -> None:
+    generator = tiny()
+    styles, camera, rays, draws = setting(generator)
+    picture = generator.render(styles, camera, (6, 9), draws=draws)
+    ray = generator.render_rays(styles, rays, generator.sampling, draws)
+    assert torch.allclose(picture.image.permute(0, 2, 3, 1).flatten(1, 2), ray.rgb, atol=1e-12)
+    assert torch.allclose(picture.aux_image.permute(0, 2, 3, 1).flatten(1, 2), ray.aux_rgb, atol=1e-12)
+    for name in ("depth", "opacity", "last_weight"):
+        assert torch.allclose(getattr(picture, name).flatten(1), getattr(ray, name), atol=1e-12), name
+
+
+def test_rendering_repeats_and_leaves_no_trace() -> None:
+    generator = tiny()
+    z, camera = generator.sample_latents(2, 0), Camera.orbit(0.3)
+    weights = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    global_state = torch.get_rng_state()
+    first, second = (generator.render(z, camera, 5, psi=0.7).image for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), global_state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in generator.state_dict().items())
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_subsets_and_permutations_of_rays_give_the_same_pixels(draws: bool) -> None:
+    generator = tiny()
+    styles, _, rays, drawn = setting(generator, draws=draws)
+    whole = generator.render_rays(styles, rays, generator.sampling, drawn)
+    shuffle = torch.randperm(rays.count, generator=torch.Generator().manual_seed(4))
+    for chosen in (shuffle, shuffle[:11], shuffle[:1]):
+        part = generator.render_rays(styles, rays[chosen], generator.sampling, None if drawn is None else drawn[chosen])
+        for name in ("rgb", "aux_rgb", "depth", "opacity", "last_weight", "feature"):
+            assert (getattr(part, name) - getattr(whole, name)[:, chosen]).abs().max() <= 1e-12, name
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 53, 54, 1000])
+def test_chunks_change_no_pixel(chunk: int) -> None:
+    generator = tiny()
+    styles, camera, _, drawn = setting(generator)
+    whole = generator.render(styles, camera, (6, 9), draws=drawn)
+    parts = generator.render(styles, camera, (6, 9), draws=drawn, chunk=chunk)
+    assert (whole.image - parts.image).abs().max() <= 1e-12
+    assert (whole.depth - parts.depth).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("resolution", [1, 5, 33, (4, 11), (16, 2)])
+def test_any_resolution(resolution: int | tuple[int, int]) -> None:
+    generator = tiny()
+    out = generator.render(generator.sample_latents(1, 0), Camera.orbit(0.2), resolution)
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    assert out.image.shape == (1, 3, height, width)
+    assert out.depth.shape == out.opacity.shape == (1, 1, height, width)
+    assert bool(torch.isfinite(out.image).all())
+
+
+def test_a_crop_of_a_larger_picture_is_the_smaller_one_seen_from_there() -> None:
+    """The middle third of a picture of three times the height and field-of-view tangent is the picture itself."""
+    generator = tiny()
+    z = generator.sample_latents(1, 0)
+    fov = 12.0
+    wide = float(torch.rad2deg(2 * torch.atan(3 * torch.tan(torch.deg2rad(torch.tensor(fov, dtype=torch.float64)) / 2))))
+    yaw = torch.tensor([0.2], dtype=torch.float64)
+    small = generator.render(z, Camera.orbit(yaw, fov=fov), 7)
+    large = generator.render(z, Camera.orbit(yaw, fov=wide), 21)
+    assert (small.image - large.image[:, :, 7:14, 7:14]).abs().max() < 1e-6
+
+
+def test_one_code_goes_with_many_cameras_and_one_camera_with_many_codes() -> None:
+    generator = tiny()
+    z = generator.sample_latents(3, 0)
+    cameras = Camera.orbit(torch.tensor([-0.3, 0.0, 0.3]))
+    turned = generator.render(z[1], cameras, 4)
+    assert torch.allclose(turned.image[2:], generator.render(z[1], cameras[2], 4).image)
+    several = generator.render(z, cameras[0], 4)
+    assert torch.allclose(several.image[1:2], generator.render(z[1], cameras[0], 4).image)
+    with pytest.raises(UserError, match="cameras"):
+        generator.render(z[:2], cameras, 4)
+
+
+def test_the_centre_pixel_is_the_same_at_every_odd_resolution() -> None:
+    generator = tiny()
+    z, camera = generator.sample_latents(2, 0), Camera.orbit(0.3, -0.2)
+    centres = [generator.render(z, camera, (h, w)).image[:, :, h // 2, w // 2] for h, w in ((1, 1), (5, 7), (33, 3))]
+    assert torch.allclose(centres[0], centres[1], atol=1e-9)
+    assert torch.allclose(centres[0], centres[2], atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [{"resolution": 0}, {"resolution": (4, 0)}, {"resolution": 4, "chunk": 0}])
+def test_impossible_sizes(bad: dict) -> None:
+    generator = tiny()
+    with pytest.raises(UserError):
+        generator.render(generator.sample_latents(1, 0), Camera.orbit(0.0), **bad)
+
+
+# ---------------------------------------------------------------- codes
+def test_latents_depend_on_the_seed_only() -> None:
+    generator = tiny()
+    first, second = generator.sample_latents(4, 7), generator.sample_latents(4, 7)
+    assert torch.equal(first.shape, second.shape)
+    assert torch.equal(first.appearance, second.appearance)
+    assert not torch.equal(first.shape, generator.sample_latents(4, 8).shape)
+
+
+def test_latents_are_standard_normal_and_independent() -> None:
+    z = tiny().sample_latents(4000, 0)
+    codes = torch.cat([z.shape, z.appearance], dim=1)
+    assert codes.mean(dim=0).abs().max() < 5 / 4000**0.5
+    assert (torch.cov(codes.T) - torch.eye(13)).abs().max() < 0.1
+
+
+def test_the_stored_means_are_means_of_mapped_codes() -> None:
+    generator = tiny()
+    generator.update_style_means(300, seed=5)
+    styles = generator.map(generator.sample_latents(300, 5))
+    assert isinstance(styles.appearance, Tensor)
+    assert torch.allclose(generator.shape_mean, styles.shape.mean(dim=0))
+    assert torch.allclose(generator.appearance_mean, styles.appearance.mean(dim=0))
+
+
+def test_full_truncation_shows_the_mean_subject() -> None:
+    generator = tiny()
+    z, camera = generator.sample_latents(3, 0), Camera.orbit(0.2)
+    mean = generator.render(Styles(generator.shape_mean[None], generator.appearance_mean[None]), camera, 4).image
+    assert torch.allclose(generator.render(z, camera, 4, psi=0.0).image, mean.expand(3, -1, -1, -1))
+    untruncated = generator.render(z, camera, 4).image
+    generator.shape_mean.add_(1.0)
+    assert torch.equal(generator.render(z, camera, 4, psi=1.0).image, untruncated)
+    assert not torch.allclose(generator.render(z, camera, 4, psi=0.5).image, untruncated)
+
+
+def test_truncation_goes_to_the_stored_mean() -> None:
+    generator = tiny()
+    z = generator.sample_latents(3, 0)
+    full, none = generator.map(z, psi=1.0), generator.map(z, psi=0.0)
+    assert torch.allclose(none.shape, generator.shape_mean.expand(3, -1))
+    half = generator.map(z, psi=(0.5, 1.0))
+    assert torch.allclose(half.shape, (full.shape + generator.shape_mean) / 2)
+    assert isinstance(half.appearance, Tensor)
+    assert isinstance(full.appearance, Tensor)
+    assert torch.equal(half.appearance, full.appearance)
+    generator.shape_mean.add_(1.0)
+    assert torch.allclose(generator.map(z, psi=0.0).shape, none.shape + 1), "the stored mean is used, not a fresh one"
+    assert torch.equal(generator.map(z).shape, full.shape), "ψ = 1 does not touch it"
+
+
+def test_a_style_per_block_mixes() -> None:
+    generator = tiny()
+    styles, camera, _, _ = setting(generator)
+    assert isinstance(styles.appearance, Tensor)
+    plain = generator.render(styles, camera, 5).image
+    repeated = generator.render(Styles(styles.shape, [styles.appearance] * 3), camera, 5).image
+    assert torch.equal(plain, repeated)
+    mixed = [styles.appearance, styles.appearance, styles.appearance.flip(0)]
+    assert not torch.allclose(generator.render(Styles(styles.shape, mixed), camera, 5).image, plain)
+
+
+# ---------------------------------------------------------------- options
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embedding": "learned"},
+        {"embedding": "fixed", "embedding_octaves": 4},
+        {"view_direction": True},
+        {"view_direction": True, "embedding": "learned", "nerf_layers": 1},
+        {"view_direction": True, "embedding": "fixed", "background": "last"},
+        {"nerf_layers": 1},
+        {"nerf_layers": 4},
+        {"background": "endless"},
+        {"background": "last"},
+        {"background": "white"},
+        {"fine_samples": 0},
+        {"inr_blocks": 9, "rgb_from_block": 0, "residual_from_block": 9, "rgb_tanh": False},
+        {"appearance_mapping_norm": False},
+        {"corner_aligned": True},
+    ],
+)
+def test_every_option_renders_and_trains(changes: dict) -> None:
+    generator = tiny(**changes)
+    _, camera, _, _ = setting(generator)
+    sampling = generator.sampling
+    draws = RayDraws.sample(2, 16, sampling, 0.5, torch.Generator().manual_seed(0)).to(torch.float64)
+    out = generator(generator.sample_latents(2, 0), camera, 4, draws)
+    (out.image.square().sum() + out.aux_image.square().sum()).backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert bool((parameter.grad != 0).any()), name
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_point_looks_different_from_elsewhere_only_with_a_view_direction(seen: bool) -> None:
+    generator = tiny(view_direction=seen)
+    point, w = torch.tensor([[[0.03, -0.02, 0.05]]], dtype=torch.float64), torch.ones(1, 8, dtype=torch.float64)
+    origins = point.expand(1, 2, 3)
+    directions = torch.tensor([[[0.0, 0.0, -1.0], [0.6, 0.0, -0.8]]], dtype=torch.float64)
+    sigma, feature = generator.nerf(origins, directions, torch.zeros(1, 2, 1, dtype=torch.float64), w)
+    assert torch.equal(sigma[:, 0], sigma[:, 1]), "density never depends on the direction"
+    assert torch.allclose(feature[:, 0], feature[:, 1]) is not seen
+
+
+def test_positional_encoding() -> None:
+    """Equation 7, written out."""
+    x = torch.tensor([[0.3, -0.7, 0.1]], dtype=torch.float64)
+    expected = [*x[0].tolist()]
+    for value in x[0].tolist():
+        for octave in range(4):
+            expected += [math.sin(2**octave * math.pi * value), math.cos(2**octave * math.pi * value)]
+    encoded = positional_encoding(x, 4)[0]
+    assert sorted(encoded.tolist()) == pytest.approx(sorted(expected))
+
+
+def test_autocast_leaves_geometry_alone() -> None:
+    """Sines, densities and weights keep float32 under autocast; only colours may round."""
+    generator = tiny(dtype=torch.float32)
+    styles, _, rays, _ = setting(generator, draws=False)
+    exact = generator.render_rays(styles, rays, generator.sampling)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = generator.render_rays(styles, rays, generator.sampling)
+    for name in ("depth", "opacity", "last_weight", "feature"):
+        assert torch.equal(getattr(fast, name), getattr(exact, name)), name
+    assert (fast.rgb - exact.rgb).abs().max() < 0.05
+
+
+def test_backgrounds() -> None:
+    """In an empty volume, "plain" shows the same colour everywhere, "white" a feature of ones, "last" the deepest sample."""
+    for background in ("plain", "white", "last", "endless"):
+        generator = tiny(background=background)
+        torch.nn.init.zeros_(generator.nerf.density.weight)
+        torch.nn.init.constant_(generator.nerf.density.bias, -1.0)
+        styles, _, rays, _ = setting(generator)
+        out = generator.render_rays(styles, rays, generator.sampling)
+        feature = out.feature
+        if background == "white":
+            assert torch.allclose(feature, torch.ones_like(feature))
+        if background == "plain":
+            assert torch.allclose(feature, feature[:, :1].expand_as(feature))
+            assert not torch.allclose(feature[0, 0], feature[1, 0]), "each shape code has its own"
+        if background == "last":
+            assert torch.allclose(out.opacity, torch.ones_like(out.opacity))
+            assert torch.allclose(out.last_weight, torch.ones_like(out.opacity))
+        else:
+            assert float(out.opacity.max()) < 1e-9
+        assert torch.allclose(out.depth, rays.origins.norm(dim=-1) + generator.config.extent, atol=1e-6)
+
+
+def test_invalid_configurations() -> None:
+    for bad in ({"inr_width": 0}, {"rgb_from_block": 3}, {"extent": float("nan")}, {"nerf_width": 1}, {"resolution": 0}):
+        with pytest.raises(UserError):
+            replace(TINY, **bad)
+    with pytest.raises(UserError, match="samples"):
+        Sampling(2, 4)
+
+
+# ---------------------------------------------------------------- gradients
+def test_gradients_equal_finite_differences() -> None:
+    """gradcheck through mapping, field, compositing and both colour heads, with respect to codes and all parameters."""
+    generator = tiny(
+        seed=5, nerf_width=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2, appearance_dim=2, shape_style_dim=2,
+        appearance_style_dim=2, coarse_samples=4, fine_samples=0, density_gain=5.0,
+    )  # fmt: skip
+    camera = Camera.orbit(torch.tensor([0.3], dtype=torch.float64))
+    draws = RayDraws.sample(1, 2, generator.sampling, 0.1, torch.Generator().manual_seed(1)).to(torch.float64)
+    names = [name for name, _ in generator.named_parameters()]
+    z = generator.sample_latents(1, 2)
+
+    def pictures(shape: Tensor, appearance: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        call = (Latents(shape, appearance), camera, (1, 2), draws)
+        out = torch.func.functional_call(generator, dict(zip(names, parameters, strict=True)), call)
+        return out.image, out.aux_image, out.depth, out.opacity
+
+    inputs = [z.shape, z.appearance, *generator.parameters()]
+    inputs = [x.detach().clone().requires_grad_(True) for x in inputs]
+    assert torch.autograd.gradcheck(pictures, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+def test_importance_samples_are_constants_to_the_gradient() -> None:
+    """With the fine depths held fixed, finite differences along a random direction of all parameters agree."""
+    generator = tiny(seed=6)
+    _, camera, _, draws = setting(generator, 3, 3)
+    z = generator.sample_latents(2, 1)
+    held = []
+    original = cips3d.models.volume.importance_depths
+    direction = [torch.randn_like(p) * p.detach().std().nan_to_num(0.1).clamp(min=0.01) for p in generator.parameters()]
+
+    def loss() -> Tensor:
+        out = generator(z, camera, (3, 3), draws)
+        return out.image.sum() + out.aux_image.sum()
+
+    def holding(*args: Tensor) -> Tensor:
+        if not held:
+            held.append(original(*args))
+        return held[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cips3d.models.volume, "importance_depths", holding)
+        value = loss()
+        gradients = torch.autograd.grad(value, list(generator.parameters()))
+        slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
+        eps, values = 1e-7, []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, d in zip(generator.parameters(), direction, strict=True):
+                    p.add_(sign * eps * d)
+                values.append(float(loss()))
+                for p, d in zip(generator.parameters(), direction, strict=True):
+                    p.sub_(sign * eps * d)
+    assert (values[0] - values[1]) / (2 * eps) == pytest.approx(slope, rel=1e-5)
+
+
+# ---------------------------------------------------------------- files
+def test_one_file_round_trip(tmp_path: Path) -> None:
+    generator = tiny(dtype=torch.float32)
+    cips3d.save(generator, tmp_path / "m.safetensors")
+    loaded = cips3d.load(tmp_path / "m.safetensors")
+    assert loaded.config == generator.config
+    assert not loaded.training
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_hub_form_round_trip(tmp_path: Path) -> None:
+    generator = tiny(dtype=torch.float32)
+    generator.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())
+    for loaded in (Generator.from_pretrained(tmp_path / "model"), cips3d.load(tmp_path / "model")):
+        assert loaded.config == generator.config
+        for name, tensor in generator.state_dict().items():
+            assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    generator = tiny(dtype=torch.float32)
+    good = tmp_path / "good.safetensors"
+    cips3d.save(generator, good)
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(good.read_bytes()[:-100])
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(2)}, foreign)
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for path in (truncated, foreign, text, tmp_path / "empty", tmp_path / "missing.safetensors"):
+        with pytest.raises(UserError) as error:
+            cips3d.load(path)
+        assert path.name in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_loaded_model_renders_the_same_bits(tmp_path: Path) -> None:
+    generator = tiny(dtype=torch.float32)
+    cips3d.save(generator, tmp_path / "m.safetensors")
+    generator.save_pretrained(tmp_path / "folder")
+    z = generator.sample_latents(2, 0)
+    image = generator.render(z, Camera.orbit(0.2), psi=0.8).image
+    for name in ("m.safetensors", "folder"):
+        loaded = cips3d.load(tmp_path / name)
+        assert torch.equal(loaded.render(z, Camera.orbit(0.2), psi=0.8).image, image)
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_model_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    cips3d.save(tiny(dtype=torch.float32), path)
+    content = path.read_bytes()
+    for length in (0, 4, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            cips3d.load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{", "[1, 2]", "3", '{"inr_width": "wide"}', '{"inr_widht": 10}', '{"inr_width": 0}', "{}", "changed"],
+)
+def test_a_model_with_another_configuration_is_refused(tmp_path: Path, header: str) -> None:
+    generator, path = tiny(dtype=torch.float32), tmp_path / "m.safetensors"
+    if header == "changed":
+        header = json.dumps(to_dict(replace(TINY, inr_width=12)))
+    save_file(generator.state_dict(), path, metadata={"cips3d": header})
+    with pytest.raises(UserError, match=r"m\.safetensors") as error:
+        cips3d.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("missing", "surplus"), [("inr.to_rgb.0.bias", None), (None, "extra"), ("shape_mean", None)])
+def test_a_model_with_other_weights_is_refused(tmp_path: Path, missing: str | None, surplus: str | None) -> None:
+    generator, path = tiny(dtype=torch.float32), tmp_path / "m.safetensors"
+    weights = {name: tensor for name, tensor in generator.state_dict().items() if name != missing}
+    if surplus is not None:
+        weights[surplus] = torch.zeros(2)
+    save_file(weights, path, metadata={"cips3d": json.dumps(to_dict(generator.config))})
+    with pytest.raises(UserError, match=str(missing or surplus)):
+        cips3d.load(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"config": {"inr_widht": 10}}'),
+        ("config.json", '{"config": {"inr_width": 0}}'),
+        ("config.json", None),
+        ("model.safetensors", "hello"),
+        ("model.safetensors", ""),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: str | None) -> None:
+    folder = tmp_path / "folder"
+    tiny(dtype=torch.float32).save_pretrained(folder)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(UserError) as error:
+        cips3d.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        cips3d.save(tiny(dtype=torch.float32), tmp_path / "file" / "m.safetensors")

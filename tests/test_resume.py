@@ -1,0 +1,139 @@
+"""A run that is killed and restarted ends with the same bits as one that never was."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+import tiny
+from cips3d import pretrained
+from cips3d.training.config import Stage
+from cips3d.training.trainer import Trainer
+
+#: Runs that are killed at a random moment.
+KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
+SEED = int(os.environ.get("CIPS3D_KILL_SEED", "0"))
+STEPS = 12 + 48
+
+processes = multiprocessing.get_context("forkserver")  # a new process each, but torch is imported once
+processes.set_forkserver_preload(["cips3d.training.trainer", "tiny", "torch._dynamo"])  # which optimisers import
+
+
+def train(run_dir: Path, data: str, shares: Connection, die_in_checkpoint: int) -> None:
+    """The run that gets killed: two stages with a checkpoint after every fourth step. Sends the share done after every step.
+
+    Or kills itself in the middle of writing the `die_in_checkpoint`-th checkpoint.
+    """
+    torch.set_num_threads(1)
+    stages = (Stage(4, kimg=0.048, batch=4), Stage(8, kimg=0.192, batch=4, generator_lr=1e-3, fade_kimg=0.05))
+    config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.16)
+    if die_in_checkpoint:
+        pretrained.save_file = dying_writer(pretrained.save_file, die_in_checkpoint)
+    shares.send(0.0)
+    Trainer(config, run_dir).run(lambda share, _: shares.send(share))
+
+
+def dying_writer(write: Callable[..., None], at: int) -> Callable[..., None]:
+    """The writer, killed when the `at`-th file is half on the disk."""
+    written = 0
+
+    def half(tensors: Any, path: Path, metadata: Any) -> None:
+        nonlocal written
+        written += 1
+        write(tensors, path, metadata)
+        if written == at:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return half
+
+
+# ---------------------------------------------------------------- the tests
+def start(run_dir: Path, data: str, die_in_checkpoint: int = 0) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    shares, far_end = processes.Pipe(duplex=False)
+    process = processes.Process(target=train, args=(run_dir, data, far_end, die_in_checkpoint))
+    process.start()
+    far_end.close()
+    return process, shares
+
+
+def finish(run_dir: Path, data: str) -> None:
+    process, _ = start(run_dir, data)
+    process.join(100)
+    assert process.exitcode == 0
+
+
+def kill_and_finish(run_dir: Path, data: str, at: float, delay: float) -> None:
+    """Kills the run `delay` seconds after it has reported the share `at`, then restarts it."""
+    process, shares = start(run_dir, data)
+    while shares.recv() < at:
+        pass
+    time.sleep(delay)
+    process.kill()
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL
+    finish(run_dir, data)
+
+
+def die_and_finish(run_dir: Path, data: str) -> None:
+    process, _ = start(run_dir, data, die_in_checkpoint=3)
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL
+    folder = run_dir / "checkpoints"
+    whole = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert whole == [f"{images:012d}.safetensors" for images in (16, 32)]
+    assert len(list(folder.iterdir())) == 3  # and the half one
+    finish(run_dir, data)
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    with safe_open(path, "np") as file:
+        return {key: file.get_tensor(key).tobytes() for key in file.keys()}  # noqa: SIM118
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    data = tiny.pictures(tmp_path / "data")
+    moments = random.Random(SEED)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {"whole": pool.submit(finish, tmp_path / "whole", data)}
+        for kill in range(KILLS):
+            at, delay = moments.uniform(0, 0.95), moments.uniform(0, 0.05)
+            jobs[f"killed-{kill}"] = pool.submit(kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay)
+        jobs["died-in-checkpoint"] = pool.submit(die_and_finish, tmp_path / "died-in-checkpoint", data)
+        for job in jobs.values():
+            job.result()
+    whole = tmp_path / "whole"
+    last = f"checkpoints/{STEPS * 4:012d}.safetensors"
+    log = read_log(whole)
+    assert [line["step"] for line in log] == list(range(1, STEPS + 1, 3))
+    assert len({line["d_loss"] for line in log}) == len(log)  # it does train
+    for name in jobs.keys() - {"whole"}:
+        run = tmp_path / name
+        assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes(), name
+        assert tensors(run / last) == tensors(whole / last), name
+        assert read_log(run) == log, name
+        assert files(run / "samples") == files(whole / "samples"), name
+        assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), name  # no half-written ones
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["images_per_second"]
+    return lines
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,544 @@
+"""The training loop: losses, schedules, draws, stages, interrupts, and the same result on one process or on two."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import tiny
+from cips3d.models.records import RenderOutput, Sampling
+from cips3d.training import losses
+from cips3d.training import trainer as trainer_module
+from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.draws import RealOrder, fake_draws, mirrored
+from cips3d.training.trainer import (
+    MODEL_FILE,
+    Networks,
+    Trainer,
+    average_gradients,
+    discriminator_step,
+    generator_step,
+    ramped_average,
+)
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+def weights(networks: Networks) -> dict[str, Tensor]:
+    """All tensors of all networks but the mean styles, which are taken for pictures and the model only."""
+    named = ((f"{m}/{key}", value) for m, module in networks.modules.items() for key, value in module.state_dict().items())
+    return {name: value.clone() for name, value in named if not name.endswith(("shape_mean", "appearance_mean"))}
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where other processes want the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------- losses
+def test_losses_in_closed_form() -> None:
+    real, fake = torch.tensor([[0.0], [2.0]]), torch.tensor([[-1.0], [3.0]])
+    log1p_exp = lambda *xs: sum(math.log1p(math.exp(x)) for x in xs) / len(xs)  # noqa: E731
+    assert losses.discriminator_loss(real, fake).item() == pytest.approx(log1p_exp(-1, 3) + log1p_exp(0, -2))
+    assert losses.generator_loss(fake).item() == pytest.approx(log1p_exp(1, -3))
+
+
+def test_the_generators_loss_does_not_saturate() -> None:
+    hopeless = torch.tensor([[-30.0]], requires_grad=True)
+    losses.generator_loss(hopeless).backward()
+    assert hopeless.grad is not None and hopeless.grad.item() == pytest.approx(-1.0)
+
+
+def test_squared_gradient_of_a_linear_discriminator_is_that_of_its_weights() -> None:
+    w = torch.randn(3, 4, 4, requires_grad=True)
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = losses.squared_gradient((images * w).sum(dim=(1, 2, 3))[:, None] + 7, images)
+    torch.testing.assert_close(penalty, w.square().sum().expand(5, 1))
+    penalty.mean().backward()
+    torch.testing.assert_close(w.grad, 2 * w.detach())  # the penalty itself can be differentiated
+
+
+class Linear(nn.Module):
+    """A discriminator D(x) = <w, x>, whatever the fade-in."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(scale * torch.linspace(-1, 1, 48).view(3, 4, 4))
+
+    def forward(self, images: Tensor, alpha: float = 1.0) -> Tensor:
+        return (images * self.w).sum(dim=(1, 2, 3))[:, None]
+
+
+def linear_networks() -> Networks:
+    networks = Networks.__new__(Networks)
+    networks.discriminators = nn.ModuleDict({"main": Linear(0.1), "aux": Linear(0.2)})
+    return networks
+
+
+def rendered(image: Tensor, aux_image: Tensor) -> RenderOutput:
+    return RenderOutput(image, aux_image, *[torch.zeros(len(image), 1, 4, 4)] * 3)
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxiliary: bool) -> None:
+    networks = linear_networks()
+    real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    image.requires_grad_()
+    result = discriminator_step(networks, real, rendered(image, aux_image), 1.0, auxiliary, r1_weight=5.0)
+    main, aux = networks.discriminators["main"], networks.discriminators["aux"]
+    taking_part = [(main, image), (aux, aux_image)][: 2 if auxiliary else 1]
+    real_logits, fake_logits = torch.cat([d(real) for d, _ in taking_part]), torch.cat([d(x) for d, x in taking_part])
+    penalty = sum(d.w.square().sum() for d, _ in taking_part) / len(taking_part)
+    expected = losses.discriminator_loss(real_logits, fake_logits) + 5 * penalty
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert result.squared_gradient is not None
+    assert result.squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
+    assert result.real_logit is not None and result.real_logit.item() == pytest.approx(main(real).mean().item(), rel=1e-4)
+    assert image.grad is None  # the fakes are constants
+    assert (aux.w.grad is not None) == auxiliary
+    expected_gradient = torch.autograd.grad(expected, main.w)[0]
+    torch.testing.assert_close(main.w.grad, expected_gradient)
+
+
+def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone() -> None:
+    networks = linear_networks()
+    image, aux_image = torch.zeros(2, 2, 3, 4, 4).unbind()
+    image.requires_grad_(), aux_image.requires_grad_()
+    result = generator_step(networks, rendered(image, aux_image), 1.0, True)
+    assert result.loss.item() == pytest.approx(math.log(2))
+    for picture, name in ((image, "main"), (aux_image, "aux")):
+        discriminator = networks.discriminators[name]
+        # d softplus(-<w, x>) at x = 0, over the four logits
+        torch.testing.assert_close(picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture))
+        assert discriminator.w.grad is None and discriminator.w.requires_grad
+
+
+# ---------------------------------------------------------------- draws and order
+def test_draws_do_not_depend_on_the_number_of_processes() -> None:
+    make = lambda positions, key=(0, 5, "D"): fake_draws(  # noqa: E731
+        tiny.GENERATOR, Sampling(4, 4), 4, 0.5, key, positions, torch.device("cpu")
+    )
+    whole, parts = make(range(4)), [make(range(2)), make(range(2, 4))]
+    for read in (
+        lambda d: d.latents.shape,
+        lambda d: d.latents.appearance,
+        lambda d: d.camera.cam_to_world,
+        lambda d: d.rays.jitter,
+        lambda d: d.rays.importance,
+        lambda d: d.rays.coarse_noise,
+        lambda d: d.rays.noise,
+    ):
+        assert torch.equal(read(whole), torch.cat([read(part) for part in parts]))
+        assert len(read(whole).flatten(1).unique(dim=0)) == 4  # no two pictures share their draws
+        for other in ((1, 5, "D"), (0, 6, "D"), (0, 5, "G")):
+            assert not torch.equal(read(whole), read(make(range(4), other)))
+
+
+def taken(order: RealOrder, batches: int) -> list[list[int]]:
+    return list(itertools.islice(order, batches))
+
+
+def test_real_order_shows_every_picture_once_an_epoch() -> None:
+    shown, other = ([*itertools.chain(*taken(RealOrder(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1))
+    epochs = [shown[i : i + 7] for i in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert shown != other
+
+
+@pytest.mark.parametrize("start", [4, 8, 28])
+def test_real_order_resumes_in_the_middle_of_an_epoch(start: int) -> None:
+    whole = taken(RealOrder(7, 0, 0, 4, range(4)), 12)
+    assert taken(RealOrder(7, 0, start, 4, range(4)), 4) == whole[start // 4 : start // 4 + 4]
+
+
+def test_real_order_deals_the_batch_out_to_the_processes() -> None:
+    whole = taken(RealOrder(5, 0, 0, 6, range(6)), 6)  # a batch above the size of the dataset
+    parts = [taken(RealOrder(5, 0, 0, 6, range(i, i + 3)), 6) for i in (0, 3)]
+    assert whole == [a + b for a, b in zip(*parts, strict=True)]
+
+
+def test_mirrored_is_a_replayable_half_that_does_not_depend_on_the_processes() -> None:
+    flips = mirrored((0, 3), range(2000))
+    assert 900 < int(flips.sum()) < 1100
+    assert torch.equal(flips, torch.cat([mirrored((0, 3), range(1000)), mirrored((0, 3), range(1000, 2000))]))
+    for other in ((0, 4), (1, 3)):
+        assert 900 < int((flips != mirrored(other, range(2000))).sum()) < 1100
+
+
+# ---------------------------------------------------------------- average
+def test_the_average_follows_its_ramp() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(module, multi_avg_fn=ramped_average(0.5))
+    expected = 0.0
+    for n, value in enumerate([3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0, -5.0, 3.0, 5.0]):
+        module.weight.data.fill_(value)
+        averaged.update_parameters(module)
+        decay = min(0.5, (1 + n) / (10 + n)) if n else 0.0  # the first update copies
+        expected = decay * expected + (1 - decay) * value
+        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+# ---------------------------------------------------------------- schedules, seen from inside a run
+@dataclass
+class Seen:
+    """What one step was given."""
+
+    resolution: int
+    alpha: float
+    r1_weight: float
+    generator_lr: float
+    discriminator_lr: float
+    real: Tensor
+    noise: list[float] = field(default_factory=list)
+
+
+def observe(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[Seen]:
+    """Lets a run take its course and notes what its steps are given."""
+    steps: list[Seen] = []
+    noises: list[float] = []
+
+    def draws(config: Any, sampling: Any, resolution: int, noise_std: float, *rest: Any) -> Any:
+        noises.append(noise_std)
+        return fake_draws(config, sampling, resolution, noise_std, *rest)
+
+    def step(networks: Networks, real: Tensor, fake: RenderOutput, alpha: float, auxiliary: bool, r1_weight: float) -> Any:
+        rates = [o.param_groups[0]["lr"] for o in (networks.generator_optimizer, networks.discriminator_optimizer)]
+        steps.append(Seen(real.shape[-1], alpha, r1_weight, *rates, real.clone(), noises.copy()))
+        noises.clear()
+        return discriminator_step(networks, real, fake, alpha, auxiliary, r1_weight)
+
+    monkeypatch.setattr(trainer_module, "fake_draws", draws)
+    monkeypatch.setattr(trainer_module, "discriminator_step", step)
+    return steps
+
+
+def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny.config(data, mirror=True, share_fakes=True), tmp_path)
+    steps = observe(monkeypatch, trainer)
+    trainer.run()
+    assert [s.resolution for s in steps] == [4] * 4 + [8] * 8
+    assert [s.alpha for s in steps] == [1] * 4 + [0, 0.25, 0.5, 0.75] + [1] * 4
+    assert [s.r1_weight for s in steps] == [15.0 if i % 3 == 0 else 0.0 for i in range(12)]  # ½ · γ 10 · every 3
+    assert [s.generator_lr for s in steps] == [1e-3] * 4 + [5e-4] * 8
+    assert [s.discriminator_lr for s in steps] == [2e-3] * 4 + [1e-3] * 8
+    assert [s.noise for s in steps] == [[max(0.0, 1 - 4 * i / 32)] for i in range(12)]  # one set of draws a step
+    order = taken(RealOrder(6, 0, 0, 4, range(4)), 12)
+    for i, step in enumerate(steps[4:], 4):  # at 4² the pictures are scaled down
+        for flip, index, real in zip(mirrored((0, i), range(4)), order[i], step.real, strict=True):
+            original = trainer.dataset[index] / 127.5 - 1
+            torch.testing.assert_close(real, original.flip(2) if flip else original)
+
+
+def test_two_sets_of_fakes_a_step_by_default(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(replace(tiny.config(data), stages=(Stage(8, kimg=0.008, batch=4),)), tmp_path)
+    steps = observe(monkeypatch, trainer)
+    trainer.run()
+    assert len(steps[1].noise) == 2  # the generator's of the first step and the discriminator's of the second
+
+
+def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
+    shares: list[float] = []
+    config = tiny.config(data, log_steps=5, sample_kimg=0.02)
+    model = Trainer(config, tmp_path).run(lambda share, _: shares.append(share))
+    assert model == tmp_path / MODEL_FILE and model.exists()
+    assert shares == pytest.approx([(i + 1) / 12 for i in range(12)])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["images"], line["resolution"]) for line in lines] == [(1, 4, 4), (6, 24, 8), (11, 44, 8)]
+    assert {"d_loss", "g_loss", "d_real_logit", "d_fake_logit", "last_sample_share", "depth_std"} <= lines[0].keys()
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{i:012d}.png" for i in (20, 40)]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{i:012d}.safetensors" for i in (32, 48)]
+
+
+# ---------------------------------------------------------------- the end of a stage, and interrupts
+def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+
+    def perf_counter() -> float:
+        clock[0] += 1e-6
+        return clock[0]
+
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=perf_counter))
+    stages = (Stage(4, kimg=1000, batch=4, minutes=5 / 60), Stage(8, kimg=0.012, batch=4, minutes=1000))
+    config = tiny.config(data, stages=stages)
+
+    def one_second_a_step(stop_at: int) -> tuple[Trainer, list[int]]:
+        trainer, steps = Trainer(config, tmp_path), []
+
+        def progress(share: float, figures: dict[str, float]) -> None:
+            assert 0 <= share <= 1
+            clock[0] += 1
+            steps.append(int(figures["resolution"]))
+            if trainer.counters.step == stop_at:
+                raise KeyboardInterrupt
+
+        if stop_at:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.run(progress)
+        else:
+            trainer.run(progress)
+        return trainer, steps
+
+    assert one_second_a_step(stop_at=4)[1] == [4] * 4  # the fourth step ends three seconds after the first
+    clock[0] += 3600  # the time between two sessions does not count
+    resumed, steps = one_second_a_step(stop_at=0)
+    assert steps == [4] * 3 + [8] * 3  # after three, four and five seconds; then to the end by kimg
+    assert resumed.progress() == 1
+
+
+def test_tensorboard_shows_every_step_once(tmp_path: Path, data: str) -> None:
+    Trainer(tiny.config(data), tmp_path).run()
+    (tmp_path / "checkpoints" / f"{48:012d}.safetensors").unlink()
+    Trainer(tiny.config(data), tmp_path).run()  # from the checkpoint at 32 pictures on
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    shown = [(event.step, event.value) for event in board.Scalars("d_loss")]
+    assert shown == [(line["images"], pytest.approx(line["d_loss"], rel=1e-5)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[str, Tensor]:
+    trainer = Trainer(tiny.config(data), tmp_path_factory.mktemp("uninterrupted"))
+    trainer.run()
+    return weights(trainer.networks)
+
+
+def test_an_interrupt_between_steps_saves_and_the_run_resumes(
+    tmp_path: Path, data: str, uninterrupted: dict[str, Tensor]
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+
+    def stop(share: float, figures: dict[str, float]) -> None:
+        if trainer.counters.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stop)
+    assert (tmp_path / "checkpoints" / f"{24:012d}.safetensors").exists()
+    resumed = Trainer(tiny.config(data), tmp_path)
+    assert resumed.counters.step == 6
+    resumed.run()
+    assert same_bits(weights(resumed.networks), uninterrupted)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(
+    tmp_path: Path, data: str, uninterrupted: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+
+    def step(*args: Any) -> Any:
+        if trainer.counters.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return discriminator_step(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer_module, "discriminator_step", step)
+        trainer.run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = Trainer(tiny.config(data), tmp_path)
+    assert resumed.counters.step == 6
+    resumed.run()
+    assert same_bits(weights(resumed.networks), uninterrupted)
+
+
+def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+
+    def step(*args: Any) -> Any:
+        result = discriminator_step(*args)
+        if trainer.counters.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second one was ignored")
+        return result
+
+    monkeypatch.setattr(trainer_module, "discriminator_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{16:012d}.safetensors"]
+
+
+def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None:
+    first = Trainer(tiny.config(data), tmp_path).run().read_bytes()
+    (tmp_path / MODEL_FILE).unlink()
+    assert Trainer(tiny.config(data), tmp_path).run().read_bytes() == first
+
+
+# ---------------------------------------------------------------- learning
+def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
+    with torch.no_grad():
+        logits = n.logits(real, real, 1.0), n.logits(fake.image, fake.aux_image, 1.0)
+    return losses.discriminator_loss(*logits).item()
+
+
+def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, data: str) -> None:
+    config = tiny.config(data)
+    trainer, stage = Trainer(config, tmp_path), config.stages[1]
+    n, positions = trainer.networks, range(4)
+    real = next(trainer._real_batches(stage, positions)).float() / 127.5 - 1
+    draws = trainer._draws(stage, positions, "D")
+    fake = trainer._generate(stage, draws)
+    for optimizer in n.optimizers.values():
+        optimizer.param_groups[0]["lr"] = 0.01
+
+    before = discriminator_loss_on(n, real, fake)
+    for _ in range(40):
+        n.discriminator_optimizer.zero_grad()
+        discriminator_step(n, real, fake, 1.0, True, r1_weight=0.0)
+        n.discriminator_optimizer.step()
+    after = discriminator_loss_on(n, real, fake)
+    assert after < 0.5 * before
+
+    for _ in range(40):
+        n.generator_optimizer.zero_grad()
+        generator_step(n, trainer._generate(stage, draws), 1.0, True)
+        n.generator_optimizer.step()
+    fooled = discriminator_loss_on(n, real, trainer._generate(stage, draws))
+    assert fooled > 2 * after
+
+
+# ---------------------------------------------------------------- many processes
+def two_process_config(data: str) -> TrainConfig:
+    return tiny.config(data, mirror=True, sampling=Sampling(4, 2))
+
+
+def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) -> None:
+    """One process of a run in float64: gradients of one step before and after averaging, then the whole run."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == processes
+        trainer = Trainer(two_process_config(data), Path(folder) / f"run-{processes}", accelerator)
+        for discriminator in trainer.networks.discriminators.values():  # the trainer makes pictures float32
+            discriminator.register_forward_pre_hook(lambda _, args: (args[0].double(), *args[1:]))
+        result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
+        trainer.run()
+        result["weights"] = weights(trainer.networks)
+        torch.save(result, Path(folder) / f"{processes}-{rank}.pt")
+    finally:
+        torch.set_default_dtype(default)
+
+
+def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
+    """Gradients of both networks' losses, computed as a step computes them, and cleared."""
+    stage, n = trainer.config.stages[0], trainer.networks
+    positions = trainer._positions(stage.batch)
+    trainer.dataset = trainer_module.open_dataset(trainer.config.data, stage.resolution)
+    real = next(trainer._real_batches(stage, positions)).double() / 127.5 - 1
+    fake = trainer._generate(stage, trainer._draws(stage, positions, "D"))
+    discriminator_step(n, real, fake, 0.5, True, r1_weight=5.0)
+    generator_step(n, fake, 0.5, True)
+    result = {}
+    for name, module in (("generator", n.generator), ("discriminators", n.discriminators)):
+        if average:
+            average_gradients(module.parameters(), trainer.accelerator)
+        result |= {f"{name}/{key}": p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
+        module.zero_grad(set_to_none=True)
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, data: str) -> Iterator[dict[str, dict[str, Any]]]:
+    """Results of two processes with half the batch each, and of one with the whole batch."""
+    folder, port = str(tmp_path_factory.mktemp("ranks")), free_port()
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=train_as_rank, args=(rank, 2, port, folder, data)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    threads = torch.get_num_threads()
+    train_as_rank(0, 1, 0, folder, data)
+    torch.set_num_threads(threads)
+    for process in processes:
+        process.join(90)
+        if process.is_alive():
+            process.kill()
+        assert process.exitcode == 0
+    yield {name: torch.load(Path(folder) / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
+
+
+def test_half_the_batch_on_each_of_two_processes_gives_the_gradients_of_the_whole(ranks: dict[str, dict[str, Any]]) -> None:
+    whole = flat(ranks["1-0"]["gradients"])
+    assert torch.equal(whole, flat(ranks["1-0"]["local"]))
+    for rank in ("2-0", "2-1"):
+        assert ranks[rank]["gradients"].keys() == ranks["1-0"]["gradients"].keys()
+        assert (flat(ranks[rank]["gradients"]) - whole).norm() <= 1e-6 * whole.norm()
+        assert (flat(ranks[rank]["local"]) - whole).norm() > 0.01 * whole.norm()  # the halves do differ
+
+
+def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, Any]]) -> None:
+    assert same_bits(ranks["2-0"]["weights"], ranks["2-1"]["weights"])
+    initial = weights_at_the_start(ranks)
+    one, two = flat(ranks["1-0"]["weights"]), flat(ranks["2-0"]["weights"])
+    assert (one - initial).abs().max() > 1e-3  # the run did train
+    assert (one - two).abs().max() < 1e-6
+
+
+def weights_at_the_start(ranks: dict[str, dict[str, Any]]) -> Tensor:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return flat(weights(Networks(two_process_config("heads"), torch.device("cpu"))))
+    finally:
+        torch.set_default_dtype(default)
+
+
+def test_only_the_main_process_writes(ranks: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = next(tmp_path_factory.getbasetemp().glob("ranks*")) / "run-2"
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))
+    assert len(list(run.glob("events.*"))) == 1
+    stored = load_file(run / "checkpoints" / f"{48:012d}.safetensors")
+    assert torch.equal(stored["averaged/module.inr.blocks.0.first.weight"], ranks["2-1"]["weights"][
+        "averaged/module.inr.blocks.0.first.weight"
+    ])  # fmt: skip

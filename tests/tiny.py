@@ -1,0 +1,50 @@
+"""A configuration that trains in seconds, and pictures for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.generator import GeneratorConfig
+from cips3d.training.config import Stage, TrainConfig
+
+GENERATOR = GeneratorConfig(
+    shape_dim=8, appearance_dim=8, shape_style_dim=8, appearance_style_dim=8,
+    shape_mapping_layers=2, appearance_mapping_layers=2, nerf_width=16, nerf_layers=1, feature_dim=8,
+    inr_width=16, inr_blocks=2, rgb_from_block=0, residual_from_block=1,
+    background="plain", coarse_samples=4, fine_samples=4, resolution=8,
+)  # fmt: skip
+
+
+def pictures(folder: Path, count: int = 6, size: int = 8) -> str:
+    """A new folder of noise pictures; returns its path."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def config(data: str = "heads", **changes: Any) -> TrainConfig:
+    """Four steps at 4² and eight at 8², four pictures each, a checkpoint after every fourth step."""
+    tiny = TrainConfig(
+        data=data,
+        generator=GENERATOR,
+        discriminator=DiscriminatorConfig({4: 8, 8: 8}),
+        aux_discriminator=DiscriminatorConfig({4: 8, 8: 8}, downsample_first=True),
+        stages=(
+            Stage(4, kimg=0.016, batch=4, generator_lr=1e-3, discriminator_lr=2e-3),
+            Stage(8, kimg=0.032, batch=4, generator_lr=5e-4, discriminator_lr=1e-3, fade_kimg=0.016),
+        ),
+        r1_every=3,
+        density_noise_kimg=0.032,
+        log_steps=1,
+        sample_kimg=1000,
+        checkpoint_kimg=0.016,
+    )
+    return replace(tiny, **changes)
