@@ -178,7 +178,8 @@ def test_pictures_of_mixed_sizes_and_shapes_train(tmp_path: Path) -> None:
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_FRAMES", 3)
     out = tmp_path / "demo"
-    cli.main(["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16"])
+    cli.main(["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"])
+    assert json.loads((out / "config.json").read_text())["seed"] == 4
     assert {"heads.png", "depth.png", "orbit.mp4", "model.safetensors", "log.jsonl"} <= set(names(out))
     assert Image.open(out / "heads.png").size == (7 * 18 - 2, 6 * 18 - 2)
     printed = capsys.readouterr().out
@@ -573,7 +574,8 @@ def test_full_disk_in_a_process_of_its_own(tmp_path: Path, pictures: str) -> Non
     """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
     program = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import tiny; from cips3d import cli; "
-        "from cips3d.training.config import PRESETS; PRESETS['tiny'] = lambda: tiny.config(checkpoint_kimg=float(sys.argv[3])); "
+        "from cips3d.training.config import PRESETS; "
+        "PRESETS['tiny'] = lambda: tiny.config(checkpoint_kimg=float(sys.argv[3]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2); cli.main(sys.argv[4:])"
     )
     for size, kimg, words in ((20_000, "0.016", "safetensors"), (3000, "1000", "run")):

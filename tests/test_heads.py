@@ -86,9 +86,7 @@ class TestGeometry:
     def test_one_ball_has_the_depth_of_its_equation(self):
         camera = Camera.orbit(0.5, -0.3, radius=0.7, fov=20.0)
         center, radius = torch.tensor([0.03, -0.02, 0.01]), 0.05
-        depth, owner, _ = raycast.cast(
-            ball(center.numpy(), radius), camera.cam_to_world[0].double().numpy(), 20.0, 24, 40
-        )
+        depth, owner, _ = raycast.cast(ball(center.numpy(), radius), camera.cam_to_world[0].double().numpy(), 20.0, 24, 40)
         rays = camera.rays(24, 40)
         offset, direction = (rays.origins - center)[0].double(), rays.directions[0].double()
         b = (offset * direction).sum(-1)

@@ -133,8 +133,8 @@ class Camera:
             fov: full field of view, degrees.
         """
         tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
-        like = {"dtype": torch.get_default_dtype()} if not tensors else {"dtype": tensors[0].dtype, "device": tensors[0].device}
-        parts = [torch.atleast_1d(torch.as_tensor(x, **like)) for x in (yaw, pitch, radius, fov)]
+        like = tensors[0] if tensors else torch.empty(0)
+        parts = [torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device)) for x in (yaw, pitch, radius, fov)]
         yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
         position = radius_t[:, None] * torch.stack(
             [yaw_t.sin() * pitch_t.cos(), pitch_t.sin(), yaw_t.cos() * pitch_t.cos()], dim=-1
