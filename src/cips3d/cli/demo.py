@@ -19,7 +19,7 @@ from cips3d.metrics.geometry import geometry_report
 from cips3d.training.config import preset, with_minutes
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
-_FRAMES, _VIDEO_RESOLUTION = 90, 64  # three seconds of six heads, rendered in about a quarter of a minute
+_FRAMES, _VIDEO_RESOLUTION = 60, 64  # two seconds of six heads, rendered in about half a minute
 
 
 def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, resolution: int = 96, seed: int = 0) -> None:
