@@ -1,9 +1,13 @@
 """Checks every annotated shape, dtype and type of the package at run time, in all tests."""
 
 import os
+import signal
 
 import torch
 from jaxtyping import install_import_hook
+
+# A shell starts background jobs with interrupts ignored; the tests of Ctrl-C want what a terminal gives.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(min(4, os.cpu_count() or 1))
 
