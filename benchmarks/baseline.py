@@ -47,6 +47,9 @@ def field_at(nerf: RadianceField, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
     for layer in nerf.layers:
         x = film_siren(layer, x, w)
     sigma = nerf.density_gain * nerf.density(x)
+    if nerf.density_blob:
+        radius = points.flatten(1, 2).norm(dim=-1, keepdim=True) / (nerf.extent / 2)
+        sigma = sigma + nerf.density_blob * (1 - radius**2)
     feature = nerf.feature(film_siren(nerf.feature_layer, x, w))
     return torch.cat([feature, sigma], dim=-1).unflatten(1, t.shape[1:])
 

@@ -1,11 +1,14 @@
 """Training speed of the preset heads-32 at 32² (float32, two threads) against the plain implementation in baseline.py.
 
+All programs go on from the same networks, those of one minute of training at 16²: how many samples lie in density, which
+decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes it.
+
 Each program runs in a process of its own, since ours changes the C library's allocator for its whole process; they take turns
-of one R1 period (eight steps), so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`,
+of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`,
 driven as its own loop drives it. Real pictures are random and made beforehand: loading them is in neither program's time; the
 last line of the second table says what it would add. The second table times the parts of a step one by one.
 
-    python benchmarks/training.py        (less than three minutes)
+    python benchmarks/training.py        (five minutes)
 """
 
 from __future__ import annotations
@@ -17,17 +20,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from baseline import Baseline, discriminator_loss, generator_loss
 
 from cips3d.data import open_dataset
+from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig, preset
 from cips3d.training.trainer import Networks, Trainer, discriminator_step, generator_step
 
-THREADS, TURNS, REPEATS = 2, 4, 5
+THREADS, TURNS, REPEATS = 2, 7, 5
 #: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours)
 PROGRAMS = {
     "baseline": (False, False, False),
@@ -46,9 +51,18 @@ def settings(share_fakes: bool) -> TrainConfig:
     return replace(config, stages=config.stages[-1:], share_fakes=share_fakes)
 
 
+def trained_networks(folder: Path) -> Path:
+    """A checkpoint of one minute of the preset's first stage."""
+    config = preset("heads-32")
+    trainer = Trainer(replace(config, stages=(replace(config.stages[0], minutes=1.0),)), folder)
+    trainer.run()
+    return checkpoint.checkpoints(folder / "checkpoints")[-1]
+
+
 class OurProgram:
-    def __init__(self, config: TrainConfig, folder: str) -> None:
+    def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
         self.trainer, self.config, self.stage = Trainer(config, folder), config, config.stages[0]
+        checkpoint.load_state(trained, self.trainer.networks.modules, self.trainer.networks.optimizers)
         self.positions = range(self.stage.batch)
         self.networks = n = self.trainer.networks
         n.generator_optimizer.param_groups[0]["lr"] = self.stage.generator_lr
@@ -91,8 +105,9 @@ class OurProgram:
 
 
 class BaselineProgram(Baseline):
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, trained: Path) -> None:
         networks = Networks(config, torch.device("cpu"))
+        checkpoint.load_state(trained, networks.modules, networks.optimizers)
         super().__init__(config, config.stages[0], networks.generator, networks.discriminators)
 
     def parts(self, real: torch.Tensor) -> Parts:
@@ -152,13 +167,13 @@ def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float
         "generator forward": t["forward"],
         "generator backward": t["both"] - t["forward"],
         "discriminators' step, without R1": t["D"],
-        "R1 (every 8th step)": (t["D with R1"] - t["D"]) / r1_every,
+        f"R1 (every {r1_every}th step)": (t["D with R1"] - t["D"]) / r1_every,
         "discriminators in generator's step": t["D for G"],
         "optimisers and average": t["update"],
     }
 
 
-def work(name: str, pipe: Connection) -> None:
+def work(name: str, trained: Path, pipe: Connection) -> None:
     """A process: makes its program, then answers each request."""
     torch.set_num_threads(THREADS)
     ours, share_fakes, keep = PROGRAMS[name]
@@ -166,7 +181,7 @@ def work(name: str, pipe: Connection) -> None:
         print("note: this C library's allocator cannot be told to keep freed memory")
     config = settings(share_fakes)
     with tempfile.TemporaryDirectory() as folder:
-        program = OurProgram(config, folder) if ours else BaselineProgram(config)
+        program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
         stage = config.stages[0]
         real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
         for _ in range(2):  # warms up, with R1 and without
@@ -195,14 +210,18 @@ def loading_seconds(config: TrainConfig) -> float:
 
 
 def main() -> None:
+    torch.set_num_threads(THREADS)
+    keep_freed_memory()
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for name in PROGRAMS:
-        pipes[name], end = context.Pipe()
-        processes.append(context.Process(target=work, args=(name, end), daemon=True))
-        processes[-1].start()
-        end.close()  # so that a process that dies is noticed
-        pipes[name].recv()
+    with tempfile.TemporaryDirectory() as folder:
+        trained = trained_networks(Path(folder))
+        for name in PROGRAMS:
+            pipes[name], end = context.Pipe()
+            processes.append(context.Process(target=work, args=(name, trained, end), daemon=True))
+            processes[-1].start()
+            end.close()  # so that a process that dies is noticed
+            pipes[name].recv()
     rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(TURNS):
         for name, pipe in pipes.items():

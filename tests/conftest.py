@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import torch
 from jaxtyping import install_import_hook
 
@@ -10,6 +11,10 @@ from jaxtyping import install_import_hook
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+# A machine that other programs keep busy is no reason to fail.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Must come before the first import of the package. An int passes where a float is annotated, as PEP 484 has it. Functions that
 # numba compiles carry @typing.no_type_check below @njit, since numba cannot compile the checking wrapper.

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def config() -> TrainConfig:
-    generator = replace(tiny.GENERATOR, nerf_layers=2, density_gain=40.0, inr_blocks=3, rgb_from_block=1)
+    generator = replace(tiny.GENERATOR, nerf_layers=2, density_gain=40.0, density_blob=30.0, inr_blocks=3, rgb_from_block=1)
     return tiny.config(generator=generator, sampling=SAMPLING)
 
 

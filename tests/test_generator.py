@@ -236,9 +236,8 @@ def test_every_option_renders_and_trains(changes: dict) -> None:
 def test_a_point_looks_different_from_elsewhere_only_with_a_view_direction(seen: bool) -> None:
     generator = tiny(view_direction=seen)
     point, w = torch.tensor([[[0.03, -0.02, 0.05]]], dtype=torch.float64), torch.ones(1, 8, dtype=torch.float64)
-    origins = point.expand(1, 2, 3)
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.6, 0.0, -0.8]]], dtype=torch.float64)
-    sigma, feature = generator.nerf(origins, directions, torch.zeros(1, 2, 1, dtype=torch.float64), w)
+    sigma, feature = generator.nerf(point.expand(1, 2, 3), directions, w)
     assert torch.equal(sigma[:, 0], sigma[:, 1]), "density never depends on the direction"
     assert torch.allclose(feature[:, 0], feature[:, 1]) is not seen
 

@@ -91,7 +91,7 @@ def truth() -> GeometryReport:
 
 
 def test_true_heads_pass(truth: GeometryReport) -> None:
-    assert truth.view_agreement > 0.8  # not 1: the front does not see all that the sides see
+    assert truth.view_agreement > 0.95
     assert truth.shape_correlation.keys() == set(YAWS)
     assert min(truth.shape_correlation.values()) > 0.8
     assert truth.relief == pytest.approx(truth.true_relief) and truth.relief > 0.01
@@ -194,17 +194,23 @@ def test_the_papers_generator_costs_what_arithmetic_says() -> None:
     per_pixel = (cost[32].flops - cost[16].flops) / (32 * 32 - 16 * 16)
     inr = 2 * (32 * 512 + 17 * 512 * 512 + 6 * 512 * 3)  # first layer from V_r, 17 inner ones, tRGB from block 3 on
     samples = config.coarse_samples + config.fine_samples
+    densities = (
+        samples * 2 * (128 * 128 + 128) + 2 * 2 * 2 * 3 * 128
+    )  # second layer, density; first layer once per ray and pass
     nerf = samples * 2 * (3 * 128 + 128 * 128 + 128 + 128 * 64)  # two layers, density, feature layer
-    ray = 2 * (samples * 64 + 64 * 32 + 32 * 3)  # composite, linear feature, auxiliary colour
-    assert per_pixel == pytest.approx(inr + nerf + ray, rel=1e-3)
+    ray = 2 * (64 * 32 + 32 * 3)  # linear feature, auxiliary colour
+    assert per_pixel == pytest.approx(inr + densities + nerf + ray, rel=1e-3)
     # the round figures: 18 layers of 512², and 24 samples of 53 kFLOP in the authors' order of operations
-    assert per_pixel == pytest.approx(18 * 2 * 512**2 + 24 * 53e3, rel=0.06)
+    assert per_pixel - densities == pytest.approx(18 * 2 * 512**2 + 24 * 53e3, rel=0.06)
     assert cost[16].parameters == pytest.approx(11.27e6, rel=1e-3)
 
 
 def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
     torch.manual_seed(0)
     generator = Generator(tiny.GENERATOR)
+    with torch.no_grad():  # thin fog: every sample is seen but the last, which has no length
+        generator.nerf.density.weight.zero_()
+        generator.nerf.density.bias.fill_(0.1)
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -215,4 +221,4 @@ def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         generator.render_rays(generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.0).rays(16, 16), generator.sampling)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert generator_cost(tiny.GENERATOR, 16).saved_bytes == pytest.approx(measured, rel=0.05)
+    assert measured <= generator_cost(tiny.GENERATOR, 16).saved_bytes <= 1.12 * measured

@@ -93,7 +93,9 @@ def test_rays(tensors: dict[str, Tensor], i: int) -> None:
 @pytest.mark.parametrize("i", CAMERAS)
 def test_density_and_feature_at_each_sample(network: Generator, tensors: dict[str, Tensor], i: int) -> None:
     rays, t = recorded_rays(tensors, i), tensors[f"cam{i}/t_coarse"]
-    sigma, hidden = network.nerf(rays.origins, rays.directions, t, tensors["w_nerf"])
+    sigma, hidden = network.nerf(rays.at(t).flatten(1, 2), None, tensors["w_nerf"])
+    sigma, hidden = sigma.view_as(t), hidden.view(*t.shape, -1)
+    assert worst(network.nerf.density_along(rays, t, tensors["w_nerf"]), sigma) < DOUBLE
     assert worst(sigma, tensors[f"cam{i}/nerf_sigma_coarse"]) < DOUBLE
     assert worst(network.nerf.feature(hidden)[:, ::7], tensors[f"cam{i}/nerf_feature_coarse"]) < DOUBLE
 
@@ -273,14 +275,21 @@ def test_compositing(units, name):
 
 
 class RecordedSamples(torch.nn.Module):
-    """A radiance field that returns given samples, whatever the points."""
+    """A radiance field of given samples, found again by their depths along rays from (0, 0, 1)."""
 
-    def __init__(self, samples: Tensor) -> None:
+    view_direction = False
+
+    def __init__(self, samples: Tensor, t: Tensor) -> None:
         super().__init__()
-        self.samples = samples
+        self.samples, self.t = samples, t
 
-    def forward(self, origins: Tensor, directions: Tensor, t: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        return self.samples[..., 4], self.samples[..., :4]
+    def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
+        return self.samples[..., 4]
+
+    def forward(self, points: Tensor, directions: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor]:
+        nearest = ((1 - points[..., 2])[..., None] - self.t.flatten(1)[:, None]).abs().argmin(dim=-1)
+        found = self.samples.flatten(1, 2).gather(1, nearest[..., None].expand(-1, -1, 5))
+        return found[..., 4], found[..., :4]
 
     def project(self, hidden: Tensor, opacity: Tensor) -> Tensor:
         return hidden
@@ -290,7 +299,7 @@ class RecordedSamples(torch.nn.Module):
 def test_backgrounds(units, background, name):
     samples, t = units["integ.rgb_sigma"], units["integ.z_vals"][..., 0]
     network = Generator(GeneratorConfig(feature_dim=4, shape_style_dim=2, inr_width=2, background=background, extent=0.2))
-    network.nerf = RecordedSamples(samples)
+    network.nerf = RecordedSamples(samples, t)
     even = torch.linspace(1 - 0.2, 1 + 0.2, 7)
     draws = RayDraws((t - even) / (even[1] - even[0]) + 0.5, torch.zeros(2, 5, 0))
     origins = torch.tensor([0.0, 0.0, 1.0]).expand(2, 5, 3)

@@ -109,7 +109,7 @@ def linear_networks() -> Networks:
 
 
 def rendered(image: Tensor, aux_image: Tensor) -> RenderOutput:
-    return RenderOutput(image, aux_image, *[torch.zeros(len(image), 1, 4, 4)] * 3)
+    return RenderOutput(image, aux_image, *[torch.zeros_like(image[:, :1])] * 3)
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
@@ -407,7 +407,7 @@ def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None
 # ---------------------------------------------------------------- learning
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
-        logits = n.logits(real, real, 1.0), n.logits(fake.image, fake.aux_image, 1.0)
+        logits = n.logits([real, real], 1.0), n.logits([fake.image, fake.aux_image], 1.0)
     return losses.discriminator_loss(*logits).item()
 
 

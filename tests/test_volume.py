@@ -22,7 +22,7 @@ from cips3d.models.volume import (
     importance_depths,
     invert_cdf,
     stratified_depths,
-    unsorted_weights,
+    visible_samples,
 )
 
 NEAR, FAR = 0.88, 1.12
@@ -132,23 +132,15 @@ def test_gradients_of_the_weights():
     assert torch.autograd.gradcheck(lambda t, sigma: compositing_weights(t, sigma, 1.3), (t, sigma))
 
 
-@pytest.mark.parametrize("with_noise", [False, True])
-def test_unsorted_weights_equal_sorting_everything(with_noise):
-    rays, count = 40, 14
-    t = NEAR + LENGTH * draws(rays, count)
-    sigma, feature = 80 * (draws(rays, count, seed=1) - 0.4), draws(rays, count, 3, seed=2)
-    noise = 30 * (draws(rays, count, seed=3) - 0.5) if with_noise else None
-    end = bounds(rays)[1]
-
-    order = t.argsort(dim=-1)
-    sorted_sigma = sigma.gather(-1, order) + (0 if noise is None else noise)
-    sorted_weights = compositing_weights(t.gather(-1, order), sorted_sigma, end)
-    sorted_feature = feature.gather(1, order[..., None].expand(-1, -1, 3))
-
-    weights, deepest = unsorted_weights(t, sigma, noise, end)
-    assert torch.allclose(weights.gather(-1, order), sorted_weights, atol=1e-14)
-    assert torch.allclose((weights[..., None] * feature).sum(dim=1), (sorted_weights[..., None] * sorted_feature).sum(dim=1))
-    assert torch.equal(deepest, sorted_weights[:, -1])
+def test_visible_samples_are_those_with_weight_each_once():
+    weights = torch.relu(draws(4, 15, 6) - 0.7)
+    weights[1] = 0  # a picture of nothing
+    weights[2] *= torch.finfo(weights.dtype).eps  # behind an opaque surface
+    index = visible_samples(weights)
+    assert index.shape == (4, int((weights > 1e-9).flatten(1).sum(dim=1).max()))
+    for picture, found in zip(weights.flatten(1), index, strict=True):
+        assert len(found.unique()) == len(found)
+        assert set(torch.nonzero(picture > 1e-9)[:, 0].tolist()) <= set(found.tolist())
 
 
 # ---------------------------------------------------------------- analytic scenes
@@ -188,8 +180,12 @@ class Scene(nn.Module):
         super().__init__()
         self.density, self.feature = density, feature
 
-    def forward(self, origins: Tensor, directions: Tensor, t: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        points = origins[:, :, None] + t[..., None] * directions[:, :, None]
+    view_direction = False
+
+    def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
+        return self.density(rays.at(t))
+
+    def forward(self, points: Tensor, directions: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor]:
         return self.density(points), self.feature(points)
 
     def project(self, hidden: Tensor, opacity: Tensor) -> Tensor:

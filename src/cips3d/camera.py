@@ -40,6 +40,10 @@ class Rays:
         """The rays at `index` (a slice or an index tensor over the ray axis) of every batch entry."""
         return Rays(self.origins[:, index], self.directions[:, index])
 
+    def at(self, t: Float[Tensor, "batch rays samples"]) -> Float[Tensor, "batch rays samples 3"]:
+        """The points origins + t·directions."""
+        return torch.addcmul(self.origins[:, :, None], t[..., None], self.directions[:, :, None])
+
     @property
     def count(self) -> int:
         """Rays per batch entry."""
@@ -74,7 +78,7 @@ class Camera:
     def __getitem__(self, index: int | slice | Tensor) -> Camera:
         """The cameras at `index`; an int keeps a batch of one."""
         if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(index, None)
+            return Camera(self.cam_to_world[index][None], self.fov[index][None])
         return Camera(self.cam_to_world[index], self.fov[index])
 
     def to(self, *args, **kwargs) -> Camera:

@@ -22,6 +22,8 @@ class Cost:
         parameters: trainable numbers.
         flops: operations of matrix products and convolutions (2 per multiply-add) of a forward pass, per picture.
         saved_bytes: float32 activations per picture that a forward pass keeps for its backward pass.
+
+    A generator's figures are the most there can be: every sample lies in density and is seen (see `volume.visible_samples`).
     """
 
     parameters: int

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cips3d.camera import Camera, PoseDistribution, Rays
@@ -52,6 +53,9 @@ class GeneratorConfig(Configuration):
     """FiLM-SIREN layers before the density; one more of half width makes the feature"""
     density_gain: float = 1.0
     """the raw density is the density head's output times this, per world unit"""
+    density_blob: float = 0.0
+    """added to the raw density at the centre, per world unit, falling as 1 − (r/r₀)² with r₀ half the extent: training then
+    starts from a round body before nothing instead of fog everywhere"""
     feature_dim: int = 32
     """width of the rendered feature V_r"""
     inr_width: int = 512
@@ -122,7 +126,7 @@ class Generator(
         )
         self.nerf = RadianceField(
             c.nerf_width, c.nerf_layers, c.feature_dim, c.shape_style_dim, c.extent, c.embedding, c.embedding_octaves,
-            c.view_direction, c.density_gain,
+            c.view_direction, c.density_gain, c.density_blob,
         )  # fmt: skip
         self.inr = ImplicitNetwork(
             c.feature_dim,
@@ -199,36 +203,66 @@ class Generator(
     def render_features(
         self, shape_style: Float[Tensor, "batch ws"], rays: Rays, sampling: Sampling, draws: RayDraws | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The NeRF half of `render_rays` (Eq. 4): rendered features V_r, depth, opacity and the deepest sample's weight."""
-        distance = rays.origins.norm(dim=-1, keepdim=True)
-        near, far = distance - self.config.extent, distance + self.config.extent
+        """The NeRF half of `render_rays` (Eq. 4): rendered features V_r, depth, opacity and the deepest sample's weight.
+
+        Densities of all samples are found first, without gradients; then the samples that can be seen are evaluated again,
+        with features and gradients. The depths of the samples are constants to the gradient.
+        """
         # coordinates, densities and weights keep their precision: sines of large arguments and thin densities need it
         device = rays.origins.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            t = volume.stratified_depths(near, far, sampling.coarse, None if draws is None else draws.jitter)
-            end = volume.ENDLESS if self.config.background == "endless" else far
-            sigma, hidden = self.nerf(rays.origins, rays.directions, t, shape_style)
-            if sampling.fine:
-                with torch.no_grad():
-                    noisy = sigma if draws is None or draws.coarse_noise is None else sigma + draws.coarse_noise
-                    coarse_weights = volume.compositing_weights(t, noisy, end)
-                    fine_t = volume.importance_depths(t, coarse_weights, self._importance_draws(t, sampling, draws))
-                fine_sigma, fine_hidden = self.nerf(rays.origins, rays.directions, fine_t, shape_style)
-                t, sigma = torch.cat([t, fine_t], dim=-1), torch.cat([sigma, fine_sigma], dim=-1)
-                hidden = torch.cat([hidden, fine_hidden], dim=2)
-            weights, last_weight = volume.unsorted_weights(t, sigma, None if draws is None else draws.noise, end)
+            with torch.no_grad():
+                distance = rays.origins.norm(dim=-1, keepdim=True)
+                near, far = distance - self.config.extent, distance + self.config.extent
+                end = volume.ENDLESS if self.config.background == "endless" else far
+                t, sigma = self._sampled_density(shape_style, rays, near, far, end, sampling, draws)
+                noise = 0.0 if draws is None or draws.noise is None else draws.noise
+                index = volume.visible_samples(self._weights(t, sigma + noise, end))
+            ray = index // t.shape[-1]
+            points = rays.at(t).flatten(1, 2).gather(1, _channels(index, 3))
+            directions = rays.directions.gather(1, _channels(ray, 3)) if self.nerf.view_direction else None
+            seen_sigma, hidden = self.nerf(points, directions, shape_style)
+            sigma = sigma.flatten(1).scatter(1, index, seen_sigma).view_as(t)
+            weights = self._weights(t, sigma + noise, end)
+            weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
-            if self.config.background == "last":
-                deepest = torch.nn.functional.one_hot(t.argmax(dim=-1), t.shape[-1])
-                weights = weights + (1 - opacity)[..., None] * deepest
-                last_weight, opacity = last_weight + 1 - opacity, torch.ones_like(opacity)
             depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
-            feature = self.nerf.project(torch.einsum("bns,bnsc->bnc", weights, hidden), opacity)
+            feature = self.nerf.project(_sum_by_ray(weighted, ray, rays.count), opacity)
             if self.config.background == "white":
                 feature = feature + (1 - opacity)[..., None]
             elif self.background is not None:
                 feature = feature + (1 - opacity)[..., None] * self.background(shape_style)[:, None]
-        return feature, depth, opacity, last_weight
+        return feature, depth, opacity, weights[..., -1]
+
+    def _sampled_density(
+        self,
+        shape_style: Tensor,
+        rays: Rays,
+        near: Tensor,
+        far: Tensor,
+        end: Tensor | float,
+        sampling: Sampling,
+        draws: RayDraws | None,
+    ) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays samples"]]:
+        """Depths of all samples of each ray, sorted, and the raw densities there."""
+        t = volume.stratified_depths(near, far, sampling.coarse, None if draws is None else draws.jitter)
+        sigma = self.nerf.density_along(rays, t, shape_style)
+        if not sampling.fine:
+            return t, sigma
+        noisy = sigma if draws is None or draws.coarse_noise is None else sigma + draws.coarse_noise
+        coarse_weights = volume.compositing_weights(t, noisy, end)
+        fine_t = volume.importance_depths(t, coarse_weights, self._importance_draws(t, sampling, draws))
+        fine_sigma = self.nerf.density_along(rays, fine_t, shape_style)
+        t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
+        return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
+
+    def _weights(self, t: Tensor, sigma: Tensor, end: Tensor | float) -> Float[Tensor, "batch rays samples"]:
+        """Compositing weights of sorted samples; with the background "last", the last one takes what transmittance is left."""
+        weights = volume.compositing_weights(t, sigma, end)
+        if self.config.background != "last":
+            return weights
+        last = weights[..., -1:] + 1 - weights.sum(dim=-1, keepdim=True)
+        return torch.cat([weights[..., :-1], last], dim=-1)
 
     @staticmethod
     def _importance_draws(t: Tensor, sampling: Sampling, draws: RayDraws | None) -> Tensor:
@@ -283,21 +317,45 @@ class Generator(
         styles, rays = _paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)
-        outputs = []
+        parts = []
         for start in range(0, rays.count, chunk):
             part = slice(start, start + chunk)
-            ray = self.render_rays(styles, rays[part], sampling, None if draws is None else draws[part])
-            scalars = torch.stack([ray.depth, ray.opacity, ray.last_weight], dim=-1)
-            outputs.append(torch.cat([ray.rgb, ray.aux_rgb, scalars.to(ray.rgb)], dim=-1))
-        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        picture = joined.transpose(1, 2).unflatten(2, (height, width))
-        image, aux_image, depth, opacity, last_weight = picture.split([3, 3, 1, 1, 1], dim=1)
-        return RenderOutput(image, aux_image, depth, opacity, last_weight)
+            parts.append(self.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked())
+        return as_picture(parts, height, width)
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
         """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
         per_ray = 4 * max((sampling.coarse + sampling.fine) * self.config.nerf_width * 2, self.config.inr_width * 4)
         return max(1, CHUNK_BYTES // (per_ray * batch))
+
+
+def as_picture(parts: Sequence[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None) -> RenderOutput:
+    """Pictures from the stacked outputs of all their rays.
+
+    Args:
+        parts: (B, n, 9) each, from `RayOutput.stacked`, for any division of the rays.
+        order: position of each pixel's ray, row by row, in the joined parts; None: they are in order.
+    """
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    if order is not None:
+        joined = joined[:, order]
+    picture = joined.transpose(1, 2).unflatten(2, (height, width))
+    return RenderOutput(*picture.split([3, 3, 1, 1, 1], dim=1))
+
+
+def _channels(index: Int[Tensor, "batch n"], count: int) -> Int[Tensor, "batch n count"]:
+    """The index, repeated for every channel, as `gather` wants it."""
+    return index[..., None].expand(-1, -1, count)
+
+
+def _sum_by_ray(
+    values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
+) -> Float[Tensor, "batch rays channels"]:
+    """Sums of the values that belong to each ray of each picture."""
+    batch, _, channels = values.shape
+    row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
+    sums = values.new_zeros(batch * rays, channels).index_add(0, row.flatten(), values.flatten(0, 1))
+    return sums.view(batch, rays, channels)
 
 
 def _paired(styles: Styles, rays: Rays) -> tuple[Styles, Rays]:

@@ -73,7 +73,8 @@ class FilmSiren(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
         matrix, offset = self.folded(w)
-        return torch.sin(torch.baddbmm(offset, x, matrix))
+        argument = torch.baddbmm(offset, x, matrix)
+        return torch.sin(argument) if torch.is_grad_enabled() else argument.sin_()
 
 
 class ModulatedLinear(nn.Module):

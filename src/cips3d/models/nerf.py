@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cips3d.camera import Rays
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
+
+#: Samples whose density `density_along` finds at a time, on other devices and on CPUs.
+CHUNK_SAMPLES = (2**20, 2**13)
 
 
 class RadianceField(nn.Module):
@@ -30,6 +34,7 @@ class RadianceField(nn.Module):
         view_direction: feed the ray direction to the feature layer (Table 2, first row).
         density_gain: the raw density is the density head's output times this. With 1 (the authors') a head has to grow weights
             near 50 before a surface is opaque, which takes thousands of steps.
+        density_blob: added to the raw density at the centre; see `_blob` (DreamFusion, Poole et al. 2022, has a like term).
     """
 
     def __init__(
@@ -43,11 +48,12 @@ class RadianceField(nn.Module):
         octaves: int = 10,
         view_direction: bool = False,
         density_gain: float = 1.0,
+        density_blob: float = 0.0,
     ) -> None:
         super().__init__()
         self.extent = extent
         self.view_direction = view_direction
-        self.density_gain = density_gain
+        self.density_gain, self.density_blob = density_gain, density_blob
         self.embedding = {"film": None, "learned": LearnedEmbedding(width), "fixed": FixedEmbedding(octaves)}[embedding]
         in_dim = 3 if self.embedding is None else self.embedding.out_dim
         self.layers = nn.ModuleList(FilmSiren(in_dim if i == 0 else width, width, style_dim) for i in range(layers))
@@ -58,26 +64,66 @@ class RadianceField(nn.Module):
 
     def forward(
         self,
-        origins: Float[Tensor, "batch rays 3"],
-        directions: Float[Tensor, "batch rays 3"],
-        t: Float[Tensor, "batch rays samples"],
+        points: Float[Tensor, "batch points 3"],
+        directions: Float[Tensor, "batch points 3"] | None,
         w: Float[Tensor, "batch w"],
-    ) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays samples hidden"]]:
-        """Raw density σ and hidden feature h at the points origins + t·directions.
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points hidden"]]:
+        """Raw density σ and hidden feature h at world points.
 
         σ may be negative; compositing takes its positive part. `project` turns (sums of) h into features v.
+
+        Args:
+            directions: unit viewing directions, used only by a field with `view_direction`.
         """
-        batch, rays, samples = t.shape
-        points = torch.addcmul(origins[:, :, None], t[..., None], directions[:, :, None]).flatten(1, 2)
         x = points / self.extent
         if self.embedding is not None:
             x = self.embedding(x)
         for layer in self.layers:
             x = layer(x, w)
-        sigma = self.density_gain * self.density(x).view(batch, rays, samples)
+        sigma = self.density_gain * self.density(x)[..., 0]
+        if self.density_blob:
+            sigma = sigma + self._blob(points.square().sum(dim=-1))
         if self.view_direction:
-            x = torch.cat([x, directions[:, :, None].expand(-1, -1, samples, -1).flatten(1, 2)], dim=-1)
-        return sigma, self.feature_layer(x, w).view(batch, rays, samples, -1)
+            assert directions is not None
+            x = torch.cat([x, directions], dim=-1)
+        return sigma, self.feature_layer(x, w)
+
+    @torch.no_grad()
+    def density_along(
+        self, rays: Rays, t: Float[Tensor, "batch rays samples"], w: Float[Tensor, "batch w"]
+    ) -> Float[Tensor, "batch rays samples"]:
+        """Raw density σ at depths t of each ray, without gradients; the same numbers as `forward` up to rounding.
+
+        The first layer is affine in t, W(o + t d) = W o + t W d, so that its matrix products are per ray, not per sample.
+        Activations are made and used up in pieces: on a CPU they then stay in its caches.
+        """
+        samples = CHUNK_SAMPLES[rays.origins.device.type == "cpu"]
+        chunk = max(1, samples // (t.shape[0] * t.shape[2]))
+        folded = [layer.folded(w) for layer in self.layers if isinstance(layer, FilmSiren)]
+        if self.embedding is None:
+            (matrix, offset), *folded = folded
+            matrix = matrix / self.extent
+            start, slope = torch.baddbmm(offset, rays.origins, matrix), torch.bmm(rays.directions, matrix)
+        parts = []
+        for first in range(0, rays.count, chunk):
+            part = slice(first, first + chunk)
+            if self.embedding is None:
+                x = torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None]).sin_().flatten(1, 2)
+            else:
+                x = self.embedding(rays[part].at(t[:, part]).flatten(1, 2) / self.extent)
+            for matrix, offset in folded:
+                x = torch.baddbmm(offset, x, matrix).sin_()
+            parts.append(self.density(x).view_as(t[:, part]))
+        sigma = torch.cat(parts, dim=1) * self.density_gain
+        if self.density_blob:
+            o, d = rays.origins, rays.directions  # |o + t d|² = o·o + t (2 o·d + t d·d)
+            oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
+            sigma += self._blob(oo + t * (od + t * dd))
+        return sigma
+
+    def _blob(self, square: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:
+        """What the blob adds to σ at squared distances from the centre: `density_blob` · (1 − (r/r₀)²), r₀ half the extent."""
+        return self.density_blob * (1 - square / (self.extent / 2) ** 2)
 
     def project(
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
@@ -91,5 +137,5 @@ class RadianceField(nn.Module):
         """Density relu(σ) (per world unit) and feature v at world points; a view-dependent field is seen along -z."""
         directions = torch.zeros_like(points)
         directions[..., 2] = -1.0
-        sigma, hidden = self(points, directions, points.new_zeros(*points.shape[:2], 1), w)
-        return torch.relu(sigma[..., 0]), self.feature(hidden[..., 0, :])
+        sigma, hidden = self(points, directions, w)
+        return torch.relu(sigma), self.feature(hidden)

@@ -31,7 +31,7 @@ class Latents:
     def __getitem__(self, index: int | slice | Tensor) -> Latents:
         """The codes at `index`; an int keeps a batch of one."""
         if isinstance(index, int):
-            index = slice(index, index + 1) if index != -1 else slice(index, None)
+            return Latents(self.shape[index][None], self.appearance[index][None])
         return Latents(self.shape[index], self.appearance[index])
 
     def to(self, *args, **kwargs) -> Latents:
@@ -160,6 +160,11 @@ class RayOutput:
     opacity: Float[Tensor, "batch rays"]
     last_weight: Float[Tensor, "batch rays"]
     feature: Float[Tensor, "batch rays feature"]
+
+    def stacked(self) -> Float[Tensor, "batch rays 9"]:
+        """rgb, aux_rgb, depth, opacity and last_weight side by side."""
+        scalars = torch.stack([self.depth, self.opacity, self.last_weight], dim=-1)
+        return torch.cat([self.rgb, self.aux_rgb, scalars.to(self.rgb)], dim=-1)
 
 
 @dataclass(frozen=True)

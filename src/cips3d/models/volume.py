@@ -6,7 +6,7 @@ Depths t are in world units along unit directions. Samples are the last axis thr
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 #: The authors' stand-in for an endless last interval: any density there makes the ray opaque.
@@ -93,25 +93,18 @@ def compositing_weights(
     return (1 - transparency) * transmittance
 
 
-def unsorted_weights(
-    t: Float[Tensor, "*rays samples"],
-    sigma: Float[Tensor, "*rays samples"],
-    noise: Float[Tensor, "*rays samples"] | None,
-    end: Float[Tensor, "*rays 1"] | float,
-) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays"]]:
-    """Compositing weights of samples in any order, returned in that order, and the weight of the deepest one.
+def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor, "batch visible"]:
+    """Which samples can matter to each picture: indices into its flattened (ray, sample) pairs.
 
-    Only depths and densities are sorted; features stay where they are and are summed with the weights carried back.
+    Where the density is not positive, weight and gradient are exactly 0 (the positive part has no slope there); behind an
+    opaque surface both are below the rounding of the sum. So only samples whose weight exceeds the machine epsilon need a
+    feature and gradients: a third or fewer once there are surfaces. A picture that needs fewer than another is filled up with
+    samples of its own that do not matter, so that no index comes twice.
 
     Args:
-        t, sigma: depths and raw densities.
-        noise: density noise for the samples in order of depth, or None.
-        end: as in `compositing_weights`.
+        weights: compositing weights.
     """
-    sorted_t, order = torch.sort(t, dim=-1)
-    sorted_sigma = sigma.gather(-1, order)
-    if noise is not None:
-        sorted_sigma = sorted_sigma + noise
-    sorted_weights = compositing_weights(sorted_t, sorted_sigma, end)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(t.shape[-1], device=t.device).expand_as(order))
-    return sorted_weights.gather(-1, rank), sorted_weights[..., -1]
+    visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
+    # tensors on the meta device have no values: the costs counted on them take every sample, the most there can be
+    most = visible.shape[1] if visible.is_meta else max(1, int(visible.sum(dim=1).max()))
+    return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]

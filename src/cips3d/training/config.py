@@ -80,6 +80,10 @@ class TrainConfig(Configuration):
     """standard deviation of the density noise at the start, per world unit"""
     density_noise_kimg: float = 160.0
     """it falls linearly to 0 over this many thousand pictures"""
+    transmittance_weight: float = 0.0
+    """weight of the transmittance loss (Dream Fields, Eq. 4): rewards empty space around the subject; 0 for none"""
+    transmittance_target: float = 0.4
+    """share of the light that should pass a picture, at which that reward ends"""
     share_fakes: bool = False
     """one set of generated pictures for the discriminator's and the generator's step, instead of a fresh one for each"""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -104,6 +108,10 @@ class TrainConfig(Configuration):
         for name in ("log_steps", "r1_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.transmittance_target <= 1:
+            raise UserError(
+                f"training configuration: transmittance_target is {self.transmittance_target}; it must lie in [0, 1]"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training configuration: ema_decay is {self.ema_decay}; it must lie in [0, 1)")
 
@@ -115,23 +123,24 @@ def _heads_32() -> TrainConfig:
         generator=GeneratorConfig(
             shape_dim=64, appearance_dim=64, shape_style_dim=64, appearance_style_dim=64,
             shape_mapping_layers=3, appearance_mapping_layers=3,
-            nerf_width=64, density_gain=40.0, feature_dim=32,
-            inr_width=64, inr_blocks=6, rgb_from_block=1, residual_from_block=2,
+            nerf_width=48, density_gain=40.0, density_blob=20.0, feature_dim=32,
+            inr_width=64, inr_blocks=4, rgb_from_block=1, residual_from_block=2,
             background="plain", coarse_samples=16, fine_samples=16, resolution=32,
         ),
         sampling=Sampling(6, 6),
-        discriminator=DiscriminatorConfig({4: 128, 8: 96, 16: 48, 32: 24}),
-        aux_discriminator=DiscriminatorConfig({4: 64, 8: 48, 16: 32, 32: 16}, downsample_first=True),
+        discriminator=DiscriminatorConfig({4: 96, 8: 64, 16: 32, 32: 16}),
+        aux_discriminator=DiscriminatorConfig({4: 48, 8: 32, 16: 24, 32: 16}, downsample_first=True),
         mirror=False,
-        r1_gamma=0.2, r1_every=8,
+        r1_gamma=0.2, r1_every=16,
         grad_clip=None,
         ema_decay=0.995,
         density_noise=0.0,
+        transmittance_weight=0.5, transmittance_target=0.5,
         share_fakes=True,
         stages=(
-            Stage(16, kimg=24, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=26, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
-            Stage(32, kimg=30, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
+            Stage(16, kimg=40, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
+            Stage(32, kimg=50, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
+            Stage(32, kimg=50, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
         ),
     )  # fmt: skip
 

@@ -29,3 +29,14 @@ def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "ba
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))[:, None]
+
+
+def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:
+    """−min(τ, mean T) of each picture, meaned, with transmittance T = 1 − opacity (Dream Fields, Jain et al. 2022, Eq. 4).
+
+    Asks for empty space until a share τ of the light passes: without it a generator may fill the background with fog.
+
+    Args:
+        target: τ in [0, 1].
+    """
+    return -(1 - opacity).mean(dim=(1, 2, 3)).clamp(max=target).mean()

@@ -57,6 +57,8 @@ class Networks:
                     "aux": ProgressiveDiscriminator(config.aux_discriminator),
                 }
             ).to(device)
+        #: Whether a logit depends on its picture alone.
+        self.judges_each_alone = config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
         self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": True}
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **adam)
@@ -79,12 +81,10 @@ class Networks:
         """The optimisers that a checkpoint holds, by name."""
         return {"generator_optimizer": self.generator_optimizer, "discriminator_optimizer": self.discriminator_optimizer}
 
-    def logits(self, image: Tensor, aux_image: Tensor | None, alpha: float) -> Float[Tensor, "logits 1"]:
-        """Logits of the main discriminator and, where there is an auxiliary picture, of the auxiliary one, concatenated."""
-        main = self.discriminators["main"](image, alpha)
-        if aux_image is None:
-            return main
-        return torch.cat([main, self.discriminators["aux"](aux_image, alpha)])
+    def logits(self, images: list[Tensor], alpha: float) -> Float[Tensor, "logits 1"]:
+        """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it."""
+        names = ("main", "aux")[: len(images)]
+        return torch.cat([self.discriminators[name](x, alpha) for name, x in zip(names, images, strict=True)])
 
 
 def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
@@ -129,24 +129,39 @@ def discriminator_step(
         auxiliary: whether the auxiliary discriminator takes part.
         r1_weight: what |∂D/∂x|² is multiplied by: ½γ, times the interval of lazy R1, or 0 for none this time.
     """
-    fake_logits = networks.logits(fake.image.detach(), fake.aux_image.detach() if auxiliary else None, alpha)
-    inputs = [real.clone().requires_grad_(r1_weight > 0) for _ in range(2 if auxiliary else 1)]
-    real_logits = networks.logits(inputs[0], inputs[1] if auxiliary else None, alpha)
+    fakes = [image.detach() for image in _judged(fake, auxiliary)]
+    reals = [real.clone().requires_grad_(r1_weight > 0) for _ in fakes]
+    if r1_weight > 0 or not networks.judges_each_alone:
+        fake_logits, real_logits = networks.logits(fakes, alpha), networks.logits(reals, alpha)
+    else:  # one call of each discriminator instead of two
+        both = networks.logits([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], alpha)
+        fake_logits, real_logits = both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
     loss = losses.discriminator_loss(real_logits, fake_logits)
     penalty = None
     if r1_weight > 0:
         parts = real_logits.split(len(real))
-        penalty = torch.cat([losses.squared_gradient(part, image) for part, image in zip(parts, inputs, strict=True)]).mean()
+        penalty = torch.cat([losses.squared_gradient(part, image) for part, image in zip(parts, reals, strict=True)]).mean()
         loss = loss + r1_weight * penalty
     loss.backward()
     return StepResult(loss, real_logits[: len(real)].mean(), fake_logits[: len(real)].mean(), penalty)
 
 
-def generator_step(networks: Networks, fake: RenderOutput, alpha: float, auxiliary: bool) -> StepResult:
-    """Loss of the generator against both discriminators, its gradients accumulated in the generator's parameters."""
+def _judged(fake: RenderOutput, auxiliary: bool) -> list[Tensor]:
+    """The pictures that discriminators see: the main one's, and the auxiliary one's where it takes part."""
+    return [fake.image, fake.aux_image] if auxiliary else [fake.image]
+
+
+def generator_step(
+    networks: Networks, fake: RenderOutput, alpha: float, auxiliary: bool, regulariser: Tensor | None = None
+) -> StepResult:
+    """Loss of the generator against both discriminators, its gradients accumulated in the generator's parameters.
+
+    Args:
+        regulariser: added to the loss.
+    """
     networks.discriminators.requires_grad_(False)
-    loss = losses.generator_loss(networks.logits(fake.image, fake.aux_image if auxiliary else None, alpha))
-    loss.backward()
+    loss = losses.generator_loss(networks.logits(_judged(fake, auxiliary), alpha))
+    (loss if regulariser is None else loss + regulariser).backward()
     networks.discriminators.requires_grad_(True)
     return StepResult(loss)
 
@@ -277,22 +292,27 @@ class Trainer:
         r1_weight = 0.5 * c.r1_gamma * c.r1_every if at.step % c.r1_every == 0 else 0.0
 
         n.discriminator_optimizer.zero_grad(set_to_none=True)
+        n.generator_optimizer.zero_grad(set_to_none=True)
         with self.accelerator.autocast():
             with torch.set_grad_enabled(c.share_fakes):
                 fake = self._generate(stage, self._draws(stage, positions, "D"))
             d = discriminator_step(n, pictures, fake, alpha, stage.auxiliary, r1_weight)
         self._update(n.discriminators, n.discriminator_optimizer)
-
-        n.generator_optimizer.zero_grad(set_to_none=True)
         with self.accelerator.autocast():
             if not c.share_fakes:
                 fake = self._generate(stage, self._draws(stage, positions, "G"))
-            g = generator_step(n, fake, alpha, stage.auxiliary)
+            g = generator_step(n, fake, alpha, stage.auxiliary, self._regulariser(fake))
         self._update(n.generator, n.generator_optimizer)
         n.averaged.update_parameters(n.generator)
         return _figures(d, g, fake) if logged else {}
 
     # ---------------------------------------------------------------- parts of a step
+    def _regulariser(self, fake: RenderOutput) -> Tensor | None:
+        c = self.config
+        if c.transmittance_weight == 0:
+            return None
+        return c.transmittance_weight * losses.transmittance_loss(fake.opacity, c.transmittance_target)
+
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
         return self.networks.generator(draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
 
