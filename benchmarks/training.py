@@ -29,8 +29,10 @@ from baseline import Baseline, discriminator_loss, generator_loss
 from cips3d.data import open_dataset
 from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig, preset
-from cips3d.training.trainer import Networks, Trainer, discriminator_step, generator_step
+from cips3d.training.config import TrainConfig
+from cips3d.training.presets import preset
+from cips3d.training.steps import Networks, discriminator_step, generator_step
+from cips3d.training.trainer import Trainer
 
 THREADS, TURNS, REPEATS = 2, 7, 5
 #: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours)

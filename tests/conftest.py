@@ -1,6 +1,5 @@
 """Checks every annotated shape, dtype and type of the package at run time, in all tests."""
 
-import os
 import signal
 
 import hypothesis
@@ -10,7 +9,8 @@ from jaxtyping import install_import_hook
 # A shell starts background jobs with interrupts ignored; the tests of Ctrl-C want what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(min(4, os.cpu_count() or 1))
+# The networks of the tests are tiny: more threads only wait for each other, much longer still on a busy machine.
+torch.set_num_threads(1)
 
 # A machine that other programs keep busy is no reason to fail.
 hypothesis.settings.register_profile("patient", deadline=None)

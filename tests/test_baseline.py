@@ -15,7 +15,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 from cips3d.training.config import TrainConfig
 from cips3d.training.draws import FakeDraws, fake_draws
-from cips3d.training.trainer import Networks, discriminator_step, generator_step
+from cips3d.training.steps import Networks, discriminator_step, generator_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import baseline

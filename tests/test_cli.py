@@ -29,7 +29,8 @@ from cips3d.cli import demo, imports, info, render, sample, train
 from cips3d.data import ImageDataset
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
-from cips3d.training.config import PRESETS, Stage
+from cips3d.training.config import Stage
+from cips3d.training.presets import PRESETS
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -574,7 +575,7 @@ def test_full_disk_in_a_process_of_its_own(tmp_path: Path, pictures: str) -> Non
     """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
     program = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import tiny; from cips3d import cli; "
-        "from cips3d.training.config import PRESETS; "
+        "from cips3d.training.presets import PRESETS; "
         "PRESETS['tiny'] = lambda: tiny.config(checkpoint_kimg=float(sys.argv[3]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2); cli.main(sys.argv[4:])"
     )

@@ -29,15 +29,8 @@ from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import RealOrder, fake_draws, mirrored
-from cips3d.training.trainer import (
-    MODEL_FILE,
-    Networks,
-    Trainer,
-    average_gradients,
-    discriminator_step,
-    generator_step,
-    ramped_average,
-)
+from cips3d.training.steps import Networks, average_gradients, discriminator_step, generator_step, ramped_average
+from cips3d.training.trainer import MODEL_FILE, Trainer
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -57,15 +50,6 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much where other processes want the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------- losses

@@ -10,7 +10,7 @@ from cips3d.camera import Camera, PoseDistribution
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling
 from cips3d.pretrained import official_discriminator_name, official_generator_name
 from cips3d.training.losses import squared_gradient
-from cips3d.training.trainer import Networks, discriminator_step, generator_step
+from cips3d.training.steps import Networks, discriminator_step, generator_step
 from official import below, discriminators, generator, recorded, relative, worst
 
 LOSS, GRADIENT = 1e-4, 1e-3  # relative

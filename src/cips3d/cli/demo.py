@@ -16,7 +16,8 @@ from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
 from cips3d.export.sheets import frames, orbit_cameras, swing_cameras, turntable_sheet
 from cips3d.metrics.geometry import geometry_report
-from cips3d.training.config import preset, with_minutes
+from cips3d.training.config import with_minutes
+from cips3d.training.presets import preset
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 _FRAMES, _VIDEO_RESOLUTION = 60, 64  # two seconds of six heads, rendered in about half a minute

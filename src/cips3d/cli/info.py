@@ -9,7 +9,7 @@ from cips3d.cli.options import Derived, at_least
 from cips3d.errors import UserError
 from cips3d.metrics.geometry import geometry_report
 from cips3d.models.cost import Cost, discriminator_cost, generator_cost
-from cips3d.training.config import PRESETS, preset
+from cips3d.training.presets import PRESETS, preset
 
 
 def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = None, geometry: bool = False) -> None:

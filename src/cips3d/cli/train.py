@@ -10,6 +10,7 @@ from tqdm import tqdm
 from cips3d.cli.options import Derived, check_finite, check_seed
 from cips3d.errors import UserError
 from cips3d.training import config as configs
+from cips3d.training import presets
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig
 from cips3d.training.trainer import Trainer, resume_config
@@ -32,7 +33,8 @@ def train(
 
     Args:
         run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events and model.safetensors.
-        preset: what to train: heads-32 (a laptop's CPU) or ffhq-64. Default: heads-32 for a new run.
+        preset: what to train: heads-32 (a laptop's CPU); ffhq-64, -128, -256, -512 or -1024 (the authors' released settings,
+            eight GPUs); ffhq-512-paper (the paper's text). Default: heads-32 for a new run.
         data: "heads", "heads-cartoon", or a folder or zip of pictures. Default: the preset's.
         kimg: length of the last stage, in thousands of real pictures shown. Default: the preset's.
         minutes: end the whole run after about this time, each stage having a share of it.
@@ -55,7 +57,7 @@ def _new_config(
 ) -> TrainConfig:
     if seed is not None:
         check_seed(seed)
-    config = configs.preset(name)
+    config = presets.preset(name)
     stages = list(config.stages)
     if kimg is not None:
         stages[-1] = replace(stages[-1], kimg=kimg)

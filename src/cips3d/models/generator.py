@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -329,7 +328,7 @@ class Generator(
         return max(1, CHUNK_BYTES // (per_ray * batch))
 
 
-def as_picture(parts: Sequence[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None) -> RenderOutput:
+def as_picture(parts: list[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None) -> RenderOutput:
     """Pictures from the stacked outputs of all their rays.
 
     Args:

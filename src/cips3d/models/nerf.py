@@ -105,7 +105,7 @@ class RadianceField(nn.Module):
             matrix = matrix / self.extent
             start, slope = torch.baddbmm(offset, rays.origins, matrix), torch.bmm(rays.directions, matrix)
         parts = []
-        for first in range(0, rays.count, chunk):
+        for first in range(0, max(1, rays.count), chunk):  # no rays give an empty result
             part = slice(first, first + chunk)
             if self.embedding is None:
                 x = torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None]).sin_().flatten(1, 2)

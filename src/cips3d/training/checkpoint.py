@@ -30,6 +30,8 @@ class Counters(Configuration):
         stage: index of the current stage.
         stage_images: real pictures shown in it.
         stage_seconds: training time spent in it.
+        skipped: steps not taken because their gradients were not finite; all, and the last ones in a row.
+        rate_scale: factor of all learning rates; halved each time that the run rolls back.
     """
 
     step: int = 0
@@ -37,6 +39,9 @@ class Counters(Configuration):
     stage: int = 0
     stage_images: int = 0
     stage_seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    rate_scale: float = 1.0
 
 
 def save_state(

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cips3d.camera import PoseDistribution
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
+
+#: Parts of the generator that a stage can freeze.
+GENERATOR_PARTS = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Stage(Configuration):
     """the new resolution fades in over this many thousand pictures"""
     auxiliary: bool = True
     """train with the auxiliary discriminator (Section 3.3)"""
+    frozen: tuple[str, ...] = ()
+    """parts of the generator that do not train, such as nerf, shape_mapping and aux_head"""
+    from_average: bool = False
+    """the stage starts from the averaged generator instead of the trained one"""
+    gradients: Literal["full", "partial", "checkpointed"] = "full"
+    """which rays carry gradients (cips3d.training.gradients): all; `gradient_rays` of them (Section 3.2); or all in the memory
+    of a chunk, for one more forward pass"""
+    gradient_rays: int | None = None
+    """n_r, for partial gradients"""
+    chunk: int | None = None
+    """rays of each picture at a time, for partial and checkpointed gradients; by default what fits a quarter of the memory"""
+    augment: float = 0.0
+    """probability with which DiffAugment changes a picture before it is judged"""
     minutes: float | None = None
     """end the stage after this time even if `kimg` is not reached (how long the demo takes on any machine)"""
 
@@ -45,6 +60,17 @@ class Stage(Configuration):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise UserError(f"stage: {name} is {value}; it must be a positive number")
+        unknown = sorted(set(self.frozen) - set(GENERATOR_PARTS))
+        if unknown:
+            raise UserError(f"stage: frozen names {', '.join(unknown)}; the generator's parts are {', '.join(GENERATOR_PARTS)}")
+        if (self.gradients == "partial") != (self.gradient_rays is not None):
+            raise UserError("stage: gradient_rays goes with gradients partial, and the other way round; give both or neither")
+        if self.gradient_rays is not None and not 1 <= self.gradient_rays <= self.resolution**2:
+            raise UserError(f"stage: gradient_rays is {self.gradient_rays}; it must lie in 1 to {self.resolution**2}")
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(f"stage: chunk is {self.chunk}; it must be at least 1")
+        if not 0 <= self.augment <= 1:
+            raise UserError(f"stage: augment is {self.augment}; it must lie in [0, 1]")
         if not math.isfinite(self.fade_kimg) or self.fade_kimg < 0:
             raise UserError(f"stage: fade_kimg is {self.fade_kimg}; it must be 0 or more")
 
@@ -114,60 +140,6 @@ class TrainConfig(Configuration):
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training configuration: ema_decay is {self.ema_decay}; it must lie in [0, 1)")
-
-
-def _heads_32() -> TrainConfig:
-    """The small preset: the embedded heads at 16² and 32² on a laptop's CPU."""
-    return TrainConfig(
-        data="heads",
-        generator=GeneratorConfig(
-            shape_dim=64, appearance_dim=64, shape_style_dim=64, appearance_style_dim=64,
-            shape_mapping_layers=3, appearance_mapping_layers=3,
-            nerf_width=48, density_gain=40.0, density_blob=20.0, feature_dim=32,
-            inr_width=64, inr_blocks=4, rgb_from_block=1, residual_from_block=2,
-            background="plain", coarse_samples=16, fine_samples=16, resolution=32,
-        ),
-        sampling=Sampling(6, 6),
-        discriminator=DiscriminatorConfig({4: 96, 8: 64, 16: 32, 32: 16}),
-        aux_discriminator=DiscriminatorConfig({4: 48, 8: 32, 16: 24, 32: 16}, downsample_first=True),
-        mirror=False,
-        r1_gamma=0.2, r1_every=16,
-        grad_clip=None,
-        ema_decay=0.995,
-        density_noise=0.0,
-        transmittance_weight=0.5, transmittance_target=0.5,
-        share_fakes=True,
-        stages=(
-            Stage(16, kimg=40, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=50, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
-            Stage(32, kimg=50, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
-        ),
-    )  # fmt: skip
-
-
-def _ffhq_64() -> TrainConfig:
-    """The authors' released settings up to 64²: 32² for 80,000 steps, then 64² for 200,000, 32 pictures a step (8 GPUs × 4)."""
-    return TrainConfig(
-        data="datasets/ffhq.zip",
-        generator=GeneratorConfig(resolution=64, poses=PoseDistribution()),
-        stages=(Stage(32, kimg=2560), Stage(64, kimg=6400)),
-        precision="bf16",
-        workers=3,
-    )
-
-
-PRESETS = {"heads-32": _heads_32, "ffhq-64": _ffhq_64}
-
-
-def preset(name: str) -> TrainConfig:
-    """The configuration of that name.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if name not in PRESETS:
-        raise UserError(f"--preset: no preset named {name}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
 
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:

@@ -8,173 +8,42 @@ or for blocks that a resolution does not use.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from cips3d import pretrained
 from cips3d.configuration import read_json
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
-from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling
-from cips3d.training import checkpoint, losses
+from cips3d.training import checkpoint, gradients, losses
+from cips3d.training.augment import AugmentDraws
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored
+from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored, picture_seed
 from cips3d.training.logs import RunLog, write_config
+from cips3d.training.steps import Networks, StepResult, average_gradients, discriminator_step, generator_step
 
-TensorList = tuple[Tensor, ...] | list[Tensor]
 #: File of the averaged generator in a run directory.
 MODEL_FILE = "model.safetensors"
+#: Steps in a row with NaN or infinite gradients after which the run goes back to its newest checkpoint.
+SKIPS_TO_ROLL_BACK = 3
+
+logger = logging.getLogger(__name__)
 
 
-class Networks:
-    """The networks of a run and their optimisers; the same initial weights on every process.
-
-    Args:
-        config: architectures, Adam's β₂ and the seed.
-        device: where they live.
-    """
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.generator = Generator(config.generator).to(device)
-            self.discriminators = nn.ModuleDict(
-                {
-                    "main": ProgressiveDiscriminator(config.discriminator),
-                    "aux": ProgressiveDiscriminator(config.aux_discriminator),
-                }
-            ).to(device)
-        #: Whether a logit depends on its picture alone.
-        self.judges_each_alone = config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
-        self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
-        adam = {"betas": (0.0, config.adam_beta2), "fused": True}
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **adam)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by name."""
-        return {"generator": self.generator, "averaged": self.averaged, "discriminators": self.discriminators}
-
-    @property
-    def ema(self) -> Generator:
-        """The averaged generator."""
-        module = self.averaged.module
-        assert isinstance(module, Generator)
-        return module
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers that a checkpoint holds, by name."""
-        return {"generator_optimizer": self.generator_optimizer, "discriminator_optimizer": self.discriminator_optimizer}
-
-    def logits(self, images: list[Tensor], alpha: float) -> Float[Tensor, "logits 1"]:
-        """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it."""
-        names = ("main", "aux")[: len(images)]
-        return torch.cat([self.discriminators[name](x, alpha) for name, x in zip(names, images, strict=True)])
-
-
-def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
-    """Exponential moving average for `AveragedModel`: θ̄ ← θ̄ + (1 − d)(θ − θ̄), d = min(decay, (1 + n)/(10 + n)) after n updates.
-
-    The ramp lets the average forget the first, formless generators.
-    """
-
-    @torch.no_grad()
-    def update(averaged: TensorList, current: TensorList, updates: Tensor | int) -> None:
-        n = int(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, weight)
-
-    return update
-
-
-@dataclass
-class StepResult:
-    """What a step tells the log: means over the local batch, as tensors so that nothing waits for the device."""
-
-    loss: Tensor
-    real_logit: Tensor | None = None
-    fake_logit: Tensor | None = None
-    squared_gradient: Tensor | None = None
-
-
-def discriminator_step(
-    networks: Networks,
-    real: Float[Tensor, "batch 3 res res"],
-    fake: RenderOutput,
-    alpha: float,
-    auxiliary: bool,
-    r1_weight: float,
-) -> StepResult:
-    """Loss of both discriminators, its gradients accumulated in their parameters.
-
-    Args:
-        real, fake: pictures in [-1, 1]; the fakes are treated as constants.
-        alpha: fade-in of the resolution.
-        auxiliary: whether the auxiliary discriminator takes part.
-        r1_weight: what |∂D/∂x|² is multiplied by: ½γ, times the interval of lazy R1, or 0 for none this time.
-    """
-    fakes = [image.detach() for image in _judged(fake, auxiliary)]
-    reals = [real.clone().requires_grad_(r1_weight > 0) for _ in fakes]
-    if r1_weight > 0 or not networks.judges_each_alone:
-        fake_logits, real_logits = networks.logits(fakes, alpha), networks.logits(reals, alpha)
-    else:  # one call of each discriminator instead of two
-        both = networks.logits([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], alpha)
-        fake_logits, real_logits = both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
-    loss = losses.discriminator_loss(real_logits, fake_logits)
-    penalty = None
-    if r1_weight > 0:
-        parts = real_logits.split(len(real))
-        penalty = torch.cat([losses.squared_gradient(part, image) for part, image in zip(parts, reals, strict=True)]).mean()
-        loss = loss + r1_weight * penalty
-    loss.backward()
-    return StepResult(loss, real_logits[: len(real)].mean(), fake_logits[: len(real)].mean(), penalty)
-
-
-def _judged(fake: RenderOutput, auxiliary: bool) -> list[Tensor]:
-    """The pictures that discriminators see: the main one's, and the auxiliary one's where it takes part."""
-    return [fake.image, fake.aux_image] if auxiliary else [fake.image]
-
-
-def generator_step(
-    networks: Networks, fake: RenderOutput, alpha: float, auxiliary: bool, regulariser: Tensor | None = None
-) -> StepResult:
-    """Loss of the generator against both discriminators, its gradients accumulated in the generator's parameters.
-
-    Args:
-        regulariser: added to the loss.
-    """
-    networks.discriminators.requires_grad_(False)
-    loss = losses.generator_loss(networks.logits(_judged(fake, auxiliary), alpha))
-    (loss if regulariser is None else loss + regulariser).backward()
-    networks.discriminators.requires_grad_(True)
-    return StepResult(loss)
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replaces every gradient by its mean over the processes, in one message."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-    assert isinstance(flat, Tensor)
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+class _Diverged(Exception):
+    """Too many steps in a row could not be taken."""
 
 
 class Trainer:
@@ -227,7 +96,11 @@ class Trainer:
                 log = RunLog(self.run_dir, self.counters.step, self.counters.images)
             with _first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
-                    self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
+                    try:
+                        self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
+                    except _Diverged:
+                        self._roll_back()
+                        continue
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
                     self.save()
@@ -249,12 +122,17 @@ class Trainer:
         positions = self._positions(stage.batch)
         self.dataset = open_dataset(c.data, stage.resolution)
         real_batches = self._real_batches(stage, positions)
+        n = self.networks
+        if stage.from_average and at.stage_images == 0:
+            n.generator.load_state_dict(n.ema.state_dict())
+        for name, part in n.generator.named_children():
+            part.requires_grad_(name not in stage.frozen)
         for optimizer, rate in (
-            (self.networks.generator_optimizer, stage.generator_lr),
-            (self.networks.discriminator_optimizer, stage.discriminator_lr),
+            (n.generator_optimizer, stage.generator_lr),
+            (n.discriminator_optimizer, stage.discriminator_lr),
         ):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * at.rate_scale
         began, began_images = time.perf_counter() - at.stage_seconds, at.stage_images
         first = time.perf_counter()
         while self._stage_progress(stage) < 1:
@@ -264,7 +142,7 @@ class Trainer:
             at.stage_seconds = seconds if stage.minutes is None else self._same_everywhere(seconds)
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if log is not None and figures:
-                figures |= {"images_per_second": speed, "resolution": stage.resolution}
+                figures |= {"images_per_second": speed, "resolution": stage.resolution, "skipped_steps": at.skipped}
                 log.write(at.step, at.images, figures)
             if self._passed(c.sample_kimg, stage.batch) and log is not None:
                 self.networks.ema.update_style_means()
@@ -290,19 +168,21 @@ class Trainer:
             flips = mirrored((c.seed, at.step), positions).to(device)
             pictures = torch.where(flips[:, None, None, None], pictures.flip(3), pictures)
         r1_weight = 0.5 * c.r1_gamma * c.r1_every if at.step % c.r1_every == 0 else 0.0
+        augment = self._augment_draws(stage, positions)
 
         n.discriminator_optimizer.zero_grad(set_to_none=True)
         n.generator_optimizer.zero_grad(set_to_none=True)
         with self.accelerator.autocast():
             with torch.set_grad_enabled(c.share_fakes):
                 fake = self._generate(stage, self._draws(stage, positions, "D"))
-            d = discriminator_step(n, pictures, fake, alpha, stage.auxiliary, r1_weight)
-        self._update(n.discriminators, n.discriminator_optimizer)
+            d = discriminator_step(n, pictures, fake, alpha, stage.auxiliary, r1_weight, augment)
+        finite = self._update(n.discriminators, n.discriminator_optimizer)
         with self.accelerator.autocast():
             if not c.share_fakes:
                 fake = self._generate(stage, self._draws(stage, positions, "G"))
-            g = generator_step(n, fake, alpha, stage.auxiliary, self._regulariser(fake))
-        self._update(n.generator, n.generator_optimizer)
+            g = generator_step(n, fake, alpha, stage.auxiliary, self._regulariser(fake), augment)
+        finite &= self._update(n.generator, n.generator_optimizer)
+        self._count_skipped(finite)
         n.averaged.update_parameters(n.generator)
         return _figures(d, g, fake) if logged else {}
 
@@ -314,7 +194,23 @@ class Trainer:
         return c.transmittance_weight * losses.transmittance_loss(fake.opacity, c.transmittance_target)
 
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
-        return self.networks.generator(draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
+        generator = self.networks.generator
+        arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
+        if stage.gradients == "full" or not torch.is_grad_enabled():
+            return gradients.full(*arguments)
+        chunk = stage.chunk or gradients.automatic_chunk(generator.config, len(draws.latents), self._sampling, self.accelerator)
+        if stage.gradients == "checkpointed":
+            return gradients.checkpointed(*arguments, chunk)
+        assert stage.gradient_rays is not None  # Stage sees to it
+        drawn = torch.Generator().manual_seed(picture_seed(self.config.seed, self.counters.step, "rays"))
+        index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(self.accelerator.device)
+        return gradients.partial(*arguments, index, chunk)
+
+    def _augment_draws(self, stage: Stage, positions: range) -> AugmentDraws | None:
+        if stage.augment == 0:
+            return None
+        seeds = [picture_seed(self.config.seed, self.counters.step, "augment", position) for position in positions]
+        return AugmentDraws.sample(seeds, stage.augment)
 
     def _draws(self, stage: Stage, positions: range, purpose: str) -> FakeDraws:
         c, at = self.config, self.counters
@@ -326,11 +222,49 @@ class Trainer:
     def _sampling(self) -> Sampling:
         return self.config.sampling or self.networks.generator.sampling
 
-    def _update(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _update(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """One optimiser step, unless a gradient is NaN or infinite; returns whether it was taken, the same on all processes."""
         average_gradients(module.parameters(), self.accelerator)
+        changing = [p for p in module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in changing if p.grad is not None])
+        if not bool(torch.isfinite(norm)):
+            return False
         if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip)
+            torch.nn.utils.clip_grads_with_norm_(changing, self.config.grad_clip, norm)
         optimizer.step()
+        return True
+
+    def _count_skipped(self, finite: bool) -> None:
+        """Counts steps whose gradients were not finite.
+
+        Raises:
+            _Diverged: after `SKIPS_TO_ROLL_BACK` of them in a row.
+        """
+        at = self.counters
+        at.skipped, at.skipped_in_a_row = at.skipped + (not finite), 0 if finite else at.skipped_in_a_row + 1
+        if at.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
+            raise _Diverged
+
+    def _roll_back(self) -> None:
+        """Puts the newest checkpoint back, with half the learning rates.
+
+        Raises:
+            UserError: if there is none.
+        """
+        saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
+        if not saved:
+            raise UserError(
+                f"{self.run_dir}: no finite gradients in {SKIPS_TO_ROLL_BACK} steps in a row before the first checkpoint; "
+                "give lower learning rates (generator_lr, discriminator_lr) and start anew"
+            )
+        scale, skipped, at_images = self.counters.rate_scale / 2, self.counters.skipped, self.counters.images
+        self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
+        self.counters.rate_scale, self.counters.skipped = scale, skipped
+        if self.accelerator.is_main_process:
+            logger.warning(
+                "%d pictures: no finite gradients in %d steps in a row; back to the checkpoint at %d, learning rates times %g",
+                at_images, SKIPS_TO_ROLL_BACK, self.counters.images, scale,
+            )  # fmt: skip
 
     def _positions(self, batch: int) -> range:
         """The pictures of a global batch that this process handles."""

@@ -1,0 +1,108 @@
+"""Which rays of a training picture carry gradients: all, a random subset (paper Section 3.2, Fig. 3), or all in little memory.
+
+Pixels are independent, so a picture can be put together from parts that were rendered in different ways. All functions return
+the same picture for the same draws; they differ in the gradients and in the memory that they hold until the backward pass:
+
+- `full`: gradients of all rays; the activations of all rays are held.
+- `partial`: the paper's. Gradients of n_r random rays, the activations of these; the other rays are constants.
+- `checkpointed`: gradients of all rays; one chunk's activations, for one more forward pass (in the backward pass).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import psutil
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cips3d.camera import Camera
+from cips3d.models.cost import generator_cost
+from cips3d.models.generator import Generator, GeneratorConfig, as_picture
+from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling
+
+
+def full(
+    generator: Generator, latents: Latents, camera: Camera, resolution: int, draws: RayDraws, sampling: Sampling
+) -> RenderOutput:
+    """Square pictures whose rays all carry gradients."""
+    return generator(latents, camera, resolution, draws, sampling)
+
+
+def partial(
+    generator: Generator,
+    latents: Latents,
+    camera: Camera,
+    resolution: int,
+    draws: RayDraws,
+    sampling: Sampling,
+    index: Int[Tensor, " rays"],
+    chunk: int,
+) -> RenderOutput:
+    """Square pictures in which the rays at `index` carry gradients; main and auxiliary picture in the same way.
+
+    The gradient of a loss is then, in the mean over random subsets, n_r/(H·W) times the full one (to first order: a mapping
+    network's gradient is a sum over rays as well); it is not scaled up, as in the paper and the authors' code.
+
+    Args:
+        index: n_r different ray numbers, row by row; the same for all pictures of the batch.
+        chunk: rays rendered at a time among those without gradients; changes memory only.
+    """
+    styles = generator.map(latents)
+    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    others = torch.ones(rays.count, dtype=torch.bool, device=index.device).index_fill_(0, index, False).nonzero()[:, 0]
+    parts = [generator.render_rays(styles, rays[index], sampling, draws[index])]
+    with torch.no_grad():
+        constant = styles.map(torch.Tensor.detach)
+        parts += [generator.render_rays(constant, rays[part], sampling, draws[part]) for part in others.split(chunk)]
+    order = torch.argsort(torch.cat([index, others]))
+    return as_picture([part.stacked() for part in parts], resolution, resolution, order)
+
+
+def checkpointed(
+    generator: Generator,
+    latents: Latents,
+    camera: Camera,
+    resolution: int,
+    draws: RayDraws,
+    sampling: Sampling,
+    chunk: int,
+) -> RenderOutput:
+    """Square pictures whose rays all carry gradients, holding the activations of `chunk` rays at a time.
+
+    The gradients are those of `full` up to the order of summation.
+
+    Args:
+        chunk: rays per piece, of every picture of the batch.
+    """
+    styles = generator.map(latents)
+    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+
+    def rendered(part: slice) -> Tensor:
+        return generator.render_rays(styles, rays[part], sampling, draws[part]).stacked()
+
+    parts = []
+    for first in range(0, rays.count, chunk):
+        # nothing is drawn while rendering, so no random state has to be kept
+        parts.append(checkpoint(rendered, slice(first, first + chunk), use_reentrant=False, preserve_rng_state=False))
+    return as_picture(parts, resolution, resolution)
+
+
+def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, accelerator: Accelerator) -> int:
+    """Rays of each of `batch` pictures whose activations fill at most a quarter of this process's share of the memory.
+
+    It counts with every sample in density, and with the memory that the machine has rather than with what happens to be free,
+    so that a resumed run takes the same chunks and gets the same bits.
+    """
+    device = accelerator.device
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = psutil.virtual_memory().total // accelerator.num_processes
+    side = 8
+    counted = replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine)
+    per_ray = generator_cost(counted, side).saved_bytes / side**2
+    return max(1, int(memory / 4 / (per_ray * batch)))

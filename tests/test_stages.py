@@ -1,0 +1,173 @@
+"""What a stage can ask for: frozen parts, a start from the average, ways of gradients, augmentation; and recovery from NaN."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from cips3d.errors import UserError
+from cips3d.training import trainer as trainer_module
+from cips3d.training.config import GENERATOR_PARTS, Stage, TrainConfig
+from cips3d.training.steps import generator_step
+from cips3d.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def with_last_stage(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return replace(config, stages=(*config.stages[:-1], replace(config.stages[-1], **changes)))
+
+
+def generator_weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.networks.generator.named_parameters()}
+
+
+def test_parts_that_can_be_frozen_are_those_of_the_generator(tmp_path: Path, data: str) -> None:
+    parts = {name for name, _ in Trainer(tiny.config(data), tmp_path).networks.generator.named_children()}
+    assert parts == set(GENERATOR_PARTS)
+
+
+def test_frozen_parts_keep_their_bits_and_the_others_learn(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = ("nerf", "shape_mapping", "background")
+    trainer = Trainer(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
+    between: dict[str, Tensor] = {}
+
+    def step(*args: Any) -> Any:
+        if not between and trainer.counters.stage == 1:
+            between.update(generator_weights(trainer))
+        return generator_step(*args)
+
+    before = generator_weights(trainer)
+    monkeypatch.setattr(trainer_module, "generator_step", step)
+    trainer.run()
+    after = generator_weights(trainer)
+    for name, value in between.items():
+        assert torch.equal(value, after[name]) == name.startswith(frozen), name
+        assert not torch.equal(value, before[name]), name
+
+
+def test_a_stage_can_start_from_the_average(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(with_last_stage(tiny.config(data), from_average=True), tmp_path)
+    seen: list[bool] = []
+
+    def step(*args: Any) -> Any:
+        averaged = dict(trainer.networks.ema.named_parameters())
+        seen.append(all(torch.equal(value, averaged[name]) for name, value in generator_weights(trainer).items()))
+        return generator_step(*args)
+
+    monkeypatch.setattr(trainer_module, "generator_step", step)
+    trainer.run()
+    assert seen == [i in (0, 1, 4) for i in range(12)]  # the first average of all is a copy
+
+
+@pytest.mark.parametrize("changes", [{"gradients": "checkpointed", "chunk": 5}, {"gradients": "partial", "gradient_rays": 64}])
+def test_ways_of_gradients_that_see_all_rays_train_alike(tmp_path: Path, data: str, changes: dict[str, Any]) -> None:
+    found = []
+    for name, config in (("a", tiny.config(data)), ("b", with_last_stage(tiny.config(data), **changes))):
+        trainer = Trainer(config, tmp_path / name)
+        trainer.networks.generator.double()
+        trainer.networks.averaged.double()
+        trainer.networks.discriminators.double()
+        # one step of the last stage, since rounding grows along a run
+        stage, positions = config.stages[-1], range(4)
+        draws = trainer._draws(stage, positions, "G")
+        draws = replace(
+            draws,
+            latents=draws.latents.to(torch.float64),
+            camera=draws.camera.to(torch.float64),
+            rays=draws.rays.to(torch.float64),
+        )
+        generator_step(trainer.networks, trainer._generate(stage, draws), 1.0, True)
+        found.append(torch.cat([p.grad.flatten() for p in trainer.networks.generator.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
+
+
+def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(tmp_path: Path, data: str) -> None:
+    config = with_last_stage(tiny.config(data), gradients="partial", gradient_rays=16, augment=0.7)
+    whole = Trainer(config, tmp_path / "whole")
+    whole.run()
+    stopped = Trainer(config, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt) if stopped.counters.step == 7 else None)
+    resumed = Trainer(config, tmp_path / "stopped")
+    assert resumed.counters.step == 7
+    resumed.run()
+    expected = generator_weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items())
+
+
+# ---------------------------------------------------------------- recovery
+def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -> list[int]:
+    """Makes the generator's gradients NaN at the given steps, once each; the list fills with the steps that ran."""
+    left, ran = set(steps), []
+
+    def step(*args: Any) -> Any:
+        result = generator_step(*args)
+        ran.append(trainer.counters.step)
+        if trainer.counters.step in left:
+            left.remove(trainer.counters.step)
+            next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
+        return result
+
+    monkeypatch.setattr(trainer_module, "generator_step", step)
+    return ran
+
+
+def test_steps_without_finite_gradients_are_skipped_and_counted(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+    ran = spoil(monkeypatch, trainer, {2, 3, 9})
+    trainer.run()
+    assert ran == list(range(12))
+    assert (trainer.counters.skipped, trainer.counters.skipped_in_a_row, trainer.counters.rate_scale) == (3, 0, 1.0)
+    assert all(bool(torch.isfinite(value).all()) for value in generator_weights(trainer).values())
+
+
+def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+    ran = spoil(monkeypatch, trainer, {5, 6, 7})
+    with caplog.at_level(logging.WARNING):
+        trainer.run()
+    assert ran == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 8, 9, 10, 11]  # the checkpoint lies after four steps
+    assert "back to the checkpoint at 16, learning rates times 0.5" in caplog.text
+    assert trainer.networks.generator_optimizer.param_groups[0]["lr"] == 0.5 * trainer.config.stages[1].generator_lr
+    assert trainer.counters.skipped == 3
+    assert Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5  # and so it is after a restart
+
+
+def test_divergence_before_the_first_checkpoint_is_the_users_to_mend(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+    spoil(monkeypatch, trainer, {0, 1, 2})
+    with pytest.raises(UserError, match="lower learning rates"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"frozen": ("nerv",)}, "nerv"),
+        ({"gradients": "partial"}, "gradient_rays"),
+        ({"gradient_rays": 5}, "gradient_rays"),
+        ({"gradients": "partial", "gradient_rays": 65}, "64"),
+        ({"chunk": 0}, "chunk"),
+        ({"augment": 1.5}, "augment"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Stage(8, kimg=1, **changes)
