@@ -219,11 +219,13 @@ def observe(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[Seen]:
         noises.append(noise_std)
         return fake_draws(config, sampling, resolution, noise_std, *rest)
 
-    def step(networks: Networks, real: Tensor, fake: RenderOutput, alpha: float, auxiliary: bool, r1_weight: float) -> Any:
+    def step(
+        networks: Networks, real: Tensor, fake: RenderOutput, alpha: float, auxiliary: bool, r1_weight: float, augment: None
+    ) -> Any:
         rates = [o.param_groups[0]["lr"] for o in (networks.generator_optimizer, networks.discriminator_optimizer)]
         steps.append(Seen(real.shape[-1], alpha, r1_weight, *rates, real.clone(), noises.copy()))
         noises.clear()
-        return discriminator_step(networks, real, fake, alpha, auxiliary, r1_weight)
+        return discriminator_step(networks, real, fake, alpha, auxiliary, r1_weight, augment)
 
     monkeypatch.setattr(trainer_module, "fake_draws", draws)
     monkeypatch.setattr(trainer_module, "discriminator_step", step)

@@ -1,0 +1,79 @@
+"""Peak memory and time of the three ways of gradients (cips3d.training.gradients) for the paper-size generator.
+
+Generator forward and backward on one picture, float32, two threads, discriminators apart: the loss is the sum of squares of both
+pictures. Each figure comes from a process of its own; memory is its peak above what it held before. n_r is a quarter of
+the rays; checkpointed and partial gradients take 4,096 rays at a time.
+
+    python benchmarks/gradients.py        (about four minutes and 10 GB of memory on an idle machine)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.records import RenderOutput
+from cips3d.training import gradients
+from cips3d.training.draws import fake_draws
+
+THREADS, CHUNK = 2, 4096
+WAYS = ("full", "partial", "checkpointed")
+RESOLUTIONS = (64, 128, 256)
+
+
+def measure(way: str, resolution: int, pipe: Connection) -> None:
+    """A process: seconds of the second of two passes, and peak MB above the start."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig())
+    draws = fake_draws(generator.config, generator.sampling, resolution, 0.0, (0,), range(1), torch.device("cpu"))
+    arguments = (generator, draws.latents, draws.camera, resolution, draws.rays, generator.sampling)
+    for parameter in generator.parameters():  # the gradients themselves are no activations
+        parameter.grad = torch.zeros_like(parameter)
+    before = peak()
+
+    def render() -> RenderOutput:
+        if way == "partial":
+            index = torch.randperm(resolution**2, generator=torch.Generator().manual_seed(0))[: resolution**2 // 4]
+            return gradients.partial(*arguments, index, CHUNK)
+        return gradients.full(*arguments) if way == "full" else gradients.checkpointed(*arguments, CHUNK)
+
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        out = render()
+        (out.image.square().sum() + out.aux_image.square().sum()).backward()
+        seconds = time.perf_counter() - start
+        del out
+    pipe.send((seconds, peak() - before))
+
+
+def peak() -> float:
+    """Peak resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts KiB
+
+
+def main() -> None:
+    context = multiprocessing.get_context("spawn")
+    print(f"paper-size generator, forward and backward of one picture, {THREADS} threads, {CHUNK} rays at a time")
+    print(f"{'':16}" + "".join(f"{f'{side}² s':>12}{f'{side}² MB':>12}" for side in RESOLUTIONS))
+    for way in WAYS:
+        row = ""
+        for resolution in RESOLUTIONS:
+            here, there = context.Pipe()
+            process = context.Process(target=measure, args=(way, resolution, there))
+            process.start()
+            there.close()  # so that a process that dies is noticed
+            seconds, megabytes = here.recv()
+            process.join()
+            row += f"{seconds:12.2f}{megabytes:12.0f}"
+        print(f"{way:16}{row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
