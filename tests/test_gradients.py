@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -92,3 +93,13 @@ def test_partial_gradients_point_along_the_full_one(generator: Generator, argume
     assert_same_picture(same, picture)
     assert float(torch.cosine_similarity(mean, expected, dim=0)) > 0.99
     assert float(mean @ expected / expected.square().sum()) == pytest.approx(rays / SIDE**2, rel=0.1)
+
+
+def test_automatic_chunks_shrink_with_batch_and_samples() -> None:
+    accelerator = Accelerator(cpu=True)
+    sizes = [
+        gradients.automatic_chunk(tiny.GENERATOR, batch, sampling, accelerator)
+        for batch, sampling in ((1, Sampling(4, 4)), (8, Sampling(4, 4)), (8, Sampling(16, 16)))
+    ]
+    assert sizes[0] // 8 - 1 <= sizes[1] <= sizes[0] // 8 + 1
+    assert sizes[2] < sizes[1] / 2

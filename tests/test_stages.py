@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 import tiny
+from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
+from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import GENERATOR_PARTS, Stage, TrainConfig
+from cips3d.training.presets import PRESETS, preset
 from cips3d.training.steps import generator_step
 from cips3d.training.trainer import Trainer
 
@@ -171,3 +174,24 @@ def test_divergence_before_the_first_checkpoint_is_the_users_to_mend(
 def test_stages_that_make_no_sense_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Stage(8, kimg=1, **changes)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_can_be_built_and_written(name: str) -> None:
+    config = preset(name)
+    assert from_dict(TrainConfig, to_dict(config), name) == config
+    with torch.device("meta"):
+        parts = {part for part, _ in Generator(config.generator).named_children()}
+    assert all(set(stage.frozen) <= parts for stage in config.stages)
+    assert [stage.resolution for stage in config.stages] == sorted(stage.resolution for stage in config.stages)
+    assert config.generator.resolution == config.stages[-1].resolution
+
+
+def test_released_settings_from_256_on() -> None:
+    """official/FORMAT.md, training recipe."""
+    last = preset("ffhq-256").stages[-1]
+    assert (last.generator_lr, last.discriminator_lr, last.auxiliary, last.augment) == (1e-4, 5e-4, False, 1.0)
+    assert last.from_average and {"nerf", "shape_mapping"} < set(last.frozen) and last.gradients == "full"
+    assert last.fade_kimg * 1000 == 10_000 * last.batch
+    assert preset("ffhq-512").stages[-1].gradient_rays == 256**2
+    assert preset("ffhq-512-paper").stages[-1].gradient_rays == 400**2

@@ -11,6 +11,7 @@ the same picture for the same draws; they differ in the gradients and in the mem
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import psutil
 import torch
@@ -102,7 +103,11 @@ def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, acc
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = psutil.virtual_memory().total // accelerator.num_processes
-    side = 8
-    counted = replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine)
-    per_ray = generator_cost(counted, side).saved_bytes / side**2
+    per_ray = _bytes_per_ray(replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine))
     return max(1, int(memory / 4 / (per_ray * batch)))
+
+
+@lru_cache
+def _bytes_per_ray(config: GeneratorConfig) -> float:
+    side = 8
+    return generator_cost(config, side).saved_bytes / side**2

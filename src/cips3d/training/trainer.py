@@ -196,10 +196,10 @@ class Trainer:
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
         generator = self.networks.generator
         arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
-        if stage.gradients == "full" or not torch.is_grad_enabled():
+        if stage.gradients == "full":
             return gradients.full(*arguments)
         chunk = stage.chunk or gradients.automatic_chunk(generator.config, len(draws.latents), self._sampling, self.accelerator)
-        if stage.gradients == "checkpointed":
+        if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
             return gradients.checkpointed(*arguments, chunk)
         assert stage.gradient_rays is not None  # Stage sees to it
         drawn = torch.Generator().manual_seed(picture_seed(self.config.seed, self.counters.step, "rays"))
