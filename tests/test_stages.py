@@ -17,6 +17,7 @@ from cips3d.errors import UserError
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import GENERATOR_PARTS, Stage, TrainConfig
+from cips3d.training.losses import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.steps import generator_step
 from cips3d.training.trainer import Trainer
@@ -107,6 +108,16 @@ def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(tmp_path
     resumed.run()
     expected = generator_weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items())
+
+
+def test_transmittance_is_rewarded_up_to_the_target() -> None:
+    opacity = torch.stack([torch.full((1, 4, 4), 0.9), torch.full((1, 4, 4), 0.2)]).requires_grad_()
+    loss = transmittance_loss(opacity, 0.5)
+    assert loss.item() == pytest.approx(-(0.1 + 0.5) / 2)
+    loss.backward()
+    assert opacity.grad is not None
+    torch.testing.assert_close(opacity.grad[0], torch.full((1, 4, 4), 1 / 32))  # too little passes: less opacity pays
+    assert not opacity.grad[1].any()  # enough passes
 
 
 # ---------------------------------------------------------------- recovery

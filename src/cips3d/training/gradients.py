@@ -20,10 +20,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cips3d.camera import Camera
+from cips3d.camera import Camera, Rays
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator, GeneratorConfig, as_picture
-from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling
+from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
 
 
 def full(
@@ -52,8 +52,7 @@ def partial(
         index: n_r different ray numbers, row by row; the same for all pictures of the batch.
         chunk: rays rendered at a time among those without gradients; changes memory only.
     """
-    styles = generator.map(latents)
-    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    styles, rays = _styles_and_rays(generator, latents, camera, resolution)
     others = torch.ones(rays.count, dtype=torch.bool, device=index.device).index_fill_(0, index, False).nonzero()[:, 0]
     parts = [generator.render_rays(styles, rays[index], sampling, draws[index])]
     with torch.no_grad():
@@ -79,8 +78,7 @@ def checkpointed(
     Args:
         chunk: rays per piece, of every picture of the batch.
     """
-    styles = generator.map(latents)
-    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    styles, rays = _styles_and_rays(generator, latents, camera, resolution)
 
     def rendered(part: slice) -> Tensor:
         return generator.render_rays(styles, rays[part], sampling, draws[part]).stacked()
@@ -90,6 +88,12 @@ def checkpointed(
         # nothing is drawn while rendering, so no random state has to be kept
         parts.append(checkpoint(rendered, slice(first, first + chunk), use_reentrant=False, preserve_rng_state=False))
     return as_picture(parts, resolution, resolution)
+
+
+def _styles_and_rays(generator: Generator, latents: Latents, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
+    """Untruncated styles and the rays of all pixels, row by row."""
+    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    return generator.map(latents), rays
 
 
 def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, accelerator: Accelerator) -> int:
