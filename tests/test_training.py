@@ -445,6 +445,7 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
         result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
         trainer.run()
         result["weights"] = weights(trainer.networks)
+        result["agreed"] = trainer._agreed(10.0 + rank, interrupted=rank == 1)
         torch.save(result, Path(folder) / f"{processes}-{rank}.pt")
     finally:
         torch.set_default_dtype(default)
@@ -508,6 +509,12 @@ def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, An
     one, two = flat(ranks["1-0"]["weights"]), flat(ranks["2-0"]["weights"])
     assert (one - initial).abs().max() > 1e-3  # the run did train
     assert (one - two).abs().max() < 1e-6
+
+
+def test_all_processes_stop_at_the_same_step(ranks: dict[str, dict[str, Any]]) -> None:
+    assert ranks["1-0"]["agreed"] == (10.0, False)
+    for rank in ("2-0", "2-1"):  # only the second one was interrupted
+        assert ranks[rank]["agreed"] == (10.0, True)
 
 
 def weights_at_the_start(ranks: dict[str, dict[str, Any]]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cips3d.models.sine import sine
+
 
 def positional_encoding(x: Float[Tensor, "*shape 3"], octaves: int) -> Float[Tensor, "*shape encoded"]:
     """T(x; L) of Eq. 7: the coordinates, then sin(2^l π x_k), cos(2^l π x_k) for l < `octaves`; 3 + 6·octaves numbers."""
@@ -40,4 +42,4 @@ class LearnedEmbedding(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points out"]:
-        return torch.sin(30 * self.linear(x))
+        return sine(30 * self.linear(x))

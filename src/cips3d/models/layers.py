@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cips3d.models.sine import sine, sine_
+
 LEAKY_SLOPE = 0.2
 
 
@@ -74,7 +76,7 @@ class FilmSiren(nn.Module):
     def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
         matrix, offset = self.folded(w)
         argument = torch.baddbmm(offset, x, matrix)
-        return torch.sin(argument) if torch.is_grad_enabled() else argument.sin_()
+        return sine(argument) if torch.is_grad_enabled() else sine_(argument)
 
 
 class ModulatedLinear(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cips3d.camera import Rays
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
+from cips3d.models.sine import sine_
 
 #: Samples whose density `density_along` finds at a time, on other devices and on CPUs.
 CHUNK_SAMPLES = (2**20, 2**13)
@@ -108,11 +109,11 @@ class RadianceField(nn.Module):
         for first in range(0, max(1, rays.count), chunk):  # no rays give an empty result
             part = slice(first, first + chunk)
             if self.embedding is None:
-                x = torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None]).sin_().flatten(1, 2)
+                x = sine_(torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None])).flatten(1, 2)
             else:
                 x = self.embedding(rays[part].at(t[:, part]).flatten(1, 2) / self.extent)
             for matrix, offset in folded:
-                x = torch.baddbmm(offset, x, matrix).sin_()
+                x = sine_(torch.baddbmm(offset, x, matrix))
             parts.append(self.density(x).view_as(t[:, part]))
         sigma = torch.cat(parts, dim=1) * self.density_gain
         if self.density_blob:

@@ -138,8 +138,7 @@ class Trainer:
         while self._stage_progress(stage) < 1:
             figures = self._step(stage, positions, next(real_batches), log is not None and at.step % c.log_steps == 0)
             at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
-            seconds = time.perf_counter() - began
-            at.stage_seconds = seconds if stage.minutes is None else self._same_everywhere(seconds)
+            at.stage_seconds, interrupted = self._agreed(time.perf_counter() - began, bool(interrupts))
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if log is not None and figures:
                 figures |= {"images_per_second": speed, "resolution": stage.resolution, "skipped_steps": at.skipped}
@@ -152,7 +151,7 @@ class Trainer:
             try:
                 if progress is not None:
                     progress(self.progress(), {"resolution": stage.resolution, "images": at.images, "images_per_second": speed})
-                if interrupts:
+                if interrupted:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:  # only here, between steps, is the state one that can be resumed to the bit
                 self.save()
@@ -306,14 +305,16 @@ class Trainer:
         every, images = max(1, round(kimg * 1000)), self.counters.images
         return images // every > (images - batch) // every
 
-    def _same_everywhere(self, seconds: float) -> float:
-        """The main process's clock on all processes, so that all of them end a timed stage at the same step."""
+    def _agreed(self, seconds: float, interrupted: bool) -> tuple[float, bool]:
+        """The main process's clock, and whether any process was interrupted, so that all end a stage, or stop, at the same step."""
         if self.accelerator.num_processes == 1:
-            return seconds
-        mine = torch.tensor([seconds if self.accelerator.is_main_process else 0.0], device=self.accelerator.device)
+            return seconds, interrupted
+        mine = torch.tensor(
+            [seconds if self.accelerator.is_main_process else 0.0, float(interrupted)], device=self.accelerator.device
+        )
         total = self.accelerator.reduce(mine, reduction="sum")
         assert isinstance(total, Tensor)
-        return float(total)
+        return float(total[0]), bool(total[1] > 0)
 
     # ---------------------------------------------------------------- files
     def save(self) -> None:
