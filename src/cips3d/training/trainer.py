@@ -306,7 +306,7 @@ class Trainer:
         return images // every > (images - batch) // every
 
     def _agreed(self, seconds: float, interrupted: bool) -> tuple[float, bool]:
-        """The main process's clock, and whether any process was interrupted, so that all end a stage, or stop, at the same step."""
+        """The main process's clock, and whether any process was interrupted: all end a stage, or stop, at the same step."""
         if self.accelerator.num_processes == 1:
             return seconds, interrupted
         mine = torch.tensor(
