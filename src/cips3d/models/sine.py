@@ -1,4 +1,4 @@
-"""The sine of the SIREN layers: on CPUs in float32 a kernel that takes a third of the time of torch's on one thread, else torch's own.
+"""The sine of the SIREN layers: on CPUs in float32 a kernel that takes a third of the time of torch's, else torch's own.
 
 Sines are a fifth of a small model's training step on a CPU. torch computes them to half a unit in the last place, one library
 call per operation; here a polynomial of degree 9 after a reduction to [−π/2, π/2], compiled to vector instructions, is within
