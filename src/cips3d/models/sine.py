@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from numba import njit
 from torch import Tensor
 
-#: With more threads than this, torch's own sine is faster than ours on one of them.
+#: With more threads torch's sine should be the faster one (reckoned): ours, on one thread, takes a third per element.
 MOST_THREADS = 4
 
 _OVER_PI = np.float32(1 / np.pi)
