@@ -1,14 +1,16 @@
 """Training speed of the preset heads-32 at 32² (float32, two threads) against the plain implementation in baseline.py.
 
-All programs go on from the same networks, those of one minute of training at 16²: how many samples lie in density, which
-decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes it.
+All programs go on from the same networks, those of three minutes of training, as the demo does it: how many samples lie in
+density, which decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes
+it.
 
-Each program runs in a process of its own, since ours changes the C library's allocator for its whole process; they take turns
-of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`,
-driven as its own loop drives it. Real pictures are random and made beforehand: loading them is in neither program's time; the
-last line of the second table says what it would add. The second table times the parts of a step one by one.
+Each program runs in processes of its own, since ours changes the C library's allocator for its whole process; they take turns
+of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`, driven as its
+own loop drives it, and once as `cips3d train` runs it: a process with one thread per core. Real pictures are random and made
+beforehand: loading them is in neither program's time; the last line of the second table says what it would add. The second
+table times the parts of a step one by one.
 
-    python benchmarks/training.py        (five minutes)
+    python benchmarks/training.py        (ten minutes)
 """
 
 from __future__ import annotations
@@ -29,19 +31,21 @@ from baseline import Baseline, discriminator_loss, generator_loss
 from cips3d.data import open_dataset
 from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig
+from cips3d.training.config import TrainConfig, with_minutes
+from cips3d.training.launch import run_in_processes
 from cips3d.training.presets import preset
-from cips3d.training.steps import Networks, discriminator_step, generator_step
+from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from cips3d.training.trainer import Trainer
 
 THREADS, TURNS, REPEATS = 2, 7, 5
-#: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours)
+#: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours, processes)
 PROGRAMS = {
-    "baseline": (False, False, False),
-    "baseline, memory kept": (False, False, True),
-    "ours, same settings": (True, False, True),
-    "ours, preset": (True, True, True),
-    "ours, preset, memory not kept": (True, True, False),
+    "baseline": (False, False, False, 1),
+    "baseline, memory kept": (False, False, True, 1),
+    "ours, same settings": (True, False, True, 1),
+    "ours, preset": (True, True, True, 1),
+    "ours, preset, memory not kept": (True, True, False, 1),
+    "ours, as `cips3d train` runs": (True, True, True, THREADS),
 }
 PROFILED = ("baseline", "ours, same settings", "ours, preset")
 Parts = dict[str, Callable[[], Any]]
@@ -54,18 +58,21 @@ def settings(share_fakes: bool) -> TrainConfig:
 
 
 def trained_networks(folder: Path) -> Path:
-    """A checkpoint of one minute of the preset's first stage."""
-    config = preset("heads-32")
-    trainer = Trainer(replace(config, stages=(replace(config.stages[0], minutes=1.0),)), folder)
-    trainer.run()
+    """A checkpoint of three minutes of the preset."""
+    run_in_processes(THREADS, train, with_minutes(preset("heads-32"), 3.0), folder)
     return checkpoint.checkpoints(folder / "checkpoints")[-1]
+
+
+def train(config: TrainConfig, folder: Path) -> None:
+    keep_freed_memory()
+    Trainer(config, folder).run()
 
 
 class OurProgram:
     def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
         self.trainer, self.config, self.stage = Trainer(config, folder), config, config.stages[0]
         checkpoint.load_state(trained, self.trainer.networks.modules, self.trainer.networks.optimizers)
-        self.positions = range(self.stage.batch)
+        self.positions = self.trainer._positions(self.stage.batch)
         self.networks = n = self.trainer.networks
         n.generator_optimizer.param_groups[0]["lr"] = self.stage.generator_lr
         n.discriminator_optimizer.param_groups[0]["lr"] = self.stage.discriminator_lr
@@ -73,7 +80,7 @@ class OurProgram:
     def step(self, real: torch.Tensor) -> None:
         """The body of the Trainer's loop."""
         at = self.trainer.counters
-        self.trainer._step(self.stage, self.positions, real, logged=False)
+        self.trainer._step(self.stage, self.positions, real[: len(self.positions)], None, logged=False)
         at.step, at.images, at.stage_images = at.step + 1, at.images + len(real), at.stage_images + len(real)
 
     def parts(self, real: torch.Tensor) -> Parts:
@@ -90,8 +97,8 @@ class OurProgram:
                 t._generate(self.stage, draws)
 
         def update() -> None:
-            t._update(n.discriminators, n.discriminator_optimizer)
-            t._update(n.generator, n.generator_optimizer)
+            t._update(n.discriminator_optimizer)
+            t._update(n.generator_optimizer)
             n.averaged.update_parameters(n.generator)
 
         return {
@@ -99,9 +106,9 @@ class OurProgram:
             "fakes for D alone": constant_pictures,
             "forward": lambda: t._generate(self.stage, draws),
             "both": lambda: backward(*images(t._generate(self.stage, draws))),
-            "D": lambda: discriminator_step(n, pictures, fake, 1.0, True, 0.0),
-            "D with R1": lambda: discriminator_step(n, pictures, fake, 1.0, True, r1_weight),
-            "D for G": lambda: generator_step(n, leaf, 1.0, True),
+            "D": lambda: discriminator_step(n, pictures, fake, Judging(1.0, True), 0.0),
+            "D with R1": lambda: discriminator_step(n, pictures, fake, Judging(1.0, True), r1_weight),
+            "D for G": lambda: generator_step(n, leaf, Judging(1.0, True)),
             "update": update,
         }
 
@@ -176,26 +183,40 @@ def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float
 
 
 def work(name: str, trained: Path, pipe: Connection) -> None:
-    """A process: makes its program, then answers each request."""
+    """A program's main process."""
     torch.set_num_threads(THREADS)
-    ours, share_fakes, keep = PROGRAMS[name]
+    processes = PROGRAMS[name][-1]
+    with tempfile.TemporaryDirectory() as folder:
+        run_in_processes(processes, serve, name, trained, folder, pipe)
+
+
+def serve(name: str, trained: Path, folder: str, pipe: Connection) -> None:
+    """Makes the program, then answers each request; with several processes, the main one passes requests on to the others."""
+    ours, share_fakes, keep, processes = PROGRAMS[name]
     if keep and not keep_freed_memory():
         print("note: this C library's allocator cannot be told to keep freed memory")
     config = settings(share_fakes)
-    with tempfile.TemporaryDirectory() as folder:
-        program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
-        stage = config.stages[0]
-        real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
-        for _ in range(2):  # warms up, with R1 and without
-            program.step(real)
+    program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
+    main = processes == 1 or torch.distributed.get_rank() == 0
+    stage = config.stages[0]
+    real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+    for _ in range(2):  # warms up, with R1 and without
+        program.step(real)
+    if main:
         pipe.send("ready")
-        while (request := pipe.recv()) != "end":
-            if request == "parts":
-                pipe.send(breakdown(program.parts(real), share_fakes, config.r1_every))
-                continue
-            start = time.perf_counter()
-            for _ in range(config.r1_every):
-                program.step(real)
+    while True:
+        request = [pipe.recv() if main else ""]
+        if processes > 1:
+            torch.distributed.broadcast_object_list(request)
+        if request == ["end"]:
+            return
+        if request == ["parts"]:
+            pipe.send(breakdown(program.parts(real), share_fakes, config.r1_every))
+            continue
+        start = time.perf_counter()
+        for _ in range(config.r1_every):
+            program.step(real)
+        if main:
             pipe.send(config.r1_every * stage.batch / (time.perf_counter() - start))
 
 
@@ -220,7 +241,7 @@ def main() -> None:
         trained = trained_networks(Path(folder))
         for name in PROGRAMS:
             pipes[name], end = context.Pipe()
-            processes.append(context.Process(target=work, args=(name, trained, end), daemon=True))
+            processes.append(context.Process(target=work, args=(name, trained, end)))
             processes[-1].start()
             end.close()  # so that a process that dies is noticed
             pipes[name].recv()

@@ -15,7 +15,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 from cips3d.training.config import TrainConfig
 from cips3d.training.draws import FakeDraws, fake_draws
-from cips3d.training.steps import Networks, discriminator_step, generator_step
+from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import baseline
@@ -79,7 +79,7 @@ def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: 
     with torch.no_grad():
         ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
         image, aux_image = baseline.generate(networks.generator, drawn, 8, SAMPLING)
-    our_loss = discriminator_step(networks, real, ours, 1.0, True, r1_weight).loss
+    our_loss = discriminator_step(networks, real, ours, Judging(1.0, True), r1_weight).loss
     our_gradients = gradients(networks.discriminators)
     loss = baseline.discriminator_loss(networks.discriminators, real, image, aux_image, r1_weight)
     loss.backward()
@@ -90,7 +90,7 @@ def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: 
 def test_generator_step(config: TrainConfig, networks: Networks) -> None:
     drawn = draws(config, 3)
     ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
-    our_loss = generator_step(networks, ours, 1.0, True).loss
+    our_loss = generator_step(networks, ours, Judging(1.0, True)).loss
     our_gradients = gradients(networks.generator)
     assert len(our_gradients) == len(list(networks.generator.parameters()))
     loss = baseline.generator_loss(networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING))

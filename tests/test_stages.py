@@ -19,7 +19,7 @@ from cips3d.training import trainer as trainer_module
 from cips3d.training.config import GENERATOR_PARTS, Stage, TrainConfig
 from cips3d.training.losses import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
-from cips3d.training.steps import generator_step
+from cips3d.training.steps import Judging, generator_step
 from cips3d.training.trainer import Trainer
 
 
@@ -46,10 +46,10 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(tmp_path: Path, data:
     trainer = Trainer(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
     between: dict[str, Tensor] = {}
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **options: Any) -> Any:
         if not between and trainer.counters.stage == 1:
             between.update(generator_weights(trainer))
-        return generator_step(*args)
+        return generator_step(*args, **options)
 
     before = generator_weights(trainer)
     monkeypatch.setattr(trainer_module, "generator_step", step)
@@ -64,10 +64,10 @@ def test_a_stage_can_start_from_the_average(tmp_path: Path, data: str, monkeypat
     trainer = Trainer(with_last_stage(tiny.config(data), from_average=True), tmp_path)
     seen: list[bool] = []
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **options: Any) -> Any:
         averaged = dict(trainer.networks.ema.named_parameters())
         seen.append(all(torch.equal(value, averaged[name]) for name, value in generator_weights(trainer).items()))
-        return generator_step(*args)
+        return generator_step(*args, **options)
 
     monkeypatch.setattr(trainer_module, "generator_step", step)
     trainer.run()
@@ -91,7 +91,7 @@ def test_ways_of_gradients_that_see_all_rays_train_alike(tmp_path: Path, data: s
             camera=draws.camera.to(torch.float64),
             rays=draws.rays.to(torch.float64),
         )
-        generator_step(trainer.networks, trainer._generate(stage, draws), 1.0, True)
+        generator_step(trainer.networks, trainer._generate(stage, draws), Judging(1.0, True))
         found.append(torch.cat([p.grad.flatten() for p in trainer.networks.generator.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
 
@@ -125,8 +125,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) ->
     """Makes the generator's gradients NaN at the given steps, once each; the list fills with the steps that ran."""
     left, ran = set(steps), []
 
-    def step(*args: Any) -> Any:
-        result = generator_step(*args)
+    def step(*args: Any, **options: Any) -> Any:
+        result = generator_step(*args, **options)
         ran.append(trainer.counters.step)
         if trainer.counters.step in left:
             left.remove(trainer.counters.step)

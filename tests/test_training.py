@@ -29,7 +29,7 @@ from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import RealOrder, fake_draws, mirrored
-from cips3d.training.steps import Networks, average_gradients, discriminator_step, generator_step, ramped_average
+from cips3d.training.steps import Judging, Networks, average_gradients, discriminator_step, generator_step, ramped_average
 from cips3d.training.trainer import MODEL_FILE, Trainer
 
 
@@ -82,7 +82,7 @@ class Linear(nn.Module):
         super().__init__()
         self.w = nn.Parameter(scale * torch.linspace(-1, 1, 48).view(3, 4, 4))
 
-    def forward(self, images: Tensor, alpha: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None) -> Tensor:
         return (images * self.w).sum(dim=(1, 2, 3))[:, None]
 
 
@@ -101,7 +101,7 @@ def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxil
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     image.requires_grad_()
-    result = discriminator_step(networks, real, rendered(image, aux_image), 1.0, auxiliary, r1_weight=5.0)
+    result = discriminator_step(networks, real, rendered(image, aux_image), Judging(1.0, auxiliary), r1_weight=5.0)
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
     taking_part = [(main, image), (aux, aux_image)][: 2 if auxiliary else 1]
     real_logits, fake_logits = torch.cat([d(real) for d, _ in taking_part]), torch.cat([d(x) for d, x in taking_part])
@@ -121,13 +121,31 @@ def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone
     networks = linear_networks()
     image, aux_image = torch.zeros(2, 2, 3, 4, 4).unbind()
     image.requires_grad_(), aux_image.requires_grad_()
-    result = generator_step(networks, rendered(image, aux_image), 1.0, True)
+    result = generator_step(networks, rendered(image, aux_image), Judging(1.0, True))
     assert result.loss.item() == pytest.approx(math.log(2))
     for picture, name in ((image, "main"), (aux_image, "aux")):
         discriminator = networks.discriminators[name]
         # d softplus(-<w, x>) at x = 0, over the four logits
         torch.testing.assert_close(picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture))
         assert discriminator.w.grad is None and discriminator.w.requires_grad
+
+
+def test_relativistic_steps_compare_partners() -> None:
+    networks = linear_networks()
+    real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fake, judging = rendered(image, aux_image), Judging(relativistic=True)
+    pairs = [(networks.discriminators["main"], image), (networks.discriminators["aux"], aux_image)]
+    margin = torch.cat([d(real) - d(x) for d, x in pairs])
+    result = discriminator_step(networks, real, fake, judging, r1_weight=3.0, r2_weight=5.0)
+    penalty = sum(d.w.square().sum() for d, _ in pairs) / 2
+    expected = torch.nn.functional.softplus(-margin).mean() + (3 + 5) * penalty
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert result.fake_squared_gradient is not None
+    assert result.fake_squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
+    image.requires_grad_()
+    loss = generator_step(networks, fake, judging, None, real).loss
+    assert loss.item() == pytest.approx(torch.nn.functional.softplus(margin).mean().item(), rel=1e-5)
+    assert image.grad is not None and image.grad.any()
 
 
 # ---------------------------------------------------------------- draws and order
@@ -220,12 +238,12 @@ def observe(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[Seen]:
         return fake_draws(config, sampling, resolution, noise_std, *rest)
 
     def step(
-        networks: Networks, real: Tensor, fake: RenderOutput, alpha: float, auxiliary: bool, r1_weight: float, augment: None
+        networks: Networks, real: Tensor, fake: RenderOutput, judging: Judging, r1_weight: float, *rest: float, share: float
     ) -> Any:
         rates = [o.param_groups[0]["lr"] for o in (networks.generator_optimizer, networks.discriminator_optimizer)]
-        steps.append(Seen(real.shape[-1], alpha, r1_weight, *rates, real.clone(), noises.copy()))
+        steps.append(Seen(real.shape[-1], judging.alpha, r1_weight, *rates, real.clone(), noises.copy()))
         noises.clear()
-        return discriminator_step(networks, real, fake, alpha, auxiliary, r1_weight, augment)
+        return discriminator_step(networks, real, fake, judging, r1_weight, *rest, share=share)
 
     monkeypatch.setattr(trainer_module, "fake_draws", draws)
     monkeypatch.setattr(trainer_module, "discriminator_step", step)
@@ -263,7 +281,10 @@ def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
     assert model == tmp_path / MODEL_FILE and model.exists()
     assert shares == pytest.approx([(i + 1) / 12 for i in range(12)])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["images"], line["resolution"]) for line in lines] == [(1, 4, 4), (6, 24, 8), (11, 44, 8)]
+    assert [(line["step"], line["images"], line["resolution"]) for line in lines] == [
+        (1, 4, 4), (5, 20, 8), (6, 24, 8), (10, 40, 8), (11, 44, 8)
+    ]  # fmt: skip
+    assert {"diversity", "non_flatness", "mirror_jump"} <= lines[1].keys()
     assert {"d_loss", "g_loss", "d_real_logit", "d_fake_logit", "last_sample_share", "depth_std"} <= lines[0].keys()
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{i:012d}.png" for i in (20, 40)]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{i:012d}.safetensors" for i in (32, 48)]
@@ -350,10 +371,10 @@ def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(
 ) -> None:
     trainer = Trainer(tiny.config(data), tmp_path)
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **options: Any) -> Any:
         if trainer.counters.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return discriminator_step(*args)
+        return discriminator_step(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer_module, "discriminator_step", step)
@@ -370,8 +391,8 @@ def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
 ) -> None:
     trainer = Trainer(tiny.config(data), tmp_path)
 
-    def step(*args: Any) -> Any:
-        result = discriminator_step(*args)
+    def step(*args: Any, **options: Any) -> Any:
+        result = discriminator_step(*args, **options)
         if trainer.counters.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -401,7 +422,7 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
     config = tiny.config(data)
     trainer, stage = Trainer(config, tmp_path), config.stages[1]
     n, positions = trainer.networks, range(4)
-    real = next(trainer._real_batches(stage, positions)).float() / 127.5 - 1
+    real = next(trainer._real_batches(stage, positions))[0].float() / 127.5 - 1
     draws = trainer._draws(stage, positions, "D")
     fake = trainer._generate(stage, draws)
     for optimizer in n.optimizers.values():
@@ -410,14 +431,14 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
     before = discriminator_loss_on(n, real, fake)
     for _ in range(40):
         n.discriminator_optimizer.zero_grad()
-        discriminator_step(n, real, fake, 1.0, True, r1_weight=0.0)
+        discriminator_step(n, real, fake, Judging(1.0, True), r1_weight=0.0)
         n.discriminator_optimizer.step()
     after = discriminator_loss_on(n, real, fake)
     assert after < 0.5 * before
 
     for _ in range(40):
         n.generator_optimizer.zero_grad()
-        generator_step(n, trainer._generate(stage, draws), 1.0, True)
+        generator_step(n, trainer._generate(stage, draws), Judging(1.0, True))
         n.generator_optimizer.step()
     fooled = discriminator_loss_on(n, real, trainer._generate(stage, draws))
     assert fooled > 2 * after
@@ -445,7 +466,7 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
         result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
         trainer.run()
         result["weights"] = weights(trainer.networks)
-        result["agreed"] = trainer._agreed(10.0 + rank, interrupted=rank == 1)
+        result["agreed"] = trainer._totals(10.0 + rank, float(rank == 1))
         torch.save(result, Path(folder) / f"{processes}-{rank}.pt")
     finally:
         torch.set_default_dtype(default)
@@ -456,10 +477,10 @@ def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
     stage, n = trainer.config.stages[0], trainer.networks
     positions = trainer._positions(stage.batch)
     trainer.dataset = trainer_module.open_dataset(trainer.config.data, stage.resolution)
-    real = next(trainer._real_batches(stage, positions)).double() / 127.5 - 1
+    real = next(trainer._real_batches(stage, positions))[0].double() / 127.5 - 1
     fake = trainer._generate(stage, trainer._draws(stage, positions, "D"))
-    discriminator_step(n, real, fake, 0.5, True, r1_weight=5.0)
-    generator_step(n, fake, 0.5, True)
+    discriminator_step(n, real, fake, Judging(0.5, True), r1_weight=5.0)
+    generator_step(n, fake, Judging(0.5, True))
     result = {}
     for name, module in (("generator", n.generator), ("discriminators", n.discriminators)):
         if average:
@@ -512,9 +533,9 @@ def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, An
 
 
 def test_all_processes_stop_at_the_same_step(ranks: dict[str, dict[str, Any]]) -> None:
-    assert ranks["1-0"]["agreed"] == (10.0, False)
+    assert ranks["1-0"]["agreed"] == [10.0, 0.0]
     for rank in ("2-0", "2-1"):  # only the second one was interrupted
-        assert ranks[rank]["agreed"] == (10.0, True)
+        assert ranks[rank]["agreed"] == [21.0, 1.0]
 
 
 def weights_at_the_start(ranks: dict[str, dict[str, Any]]) -> Tensor:

@@ -10,7 +10,7 @@ from cips3d.camera import Camera, PoseDistribution
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling
 from cips3d.pretrained import official_discriminator_name, official_generator_name
 from cips3d.training.losses import squared_gradient
-from cips3d.training.steps import Networks, discriminator_step, generator_step
+from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from official import below, discriminators, generator, recorded, relative, worst
 
 LOSS, GRADIENT = 1e-4, 1e-3  # relative
@@ -51,7 +51,7 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
     with torch.no_grad():
         out = fake(networks, tensors, "D")
     assert worst(pictures(out), tensors["D/gen_imgs"]) < 1e-4
-    result = discriminator_step(networks, tensors["real_imgs"], out, 1.0, True, R1_WEIGHT)
+    result = discriminator_step(networks, tensors["real_imgs"], out, Judging(1.0, True), R1_WEIGHT)
     assert result.loss.item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
     assert result.squared_gradient is not None
     # recorded with its weight ½γ
@@ -95,7 +95,7 @@ def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
         weights[name].data.copy_(after)
     out = fake(networks, tensors, "G")
     assert worst(pictures(out), tensors["G/gen_imgs"]) < 1e-4
-    result = generator_step(networks, out, 1.0, True)
+    result = generator_step(networks, out, Judging(1.0, True))
     assert result.loss.item() == pytest.approx(tensors["G/loss"].item(), rel=LOSS)
 
     parameters = dict(networks.generator.named_parameters())

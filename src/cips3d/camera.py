@@ -222,6 +222,15 @@ class Camera:
         return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
 
 
+def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:
+    """Labels of the cameras that see a mirrored world's pictures mirrored: yaw, roll and the centre's x change sides."""
+    signs = label.new_tensor([-1.0, 1.0, 1.0, 1.0])
+    pose = label[:, :16].view(-1, 4, 4) * torch.outer(signs, signs)
+    intrinsics = label[:, 16:].clone()
+    intrinsics[:, 2] = 1 - intrinsics[:, 2]
+    return torch.cat([pose.flatten(1), intrinsics], dim=-1)
+
+
 @dataclass(frozen=True)
 class PoseDistribution(Configuration):
     """The camera prior: how cameras are drawn on the sphere (paper Section 4.1; FFHQ values of the authors' settings).

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed
-from cips3d.cli.train import run_with_progress
+from cips3d.cli.train import train_here
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
 from cips3d.export.sheets import frames, orbit_cameras, swing_cameras, turntable_sheet
@@ -45,7 +45,7 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     print(
         f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine."
     )
-    model = run_with_progress(config, folder)
+    model = train_here(config, folder)
     if model is None:
         return
     generator = pretrained.load(model)

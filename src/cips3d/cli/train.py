@@ -7,12 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cips3d.cli.options import Derived, check_finite, check_seed
+from cips3d.cli.options import Derived, at_least, check_finite, check_seed
 from cips3d.errors import UserError
 from cips3d.training import config as configs
 from cips3d.training import presets
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig
+from cips3d.training.launch import default_processes, run_in_processes
 from cips3d.training.trainer import Trainer, resume_config
 
 
@@ -25,6 +26,7 @@ def train(
     minutes: Derived[float] = None,
     batch: Derived[int] = None,
     seed: Derived[int] = None,
+    processes: Derived[int] = None,
 ) -> None:
     """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
 
@@ -40,14 +42,17 @@ def train(
         minutes: end the whole run after about this time, each stage having a share of it.
         batch: pictures per step over all processes. Default: the preset's.
         seed: of initial weights and all draws. Default: the preset's.
+        processes: that share each batch on this machine's CPU. Default: one per core; one where there is a GPU.
     """
+    if processes is not None:
+        at_least(1, processes=processes)
     options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
     given = [name for name, value in options.items() if value is not None]
     if (run_dir / "config.json").exists() and not given:
         config = resume_config(run_dir)
     else:
         config = _new_config(preset or "heads-32", data, kimg, minutes, batch, seed)
-    model = run_with_progress(config, run_dir)
+    model = train_here(config, run_dir, processes)
     if model is not None:
         print(f"model: {model}\nsamples: {run_dir / 'samples'}\nlog: {run_dir / 'log.jsonl'}")
 
@@ -70,6 +75,11 @@ def _new_config(
     if minutes <= 0:
         raise UserError(f"--minutes: {minutes}; give a positive number")
     return configs.with_minutes(config, minutes)
+
+
+def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None) -> Path | None:
+    """`run_with_progress` in so many processes of this machine, or in as many as suit it."""
+    return run_in_processes(processes or default_processes(config.stages), run_with_progress, config, run_dir)
 
 
 def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:

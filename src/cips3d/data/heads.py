@@ -124,6 +124,13 @@ class SyntheticHeads(Dataset[Tensor]):
         """The cameras of the pictures at `indices`."""
         return self._drawn_cameras(self._draws(indices))
 
+    #: Whether `camera_labels` can be called.
+    has_cameras = True
+
+    def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
+        """The cameras of the pictures at `indices` as labels (see `Camera.to_label`)."""
+        return self.cameras(indices).to_label()
+
     def render(self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None) -> HeadBatch:
         """The heads at `indices` with all that is known about them.
 

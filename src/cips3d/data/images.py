@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -95,6 +96,16 @@ class ImageDataset(Dataset):
         except Exception as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
             raise self._unreadable(name, error) from error
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+    @property
+    def has_cameras(self) -> bool:
+        """Whether every picture has a camera label."""
+        return self.labels is not None
+
+    def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
+        """Camera labels of the pictures at `indices`; only where `has_cameras`."""
+        assert self.labels is not None
+        return self.labels[list(indices)]
 
     def validate(self) -> None:
         """Reads the header of every picture, without decoding it.

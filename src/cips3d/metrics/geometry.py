@@ -114,6 +114,24 @@ def speckle(images: Float[Tensor, "batch 3 height width"]) -> float:
     return float((images - neighbours.median(dim=-1).values).abs().mean())
 
 
+def non_flatness(out: RenderOutput, radius: float, extent: float, bins: int = 64) -> float:
+    """Non-flatness score (3DGP, Skorokhodov et al. 2023): exp of the entropy of a picture's depth histogram, meaned.
+
+    1 where all depths of a subject fall in one bin, `bins` where they fill all of them evenly. Only solid pixels count, so that
+    a flat subject before an empty background is flat; a picture without any scores 1.
+
+    Args:
+        radius: distance of the camera, world units.
+        extent: half depth of the sampled volume, which the bins divide, world units.
+    """
+    scores = []
+    for depth, solid in zip(out.depth, out.opacity > SOLID, strict=True):
+        counts = torch.histc(depth[solid].float(), bins, radius - extent, radius + extent)
+        shares = counts[counts > 0] / counts.sum()
+        scores.append(float((-(shares * shares.log()).sum()).exp()))
+    return sum(scores) / len(scores)
+
+
 def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Pearson's correlation; 0 where one side is constant or fewer than three pairs are left."""
     if len(a) < 3:

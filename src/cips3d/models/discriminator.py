@@ -31,6 +31,8 @@ class DiscriminatorConfig(Configuration):
     """downsample in a block's first convolution (the authors' auxiliary discriminator) instead of its second"""
     stddev_group: int = 0
     """group size of the minibatch standard deviation; 0 for none"""
+    camera_label: bool = False
+    """judge a picture together with its camera, by projection (Miyato & Koyama 2018)"""
 
     def __post_init__(self) -> None:
         expected = [4 * 2**i for i in range(len(self.channels))]
@@ -112,6 +114,18 @@ class EqualLinear(nn.Module):
         return math.sqrt(2) * F.leaky_relu(x, LEAKY_SLOPE) if self.activate else x
 
 
+class CameraEmbedding(nn.Module):
+    """Camera labels as vectors of mean square 1, which a picture's features are projected on (in StyleGAN2-ADA's form)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.first, self.second = EqualLinear(25, dim, activate=True), EqualLinear(dim, dim, activate=False)
+
+    def forward(self, labels: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch dim"]:
+        x = self.second(self.first(labels))
+        return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
 class ProgressiveDiscriminator(nn.Module):
     """From-RGB at the picture's resolution, residual blocks down to 4×4, a convolution and two linear layers.
 
@@ -129,14 +143,21 @@ class ProgressiveDiscriminator(nn.Module):
         )
         self.final_conv = EqualConv(channels[4] + (1 if config.stddev_group else 0), channels[4], 3)
         self.hidden = EqualLinear(channels[4] * 16, channels[4], activate=True)
-        self.logit = EqualLinear(channels[4], 1, activate=False)
+        self.logit = EqualLinear(channels[4], channels[4] if config.camera_label else 1, activate=False)
+        self.label = CameraEmbedding(channels[4]) if config.camera_label else None
 
-    def forward(self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0) -> Float[Tensor, "batch 1"]:
+    def forward(
+        self,
+        images: Float[Tensor, "batch 3 res res"],
+        alpha: float = 1.0,
+        cameras: Float[Tensor, "batch 25"] | None = None,
+    ) -> Float[Tensor, "batch 1"]:
         """Logits; higher is more real.
 
         Args:
             images: square pictures in [-1, 1] at any resolution of the configuration.
             alpha: fade-in of the block at this resolution, in [0, 1]: 0 uses only the halved picture, 1 only the block.
+            cameras: labels (see `Camera.to_label`), which a discriminator with `camera_label` needs and others pass over.
 
         Raises:
             UserError: if the resolution has no block.
@@ -156,7 +177,11 @@ class ProgressiveDiscriminator(nn.Module):
                 x = torch.lerp(self.from_rgb[str(resolution)](halved), x, alpha)
         if self.config.stddev_group:
             x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
-        return self.logit(self.hidden(self.final_conv(x).flatten(1)))
+        logit = self.logit(self.hidden(self.final_conv(x).flatten(1)))
+        if self.label is None:
+            return logit
+        assert cameras is not None
+        return (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
 
 
 def _minibatch_stddev(x: Float[Tensor, "batch c h w"], group: int) -> Float[Tensor, "batch 1 h w"]:

@@ -32,6 +32,8 @@ class Counters(Configuration):
         stage_seconds: training time spent in it.
         skipped: steps not taken because their gradients were not finite; all, and the last ones in a row.
         rate_scale: factor of all learning rates; halved each time that the run rolls back.
+        augment: adapted probability of DiffAugment.
+        real_signs: sum of the signs of real logits, in mean over each batch, since that probability was last adapted.
     """
 
     step: int = 0
@@ -42,6 +44,8 @@ class Counters(Configuration):
     skipped: int = 0
     skipped_in_a_row: int = 0
     rate_scale: float = 1.0
+    augment: float = 0.0
+    real_signs: float = 0.0
 
 
 def save_state(

@@ -45,6 +45,8 @@ class Stage(Configuration):
     """rays of each picture at a time, for partial and checkpointed gradients; by default what fits a quarter of the memory"""
     augment: float = 0.0
     """probability with which DiffAugment changes a picture before it is judged"""
+    accumulate: int = 1
+    """each process takes its part of the batch in so many pieces, whose gradients add up to one step"""
     minutes: float | None = None
     """end the stage after this time even if `kimg` is not reached (how long the demo takes on any machine)"""
 
@@ -54,8 +56,11 @@ class Stage(Configuration):
             raise UserError(
                 f"stage: resolution {self.resolution} is not a power of two from 4 up; choose 16, 32, 64 or another"
             )
-        if self.batch < 1:
-            raise UserError(f"stage: batch is {self.batch}; it must be at least 1")
+        for name in ("batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch % self.accumulate:
+            raise UserError(f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them")
         for name in ("kimg", "generator_lr", "discriminator_lr"):
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
@@ -91,12 +96,22 @@ class TrainConfig(Configuration):
     )
     sampling: Sampling | None = None
     """samples per ray in training; by default as many as the generator renders with"""
+    cameras: Literal["prior", "learned", "labels"] = "prior"
+    """where generated pictures are seen from: the generator's camera prior; the same with a mean and spread that are trained
+    (CAMPARI, Niemeyer & Geiger 2021); or the camera of a random picture of the dataset, which must have labels"""
     mirror: bool = True
     """show real pictures mirrored half of the time"""
+    loss: Literal["logistic", "relativistic"] = "logistic"
+    """the paper's non-saturating logistic loss, or each generated picture against a real one (R3GAN, Huang et al. 2024)"""
     r1_gamma: float = 10.0
-    """weight γ of R1, ½γ|∂D/∂x|²; 0 for none"""
+    """weight γ of R1, ½γ|∂D/∂x|² at real pictures; 0 for none"""
+    r2_gamma: float = 0.0
+    """weight of R2, the same at generated pictures, which goes with the relativistic loss; 0 for none"""
     r1_every: int = 1
-    """lazy R1: every so many steps, times as strong"""
+    """lazy R1 and R2: every so many steps, times as strong"""
+    augment_target: float | None = None
+    """adapts the probability of DiffAugment such that the mean sign of the discriminator's real logits stays at this value
+    (StyleGAN2-ADA, Karras et al. 2020: 0.6); stages then give no probability of their own"""
     adam_beta2: float = 0.999
     grad_clip: float | None = 10.0
     """largest norm of all gradients of one optimiser"""
@@ -115,6 +130,12 @@ class TrainConfig(Configuration):
     precision: Literal["no", "bf16", "fp16"] = "no"
     """autocast of implicit network and discriminators (sines and compositing stay float32)"""
     seed: int = 0
+    wandb: str | None = None
+    """Weights & Biases project that the figures go to as well; needs the package wandb"""
+    alarm_kimg: float = 20.0
+    """after this many thousand pictures, collapse, flat or mirrored geometry and runaway R1 raise an alarm line"""
+    stop_on_alarm: bool = False
+    """an alarm ends the run, after a checkpoint"""
     log_steps: int = 20
     """a line in log.jsonl every so many steps"""
     sample_kimg: float = 10.0
@@ -131,15 +152,43 @@ class TrainConfig(Configuration):
             entries = self.discriminator.channels, self.aux_discriminator.channels if stage.auxiliary else {stage.resolution: 1}
             if not all(stage.resolution in entry for entry in entries):
                 raise UserError(f"training configuration: a discriminator has no width for the stage at {stage.resolution}")
+        self._check_combinations()
         for name in ("log_steps", "r1_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("r1_gamma", "r2_gamma", "transmittance_weight", "alarm_kimg"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
+                raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("sample_kimg", "checkpoint_kimg"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) <= 0:
+                raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be a positive number")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"training configuration: seed is {self.seed}; it must lie in 0 to {2**63 - 1}")
+        if self.workers < 0:
+            raise UserError(f"training configuration: workers is {self.workers}; it must be 0 or more")
         if not 0 <= self.transmittance_target <= 1:
             raise UserError(
                 f"training configuration: transmittance_target is {self.transmittance_target}; it must lie in [0, 1]"
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"training configuration: ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+
+    def _check_combinations(self) -> None:
+        if self.share_fakes and any(stage.accumulate > 1 for stage in self.stages):
+            raise UserError(
+                "training configuration: share_fakes keeps a whole batch in memory; give accumulate 1 or no share_fakes"
+            )
+        if self.augment_target is not None and not -1 < self.augment_target < 1:
+            raise UserError(f"training configuration: augment_target is {self.augment_target}; it must lie between -1 and 1")
+        if self.augment_target is not None and any(stage.augment for stage in self.stages):
+            raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
+        if self.cameras == "learned" and self.generator.poses.kind == "spherical":
+            raise UserError("training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical")
+
+    @property
+    def judges_cameras(self) -> bool:
+        """Whether a discriminator sees the camera of each picture besides its colours."""
+        return self.discriminator.camera_label or self.aux_discriminator.camera_label
 
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:

@@ -17,6 +17,7 @@ from torch import Tensor
 from cips3d.camera import Camera
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Latents, RayDraws, Sampling
+from cips3d.training.cameras import CameraSource
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FakeDraws:
 
     Attributes:
         latents: shape and appearance codes.
-        camera: drawn from the camera prior.
+        camera: drawn from where the run's cameras come from.
         rays: jitter, importance draws and density noise of all rays.
     """
 
@@ -48,6 +49,7 @@ def fake_draws(
     key: Sequence[int | str],
     positions: Sequence[int],
     device: torch.device,
+    cameras: CameraSource | None = None,
 ) -> FakeDraws:
     """Draws for the pictures at `positions` of the global batch.
 
@@ -59,7 +61,9 @@ def fake_draws(
         key: seed, step and purpose.
         positions: which pictures of the global batch this process makes.
         device: where the ray draws are made (they are large); latents and cameras are drawn on the CPU and moved.
+        cameras: where cameras come from; the generator's camera prior by default.
     """
+    cameras = cameras or config.poses
     on_cpu, on_device = torch.Generator(), torch.Generator(device)
     shape, appearance, angles, rays = [], [], [], []
     for position in positions:
@@ -67,12 +71,12 @@ def fake_draws(
         on_cpu.manual_seed(seed)
         shape.append(torch.randn(config.shape_dim, generator=on_cpu))
         appearance.append(torch.randn(config.appearance_dim, generator=on_cpu))
-        angles.append(config.poses.draw(1, on_cpu))
+        angles.append(cameras.draw(1, on_cpu))
         on_device.manual_seed(seed)
         rays.append(RayDraws.sample(1, resolution * resolution, sampling, noise_std, on_device))
     return FakeDraws(
         Latents(torch.stack(shape), torch.stack(appearance)).to(device),
-        config.poses.camera(torch.cat(angles)).to(device),
+        cameras.camera(torch.cat(angles)).to(device),
         RayDraws.cat(rays),
     )
 

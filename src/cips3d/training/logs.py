@@ -1,8 +1,9 @@
-"""What a run leaves to be read: config.json, log.jsonl, TensorBoard events and sample grids."""
+"""What a run leaves to be read: config.json, log.jsonl, TensorBoard events, Weights & Biases and sample grids."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -52,15 +53,16 @@ class RunLog:
 
     Args:
         run_dir: the run directory.
+        config: of the run.
         step: optimiser steps already done.
         images: real pictures already shown.
 
     Raises:
-        UserError: if log.jsonl cannot be read or rewritten.
+        UserError: if log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and cannot start.
         OSError: here and in the methods, if something else cannot be written.
     """
 
-    def __init__(self, run_dir: Path, step: int, images: int) -> None:
+    def __init__(self, run_dir: Path, config: TrainConfig, step: int, images: int) -> None:
         self.run_dir = run_dir
         path = run_dir / "log.jsonl"
         kept = _lines_until(path, step)
@@ -68,12 +70,15 @@ class RunLog:
             temporary.write_text("".join(kept))
         self.file = path.open("a")
         self.board = Board(run_dir, images)
+        self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
 
     def write(self, step: int, images: int, figures: dict[str, Any]) -> None:
         """One line, flushed, and the same numbers for TensorBoard (whose step is the number of real pictures shown)."""
         self.file.write(json.dumps({"step": step, "images": images} | figures) + "\n")
         self.file.flush()
         self.board.write(images, figures)
+        if self.wandb is not None:
+            self.wandb.log(figures, step=images)
 
     def samples(self, generator: Generator, images: int, resolution: int) -> None:
         """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
@@ -86,6 +91,8 @@ class RunLog:
         for file in (self.file, self.board.file):
             with contextlib.suppress(OSError):
                 file.close()
+        if self.wandb is not None:
+            self.wandb.finish()
 
 
 class Board:
@@ -114,6 +121,19 @@ class Board:
         event.wall_time = time.time()
         self.records.write(event.SerializeToString())
         self.records.flush()
+
+
+def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
+    """A run at Weights & Biases that a resumed run goes on with."""
+    try:
+        import wandb  # pyright: ignore[reportMissingImports] (optional)
+    except ImportError:
+        raise UserError("wandb: the package is not installed; pip install wandb, or leave the setting out") from None
+    key = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
+    try:
+        return wandb.init(project=config.wandb, name=run_dir.name, id=key, resume="allow", dir=run_dir, config=to_dict(config))
+    except wandb.Error as error:
+        raise UserError(f"wandb: {str(error).splitlines()[0]}; run wandb login, or set WANDB_MODE=offline") from None
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

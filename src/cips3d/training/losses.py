@@ -21,8 +21,16 @@ def discriminator_loss(real_logits: Float[Tensor, "logits 1"], fake_logits: Floa
     return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
+def relativistic_loss(better: Float[Tensor, "logits 1"], worse: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
+    """Mean of softplus(worse − better): each picture against its partner (Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024).
+
+    The discriminator's loss with real pictures as the better ones, the generator's with its own.
+    """
+    return F.softplus(worse - better).mean()
+
+
 def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 1"]:
-    """|∂D/∂x|² of each picture (R1, Mescheder et al. 2018), differentiable; the penalty is ½γ times its mean.
+    """|∂D/∂x|² of each picture, differentiable; ½γ times its mean is R1 at real, R2 at generated ones (Mescheder et al. 2018).
 
     Args:
         logits: of `images`, which must require a gradient.

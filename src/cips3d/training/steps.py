@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
 from cips3d.training import losses
 from cips3d.training.augment import AugmentDraws, diff_augment
+from cips3d.training.cameras import LearnedPoses
 from cips3d.training.config import TrainConfig
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
@@ -39,17 +41,25 @@ class Networks:
                     "aux": ProgressiveDiscriminator(config.aux_discriminator),
                 }
             ).to(device)
+        #: The camera prior, where it is trained.
+        self.poses = LearnedPoses(config.generator.poses).to(device) if config.cameras == "learned" else None
         #: Whether a logit depends on its picture alone.
         self.judges_each_alone = config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
         self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": True}
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), **adam)
+        poses = [] if self.poses is None else list(self.poses.parameters())
+        self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by name."""
-        return {"generator": self.generator, "averaged": self.averaged, "discriminators": self.discriminators}
+        modules: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "averaged": self.averaged,
+            "discriminators": self.discriminators,
+        }
+        return modules if self.poses is None else modules | {"poses": self.poses}
 
     @property
     def ema(self) -> Generator:
@@ -63,10 +73,10 @@ class Networks:
         """The optimisers that a checkpoint holds, by name."""
         return {"generator_optimizer": self.generator_optimizer, "discriminator_optimizer": self.discriminator_optimizer}
 
-    def logits(self, images: list[Tensor], alpha: float) -> Float[Tensor, "logits 1"]:
+    def logits(self, images: list[Tensor], alpha: float, cameras: Tensor | None = None) -> Float[Tensor, "logits 1"]:
         """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it."""
         names = ("main", "aux")[: len(images)]
-        return torch.cat([self.discriminators[name](x, alpha) for name, x in zip(names, images, strict=True)])
+        return torch.cat([self.discriminators[name](x, alpha, cameras) for name, x in zip(names, images, strict=True)])
 
 
 def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
@@ -92,73 +102,128 @@ class StepResult:
     loss: Tensor
     real_logit: Tensor | None = None
     fake_logit: Tensor | None = None
+    real_sign: Tensor | None = None
+    """mean sign of the main discriminator's real logits: near 1 it has learned the dataset by heart (StyleGAN2-ADA's r_t)"""
     squared_gradient: Tensor | None = None
+    fake_squared_gradient: Tensor | None = None
+
+    @staticmethod
+    def mean(results: Sequence[StepResult]) -> StepResult:
+        """The mean over pieces of a batch."""
+        means: dict[str, Any] = {}
+        for name in vars(results[0]):
+            values = [getattr(result, name) for result in results]
+            means[name] = None if values[0] is None else torch.stack(values).mean()
+        return StepResult(**means)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How the discriminators see the pictures of a step, on both sides of the game.
+
+    Attributes:
+        alpha: fade-in of the resolution.
+        auxiliary: whether the auxiliary discriminator takes part.
+        augment: changes to all pictures before they are judged; penalties are about the pictures as they were.
+        relativistic: each generated picture is judged against the real one of its number.
+        real_cameras, fake_cameras: labels, for discriminators that see them.
+    """
+
+    alpha: float = 1.0
+    auxiliary: bool = True
+    augment: AugmentDraws | None = None
+    relativistic: bool = False
+    real_cameras: Float[Tensor, "batch 25"] | None = None
+    fake_cameras: Float[Tensor, "batch 25"] | None = None
+
+    def pictures(self, fake: RenderOutput) -> list[Tensor]:
+        """The pictures that discriminators see: the main one's, and the auxiliary one's where it takes part."""
+        return [fake.image, fake.aux_image] if self.auxiliary else [fake.image]
+
+    def augmented(self, images: list[Tensor]) -> list[Tensor]:
+        """The pictures as the discriminators get them."""
+        return images if self.augment is None else [diff_augment(image, self.augment) for image in images]
 
 
 def discriminator_step(
     networks: Networks,
     real: Float[Tensor, "batch 3 res res"],
     fake: RenderOutput,
-    alpha: float,
-    auxiliary: bool,
-    r1_weight: float,
-    augment: AugmentDraws | None = None,
+    judging: Judging,
+    r1_weight: float = 0.0,
+    r2_weight: float = 0.0,
+    share: float = 1.0,
 ) -> StepResult:
     """Loss of both discriminators, its gradients accumulated in their parameters.
 
     Args:
         real, fake: pictures in [-1, 1]; the fakes are treated as constants.
-        alpha: fade-in of the resolution.
-        auxiliary: whether the auxiliary discriminator takes part.
-        r1_weight: what |∂D/∂x|² is multiplied by: ½γ, times the interval of lazy R1, or 0 for none this time.
-        augment: changes to all pictures before they are judged; R1 is about the pictures as they were.
+        r1_weight, r2_weight: what |∂D/∂x|² of real and of generated pictures is multiplied by: ½γ, times the interval of lazy
+            penalties, or 0 for none this time.
+        share: of the whole batch, what these pictures are; the gradients are multiplied by it.
     """
-    leaves = [real.clone().requires_grad_(r1_weight > 0) for _ in _judged(fake, auxiliary)]
-    fakes = _augmented([image.detach() for image in _judged(fake, auxiliary)], augment)
-    reals = _augmented(leaves, augment)
-    if r1_weight > 0 or not networks.judges_each_alone:
-        fake_logits, real_logits = networks.logits(fakes, alpha), networks.logits(reals, alpha)
+    real_leaves = [real.clone().requires_grad_(r1_weight > 0) for _ in judging.pictures(fake)]
+    fake_leaves = [image.detach().requires_grad_(r2_weight > 0) for image in judging.pictures(fake)]
+    fakes, reals = judging.augmented(fake_leaves), judging.augmented(real_leaves)
+    if r1_weight > 0 or r2_weight > 0 or not networks.judges_each_alone:
+        fake_logits = networks.logits(fakes, judging.alpha, judging.fake_cameras)
+        real_logits = networks.logits(reals, judging.alpha, judging.real_cameras)
     else:  # one call of each discriminator instead of two
-        both = networks.logits([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], alpha)
+        labels = [x for x in (judging.fake_cameras, judging.real_cameras) if x is not None]
+        cameras = torch.cat(labels) if labels else None
+        both = networks.logits([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], judging.alpha, cameras)
         fake_logits, real_logits = both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
-    loss = losses.discriminator_loss(real_logits, fake_logits)
-    penalty = None
-    if r1_weight > 0:
-        parts = real_logits.split(len(real))
-        penalty = torch.cat([losses.squared_gradient(part, image) for part, image in zip(parts, leaves, strict=True)]).mean()
-        loss = loss + r1_weight * penalty
-    loss.backward()
-    return StepResult(loss, real_logits[: len(real)].mean(), fake_logits[: len(real)].mean(), penalty)
+    if judging.relativistic:
+        loss = losses.relativistic_loss(real_logits, fake_logits)
+    else:
+        loss = losses.discriminator_loss(real_logits, fake_logits)
+    penalties: list[Tensor | None] = []
+    for weight, logits, leaves in ((r1_weight, real_logits, real_leaves), (r2_weight, fake_logits, fake_leaves)):
+        penalties.append(_mean_squared_gradient(logits, leaves) if weight > 0 else None)
+        if penalties[-1] is not None:
+            loss = loss + weight * penalties[-1]
+    (share * loss).backward()
+    real_main = real_logits[: len(real)].detach()
+    return StepResult(
+        loss.detach(), real_main.mean(), fake_logits[: len(real)].detach().mean(), real_main.sign().mean(), *penalties
+    )
 
 
-def _judged(fake: RenderOutput, auxiliary: bool) -> list[Tensor]:
-    """The pictures that discriminators see: the main one's, and the auxiliary one's where it takes part."""
-    return [fake.image, fake.aux_image] if auxiliary else [fake.image]
-
-
-def _augmented(images: list[Tensor], augment: AugmentDraws | None) -> list[Tensor]:
-    return images if augment is None else [diff_augment(image, augment) for image in images]
+def _mean_squared_gradient(logits: Tensor, leaves: list[Tensor]) -> Tensor:
+    """Mean of |∂D/∂x|² over the pictures of both discriminators."""
+    parts = zip(logits.split(len(leaves[0])), leaves, strict=True)
+    return torch.cat([losses.squared_gradient(part, image) for part, image in parts]).mean()
 
 
 def generator_step(
     networks: Networks,
     fake: RenderOutput,
-    alpha: float,
-    auxiliary: bool,
+    judging: Judging,
     regulariser: Tensor | None = None,
-    augment: AugmentDraws | None = None,
+    real: Float[Tensor, "batch 3 res res"] | None = None,
+    share: float = 1.0,
 ) -> StepResult:
     """Loss of the generator against both discriminators, its gradients accumulated in the generator's parameters.
 
     Args:
         regulariser: added to the loss.
-        augment: as in `discriminator_step`.
+        real: the pictures that a relativistic loss compares with.
+        share: as in `discriminator_step`.
     """
     networks.discriminators.requires_grad_(False)
-    loss = losses.generator_loss(networks.logits(_augmented(_judged(fake, auxiliary), augment), alpha))
-    (loss if regulariser is None else loss + regulariser).backward()
+    pictures = judging.pictures(fake)
+    logits = networks.logits(judging.augmented(pictures), judging.alpha, judging.fake_cameras)
+    if judging.relativistic:
+        assert real is not None
+        with torch.no_grad():
+            reals = judging.augmented([real for _ in pictures])
+            real_logits = networks.logits(reals, judging.alpha, judging.real_cameras)
+        loss = losses.relativistic_loss(logits, real_logits)
+    else:
+        loss = losses.generator_loss(logits)
+    (share * (loss if regulariser is None else loss + regulariser)).backward()
     networks.discriminators.requires_grad_(True)
-    return StepResult(loss)
+    return StepResult(loss.detach())
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:

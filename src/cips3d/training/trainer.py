@@ -8,36 +8,48 @@ or for blocks that a resolution does not use.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import UInt8
-from torch import Tensor, nn
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cips3d import pretrained
+from cips3d.camera import mirrored_label
 from cips3d.configuration import read_json
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
+from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import checkpoint, gradients, losses
+from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
+from cips3d.training.cameras import CameraSource, DatasetCameras
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored, picture_seed
 from cips3d.training.logs import RunLog, write_config
-from cips3d.training.steps import Networks, StepResult, average_gradients, discriminator_step, generator_step
+from cips3d.training.steps import Judging, Networks, StepResult, average_gradients, discriminator_step, generator_step
 
 #: File of the averaged generator in a run directory.
 MODEL_FILE = "model.safetensors"
 #: Steps in a row with NaN or infinite gradients after which the run goes back to its newest checkpoint.
 SKIPS_TO_ROLL_BACK = 3
+#: An adapted augmentation probability moves every so many steps, at the pace of 0 to 1 in so many pictures, and to this at
+#: most, above which augmentations show in the generated pictures (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2 and 3.2).
+AUGMENT_STEPS, AUGMENT_PICTURES, MOST_AUGMENT = 4, 500_000, 0.8
+
+#: Figures of the averaged generator for the log, measured by all processes together.
+Measure = Callable[[Generator], dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +65,34 @@ class Trainer:
         config: the run. A directory that already holds a run must hold the same configuration.
         run_dir: where config.json, log.jsonl, samples/, checkpoints/, TensorBoard events and the model go.
         accelerator: devices and processes; made from the environment by default.
+        measures: called with the averaged generator whenever a sample grid is made; what they return is logged.
 
     Raises:
-        UserError: if the data cannot be read, the directory cannot be written or holds another run, or a checkpoint is damaged.
+        UserError: if the data cannot be read or lacks the labels that the configuration needs, the directory cannot be written
+            or holds another run, or a checkpoint is damaged.
     """
 
-    def __init__(self, config: TrainConfig, run_dir: str | Path, accelerator: Accelerator | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: str | Path,
+        accelerator: Accelerator | None = None,
+        measures: Sequence[Measure] = (),
+    ) -> None:
+        self.config, self.measures = config, measures
         self.run_dir = Path(run_dir)
         self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
         processes = self.accelerator.num_processes
         for stage in config.stages:
-            if stage.batch % processes:
-                raise UserError(f"stage at {stage.resolution}: batch {stage.batch} does not divide among {processes} processes")
+            if stage.batch % (processes * stage.accumulate):
+                pieces = "" if stage.accumulate == 1 else f" of {stage.accumulate} pieces each"
+                raise UserError(
+                    f"stage at {stage.resolution}: batch {stage.batch} does not divide among {processes} processes{pieces}"
+                )
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
+        if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
+            raise UserError(f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them")
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
@@ -88,12 +113,12 @@ class Trainer:
             progress: called after every step with the share of the run that is done, in [0, 1], and figures to show.
 
         Raises:
-            UserError: if a file cannot be written or a picture cannot be read.
+            UserError: if a file cannot be written, a picture cannot be read, or an alarm ends the run.
         """
         log = None
         try:
             if self.accelerator.is_main_process:
-                log = RunLog(self.run_dir, self.counters.step, self.counters.images)
+                log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
             with _first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
                     try:
@@ -118,11 +143,11 @@ class Trainer:
         progress: Callable[[float, dict[str, float]], None] | None,
         interrupts: list[int],
     ) -> None:
-        c, at = self.config, self.counters
+        c, at, n = self.config, self.counters, self.networks
         positions = self._positions(stage.batch)
         self.dataset = open_dataset(c.data, stage.resolution)
+        watch = Watch.of(self.dataset) if log is not None else None
         real_batches = self._real_batches(stage, positions)
-        n = self.networks
         if stage.from_average and at.stage_images == 0:
             n.generator.load_state_dict(n.ema.state_dict())
         for name, part in n.generator.named_children():
@@ -136,54 +161,99 @@ class Trainer:
         began, began_images = time.perf_counter() - at.stage_seconds, at.stage_images
         first = time.perf_counter()
         while self._stage_progress(stage) < 1:
-            figures = self._step(stage, positions, next(real_batches), log is not None and at.step % c.log_steps == 0)
+            figures = self._step(stage, positions, *next(real_batches), log is not None and at.step % c.log_steps == 0)
             at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
-            at.stage_seconds, interrupted = self._agreed(time.perf_counter() - began, bool(interrupts))
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
-            if log is not None and figures:
+            if self._passed(c.sample_kimg, stage.batch):
+                figures |= self._look(stage, log, watch)
+            if figures:
                 figures |= {"images_per_second": speed, "resolution": stage.resolution, "skipped_steps": at.skipped}
+            alarms = watch.alarms(figures) if watch is not None and at.images >= c.alarm_kimg * 1000 else ()
+            for alarm in alarms:
+                logger.warning("%d pictures: %s", at.images, alarm)
+            if log is not None and figures:
                 log.write(at.step, at.images, figures)
-            if self._passed(c.sample_kimg, stage.batch) and log is not None:
-                self.networks.ema.update_style_means()
-                log.samples(self.networks.ema, at.images, stage.resolution)
+            main = self.accelerator.is_main_process
+            seconds = time.perf_counter() - began if main else 0.0
+            at.stage_seconds, stop, alarmed = self._totals(seconds, float(bool(interrupts)), float(bool(alarms)))
             if self._passed(c.checkpoint_kimg, stage.batch):
                 self.save()
+            if alarmed and c.stop_on_alarm:
+                self.save()
+                raise UserError(
+                    f"{self.run_dir}: stopped by an alarm{': ' + alarms[0] if alarms else ''}; its checkpoint is kept"
+                )
             try:
                 if progress is not None:
                     progress(self.progress(), {"resolution": stage.resolution, "images": at.images, "images_per_second": speed})
-                if interrupted:
+                if stop:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:  # only here, between steps, is the state one that can be resumed to the bit
                 self.save()
                 raise
 
-    def _step(self, stage: Stage, positions: range, real: UInt8[Tensor, "b 3 r r"], logged: bool) -> dict[str, float]:
-        """One iteration; returns figures for the log when they are asked for."""
+    def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
+        """A sample grid, and figures of the averaged generator."""
+        ema = self.networks.ema
+        ema.update_style_means()
+        figures: dict[str, float] = {}
+        for measure in self.measures:
+            figures |= measure(ema)
+        if log is not None and watch is not None:
+            log.samples(ema, self.counters.images, stage.resolution)
+            figures |= watch.figures(ema, self._sampling)
+        return figures
+
+    def _step(
+        self,
+        stage: Stage,
+        positions: range,
+        real: UInt8[Tensor, "b 3 r r"],
+        cameras: Float[Tensor, "b 25"] | None,
+        logged: bool,
+    ) -> dict[str, float]:
+        """One iteration; returns figures for the log when they are asked for.
+
+        Args:
+            positions: of the global batch, this process's.
+            real: the dataset's pictures there.
+            cameras: their labels, for discriminators that see them.
+        """
         c, n, at = self.config, self.networks, self.counters
-        alpha = min(1.0, at.stage_images / (stage.fade_kimg * 1000)) if stage.fade_kimg else 1.0
         device = self.accelerator.device
         pictures = real.to(device).float().div_(127.5).sub_(1)
         if c.mirror:
-            flips = mirrored((c.seed, at.step), positions).to(device)
-            pictures = torch.where(flips[:, None, None, None], pictures.flip(3), pictures)
-        r1_weight = 0.5 * c.r1_gamma * c.r1_every if at.step % c.r1_every == 0 else 0.0
-        augment = self._augment_draws(stage, positions)
+            flips = mirrored((c.seed, at.step), positions)
+            pictures = torch.where(flips.to(device)[:, None, None, None], pictures.flip(3), pictures)
+            cameras = None if cameras is None else torch.where(flips[:, None], mirrored_label(cameras), cameras)
+        penalty = 0.5 * c.r1_every if at.step % c.r1_every == 0 else 0.0
+        pieces = _pieces(stage, positions, pictures, cameras)
 
         n.discriminator_optimizer.zero_grad(set_to_none=True)
         n.generator_optimizer.zero_grad(set_to_none=True)
-        with self.accelerator.autocast():
-            with torch.set_grad_enabled(c.share_fakes):
-                fake = self._generate(stage, self._draws(stage, positions, "D"))
-            d = discriminator_step(n, pictures, fake, alpha, stage.auxiliary, r1_weight, augment)
-        finite = self._update(n.discriminators, n.discriminator_optimizer)
-        with self.accelerator.autocast():
-            if not c.share_fakes:
-                fake = self._generate(stage, self._draws(stage, positions, "G"))
-            g = generator_step(n, fake, alpha, stage.auxiliary, self._regulariser(fake), augment)
-        finite &= self._update(n.generator, n.generator_optimizer)
+        d_results, g_results = [], []
+        for part, batch, labels in pieces:
+            with self.accelerator.autocast():
+                draws = self._draws(stage, part, "D")
+                with torch.set_grad_enabled(c.share_fakes):
+                    fake = self._generate(stage, draws)
+                judging = self._judging(stage, part, labels, draws)
+                weights = penalty * c.r1_gamma, penalty * c.r2_gamma
+                d_results.append(discriminator_step(n, batch, fake, judging, *weights, share=1 / len(pieces)))
+        finite = self._update(n.discriminator_optimizer)
+        for part, batch, labels in pieces:
+            with self.accelerator.autocast():
+                if not c.share_fakes:
+                    draws = self._draws(stage, part, "G")
+                    fake = self._generate(stage, draws)
+                judging = self._judging(stage, part, labels, draws)
+                g_results.append(generator_step(n, fake, judging, self._regulariser(fake), batch, share=1 / len(pieces)))
+        finite &= self._update(n.generator_optimizer)
         self._count_skipped(finite)
         n.averaged.update_parameters(n.generator)
-        return _figures(d, g, fake) if logged else {}
+        d = StepResult.mean(d_results)
+        self._adapt_augmentation(d, stage.batch)
+        return self._figures(d, StepResult.mean(g_results), fake) if logged else {}
 
     # ---------------------------------------------------------------- parts of a step
     def _regulariser(self, fake: RenderOutput) -> Tensor | None:
@@ -205,26 +275,56 @@ class Trainer:
         index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(self.accelerator.device)
         return gradients.partial(*arguments, index, chunk)
 
-    def _augment_draws(self, stage: Stage, positions: range) -> AugmentDraws | None:
-        if stage.augment == 0:
-            return None
-        seeds = [picture_seed(self.config.seed, self.counters.step, "augment", position) for position in positions]
-        return AugmentDraws.sample(seeds, stage.augment)
+    def _judging(self, stage: Stage, positions: range, real_cameras: Tensor | None, draws: FakeDraws) -> Judging:
+        c, at = self.config, self.counters
+        device = self.accelerator.device
+        alpha = min(1.0, at.stage_images / (stage.fade_kimg * 1000)) if stage.fade_kimg else 1.0
+        augment, probability = None, at.augment if c.augment_target is not None else stage.augment
+        if probability > 0:
+            augment = AugmentDraws.sample([picture_seed(c.seed, at.step, "augment", i) for i in positions], probability)
+        judging = Judging(alpha, stage.auxiliary, augment, c.loss == "relativistic")
+        if real_cameras is None:
+            return judging
+        # a camera that the discriminator could pull at would be told to fit the label, not the picture
+        fake_cameras = draws.camera.to_label().detach()
+        return replace(judging, real_cameras=real_cameras.to(device), fake_cameras=fake_cameras.to(device))
+
+    def _adapt_augmentation(self, d: StepResult, batch: int) -> None:
+        """Raises the augmentation probability when real logits are too often positive, else lowers it."""
+        c, at = self.config, self.counters
+        if c.augment_target is None:
+            return
+        assert d.real_sign is not None
+        (signs,) = self._totals(float(d.real_sign))
+        at.real_signs += signs / self.accelerator.num_processes
+        if (at.step + 1) % AUGMENT_STEPS == 0:
+            step = AUGMENT_STEPS * batch / AUGMENT_PICTURES
+            too_sure = at.real_signs / AUGMENT_STEPS > c.augment_target
+            at.augment = min(MOST_AUGMENT, max(0.0, at.augment + (step if too_sure else -step)))
+            at.real_signs = 0.0
 
     def _draws(self, stage: Stage, positions: range, purpose: str) -> FakeDraws:
         c, at = self.config, self.counters
         noise_std = c.density_noise * max(0.0, 1 - at.images / (c.density_noise_kimg * 1000)) if c.density_noise_kimg else 0.0
         key = (c.seed, at.step, purpose)
-        return fake_draws(c.generator, self._sampling, stage.resolution, noise_std, key, positions, self.accelerator.device)
+        device = self.accelerator.device
+        return fake_draws(c.generator, self._sampling, stage.resolution, noise_std, key, positions, device, self._cameras)
+
+    @property
+    def _cameras(self) -> CameraSource:
+        if self.config.cameras == "labels":
+            return DatasetCameras(self.dataset, self.config.mirror)
+        return self.networks.poses or self.config.generator.poses
 
     @property
     def _sampling(self) -> Sampling:
         return self.config.sampling or self.networks.generator.sampling
 
-    def _update(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    def _update(self, optimizer: torch.optim.Optimizer) -> bool:
         """One optimiser step, unless a gradient is NaN or infinite; returns whether it was taken, the same on all processes."""
-        average_gradients(module.parameters(), self.accelerator)
-        changing = [p for p in module.parameters() if p.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters, self.accelerator)
+        changing = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in changing if p.grad is not None])
         if not bool(torch.isfinite(norm)):
             return False
@@ -270,17 +370,42 @@ class Trainer:
         local = batch // self.accelerator.num_processes
         return range(self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local)
 
-    def _real_batches(self, stage: Stage, positions: range) -> Iterator[Tensor]:
-        order = RealOrder(len(self.dataset), self.config.seed, self.counters.images, stage.batch, positions)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=order,
-                num_workers=self.config.workers,
-                worker_init_fn=_ignore_interrupts,
-                pin_memory=self.accelerator.device.type == "cuda",
-            )
+    def _real_batches(self, stage: Stage, positions: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Pictures, and their camera labels where a discriminator sees them, from where the run stands on without end."""
+        dataset = self.dataset
+
+        def order() -> RealOrder:
+            return RealOrder(len(dataset), self.config.seed, self.counters.images, stage.batch, positions)
+
+        pictures = DataLoader(
+            dataset,
+            batch_sampler=order(),
+            num_workers=self.config.workers,
+            worker_init_fn=_ignore_interrupts,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
+        if not self.config.judges_cameras:
+            return zip(pictures, itertools.repeat(None), strict=False)
+        return zip(pictures, map(dataset.camera_labels, order()), strict=True)
+
+    def _figures(self, d: StepResult, g: StepResult, fake: RenderOutput) -> dict[str, float]:
+        """Numbers for the log: losses, how the density lies along the rays, and what the run adapts."""
+        c = self.config
+        named = {f"d_{key}": value for key, value in vars(d).items()} | {"g_loss": g.loss}
+        if d.squared_gradient is not None:
+            named["r1_penalty"] = 0.5 * c.r1_gamma * d.squared_gradient
+        named |= {
+            "opacity": fake.opacity.mean(),
+            "last_sample_share": fake.last_weight.mean(),
+            "depth_std": fake.depth.flatten(1).std(dim=1).mean(),
+        }
+        figures = {key: float(value.detach()) for key, value in named.items() if value is not None}
+        if self.networks.poses is not None:
+            poses = self.networks.poses.distribution()
+            figures |= {name: getattr(poses, name) for name in ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")}
+        if c.augment_target is not None:
+            figures["augment"] = self.counters.augment
+        return figures
 
     # ---------------------------------------------------------------- progress
     def progress(self) -> float:
@@ -305,16 +430,13 @@ class Trainer:
         every, images = max(1, round(kimg * 1000)), self.counters.images
         return images // every > (images - batch) // every
 
-    def _agreed(self, seconds: float, interrupted: bool) -> tuple[float, bool]:
-        """The main process's clock, and whether any process was interrupted: all end a stage, or stop, at the same step."""
+    def _totals(self, *values: float) -> list[float]:
+        """The sum of each value over the processes, so that all of them end a stage, stop or adapt at the same step."""
         if self.accelerator.num_processes == 1:
-            return seconds, interrupted
-        mine = torch.tensor(
-            [seconds if self.accelerator.is_main_process else 0.0, float(interrupted)], device=self.accelerator.device
-        )
-        total = self.accelerator.reduce(mine, reduction="sum")
+            return list(values)
+        total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")
         assert isinstance(total, Tensor)
-        return float(total[0]), bool(total[1] > 0)
+        return total.tolist()
 
     # ---------------------------------------------------------------- files
     def save(self) -> None:
@@ -330,8 +452,11 @@ class Trainer:
         """Writes the averaged generator, with its mean styles, as a one-file model, and returns its path."""
         path = self.run_dir / MODEL_FILE
         if self.accelerator.is_main_process:
-            self.networks.ema.update_style_means()
-            pretrained.save(self.networks.ema, path)
+            ema, poses = self.networks.ema, self.networks.poses
+            if poses is not None:
+                ema.config = replace(ema.config, poses=poses.distribution())
+            ema.update_style_means()
+            pretrained.save(ema, path)
         self.accelerator.wait_for_everyone()
         return path
 
@@ -375,12 +500,8 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _figures(d: StepResult, g: StepResult, fake: RenderOutput) -> dict[str, float]:
-    """Numbers for the log: losses, and how the density lies along the rays."""
-    named = {f"d_{key}": value for key, value in vars(d).items()} | {"g_loss": g.loss}
-    named |= {
-        "opacity": fake.opacity.mean(),
-        "last_sample_share": fake.last_weight.mean(),
-        "depth_std": fake.depth.flatten(1).std(dim=1).mean(),
-    }
-    return {key: float(value.detach()) for key, value in named.items() if value is not None}
+def _pieces(stage: Stage, positions: range, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """Positions and what belongs to them, in the pieces that a process takes one after the other."""
+    size = len(positions) // stage.accumulate
+    starts = range(0, len(positions), size)
+    return [(positions[i : i + size], *(None if t is None else t[i : i + size] for t in tensors)) for i in starts]

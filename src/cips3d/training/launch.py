@@ -1,0 +1,146 @@
+"""One training process per core on a machine without an accelerator.
+
+A training step is many small operations, and on a CPU the threads of one process wait for each other at the end of each.
+Processes that share a batch meet once per network and step, when gradients are averaged (benchmarks/training.py measures both).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils.other import get_free_port
+
+from cips3d.errors import UserError
+from cips3d.training.config import Stage
+
+#: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
+LEAST_LOCAL_BATCH = 4
+
+Result = TypeVar("Result")
+
+
+def default_processes(stages: Iterable[Stage]) -> int:
+    """How many processes of this machine should train those stages together.
+
+    One where there is an accelerator, or where a launcher such as `accelerate launch` has already started several; otherwise at
+    most one per thread that torch would use, such that every batch divides and no process gets under `LEAST_LOCAL_BATCH`.
+    """
+    if torch.accelerator.is_available() or "WORLD_SIZE" in os.environ or not torch.distributed.is_available():
+        return 1
+    batches = [stage.batch for stage in stages]
+    fitting = [
+        count
+        for count in range(1, torch.get_num_threads() + 1)
+        if all(batch % count == 0 and batch // count >= LEAST_LOCAL_BATCH for batch in batches)
+    ]
+    return max(fitting, default=1)
+
+
+def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Runs `work(*arguments)` in this process and in `count` − 1 new ones, which `accelerate` takes for one job on CPUs.
+
+    This process is the main one; its result is returned. The threads that torch uses here are shared out among them all.
+
+    Args:
+        work: a function of a module, with arguments that can be pickled.
+
+    Raises:
+        UserError: that of any of the processes.
+    """
+    if count == 1:
+        return work(*arguments)
+    threads = max(1, torch.get_num_threads() // count)
+    context = multiprocessing.get_context("spawn")
+    job = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(get_free_port()),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": str(threads),  # accelerate would set torch's threads to all cores, for each process
+    }
+    helpers, pipes = [], []
+    for rank in range(1, count):
+        pipe, far_end = context.Pipe(duplex=False)
+        environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments), daemon=True)
+        helper.start()
+        far_end.close()  # so that reading from a helper that has ended ends too
+        helpers.append(helper)
+        pipes.append(pipe)
+    try:
+        with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
+            result = work(*arguments)
+        for helper in helpers:
+            helper.join()
+        return result
+    except RuntimeError as error:  # what a collective says whose partner has ended
+        message = _reported(pipes)
+        if message is None:
+            raise
+        raise UserError(message) from error
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.join()
+
+
+@contextlib.contextmanager
+def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
+    """This process as one of a job: variables and threads, and afterwards nothing of it left."""
+    variables, whole = dict(os.environ), torch.get_num_threads()
+    os.environ |= environment
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)  # else an earlier Accelerator of this process would answer
+    try:
+        yield
+    finally:
+        os.environ.clear()  # accelerate adds some of its own
+        os.environ |= variables
+        torch.set_num_threads(whole)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _help(
+    environment: dict[str, str], threads: int, pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """A process that is not the main one: does the work and reports a user's error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears a Ctrl-C and tells the others
+    main = multiprocessing.parent_process()
+    assert main is not None
+    threading.Thread(target=_end_with, args=(main.sentinel,), daemon=True).start()
+    try:
+        with _job(environment, threads):
+            work(*arguments)
+    except UserError as error:
+        pipe.send(str(error))
+    except KeyboardInterrupt:
+        pass  # all processes have agreed to stop
+    except RuntimeError:
+        if not wait([main.sentinel], timeout=1.0):  # with the main process gone nobody is left to tell
+            raise
+
+
+def _end_with(sentinel: int) -> None:
+    """Ends this process as soon as the main one has ended, however that happened."""
+    wait([sentinel])
+    os._exit(1)
+
+
+def _reported(pipes: list[Connection]) -> str | None:
+    """The first error that a helper has reported, or is about to."""
+    for pipe in wait(pipes, timeout=5.0):
+        assert isinstance(pipe, Connection)
+        with contextlib.suppress(EOFError):
+            return pipe.recv()
+    return None

@@ -1,0 +1,139 @@
+"""Figures that tell failing runs: flat and mirrored geometry, collapse, runaway R1; and the lines that they raise."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from cips3d.camera import Camera
+from cips3d.data import SyntheticHeads
+from cips3d.errors import UserError
+from cips3d.metrics.geometry import non_flatness
+from cips3d.metrics.symmetry import mirror_jump
+from cips3d.models.generator import Generator
+from cips3d.models.records import RenderOutput
+from cips3d.training.alarms import LIMITS, Watch, spread
+from cips3d.training.config import Stage
+from cips3d.training.trainer import Trainer
+
+
+def output(image: Tensor, depth: Tensor, opacity: Tensor) -> RenderOutput:
+    return RenderOutput(image, image, depth, opacity, torch.zeros_like(depth))
+
+
+def limit(figure: str) -> float:
+    return next(entry.value for entry in LIMITS if entry.figure == figure)
+
+
+def flatness(depth: Tensor, solid: Tensor) -> float:
+    return non_flatness(output(depth.expand(-1, 3, -1, -1), depth, solid.float()), 1.0, 0.12)
+
+
+def test_a_plane_is_flat_and_heads_are_not() -> None:
+    rays = Camera.orbit(0.0).rays(32, 32)
+    plane = (1.0 / -rays.directions[..., 2]).view(1, 1, 32, 32)  # along the rays, z = 0 is a little deeper at the edge
+    heads = SyntheticHeads(8, 32).render(range(8), Camera.orbit(torch.zeros(8)))
+    whole = torch.ones_like(plane, dtype=torch.bool)
+    assert flatness(plane, whole) < 0.85 * limit("non_flatness")
+    assert flatness(plane, ~whole) == 1.0  # nothing solid
+    assert flatness(heads.depth, heads.mask) > 3 * limit("non_flatness")
+    even = torch.linspace(0.881, 1.119, 64 * 16).view(1, 1, 32, 32)
+    assert flatness(even, whole) == pytest.approx(64, rel=0.02)
+
+
+class Turning(Generator):
+    """Its pictures are a bright column that moves with the yaw; mirrored, those of negative yaws are those of positive ones."""
+
+    def __init__(self, mirrored: bool) -> None:
+        super().__init__(tiny.GENERATOR)
+        self.mirrored = mirrored
+
+    def render(self, codes: Any, camera: Camera, resolution: Any, **_: Any) -> RenderOutput:  # type: ignore[override]
+        yaw = camera.yaw_pitch()[0]
+        column = torch.where((yaw < 0) & self.mirrored, -(0.6 - yaw), 0.6 + yaw)
+        x = torch.linspace(-1, 1, resolution)
+        image = torch.exp(-((x - column[:, None]) ** 2) * 3)[:, None, None].expand(-1, 3, resolution, -1)
+        return output(image, image[:, :1], image[:, :1])
+
+
+@pytest.mark.parametrize(("mirrored", "least", "most"), [(False, 0.8, 1.25), (True, limit("mirror_jump"), math.inf)])
+def test_a_mirrored_field_jumps_at_the_frontal_view(mirrored: bool, least: float, most: float) -> None:
+    turning = Turning(mirrored)
+    assert least < mirror_jump(turning, turning.sample_latents(1, 0), 64) < most
+
+
+def test_pictures_that_are_all_alike_have_no_spread() -> None:
+    one = torch.rand(1, 3, 4, 4)
+    assert spread(one.expand(5, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
+    assert spread(torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(-1, 3, 4, 4)) == 1.0
+
+
+def test_figures_of_a_generator() -> None:
+    torch.manual_seed(0)
+    generator = Generator(tiny.GENERATOR)
+    watch = Watch.of(SyntheticHeads(100, 8))
+    assert watch.real.shape == (16, 3, 8, 8)
+    figures = watch.figures(generator, generator.sampling)
+    assert figures == watch.figures(generator, generator.sampling)  # always the same subjects and cameras
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_an_alarm_is_raised_once_until_it_is_over() -> None:
+    watch = Watch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    good = {"diversity": 1.0, "non_flatness": 12.0, "mirror_jump": 1.0, "r1_penalty": 0.1}
+    assert not watch.alarms(good)
+    (line,) = watch.alarms(good | {"diversity": 0.1})
+    assert "collapse" in line and "0.1" in line
+    assert not watch.alarms(good | {"diversity": 0.1})
+    assert not watch.alarms({"r1_penalty": 0.2})  # says nothing about diversity
+    assert not watch.alarms(good | {"diversity": 0.1})
+    assert not watch.alarms(good)
+    assert len(watch.alarms({"diversity": 0.1, "non_flatness": 1.0, "mirror_jump": 9.0, "r1_penalty": 100.0})) == 4
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = {"non_flatness": 1.0}
+    monkeypatch.setattr(Watch, "figures", lambda *_: flat)
+
+
+def config(tmp_path: Path, **changes: Any) -> Any:
+    data = tiny.pictures(tmp_path / "data")
+    stages = (Stage(8, kimg=0.032, batch=4),)
+    return tiny.config(data, stages=stages, sample_kimg=0.004, checkpoint_kimg=1, **changes)
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_failing_run_says_so_after_a_while_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Trainer(config(tmp_path, alarm_kimg=0.016), tmp_path / "run").run()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("16 pictures: flat geometry")
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
+    trainer = Trainer(config(tmp_path, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run")
+    with pytest.raises(UserError, match="stopped by an alarm: flat geometry"):
+        trainer.run()
+    assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == [f"{16:012d}"]
+
+
+def test_measures_are_logged(tmp_path: Path) -> None:
+    seen: list[Generator] = []
+
+    def measure(generator: Generator) -> dict[str, float]:
+        seen.append(generator)
+        return {"fid": 12.5}
+
+    trainer = Trainer(config(tmp_path), tmp_path / "run", measures=[measure])
+    trainer.run()
+    assert len(seen) == 8 and seen[0] is trainer.networks.ema
+    assert (tmp_path / "run/log.jsonl").read_text().count('"fid": 12.5') == 8

@@ -1,0 +1,115 @@
+"""Several training processes of one machine: as many as suit it, errors and interrupts of any of them, none left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import tiny
+from cips3d.errors import UserError
+from cips3d.training.checkpoint import checkpoints
+from cips3d.training.config import Stage
+from cips3d.training.launch import default_processes, run_in_processes
+from cips3d.training.logs import write_config
+
+
+def stages(*batches: int) -> tuple[Stage, ...]:
+    return tuple(Stage(8, kimg=1, batch=batch) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("threads", "batches", "processes"),
+    [(1, (16,), 1), (2, (16,), 2), (8, (16,), 4), (4, (16, 12), 2), (4, (4,), 1), (2, (2,), 1)],
+)
+def test_as_many_processes_as_the_batches_and_the_cores_allow(
+    threads: int, batches: tuple[int, ...], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert default_processes(stages(*batches)) == processes
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a launcher has decided
+    assert default_processes(stages(*batches)) == 1
+
+
+def total_of_ranks() -> float:
+    from accelerate import Accelerator  # in the helper, torch comes with the function's module
+
+    accelerator = Accelerator()
+    total = accelerator.reduce(torch.tensor([float(accelerator.process_index + 1)]))
+    assert isinstance(total, torch.Tensor)
+    return total.item() + accelerator.num_processes / 10
+
+
+def fail_on(rank: int) -> None:
+    total_of_ranks()
+    if int(os.environ["RANK"]) == rank:
+        raise UserError(f"nothing left on {rank}")
+    total_of_ranks()
+
+
+def test_all_processes_do_the_work_together() -> None:
+    before = dict(os.environ), torch.get_num_threads()
+    assert run_in_processes(2, total_of_ranks) == pytest.approx(3.2)
+    assert (dict(os.environ), torch.get_num_threads()) == before
+    assert total_of_ranks() == pytest.approx(1.1)  # one process again
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
+    with pytest.raises(UserError, match=f"^nothing left on {rank}$"):
+        run_in_processes(2, fail_on, rank)
+    assert not multiprocessing.active_children()
+
+
+# ---------------------------------------------------------------- the command
+def start(run: Path) -> subprocess.Popen[str]:
+    """The command on two processes, in a process group of its own as in a terminal."""
+    words = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{MAIN}"]
+    command = [*words, "train", str(run), "--processes", "2"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+MAIN = "if __name__ == '__main__':\n from cips3d.cli import main; main()"
+
+
+def wait_for(run: Path, count: int) -> None:
+    end = time.monotonic() + 100
+    while len(checkpoints(run / "checkpoints")) < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def prepared(run: Path, data: str, kimg: float) -> Path:
+    write_config(run, tiny.config(data, stages=(Stage(8, kimg=kimg, batch=4),)))
+    return run
+
+
+def test_interrupted_and_killed_runs_go_on_and_leave_no_process(tmp_path: Path) -> None:
+    data = tiny.pictures(tmp_path / "data")
+    whole, broken = (prepared(tmp_path / name, data, kimg=0.2) for name in ("whole", "broken"))
+    undisturbed, first = start(whole), start(broken)
+    wait_for(broken, 1)
+    os.killpg(first.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches every process of the group
+    words = first.communicate(timeout=60)[1]
+    assert first.returncode == 130 and "Traceback" not in words
+
+    second = start(broken)
+    at = len(checkpoints(broken / "checkpoints"))
+    wait_for(broken, min(2, at + 1))
+    helpers = psutil.Process(second.pid).children(recursive=True)
+    second.kill()
+    assert "Traceback" not in second.communicate(timeout=60)[1]
+    assert not psutil.wait_procs(helpers, timeout=20)[1]  # none lives on
+
+    third = start(broken)
+    assert third.wait(100) == 0 and undisturbed.wait(100) == 0
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

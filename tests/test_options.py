@@ -1,0 +1,257 @@
+"""What a run can ask for beyond the paper: pieces of a batch, adapted augmentation, cameras from labels or learned."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from cips3d import pretrained
+from cips3d.camera import Camera, PoseDistribution, mirrored_label
+from cips3d.data import SyntheticHeads
+from cips3d.data.archive import write_heads
+from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.generator import Generator
+from cips3d.models.records import Sampling
+from cips3d.training import gradients
+from cips3d.training import trainer as trainer_module
+from cips3d.training.cameras import DatasetCameras, LearnedPoses
+from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.draws import fake_draws
+from cips3d.training.steps import StepResult
+from cips3d.training.trainer import AUGMENT_PICTURES, AUGMENT_STEPS, MOST_AUGMENT, Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "heads.zip"
+    write_heads(path, SyntheticHeads(6, 8))
+    return str(path)
+
+
+def one_stage(data: str, **changes: Any) -> TrainConfig:
+    stage = {name: changes.pop(name) for name in ("accumulate", "kimg") if name in changes}
+    return tiny.config(data, **{"stages": (Stage(8, batch=4, **({"kimg": 0.016} | stage)),)} | changes)
+
+
+# ---------------------------------------------------------------- pieces of a batch
+@pytest.mark.parametrize("loss", ["logistic", "relativistic"])
+def test_gradients_of_pieces_add_up_to_those_of_the_batch(
+    tmp_path: Path, data: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[Tensor]] = {}
+    for pieces in (1, 2, 4):
+        found = seen.setdefault(pieces, [])
+
+        def update(self: Trainer, optimizer: torch.optim.Optimizer, found: list[Tensor] = found) -> bool:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            found.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+            return True  # no step, so that all see the same weights
+
+        monkeypatch.setattr(Trainer, "_update", update)
+        config = one_stage(data, accumulate=pieces, kimg=0.004, loss=loss, r1_every=1, r2_gamma=2.0)
+        Trainer(config, tmp_path / str(pieces)).run()
+    assert len(seen[1]) == 2
+    for pieces in (2, 4):
+        for mine, whole in zip(seen[pieces], seen[1], strict=True):
+            assert float((mine - whole).norm() / whole.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"accumulate": 3}, "3 equal pieces"), ({"accumulate": 0}, "at least 1")])
+def test_pieces_that_cannot_be(data: str, changes: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        one_stage(data, **changes)
+
+
+def test_pieces_do_not_go_with_a_shared_batch_of_fakes(data: str) -> None:
+    with pytest.raises(UserError, match="share_fakes"):
+        one_stage(data, accumulate=2, share_fakes=True)
+
+
+# ---------------------------------------------------------------- adapted augmentation
+@pytest.mark.parametrize(("sign", "expected"), [(1.0, 1), (-1.0, 0)])
+def test_augmentation_rises_while_the_discriminator_is_too_sure(tmp_path: Path, data: str, sign: float, expected: int) -> None:
+    trainer = Trainer(one_stage(data, augment_target=0.6), tmp_path)
+    at = trainer.counters
+    for step in range(3 * AUGMENT_STEPS):
+        at.step = step
+        trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=4)
+    assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / AUGMENT_PICTURES)
+    for step in range(3 * AUGMENT_STEPS, 40 * AUGMENT_STEPS):
+        at.step = step
+        trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=50_000)
+    assert at.augment == expected * MOST_AUGMENT
+
+
+def test_the_adapted_probability_is_what_pictures_are_changed_with(tmp_path: Path, data: str) -> None:
+    config = one_stage(data, augment_target=0.6)
+    trainer = Trainer(config, tmp_path)
+    draws = trainer._draws(config.stages[0], range(4), "D")
+    assert trainer._judging(config.stages[0], range(4), None, draws).augment is None
+    trainer.counters.augment = 0.5
+    shares = []
+    for step in range(200):
+        trainer.counters.step = step
+        augment = trainer._judging(config.stages[0], range(4), None, draws).augment
+        assert augment is not None
+        shares.append(augment.applied.float().mean().item())
+    assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_probability_survives_an_interrupt(tmp_path: Path, data: str) -> None:
+    config = one_stage(data, augment_target=-0.9, log_steps=1, kimg=0.048)
+    whole = Trainer(config, tmp_path / "whole")
+    whole.run()
+    assert whole.counters.augment > 0
+
+    def stop(share: float, _: dict[str, float]) -> None:
+        if share > 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, tmp_path / "broken").run(stop)
+    resumed = Trainer(config, tmp_path / "broken")
+    resumed.run()
+    assert resumed.counters.augment == whole.counters.augment
+    assert (tmp_path / "broken/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+# ---------------------------------------------------------------- camera labels
+def test_a_mirrored_label_sees_the_mirrored_world() -> None:
+    camera = Camera.orbit(torch.tensor([0.3, -0.7]), torch.tensor([0.2, 0.1]), 1.3, 20.0)
+    label = camera.to_label()
+    mirrored = Camera.from_label(mirrored_label(label))
+    flip = torch.tensor([-1.0, 1.0, 1.0])
+    rays, other = camera.rays(4, 6), mirrored.rays(4, 6)
+    as_seen = other.directions.view(2, 4, 6, 3).flip(2).reshape(2, 24, 3)
+    torch.testing.assert_close(as_seen, rays.directions * flip)
+    torch.testing.assert_close(mirrored.position, camera.position * flip)
+    torch.testing.assert_close(mirrored_label(mirrored_label(label)), label)
+
+
+def test_a_conditional_discriminator_sees_the_camera() -> None:
+    torch.manual_seed(0)
+    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, camera_label=True))
+    images = torch.randn(2, 3, 8, 8)
+    here, there = (Camera.orbit(torch.full((2,), yaw)).to_label() for yaw in (0.0, 0.5))
+    logits = discriminator(images, 1.0, here)
+    assert logits.shape == (2, 1)
+    assert not torch.allclose(logits, discriminator(images, 1.0, there))
+    torch.testing.assert_close(discriminator(images.flip(0), 1.0, here.flip(0)), logits.flip(0))
+
+
+def test_labels_reach_the_discriminators_with_their_pictures(
+    tmp_path: Path, labelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditional = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
+    config = one_stage(labelled, discriminator=conditional, cameras="labels", mirror=True, kimg=0.012)
+    heads = SyntheticHeads(6, 8)
+    pictures = torch.stack([heads[i] for i in range(6)]).float() / 127.5 - 1
+    labels = heads.camera_labels(range(6))
+    both = torch.cat([labels, mirrored_label(labels)])
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    step = trainer_module.discriminator_step
+
+    def watched(networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float) -> StepResult:
+        pairs.append((real, judging.real_cameras, judging.fake_cameras))
+        return step(networks, real, fake, judging, *rest, share=share)
+
+    monkeypatch.setattr(trainer_module, "discriminator_step", watched)
+    Trainer(config, tmp_path).run()
+    assert len(pairs) == 3
+    known = torch.cat([pictures, pictures.flip(3)])
+    for real, real_cameras, fake_cameras in pairs:
+        for picture, label in zip(real, real_cameras, strict=True):
+            index = int((known - picture).flatten(1).norm(dim=1).argmin())
+            torch.testing.assert_close(label, both[index], atol=1e-5, rtol=0)
+        for label in fake_cameras:
+            assert float((both - label).norm(dim=1).min()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cameras": "labels"}, {"aux_discriminator": DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)}]
+)
+def test_labels_that_are_missing(tmp_path: Path, data: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        Trainer(one_stage(data, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
+    heads = SyntheticHeads(5, 8)
+    source = DatasetCameras(heads, mirror=False)
+    labels = source.camera(source.draw(2000, torch.Generator().manual_seed(0))).to_label()
+    nearest = torch.cdist(labels, heads.camera_labels(range(5))).argmin(dim=1)
+    assert torch.bincount(nearest, minlength=5).tolist() == pytest.approx([400] * 5, abs=80)
+
+
+# ---------------------------------------------------------------- learned prior
+@pytest.mark.parametrize("kind", ["gaussian", "uniform"])
+def test_a_learned_prior_starts_as_the_given_one(kind: Any) -> None:
+    start = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, pitch_std=0.2, radius=1.5, fov=20.0)
+    learned = LearnedPoses(start)
+    draws = learned.draw(7, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(learned.camera(draws).cam_to_world, start.camera(draws).cam_to_world)
+    values = learned.distribution()
+    assert (values.yaw_mean, values.yaw_std, values.kind) == (pytest.approx(0.1), pytest.approx(0.4), kind)
+
+
+def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    generator = Generator(tiny.GENERATOR).double().requires_grad_(False)
+    learned = LearnedPoses(PoseDistribution()).double()
+    sampling = Sampling(6, 0)  # importance samples move with the densities without a gradient
+    drawn = fake_draws(generator.config, sampling, 4, 0.0, (0,), range(2), torch.device("cpu"))
+    latents, rays = drawn.latents.to(torch.float64), drawn.rays.to(torch.float64)
+    standard = torch.tensor([[0.5, -1.0], [-0.3, 0.8]], dtype=torch.float64)
+
+    def loss() -> Tensor:
+        out = gradients.full(generator, latents, learned.camera(standard), 4, rays, sampling)
+        return (out.image * torch.linspace(-1, 1, out.image.numel(), dtype=torch.float64).view_as(out.image)).sum()
+
+    loss().backward()
+    for parameter in (learned.mean, learned.log_std):
+        assert parameter.grad is not None
+        for i in range(2):
+            values, step = [], 1e-5
+            for side in (-step, 2 * step):
+                parameter.data[i] += side
+                values.append(loss().item())
+            parameter.data[i] -= step
+            assert parameter.grad[i].item() == pytest.approx((values[1] - values[0]) / (2 * step), rel=1e-4, abs=1e-8)
+
+
+def test_a_learned_prior_is_trained_saved_and_resumed(tmp_path: Path, data: str) -> None:
+    config = one_stage(data, cameras="learned", log_steps=1, checkpoint_kimg=0.008)
+    trainer = Trainer(config, tmp_path)
+    model = pretrained.load(trainer.run())
+    assert trainer.networks.poses is not None
+    learned = trainer.networks.poses.distribution()
+    assert learned.yaw_std != config.generator.poses.yaw_std
+    assert model.config.poses == learned
+    assert replace(learned, yaw_mean=0, yaw_std=0, pitch_mean=0, pitch_std=0) == replace(
+        config.generator.poses, yaw_mean=0, yaw_std=0, pitch_mean=0, pitch_std=0
+    )
+    resumed = Trainer(config, tmp_path)
+    assert resumed.networks.poses is not None and resumed.networks.poses.distribution() == learned
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["yaw_std"] == pytest.approx(learned.yaw_std) and math.isfinite(last["pitch_mean"])
+
+
+def test_a_spherical_prior_cannot_be_learned(data: str) -> None:
+    generator = replace(tiny.GENERATOR, poses=PoseDistribution("spherical"))
+    with pytest.raises(UserError, match="spherical"):
+        one_stage(data, cameras="learned", generator=generator)
