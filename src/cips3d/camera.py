@@ -67,6 +67,8 @@ class Camera:
     fov: Float[Tensor, " batch"]
 
     def __post_init__(self) -> None:
+        if self.cam_to_world.is_meta:  # has no values
+            return
         if not bool(torch.isfinite(self.cam_to_world).all()) or not bool(torch.isfinite(self.fov).all()):
             raise UserError("camera: a position, angle or field of view is NaN or infinite; give finite numbers")
         if not bool(((self.fov > 0) & (self.fov < 180)).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,52 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
         raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+
+
+def with_settings(config: T, settings: Sequence[str], source: str) -> T:
+    """A configuration with single values changed.
+
+    Args:
+        settings: such as "loss=relativistic", "stages.1.batch=8" or "stages.*.augment=0.5": a path of field names, numbers of
+            list entries (from 0) or * for all of them, and a value in JSON; what is no JSON is taken as text.
+        source: what the user knows the settings by, for the error line.
+
+    Raises:
+        UserError: if a setting names nothing or its value does not fit.
+    """
+    values = to_dict(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"{source}: {setting} has no value; give NAME=VALUE")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *parents, name = path.split(".")
+        places: list[Any] = [values]
+        for parent in parents:
+            places = [inner for place in places for inner in _entries(place, parent, f"{source}: {path}")]
+        for place in places:
+            if isinstance(place, list):
+                raise UserError(f"{source}: {path} names a whole entry of a list; name one of its fields")
+            place[name] = value
+    return from_dict(type(config), values, source)
+
+
+def _entries(place: Any, name: str, source: str) -> list[Any]:
+    """The dictionaries and lists called `name` in a dictionary or list."""
+    if isinstance(place, dict) and name in place:
+        found = [place[name]]
+    elif isinstance(place, list) and name == "*":
+        found = list(place)
+    elif isinstance(place, list) and name.isdecimal() and int(name) < len(place):
+        found = [place[int(name)]]
+    else:
+        raise UserError(f"{source}: there is no {name}; see the configuration in a run's config.json for the names")
+    if not all(isinstance(entry, (dict, list)) for entry in found):
+        raise UserError(f"{source}: {name} holds no further fields")
+    return found
 
 
 def read_json(kind: type[T], path: Path) -> T:

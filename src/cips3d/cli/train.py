@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
+from tyro.conf import arg
 
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed
+from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.training import config as configs
 from cips3d.training import presets
@@ -26,6 +29,7 @@ def train(
     minutes: Derived[float] = None,
     batch: Derived[int] = None,
     seed: Derived[int] = None,
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = (),
     processes: Derived[int] = None,
 ) -> None:
     """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
@@ -42,16 +46,19 @@ def train(
         minutes: end the whole run after about this time, each stage having a share of it.
         batch: pictures per step over all processes. Default: the preset's.
         seed: of initial weights and all draws. Default: the preset's.
+        set: any other setting of the configuration, such as loss=relativistic or stages.0.batch=8 (stages.* for all);
+            docs/training.md lists them.
         processes: that share each batch on this machine's CPU. Default: one per core; one where there is a GPU.
     """
     if processes is not None:
         at_least(1, processes=processes)
     options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
-    given = [name for name, value in options.items() if value is not None]
+    given = [name for name, value in options.items() if value is not None] + ["set"] * bool(set)
     if (run_dir / "config.json").exists() and not given:
         config = resume_config(run_dir)
     else:
         config = _new_config(preset or "heads-32", data, kimg, minutes, batch, seed)
+        config = with_settings(config, set, "--set")
     model = train_here(config, run_dir, processes)
     if model is not None:
         print(f"model: {model}\nsamples: {run_dir / 'samples'}\nlog: {run_dir / 'log.jsonl'}")

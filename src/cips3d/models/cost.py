@@ -38,7 +38,7 @@ def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
         styles = Styles(torch.empty(1, config.shape_style_dim), torch.empty(1, config.appearance_style_dim))
     rays = Camera.orbit(0.0).rays(resolution, resolution).to("meta")
     saved = _SavedBytes()
-    with saved.hooks(), FlopCounterMode(display=False) as flops:
+    with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
         generator.render_rays(styles, rays, generator.sampling)
     return Cost(_count(generator), flops.get_total_flops(), saved.total)
 
@@ -49,7 +49,7 @@ def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
         discriminator = ProgressiveDiscriminator(config)
         image = torch.empty(1, 3, resolution, resolution)
     saved = _SavedBytes()
-    with saved.hooks(), FlopCounterMode(display=False) as flops:
+    with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
         discriminator(image)
     return Cost(_count(discriminator), flops.get_total_flops(), saved.total)
 

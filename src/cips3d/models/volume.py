@@ -5,6 +5,8 @@ Depths t are in world units along unit directions. Samples are the last axis thr
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -93,6 +95,10 @@ def compositing_weights(
     return (1 - transparency) * transmittance
 
 
+#: Share of the samples that counts as visible on the meta device, whose tensors have no values.
+assumed_share: ContextVar[float] = ContextVar("assumed_share", default=1.0)
+
+
 def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor, "batch visible"]:
     """Which samples can matter to each picture: indices into its flattened (ray, sample) pairs.
 
@@ -105,6 +111,7 @@ def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor,
         weights: compositing weights.
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
-    # tensors on the meta device have no values: the costs counted on them take every sample, the most there can be
-    most = visible.shape[1] if visible.is_meta else max(1, int(visible.sum(dim=1).max()))
+    # tensors on the meta device have no values; costs are counted on them
+    most = round(assumed_share.get() * visible.shape[1]) if visible.is_meta else int(visible.sum(dim=1).max())
+    most = max(1, most)
     return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]

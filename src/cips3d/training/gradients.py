@@ -53,7 +53,8 @@ def partial(
         chunk: rays rendered at a time among those without gradients; changes memory only.
     """
     styles, rays = _styles_and_rays(generator, latents, camera, resolution)
-    others = torch.ones(rays.count, dtype=torch.bool, device=index.device).index_fill_(0, index, False).nonzero()[:, 0]
+    taken = torch.zeros(rays.count, dtype=torch.bool, device=index.device).index_fill_(0, index, True)
+    others = torch.sort(taken, stable=True).indices[: rays.count - len(index)]
     parts = [generator.render_rays(styles, rays[index], sampling, draws[index])]
     with torch.no_grad():
         constant = styles.map(torch.Tensor.detach)
@@ -96,19 +97,25 @@ def _styles_and_rays(generator: Generator, latents: Latents, camera: Camera, res
     return generator.map(latents), rays
 
 
-def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, accelerator: Accelerator) -> int:
-    """Rays of each of `batch` pictures whose activations fill at most a quarter of this process's share of the memory.
+def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, memory: int) -> int:
+    """Rays of each of `batch` pictures whose activations fill at most a quarter of a process's memory, in bytes.
 
-    It counts with every sample in density, and with the memory that the machine has rather than with what happens to be free,
-    so that a resumed run takes the same chunks and gets the same bits.
+    It counts with every sample in density.
+    """
+    per_ray = _bytes_per_ray(replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine))
+    return max(1, int(memory / 4 / (per_ray * batch)))
+
+
+def process_memory(accelerator: Accelerator) -> int:
+    """Bytes of memory that each process has: its GPU's, or its share of this machine's.
+
+    It is what there is in all rather than what happens to be free, so that a resumed run takes the same chunks and gets the
+    same bits.
     """
     device = accelerator.device
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = psutil.virtual_memory().total // accelerator.num_processes
-    per_ray = _bytes_per_ray(replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine))
-    return max(1, int(memory / 4 / (per_ray * batch)))
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total // accelerator.num_processes
 
 
 @lru_cache

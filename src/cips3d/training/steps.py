@@ -46,7 +46,7 @@ class Networks:
         #: Whether a logit depends on its picture alone.
         self.judges_each_alone = config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
         self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
-        adam = {"betas": (0.0, config.adam_beta2), "fused": True}
+        adam = {"betas": (0.0, config.adam_beta2), "fused": device.type != "meta"}
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)

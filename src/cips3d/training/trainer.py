@@ -267,7 +267,8 @@ class Trainer:
         arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
         if stage.gradients == "full":
             return gradients.full(*arguments)
-        chunk = stage.chunk or gradients.automatic_chunk(generator.config, len(draws.latents), self._sampling, self.accelerator)
+        memory = gradients.process_memory(self.accelerator)
+        chunk = stage.chunk or gradients.automatic_chunk(generator.config, len(draws.latents), self._sampling, memory)
         if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
             return gradients.checkpointed(*arguments, chunk)
         assert stage.gradient_rays is not None  # Stage sees to it
