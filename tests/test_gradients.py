@@ -96,10 +96,18 @@ def test_partial_gradients_point_along_the_full_one(generator: Generator, argume
 
 
 def test_automatic_chunks_shrink_with_batch_and_samples() -> None:
-    accelerator = Accelerator(cpu=True)
+    memory = gradients.process_memory(Accelerator(cpu=True))
     sizes = [
-        gradients.automatic_chunk(tiny.GENERATOR, batch, sampling, accelerator)
+        gradients.automatic_chunk(tiny.GENERATOR, batch, sampling, memory)
         for batch, sampling in ((1, Sampling(4, 4)), (8, Sampling(4, 4)), (8, Sampling(16, 16)))
     ]
     assert sizes[0] // 8 - 1 <= sizes[1] <= sizes[0] // 8 + 1
     assert sizes[2] < sizes[1] / 2
+
+
+def test_automatic_chunks_do_not_depend_on_where_they_are_asked_for() -> None:
+    with torch.no_grad():  # as for the discriminator's fakes, which come first in a run
+        gradients._bytes_per_ray.cache_clear()
+        before = gradients.automatic_chunk(tiny.GENERATOR, 2, SAMPLING, 2**30)
+    gradients._bytes_per_ray.cache_clear()
+    assert before == gradients.automatic_chunk(tiny.GENERATOR, 2, SAMPLING, 2**30)

@@ -1,0 +1,157 @@
+"""Is a folder or zip of pictures fit to train on? Every picture is decoded; nothing stops at the first fault."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cips3d.data.images import FILTERS, central_square, read_labels
+from cips3d.data.sources import open_source, opened_picture, picture_names, shown, upright_rgb
+from cips3d.errors import UserError
+
+#: Pictures of the contact sheet, in a row and in all, and the side of each in pixels.
+SHEET_COLUMNS, SHEET_PICTURES, SHEET_SIDE = 8, 64, 96
+#: Colour statistics are of squares of at most this side, pixels.
+MOST_SIDE = 256
+#: Names in a list before "and N more".
+_SHOWN = 10
+
+
+@dataclass
+class DataReport:
+    """What a dataset holds.
+
+    Attributes:
+        names: all pictures.
+        unreadable: what is wrong with those that cannot be decoded.
+        too_small: those whose shorter side is below the resolution asked about.
+        duplicates: groups of names with the same pixels.
+        sides: shorter side of each readable picture, pixels.
+        not_square: how many are cropped in training.
+        modes: how many pictures there are of each of Pillow's modes; all are converted to RGB.
+        grey: how many have no colours.
+        mean, std: of red, green and blue over all cropped squares (of at most `MOST_SIDE`), 0 to 255.
+        labels: what labels there are.
+        sheet: evenly spread pictures side by side, or None without any.
+    """
+
+    names: list[str]
+    resolution: int | None
+    labels: str
+    unreadable: list[str] = field(default_factory=list)
+    too_small: list[str] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+    sides: list[int] = field(default_factory=list)
+    not_square: int = 0
+    modes: Counter[str] = field(default_factory=Counter)
+    grey: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    sheet: Image.Image | None = None
+
+    @property
+    def faults(self) -> int:
+        """Pictures that would stop a training run."""
+        return len(self.unreadable) + len(self.too_small)
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [f"{len(self.names):,} pictures, {len(self.names) - len(self.unreadable):,} readable; labels: {self.labels}"]
+        if self.sides:
+            sides = sorted(self.sides)
+            middle = sides[len(sides) // 2]
+            lines.append(f"shorter side: {sides[0]} to {sides[-1]} pixels, median {middle}; {self.not_square:,} not square")
+            modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.most_common())
+            lines.append(f"channels: {modes} (all are converted to RGB); {self.grey:,} without colours")
+            lines.append("colours, mean (deviation): " + ", ".join(
+                f"{name} {mean:.0f} ({std:.0f})"
+                for name, mean, std in zip(("red", "green", "blue"), self.mean, self.std, strict=True)
+            ))  # fmt: skip
+        for title, entries in (
+            ("unreadable", self.unreadable),
+            (f"smaller than {self.resolution}", self.too_small),
+            ("the same pixels", [" = ".join(group) for group in self.duplicates]),
+        ):
+            if entries:
+                lines.append(f"{title}: {len(entries):,}")
+                lines += [f"  {entry}" for entry in entries[:_SHOWN]]
+                if len(entries) > _SHOWN:
+                    lines.append(f"  and {len(entries) - _SHOWN:,} more")
+        return lines
+
+
+def check(
+    path: str | os.PathLike[str], resolution: int | None = None, progress: Callable[[int, int], None] = lambda done, all: None
+) -> DataReport:
+    """Decodes every picture of a folder or zip.
+
+    Args:
+        resolution: of a training run; pictures whose shorter side is below it are reported.
+        progress: called with the number of pictures done and of all.
+
+    Raises:
+        UserError: if the folder or zip cannot be read, holds no pictures, or has labels that cannot be read.
+    """
+    source = open_source(Path(path))
+    names = picture_names(source)
+    labels = read_labels(source)
+    report = DataReport([shown(name) for name in names], resolution, _kind(labels, names))
+    digests: dict[bytes, list[str]] = {}
+    total, squares, pixels = np.zeros(3), np.zeros(3), 0
+    shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}
+    thumbnails: list[Image.Image] = []
+    for number, name in enumerate(names):
+        try:
+            with opened_picture(source, name) as image:
+                mode = image.mode
+                rgb = upright_rgb(image)
+        except UserError as error:
+            report.unreadable.append(str(error))
+            progress(number + 1, len(names))
+            continue
+        side = min(rgb.size)
+        array = np.asarray(rgb)
+        digest = hashlib.blake2b(array.tobytes() + repr(array.shape).encode(), digest_size=16).digest()
+        digests.setdefault(digest, []).append(shown(name))
+        square = np.asarray(central_square(rgb, min(side, MOST_SIDE), FILTERS["box"])).reshape(-1, 3).astype(np.float64)
+        total, squares, pixels = total + square.sum(axis=0), squares + (square**2).sum(axis=0), pixels + len(square)
+        report.modes[mode] += 1
+        report.sides.append(side)
+        report.not_square += rgb.width != rgb.height
+        report.grey += bool((array[..., :1] == array).all())
+        if resolution is not None and side < resolution:
+            report.too_small.append(f"{shown(name)} ({rgb.width}x{rgb.height})")
+        if number in shown_ones:
+            thumbnails.append(central_square(rgb, SHEET_SIDE, FILTERS["lanczos"]))
+        progress(number + 1, len(names))
+    report.duplicates = [group for group in digests.values() if len(group) > 1]
+    if pixels:
+        mean = total / pixels
+        report.mean = tuple(mean.tolist())
+        report.std = tuple(np.sqrt(np.maximum(squares / pixels - mean**2, 0)).tolist())
+        report.sheet = _sheet(thumbnails) if thumbnails else None
+    return report
+
+
+def _kind(labels: dict[str, object] | None, names: list[str]) -> str:
+    if labels is None:
+        return "none"
+    kind = "class numbers" if all(type(label) is int for label in labels.values()) else "cameras"
+    missing = sum(name not in labels for name in names)
+    return kind + (f", missing for {missing:,} pictures" if missing else "")
+
+
+def _sheet(pictures: list[Image.Image]) -> Image.Image:
+    columns = min(SHEET_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * SHEET_SIDE, rows * SHEET_SIDE), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * SHEET_SIDE, i // columns * SHEET_SIDE))
+    return sheet

@@ -1,0 +1,235 @@
+"""`cips3d data build` and `cips3d data check`: what they write and report, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cips3d.cli import main
+from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data.archive import write_heads
+from cips3d.data.build import Recipe, build_zip
+from cips3d.data.check import check
+from cips3d.errors import UserError
+from cips3d.export.media import save_frames
+
+
+def picture(path: Path, width: int = 24, height: int = 16, seed: int = 0, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(5):
+        picture(tmp_path / "in" / f"{i}.png", seed=i)
+    return tmp_path / "in"
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cips3d: error" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ---------------------------------------------------------------- build
+def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -> None:
+    for filter in ("lanczos", "box"):
+        out = tmp_path / f"{filter}.zip"
+        assert build_zip(folder, out, Recipe(8, filter=filter)) == (5, [])
+        direct, built = ImageDataset(folder, 8, filter), ImageDataset(out, 8)
+        assert all(torch.equal(direct[i], built[i]) for i in range(5))
+        record = json.loads(zipfile.ZipFile(out).read("dataset.json"))
+        assert record["labels"] is None
+        assert (record["cips3d"]["filter"], record["cips3d"]["crop"], record["cips3d"]["resolution"]) == (filter, "center", 8)
+    lanczos, box = (ImageDataset(tmp_path / f"{name}.zip", 8)[0] for name in ("lanczos", "box"))
+    assert not torch.equal(lanczos, box)
+
+
+def test_equal_sources_give_equal_files(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for path in sorted(folder.iterdir(), reverse=True):
+            archive.write(path, path.name)
+    for name in ("a", "b"):
+        build_zip(folder, tmp_path / f"{name}.zip", Recipe(8))
+    build_zip(tmp_path / "in.zip", tmp_path / "c.zip", Recipe(8))
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    members = [[zipfile.ZipFile(tmp_path / f"{n}.zip").read(f"00000/img{i:08d}.png") for i in range(5)] for n in "ac"]
+    assert members[0] == members[1]
+
+
+def test_labels_are_kept_under_the_new_names(tmp_path: Path) -> None:
+    write_heads(tmp_path / "heads.zip", SyntheticHeads(4, 16))
+    build_zip(tmp_path / "heads.zip", tmp_path / "out.zip", Recipe(8), every=2)
+    before, after = ImageDataset(tmp_path / "heads.zip", 16), ImageDataset(tmp_path / "out.zip", 8)
+    assert before.labels is not None and after.labels is not None
+    torch.testing.assert_close(after.labels, before.labels[::2])
+
+
+def test_class_numbers_are_kept_too(folder: Path, tmp_path: Path) -> None:
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(5)]}))
+    build_zip(folder, tmp_path / "out.zip", Recipe(8))
+    labels = json.loads(zipfile.ZipFile(tmp_path / "out.zip").read("dataset.json"))["labels"]
+    assert labels == [[f"00000/img{i:08d}.png", i % 2] for i in range(5)]
+
+
+def test_frames_of_a_video(tmp_path: Path) -> None:
+    frames = [np.full((32, 48, 3), 20 * i, dtype=np.uint8) for i in range(10)]
+    save_frames(tmp_path / "clip.mp4", frames, fps=10)
+    assert build_zip(tmp_path / "clip.mp4", tmp_path / "all.zip", Recipe(16)) == (10, [])
+    assert build_zip(tmp_path / "clip.mp4", tmp_path / "some.zip", Recipe(16), every=4, most=2) == (2, [])
+    some = ImageDataset(tmp_path / "some.zip", 16)
+    assert [float(some[i].float().mean()) for i in range(2)] == pytest.approx([0, 80], abs=6)
+
+
+def test_bad_pictures_stop_or_are_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "2.png").write_text("no picture")
+    picture(folder / "3.png", 4, 4)
+    command = ["data", "build", folder, tmp_path / "out.zip", "--resolution", "8"]
+    assert "2.png" in error_of(capsys, *command)
+    assert not (tmp_path / "out.zip").exists()
+    main([*map(str, command), "--skip-bad"])
+    words = capsys.readouterr().out
+    assert "3 pictures" in words and "left out: 2" in words and "2.png" in words
+    assert len(ImageDataset(tmp_path / "out.zip", 8)) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("not square", "--crop none"), ("exists", "exists"), ("no zip", ".zip"), ("sound", "sound"), ("no video", "clip.mp4"),
+        ("cut video", "clip.mp4"), ("label missing", "no label"), ("nothing", "no pictures"), ("resolution", "--resolution"),
+        ("all bad", "none of its pictures"), ("encrypted", "damaged or cannot be read"), ("outside", "points outside"),
+        ("bomb", "safe to decode"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built(folder: Path, tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, resolution, more = folder, tmp_path / "out.zip", "8", []
+    if kind == "not square":
+        more = ["--crop", "none"]
+    elif kind == "exists":
+        out.write_text("mine")
+    elif kind == "no zip":
+        out = tmp_path / "out.tar"
+    elif kind == "sound":
+        source = sound(tmp_path / "clip.mp4")
+    elif kind == "no video":
+        source = tmp_path / "clip.mp4"
+        source.write_text("no video")
+    elif kind == "cut video":
+        source = tmp_path / "clip.mp4"
+        save_frames(source, [np.zeros((32, 32, 3), np.uint8)] * 5)
+        source.write_bytes(source.read_bytes()[:300])
+    elif kind == "label missing":
+        (folder / "dataset.json").write_text('{"labels": [["0.png", 1]]}')
+    elif kind == "nothing":
+        source = tmp_path / "empty"
+        source.mkdir()
+    elif kind == "resolution":
+        resolution = "0"
+    elif kind == "all bad":
+        source = tmp_path / "bad"
+        source.mkdir()
+        (source / "0.png").write_text("no picture")
+        more = ["--skip-bad"]
+    else:
+        source = crafted(tmp_path / "in.zip", kind, (folder / "0.png").read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    assert words in error_of(capsys, "data", "build", source, out, "--resolution", resolution, *more)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def sound(path: Path) -> Path:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return path
+
+
+def crafted(path: Path, kind: str, content: bytes) -> Path:
+    """A zip with a member that must not be used."""
+    if kind == "bomb":  # a PNG of 10⁵ × 10⁵ pixels in a hundred bytes
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"")),
+            (b"IEND", b""),
+        ]
+        parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../0.png" if kind == "outside" else "0.png", content)
+    if kind == "encrypted":  # the flag alone makes readers ask for a password
+        data = bytearray(path.read_bytes())
+        for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            data[data.find(signature) + offset] |= 1
+        path.write_bytes(bytes(data))
+    return path
+
+
+# ---------------------------------------------------------------- check
+def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_heads(tmp_path / "heads.zip", SyntheticHeads(70, 16))
+    main(["data", "check", str(tmp_path / "heads.zip"), "--resolution", "16", "--sheet", str(tmp_path / "sheet.png")])
+    words = capsys.readouterr().out
+    assert "70 pictures, 70 readable; labels: cameras" in words and "70 RGB" in words
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 96, 8 * 96)
+
+
+def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    for i in range(3):
+        picture(data / f"{i}.png", seed=i)
+    picture(data / "same.bmp", seed=1)
+    picture(data / "grey.png", 8, 8, mode="L")
+    picture(data / "palette.png", 16, 16, mode="P")
+    (data / "broken.jpg").write_bytes((data / "0.png").read_bytes()[:100])
+    report = check(data, 16)
+    assert [len(report.unreadable), len(report.too_small), report.grey, report.not_square] == [1, 1, 1, 4]
+    assert report.duplicates == [["1.png", "same.bmp"]]
+    assert report.modes == {"RGB": 4, "L": 1, "P": 1}
+    assert "broken.jpg" in report.unreadable[0] and "grey.png" in report.too_small[0]
+    assert report.sheet is not None and report.sheet.size == (6 * 96, 96)
+    assert "2 of its pictures" in error_of(capsys, "data", "check", data, "--resolution", "16")
+    assert check(data).faults == 1
+
+
+def test_colour_statistics(tmp_path: Path) -> None:
+    for i, value in enumerate((0, 200)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.new("RGB", (300, 400), (value, 10, 255)).save(tmp_path / "data" / f"{i}.png")
+    report = check(tmp_path / "data")
+    assert report.mean == pytest.approx((100, 10, 255)) and report.std == pytest.approx((100, 0, 0), abs=1e-4)
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / "data" / f"{i:02d}.png", 4, 4, seed=i)
+    lines = check(tmp_path / "data", 8).lines()
+    assert lines[-1] == "  and 2 more" and sum("4x4" in line for line in lines) == 10
+
+
+def test_a_sheet_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--sheet" in error_of(capsys, "data", "check", folder, "--sheet", "sheet.jpg")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such"):
+        check(tmp_path / "gone")

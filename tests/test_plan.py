@@ -1,0 +1,153 @@
+"""`cips3d plan`: costs that follow the code, and settings from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from cips3d.cli import main
+from cips3d.configuration import with_settings
+from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.logs import write_config
+from cips3d.training.plan import Account, in_mode, parameters, step_cost, visible_share
+from cips3d.training.presets import PRESETS, preset
+from cips3d.training.steps import Networks
+
+MEMORY = 2**34
+
+
+def small(resolution: int, **changes: object) -> tuple[TrainConfig, Stage]:
+    """Small networks whose generator weighs more than the discriminators."""
+    widths = {4: 8, 8: 8, 16: 8, 32: 4, 64: 2}
+    config = tiny.config(discriminator=DiscriminatorConfig(widths), aux_discriminator=DiscriminatorConfig(widths), r1_every=1)
+    return config, Stage(resolution, **({"kimg": 1, "batch": 4} | changes))  # type: ignore[arg-type]
+
+
+def test_an_account_of_a_product() -> None:
+    with Account() as account:
+        a = torch.empty(10, 20, device="meta")
+        b = a @ torch.empty(20, 30, device="meta")  # the second factor dies here
+        c = b.relu_().view(30, 10)  # no new storage
+        del a
+    assert account.flops == 2 * 10 * 20 * 30
+    assert account.peak == 4 * (200 + 600 + 300)
+    assert account.live == 4 * 300 and c.numel() == 300
+
+
+def test_costs_grow_as_they_should() -> None:
+    config, stage = small(32)
+    one, two = (step_cost(config, stage, pictures, MEMORY, 0.6) for pictures in (1, 2))
+    assert one.flops == pytest.approx(two.flops, rel=0.1)  # per picture
+    assert one.state_bytes == two.state_bytes < one.peak_bytes < two.peak_bytes
+    large = step_cost(config, small(64)[1], 1, MEMORY, 0.6)
+    assert 2 < large.flops / one.flops < 4.1  # the discriminators' lower blocks stay
+    assert step_cost(config, stage, 1, MEMORY, 1.0).peak_bytes > one.peak_bytes
+
+
+def test_ways_of_gradients_trade_memory_for_operations() -> None:
+    config, stage = small(32, chunk=128)
+    full, partial, checkpointed = (
+        step_cost(config, in_mode(stage, mode), 1, MEMORY, 0.6) for mode in ("full", "partial", "checkpointed")
+    )
+    assert partial.peak_bytes < full.peak_bytes and checkpointed.peak_bytes < full.peak_bytes
+    assert partial.flops < full.flops < checkpointed.flops
+    larger = step_cost(config, in_mode(replace(stage, chunk=1024), "checkpointed"), 1, MEMORY, 0.6)
+    assert larger.peak_bytes > checkpointed.peak_bytes
+    assert larger.flops == pytest.approx(checkpointed.flops, rel=0.01)
+
+
+def test_pieces_of_a_batch_take_less_memory() -> None:
+    config, stage = small(32, batch=4)
+    whole = step_cost(config, stage, 4, MEMORY, 0.6)
+    pieces = step_cost(config, replace(stage, accumulate=4), 4, MEMORY, 0.6)
+    assert pieces.peak_bytes < whole.peak_bytes
+    assert pieces.flops == pytest.approx(whole.flops, rel=0.1)
+
+
+def test_half_precision_takes_less_memory_and_the_same_operations() -> None:
+    config, stage = small(32)
+    single, half = (step_cost(replace(config, precision=p), stage, 2, MEMORY, 0.6) for p in ("no", "bf16"))
+    assert half.peak_bytes < single.peak_bytes
+    assert half.flops == single.flops
+
+
+def test_parameters_and_the_visible_share() -> None:
+    counted = parameters(preset("heads-32"))
+    made = Networks(preset("heads-32"), torch.device("cpu"))
+    assert counted["generator"] == sum(p.numel() for p in made.generator.parameters())
+    assert counted["discriminator"] == sum(p.numel() for p in made.discriminators["main"].parameters())
+    assert 0.5 <= visible_share(preset("ffhq-64")) <= 1
+
+
+@pytest.mark.parametrize("changes", [{"loss": "relativistic", "r2_gamma": 1.0}, {"share_fakes": True}, {"cameras": "learned"}])
+def test_every_kind_of_step_can_be_planned(changes: dict[str, object]) -> None:
+    config = tiny.config(**changes)
+    assert step_cost(config, config.stages[-1], 4, MEMORY, processes=2).flops > 0
+
+
+def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path, tiny.config("heads", r1_every=1))
+    main(["plan", str(tmp_path), "--gpus", "2", "--tflops", "0.1", "--memory", "0.0001"])
+    words = capsys.readouterr().out
+    rows = [line for line in words.splitlines() if line.startswith(("4²", "8²"))]
+    assert len(rows) == 2 and all("*!" in row for row in rows)  # a tenth of a MiB is too little
+    assert "dataset heads: 50,000 pictures" in words and "0.10 TFLOP/s (given)" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nothing"], "nothing"), (["heads-32", "--gpus", "0"], "--gpus"), (["heads-32", "--gpus", "3"], "does not divide"),
+        (["heads-32", "--tflops", "-1"], "--tflops"), (["heads-32", "--memory", "nan"], "--memory"),
+        (["heads-32", "--set", "stages.0.batch=0"], "batch"),
+    ],
+)  # fmt: skip
+def test_plans_that_cannot_be_made(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *words])
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- settings
+def test_settings_reach_every_field() -> None:
+    config = with_settings(
+        preset("heads-32"),
+        ["loss=relativistic", "stages.1.batch=8", "stages.*.augment=0.5", "generator.inr_width=32", "sampling=null"],
+        "--set",
+    )
+    assert (config.loss, config.generator.inr_width, config.sampling) == ("relativistic", 32, None)
+    assert [stage.batch for stage in config.stages] == [16, 8, 16]
+    assert [stage.augment for stage in config.stages] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["loss", "loss=odd", "nothing=1", "stages.9.batch=1", "stages.x.batch=1", "stages.0=1", "seed.x=1", "r1_gamma=-1", "=1"],
+)
+def test_settings_that_fit_nowhere(setting: str) -> None:
+    with pytest.raises(UserError, match=r"^--set: "):
+        with_settings(preset("heads-32"), [setting], "--set")
+
+
+def test_train_takes_settings(tmp_path: Path) -> None:
+    data = tiny.pictures(tmp_path / "data", size=16)
+    common = ["--preset", "heads-32", "--data", data, "--batch", "4", "--kimg", "0.004", "--processes", "1"]
+    small = ["stages.*.kimg=0.004", "stages.*.resolution=16", "generator.inr_width=16", "loss=relativistic", "r2_gamma=1"]
+    main(["train", str(tmp_path / "run"), *common, "--set", *small])
+    assert '"loss": "relativistic"' in (tmp_path / "run/config.json").read_text()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_say_what_they_are(name: str) -> None:
+    config = preset(name)
+    assert config.stages[-1].resolution == config.generator.resolution
+    if name.startswith("table-2"):
+        assert config.generator.view_direction == (name == "table-2-direction")
+        assert all(stage.auxiliary == (name == "table-2-full") for stage in config.stages)
