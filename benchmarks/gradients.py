@@ -1,14 +1,15 @@
 """Peak memory and time of the three ways of gradients (cips3d.training.gradients) for the paper-size generator.
 
 Generator forward and backward on one picture, float32, two threads, discriminators apart; the loss is the sum of squares of
-the picture and the auxiliary one. Each figure comes from a process of its own; memory is its peak above what it held before.
-n_r is a quarter of the rays; checkpointed and partial gradients take 4,096 rays at a time.
+the picture and the auxiliary one. Each figure comes from a process of its own; memory is its peak above what it held before,
+with a C library that gives every freed block of 64 KiB or more back at once, which is slow; times are with its own ways. n_r is a quarter of the rays; checkpointed and partial gradients take 4,096 rays at a time.
 
-    python benchmarks/gradients.py        (about four minutes and 10 GB of memory on an idle machine)
+    python benchmarks/gradients.py        (about eight minutes and 10 GB of memory on an idle machine)
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import resource
 import time
@@ -24,10 +25,14 @@ from cips3d.training.draws import fake_draws
 THREADS, CHUNK = 2, 4096
 WAYS = ("full", "partial", "checkpointed")
 RESOLUTIONS = (64, 128, 256)
+#: mallopt's number for the size from which a block is the operating system's own.
+M_MMAP_THRESHOLD = -3
 
 
-def measure(way: str, resolution: int, pipe: Connection) -> None:
-    """A process: seconds of the second of two passes, and peak MB above the start."""
+def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
+    """A process: seconds of the second of two passes, or peak MB above the start."""
+    if memory:
+        assert ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig())
@@ -44,13 +49,13 @@ def measure(way: str, resolution: int, pipe: Connection) -> None:
         return gradients.full(*arguments) if way == "full" else gradients.checkpointed(*arguments, CHUNK)
 
     seconds = 0.0
-    for _ in range(2):
+    for _ in range(1 if memory else 2):
         start = time.perf_counter()
         out = render()
         (out.image.square().sum() + out.aux_image.square().sum()).backward()
         seconds = time.perf_counter() - start
         del out
-    pipe.send((seconds, peak() - before))
+    pipe.send(peak() - before if memory else seconds)
 
 
 def peak() -> float:
@@ -65,13 +70,15 @@ def main() -> None:
     for way in WAYS:
         row = ""
         for resolution in RESOLUTIONS:
-            here, there = context.Pipe()
-            process = context.Process(target=measure, args=(way, resolution, there))
-            process.start()
-            there.close()  # so that a process that dies is noticed
-            seconds, megabytes = here.recv()
-            process.join()
-            row += f"{seconds:12.2f}{megabytes:12.0f}"
+            figures = []
+            for memory in (False, True):
+                here, there = context.Pipe()
+                process = context.Process(target=measure, args=(way, resolution, memory, there))
+                process.start()
+                there.close()  # so that a process that dies is noticed
+                figures.append(here.recv())
+                process.join()
+            row += f"{figures[0]:12.2f}{figures[1]:12.0f}"
         print(f"{way:16}{row}", flush=True)
 
 

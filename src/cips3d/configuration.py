@@ -36,6 +36,7 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
         UserError: for unknown fields, wrong types and values outside their range.
     """
     try:
+        _refuse_long_numbers(values)
         return TypeAdapter(kind).validate_python(values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -43,6 +44,14 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
         raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+
+
+def _refuse_long_numbers(values: Any) -> None:
+    """Raises UserError for whole numbers that 64 bits do not hold, which JSON and Python allow and tensors do not."""
+    if isinstance(values, int) and not -(2**63) <= values < 2**63:
+        raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
+    for entry in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        _refuse_long_numbers(entry)
 
 
 def with_settings(config: T, settings: Sequence[str], source: str) -> T:

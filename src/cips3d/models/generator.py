@@ -24,6 +24,9 @@ from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sa
 #: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size.
 CHUNK_BYTES = 64 * 2**20
 
+#: More layers or octaves than anybody has trained: a slip of the finger.
+MOST_LAYERS = 100
+
 
 @dataclass(frozen=True)
 class GeneratorConfig(Configuration):
@@ -89,10 +92,15 @@ class GeneratorConfig(Configuration):
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("shape_mapping_layers", "appearance_mapping_layers", "nerf_layers", "inr_blocks", "embedding_octaves"):
+            if getattr(self, name) > MOST_LAYERS:
+                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at most {MOST_LAYERS}")
         if self.nerf_width < 2:
             raise UserError(f"generator configuration: nerf_width is {self.nerf_width}; it must be at least 2")
         if not 0 <= self.rgb_from_block < self.inr_blocks:
             raise UserError(f"generator configuration: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)")
+        if self.residual_from_block < 1:  # the first block's input is a feature, not as wide as its output
+            raise UserError(f"generator configuration: residual_from_block is {self.residual_from_block}; give at least 1")
         if not math.isfinite(self.extent) or self.extent <= 0:
             raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
 

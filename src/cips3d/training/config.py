@@ -12,6 +12,8 @@ from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
 
+#: Beyond these a number is a slip of the finger, which a machine would not survive.
+MOST_BATCH, MOST_WORKERS = 65_536, 256
 #: Parts of the generator that a stage can freeze.
 GENERATOR_PARTS = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
 
@@ -59,6 +61,8 @@ class Stage(Configuration):
         for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"stage: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch > MOST_BATCH:
+            raise UserError(f"stage: batch is {self.batch}; it must be at most {MOST_BATCH}")
         if self.batch % self.accumulate:
             raise UserError(f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them")
         for name in ("kimg", "generator_lr", "discriminator_lr"):
@@ -164,8 +168,8 @@ class TrainConfig(Configuration):
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be a positive number")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"training configuration: seed is {self.seed}; it must lie in 0 to {2**63 - 1}")
-        if self.workers < 0:
-            raise UserError(f"training configuration: workers is {self.workers}; it must be 0 or more")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise UserError(f"training configuration: workers is {self.workers}; it must lie in 0 to {MOST_WORKERS}")
         if not 0 <= self.transmittance_target <= 1:
             raise UserError(
                 f"training configuration: transmittance_target is {self.transmittance_target}; it must lie in [0, 1]"
