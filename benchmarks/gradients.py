@@ -1,8 +1,9 @@
 """Peak memory and time of the three ways of gradients (cips3d.training.gradients) for the paper-size generator.
 
 Generator forward and backward on one picture, float32, two threads, discriminators apart; the loss is the sum of squares of
-the picture and the auxiliary one. Each figure comes from a process of its own; memory is its peak above what it held before,
-with a C library that gives every freed block of 64 KiB or more back at once, which is slow; times are with its own ways. n_r is a quarter of the rays; checkpointed and partial gradients take 4,096 rays at a time.
+the picture and the auxiliary one. Each figure comes from a process of its own. Memory is its peak above what it held before,
+with a C library that gives every freed block of 64 KiB or more back at once, which is slow; times are with its own ways. n_r
+is a quarter of the rays; checkpointed and partial gradients take 4,096 rays at a time.
 
     python benchmarks/gradients.py        (about eight minutes and 10 GB of memory on an idle machine)
 """

@@ -1,4 +1,4 @@
-"""Training speed of the preset heads-32 at 32² (float32, two threads) against the plain implementation in baseline.py.
+"""Training speed of a preset at its last resolution (float32, two threads) against the plain implementation in baseline.py.
 
 All programs go on from the same networks, those of three minutes of training, as the demo does it: how many samples lie in
 density, which decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes
@@ -10,13 +10,14 @@ own loop drives it, and once as `cips3d train` runs it: a process with one threa
 beforehand: loading them is in neither program's time; the last line of the second table says what it would add. The second
 table times the parts of a step one by one.
 
-    python benchmarks/training.py        (ten minutes)
+    python benchmarks/training.py [heads-32 | heads-64]        (ten minutes; so does heads-64, with two turns)
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,15 +52,15 @@ PROFILED = ("baseline", "ours, same settings", "ours, preset")
 Parts = dict[str, Callable[[], Any]]
 
 
-def settings(share_fakes: bool) -> TrainConfig:
+def settings(name: str, share_fakes: bool) -> TrainConfig:
     """The preset's last stage alone."""
-    config = preset("heads-32")
+    config = preset(name)
     return replace(config, stages=config.stages[-1:], share_fakes=share_fakes)
 
 
-def trained_networks(folder: Path) -> Path:
+def trained_networks(name: str, folder: Path) -> Path:
     """A checkpoint of three minutes of the preset."""
-    run_in_processes(THREADS, train, with_minutes(preset("heads-32"), 3.0), folder)
+    run_in_processes(THREADS, train, with_minutes(preset(name), 3.0), folder)
     return checkpoint.checkpoints(folder / "checkpoints")[-1]
 
 
@@ -182,20 +183,20 @@ def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float
     }
 
 
-def work(name: str, trained: Path, pipe: Connection) -> None:
+def work(name: str, preset_name: str, trained: Path, pipe: Connection) -> None:
     """A program's main process."""
     torch.set_num_threads(THREADS)
     processes = PROGRAMS[name][-1]
     with tempfile.TemporaryDirectory() as folder:
-        run_in_processes(processes, serve, name, trained, folder, pipe)
+        run_in_processes(processes, serve, name, preset_name, trained, folder, pipe)
 
 
-def serve(name: str, trained: Path, folder: str, pipe: Connection) -> None:
+def serve(name: str, preset_name: str, trained: Path, folder: str, pipe: Connection) -> None:
     """Makes the program, then answers each request; with several processes, the main one passes requests on to the others."""
     ours, share_fakes, keep, processes = PROGRAMS[name]
     if keep and not keep_freed_memory():
         print("note: this C library's allocator cannot be told to keep freed memory")
-    config = settings(share_fakes)
+    config = settings(preset_name, share_fakes)
     program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
     main = processes == 1 or torch.distributed.get_rank() == 0
     stage = config.stages[0]
@@ -235,18 +236,22 @@ def loading_seconds(config: TrainConfig) -> float:
 def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
+    preset_name = sys.argv[1] if len(sys.argv) > 1 else "heads-32"
+    config = settings(preset_name, share_fakes=True)
+    stage = config.stages[0]
+    turns = TURNS if stage.resolution <= 32 else 2
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        trained = trained_networks(Path(folder))
+        trained = trained_networks(preset_name, Path(folder))
         for name in PROGRAMS:
             pipes[name], end = context.Pipe()
-            processes.append(context.Process(target=work, args=(name, trained, end)))
+            processes.append(context.Process(target=work, args=(name, preset_name, trained, end)))
             processes[-1].start()
             end.close()  # so that a process that dies is noticed
             pipes[name].recv()
     rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, pipe in pipes.items():
             pipe.send("turn")
             rates[name].append(pipe.recv())
@@ -258,9 +263,8 @@ def main() -> None:
         pipe.send("end")
         process.join()
 
-    config = settings(share_fakes=True)
-    stage, median = config.stages[0], {name: statistics.median(r) for name, r in rates.items()}
-    print(f"training heads-32 at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each")
+    median = {name: statistics.median(r) for name, r in rates.items()}
+    print(f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {turns} turns each")
     print(f"{'':32}{'images/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
     for name, rate in median.items():
         low, high, ratio = min(rates[name]), max(rates[name]), rate / median["baseline"]

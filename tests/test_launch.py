@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,11 +17,14 @@ import pytest
 import torch
 
 import tiny
+from cips3d.configuration import with_settings
 from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.checkpoint import checkpoints
-from cips3d.training.config import Stage
+from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.launch import default_processes, run_in_processes
 from cips3d.training.logs import write_config
+from cips3d.training.presets import preset
 
 
 def stages(*batches: int) -> tuple[Stage, ...]:
@@ -71,10 +76,10 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
 
 
 # ---------------------------------------------------------------- the command
-def start(run: Path) -> subprocess.Popen[str]:
-    """The command on two processes, in a process group of its own as in a terminal."""
+def start(run: Path, processes: int = 2) -> subprocess.Popen[str]:
+    """The command, in a process group of its own as in a terminal."""
     words = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{MAIN}"]
-    command = [*words, "train", str(run), "--processes", "2"]
+    command = [*words, "train", str(run), "--processes", str(processes)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -86,6 +91,53 @@ def wait_for(run: Path, count: int) -> None:
     while len(checkpoints(run / "checkpoints")) < count:
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+#: Moments at which the run of heads-64 is killed.
+KILLS = int(os.environ.get("CIPS3D_KILLS", "2"))
+
+
+@pytest.fixture(scope="module")
+def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The preset's curriculum with few pictures a stage and narrow networks."""
+    config = with_settings(
+        preset("heads-64"),
+        ["stages.*.kimg=0.064", "stages.*.batch=8", "generator.nerf_width=8", "generator.inr_width=8", "sampling.coarse=3",
+         "sampling.fine=0", "checkpoint_kimg=0.032", "sample_kimg=0.1", "log_steps=3"],
+        "test",
+    )  # fmt: skip
+    assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]
+    channels = {side: 4 for side in (4, 8, 16, 32, 64)}
+    small = DiscriminatorConfig(channels)
+    return replace(config, discriminator=small, aux_discriminator=small)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_curriculum_of_heads_64_survives_being_killed(tmp_path: Path, heads_64: TrainConfig, processes: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run in (whole, broken):
+        write_config(run, heads_64)
+    undisturbed = start(whole, processes)
+    assert undisturbed.wait(100) == 0
+    everything = len(read_log(whole))
+    moments = random.Random(processes)
+    for kill in range(KILLS):
+        at = round(everything * (kill + moments.random()) / KILLS)
+        attempt = start(broken, processes)
+        end = time.monotonic() + 100
+        while attempt.poll() is None and len(read_log(broken)) < at:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(0.05 * moments.random())
+        attempt.kill()
+        attempt.wait(60)
+    assert start(broken, processes).wait(100) == 0
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def read_log(run: Path) -> list[str]:
+    log = run / "log.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def prepared(run: Path, data: str, kimg: float) -> Path:
