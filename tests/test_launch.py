@@ -103,7 +103,7 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     config = with_settings(
         preset("heads-64"),
         ["stages.*.kimg=0.064", "stages.*.batch=8", "generator.nerf_width=8", "generator.inr_width=8", "sampling.coarse=3",
-         "sampling.fine=0", "checkpoint_kimg=0.032", "sample_kimg=0.1", "log_steps=3"],
+         "sampling.fine=0", "checkpoint_kimg=0.032", "sample_kimg=0.2", "log_steps=3"],
         "test",
     )  # fmt: skip
     assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]
@@ -118,7 +118,7 @@ def test_the_curriculum_of_heads_64_survives_being_killed(tmp_path: Path, heads_
     for run in (whole, broken):
         write_config(run, heads_64)
     undisturbed = start(whole, processes)
-    assert undisturbed.wait(100) == 0
+    assert undisturbed.wait(300) == 0
     everything = len(read_log(whole))
     moments = random.Random(processes)
     for kill in range(KILLS):
@@ -131,7 +131,7 @@ def test_the_curriculum_of_heads_64_survives_being_killed(tmp_path: Path, heads_
         time.sleep(0.05 * moments.random())
         attempt.kill()
         attempt.wait(60)
-    assert start(broken, processes).wait(100) == 0
+    assert start(broken, processes).wait(300) == 0
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
