@@ -14,6 +14,8 @@ from cips3d.models.generator import Generator
 T = TypeVar("T")
 #: An option whose default, None, stands for something that its help text names.
 Derived = Annotated[T | None, arg(help_behavior_hint="")]
+#: Fields of a configuration to change (see `cips3d.configuration.with_settings`).
+Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 
 
 def check_finite(**options: float) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import get_args
 
 import psutil
 import torch
 from tqdm import tqdm
-from tyro.conf import arg
 
-from cips3d.cli.options import Derived, at_least, check_finite
+from cips3d.cli.options import Derived, Settings, at_least, check_finite
 from cips3d.configuration import read_json, with_settings
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
@@ -25,18 +24,18 @@ def plan(
     gpus: int = 1,
     tflops: Derived[float] = None,
     memory: Derived[float] = None,
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = (),
+    set: Settings = (),
 ) -> None:
     """Print what a training run will cost: operations, memory for each way of gradients, images a second and days.
 
     The steps are carried out on shapes only, so this takes a minute or less and no data or GPU. Memory is what tensors need; a
-    framework and its libraries add to it (on CUDA about 1 GiB).
+    framework and its libraries add to it.
 
     Args:
         what: the name of a preset, a config.json or a run directory.
         gpus: GPUs, or processes on CPUs, that share each batch.
-        tflops: 10¹² operations a second that one of them reaches in training, usually a third to a half of its data sheet's
-            figure for the precision. Default: measured on this machine in a few seconds.
+        tflops: 10¹² operations a second that one of them reaches in training, which is well below its data sheet's figure.
+            Default: measured on this machine in a few seconds.
         memory: GiB of each. Default: this machine's GPU's, or its share of the memory.
         set: settings to change, as in `cips3d train`.
     """

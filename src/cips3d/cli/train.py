@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 from tqdm import tqdm
-from tyro.conf import arg
 
-from cips3d.cli.options import Derived, at_least, check_finite, check_seed
+from cips3d.cli.options import Derived, Settings, at_least, check_finite, check_seed
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.training import config as configs
@@ -29,7 +27,7 @@ def train(
     minutes: Derived[float] = None,
     batch: Derived[int] = None,
     seed: Derived[int] = None,
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")] = (),
+    set: Settings = (),
     processes: Derived[int] = None,
 ) -> None:
     """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
@@ -39,8 +37,9 @@ def train(
 
     Args:
         run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events and model.safetensors.
-        preset: what to train: heads-32 (a laptop's CPU); ffhq-64, -128, -256, -512 or -1024 (the authors' released settings,
-            eight GPUs); ffhq-512-paper (the paper's text). Default: heads-32 for a new run.
+        preset: what to train: heads-32 or heads-64 (a laptop's CPU); ffhq-64, -128, -256, -512, -1024 (the authors' released
+            settings, eight GPUs); ffhq-512-paper (the paper's text); afhq-cats-256; table-2-direction, -fixed, -learned,
+            -full (the paper's ablations). Default: heads-32 for a new run.
         data: "heads", "heads-cartoon", or a folder or zip of pictures. Default: the preset's.
         kimg: length of the last stage, in thousands of real pictures shown. Default: the preset's.
         minutes: end the whole run after about this time, each stage having a share of it.
