@@ -80,6 +80,7 @@ def test_figures_of_a_generator() -> None:
     generator = Generator(tiny.GENERATOR)
     watch = Watch.of(SyntheticHeads(100, 8))
     assert watch.real.shape == (16, 3, 8, 8)
+    assert Watch.of(SyntheticHeads(2, 96)).real.shape == (2, 3, 64, 64)
     figures = watch.figures(generator, generator.sampling)
     assert figures == watch.figures(generator, generator.sampling)  # always the same subjects and cameras
     assert all(math.isfinite(value) for value in figures.values())
