@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cips3d.models.sine import MOST_THREADS, sine, sine_
@@ -17,7 +17,7 @@ def test_values_and_slopes_are_within_the_stated_error(scale: float) -> None:
     x = torch.randn(100_003, generator=torch.Generator().manual_seed(0)) * scale
     x[:9] = torch.arange(-4, 5) * (math.pi / 2)  # where the reduction turns over
     exact = x.double()
-    slope = torch.randn_like(x)
+    slope = torch.linspace(0.1, 3, len(x))
     leaf = x.clone().requires_grad_()
     out = sine(leaf)
     out.backward(slope)
@@ -27,6 +27,7 @@ def test_values_and_slopes_are_within_the_stated_error(scale: float) -> None:
     assert torch.equal(sine_(x.clone()), out.detach())
 
 
+@example(787852761759744.0)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_it_is_a_sine_however_large_the_argument(value: float) -> None:
     x = torch.full((9,), value)

@@ -76,7 +76,8 @@ def _turned(x, k, turns):
     p = _ONE if p > _ONE else p
     p = -_ONE if p < -_ONE else p
     half = turns * _HALF  # a whole number if `turns` is even
-    return p * (_ONE - _FOUR * abs(half - ((half + _ROUND) - _ROUND)))
+    sign = _ONE - _FOUR * abs(half - ((half + _ROUND) - _ROUND))
+    return p * (-_ONE if sign < -_ONE else sign)  # the rounding of very large numbers is off by more than a half
 
 
 @typing.no_type_check

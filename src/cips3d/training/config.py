@@ -78,6 +78,8 @@ class Stage(Configuration):
             raise UserError(f"stage: gradient_rays is {self.gradient_rays}; it must lie in 1 to {self.resolution**2}")
         if self.chunk is not None and self.chunk < 1:
             raise UserError(f"stage: chunk is {self.chunk}; it must be at least 1")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"stage: minutes is {self.minutes}; it must be a positive number or null")
         if not 0 <= self.augment <= 1:
             raise UserError(f"stage: augment is {self.augment}; it must lie in [0, 1]")
         if not math.isfinite(self.fade_kimg) or self.fade_kimg < 0:
@@ -160,7 +162,12 @@ class TrainConfig(Configuration):
         for name in ("log_steps", "r1_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("r1_gamma", "r2_gamma", "transmittance_weight", "alarm_kimg"):
+        if not 0 <= self.adam_beta2 < 1:
+            raise UserError(f"training configuration: adam_beta2 is {self.adam_beta2}; it must lie in [0, 1)")
+        if self.grad_clip is not None and not 0 < self.grad_clip < math.inf:
+            raise UserError(f"training configuration: grad_clip is {self.grad_clip}; it must be a positive number or null")
+        amounts = "r1_gamma", "r2_gamma", "transmittance_weight", "alarm_kimg", "density_noise", "density_noise_kimg"
+        for name in amounts:
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("sample_kimg", "checkpoint_kimg"):
