@@ -22,7 +22,7 @@ def _heads_32() -> TrainConfig:
         generator=GeneratorConfig(
             shape_dim=64, appearance_dim=64, shape_style_dim=64, appearance_style_dim=64,
             shape_mapping_layers=3, appearance_mapping_layers=3,
-            nerf_width=48, density_gain=40.0, density_blob=20.0, feature_dim=32,
+            nerf_width=48, density_gain=40.0, density_blob=60.0, feature_dim=32,
             inr_width=64, inr_blocks=4, rgb_from_block=1, residual_from_block=2,
             background="plain", coarse_samples=16, fine_samples=16, resolution=32,
         ),
