@@ -26,7 +26,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     generator = pretrained.load(sys.argv[1]) if len(sys.argv) > 1 else Generator(GeneratorConfig())
-    generator.to(device)
+    generator.to(device).requires_grad_(True)
     draws = fake_draws(generator.config, generator.sampling, SIDE, 0.0, (0,), range(PICTURES), device)
     arguments = (generator, draws.latents, draws.camera, SIDE, draws.rays, generator.sampling)
     seconds: dict[bool, list[float]] = {False: [], True: []}
@@ -38,7 +38,7 @@ def main() -> None:
                 out = gradients.full(*arguments)
                 loss = out.image.float().square().sum() + out.aux_image.float().square().sum()
             loss.backward()
-            float(loss)  # waits for the device
+            loss.item()  # waits for the device
             found.append(time.perf_counter() - start)
             pictures[half] = out.image.detach().float().clamp(-1, 1)
     single, half = (PICTURES / statistics.median(found[1:]) for found in seconds.values())

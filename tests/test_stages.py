@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 import tiny
@@ -206,3 +207,14 @@ def test_released_settings_from_256_on() -> None:
     assert last.fade_kimg * 1000 == 10_000 * last.batch
     assert preset("ffhq-512").stages[-1].gradient_rays == 256**2
     assert preset("ffhq-512-paper").stages[-1].gradient_rays == 400**2
+
+
+def test_half_precision_trains(tmp_path: Path, data: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is the process's
+    trainer = Trainer(tiny.config(data, precision="bf16", log_steps=1), tmp_path)
+    before = generator_weights(trainer)
+    trainer.run()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    after = generator_weights(trainer)
+    assert trainer.counters.skipped == 0
+    assert all(value.dtype == torch.float32 and not torch.equal(value, before[name]) for name, value in after.items())

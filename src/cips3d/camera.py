@@ -185,7 +185,8 @@ class Camera:
         plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)
         local = torch.cat([plane, depth[:, None, None].expand(-1, plane.shape[1], 1)], dim=-1)
         local = torch.nn.functional.normalize(local, dim=-1)
-        directions = local @ self.cam_to_world[:, :3, :3].transpose(1, 2)
+        # not a matrix product, which autocast would make in 16 bits
+        directions = (local[:, :, None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-1)
         return Rays(self.position[:, None].expand_as(directions), directions)
 
     # ---------------------------------------------------------------- conversions

@@ -217,6 +217,7 @@ class Generator(
         """
         # coordinates, densities and weights keep their precision: sines of large arguments and thin densities need it
         device = rays.origins.device.type
+        shape_style = shape_style.to(rays.origins.dtype)  # autocast has made the mapping network's 16 bits wide
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             with torch.no_grad():
                 distance = rays.origins.norm(dim=-1, keepdim=True)
