@@ -1,9 +1,9 @@
-"""Two gloo processes with a thread each against the same run on one core: pictures a second of `heads-32` at 32², batch 16.
+"""Two gloo processes with a thread each against the same run on one core: pictures a second of a preset's last stage.
 
 Both run the real `Trainer`, with its data and its log, from the same new networks, in turns. The ideal is twice the one core's
 rate.
 
-    python benchmarks/scaling.py        (about four minutes)
+    python benchmarks/scaling.py [heads-64 | heads-32]        (about four minutes)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -25,7 +26,7 @@ from cips3d.training.launch import run_in_processes
 from cips3d.training.presets import preset
 from cips3d.training.trainer import Trainer
 
-TURNS, WARM_UP = 3, 5
+TURNS, WARM_UP, STEPS = 3, 5, 24
 
 
 def train(config: TrainConfig, folder: Path) -> float:
@@ -46,8 +47,11 @@ def measure(processes: int, config: TrainConfig, pipe: Connection) -> None:
 
 
 def main() -> None:
-    small = preset("heads-32")
-    config = replace(small, stages=(replace(small.stages[1], kimg=1.0, fade_kimg=0.0),), checkpoint_kimg=1000, sample_kimg=1000)
+    name = sys.argv[1] if len(sys.argv) > 1 else "heads-64"
+    base = preset(name)
+    last = base.stages[-1]
+    stage = replace(last, kimg=(WARM_UP + STEPS) * last.batch / 1000, fade_kimg=0.0)
+    config = replace(base, stages=(stage,), checkpoint_kimg=1000, sample_kimg=1000)
     context = multiprocessing.get_context("spawn")
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(TURNS):
@@ -59,6 +63,7 @@ def main() -> None:
             found.append(here.recv())
             process.join()
     one, two = (statistics.median(found) for found in rates.values())
+    print(f"{name} at {stage.resolution}², batch {stage.batch}")
     for processes, found in rates.items():
         print(f"{processes} process(es): {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f})")
     print(f"speed-up {two / one:.2f}, {two / (2 * one):.0%} of the ideal")

@@ -107,6 +107,9 @@ class SyntheticHeads(Dataset[Tensor]):
         self.size, self.resolution, self.seed, self.style = size, resolution, seed, style
         self.poses, self.supersampling = poses, supersampling
 
+    #: Pictures that are best made at a time: some work is per call.
+    together = 64
+
     def __len__(self) -> int:
         return self.size
 

@@ -45,6 +45,9 @@ class ImageDataset(Dataset):
             no such file, it has no labels, or its labels are class numbers.
     """
 
+    #: Pictures that are best read at a time.
+    together = 1
+
     def __init__(
         self,
         path: str | os.PathLike[str],

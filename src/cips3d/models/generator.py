@@ -220,7 +220,8 @@ class Generator(
         shape_style = shape_style.to(rays.origins.dtype)  # autocast has made the mapping network's 16 bits wide
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             with torch.no_grad():
-                distance = rays.origins.norm(dim=-1, keepdim=True)
+                # not `norm`, which takes ten times as long on CPUs
+                distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
                 near, far = distance - self.config.extent, distance + self.config.extent
                 end = volume.ENDLESS if self.config.background == "endless" else far
                 t, sigma = self._sampled_density(shape_style, rays, near, far, end, sampling, draws)

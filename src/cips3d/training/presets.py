@@ -38,8 +38,8 @@ def _heads_32() -> TrainConfig:
         share_fakes=True,
         stages=(
             Stage(16, kimg=40, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=50, batch=16, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=2),
-            Stage(32, kimg=50, batch=16, generator_lr=1e-4, discriminator_lr=1e-3),
+            Stage(32, kimg=50, batch=32, generator_lr=4e-4, discriminator_lr=4e-3, fade_kimg=2),
+            Stage(32, kimg=50, batch=32, generator_lr=2e-4, discriminator_lr=2e-3),
         ),
     )  # fmt: skip
 

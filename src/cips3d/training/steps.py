@@ -89,8 +89,7 @@ def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | i
     def update(averaged: TensorList, current: TensorList, updates: Tensor | int) -> None:
         n = int(updates)
         weight = 1 - min(decay, (1 + n) / (10 + n))
-        for mean, value in zip(averaged, current, strict=True):
-            mean.lerp_(value, weight)
+        torch._foreach_lerp_(list(averaged), list(current), weight)
 
     return update
 
@@ -210,7 +209,6 @@ def generator_step(
         real: the pictures that a relativistic loss compares with.
         share: as in `discriminator_step`.
     """
-    networks.discriminators.requires_grad_(False)
     pictures = judging.pictures(fake)
     logits = networks.logits(judging.augmented(pictures), judging.alpha, judging.fake_cameras)
     if judging.relativistic:
@@ -221,8 +219,11 @@ def generator_step(
         loss = losses.relativistic_loss(logits, real_logits)
     else:
         loss = losses.generator_loss(logits)
-    (share * (loss if regulariser is None else loss + regulariser)).backward()
-    networks.discriminators.requires_grad_(True)
+    # first to the pictures only: gradients of the discriminators' parameters are then not computed
+    gradients: list[Tensor | None] = [*torch.autograd.grad(share * loss, pictures)]
+    if regulariser is not None:
+        pictures, gradients = [*pictures, share * regulariser], [*gradients, None]
+    torch.autograd.backward(pictures, gradients)
     return StepResult(loss.detach())
 
 

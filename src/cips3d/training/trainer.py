@@ -378,13 +378,15 @@ class Trainer:
         def order() -> RealOrder:
             return RealOrder(len(dataset), self.config.seed, self.counters.images, stage.batch, positions)
 
-        pictures = DataLoader(
+        together = max(1, dataset.together // len(positions))
+        loaded = DataLoader(
             dataset,
-            batch_sampler=order(),
+            batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[iter(order())] * together, strict=True)),
             num_workers=self.config.workers,
             worker_init_fn=_ignore_interrupts,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+        pictures = itertools.chain.from_iterable(batches.split(len(positions)) for batches in loaded)
         if not self.config.judges_cameras:
             return zip(pictures, itertools.repeat(None), strict=False)
         return zip(pictures, map(dataset.camera_labels, order()), strict=True)
