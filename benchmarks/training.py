@@ -10,7 +10,7 @@ own loop drives it, and once as `cips3d train` runs it: a process with one threa
 beforehand: loading them is in neither program's time; the last line of the second table says what it would add. The second
 table times the parts of a step one by one.
 
-    python benchmarks/training.py [heads-32 | heads-64]        (ten minutes; so does heads-64, with two turns)
+    python benchmarks/training.py [heads-32 | heads-64]        (about eight minutes)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cips3d.training.presets import preset
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from cips3d.training.trainer import Trainer
 
-THREADS, TURNS, REPEATS = 2, 7, 5
+THREADS, TURNS, REPEATS = 2, 3, 5
 #: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours, processes)
 PROGRAMS = {
     "baseline": (False, False, False, 1),
@@ -239,7 +239,7 @@ def main() -> None:
     preset_name = sys.argv[1] if len(sys.argv) > 1 else "heads-32"
     config = settings(preset_name, share_fakes=True)
     stage = config.stages[0]
-    turns = TURNS if stage.resolution <= 32 else 2
+    turns = TURNS
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,4 +43,5 @@ class LearnedEmbedding(nn.Module):
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points out"]:
-        return sine(30 * self.linear(x))
+        shift = (30 * self.linear.bias).repeat(len(x), 1, 1)
+        return sine(30 * F.linear(x, self.linear.weight), shift)

@@ -75,8 +75,8 @@ class FilmSiren(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
         matrix, offset = self.folded(w)
-        argument = torch.baddbmm(offset, x, matrix)
-        return sine(argument) if torch.is_grad_enabled() else sine_(argument)
+        argument = torch.bmm(x, matrix)
+        return sine(argument, offset) if torch.is_grad_enabled() else sine_(argument, offset)
 
 
 class ModulatedLinear(nn.Module):

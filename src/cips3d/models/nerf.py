@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cips3d.camera import Rays
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
-from cips3d.models.sine import sine_
+from cips3d.models.sine import sine_, sine_along
 
 #: Samples whose density `density_along` finds at a time, on other devices and on CPUs.
 CHUNK_SAMPLES = (2**20, 2**13)
@@ -109,11 +109,11 @@ class RadianceField(nn.Module):
         for first in range(0, max(1, rays.count), chunk):  # no rays give an empty result
             part = slice(first, first + chunk)
             if self.embedding is None:
-                x = sine_(torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None])).flatten(1, 2)
+                x = sine_along(start, slope, t, part)
             else:
                 x = self.embedding(rays[part].at(t[:, part]).flatten(1, 2) / self.extent)
             for matrix, offset in folded:
-                x = sine_(torch.baddbmm(offset, x, matrix))
+                x = sine_(torch.bmm(x, matrix), offset)
             parts.append(self.density(x).view_as(t[:, part]))
         sigma = torch.cat(parts, dim=1) * self.density_gain
         if self.density_blob:
