@@ -42,7 +42,7 @@ def configurations() -> dict[str, TrainConfig]:
         "paper size, 64², 4 pictures, full": with_stage(replace(small, batch=4)),
         "paper size, 128², 2 pictures, partial": with_stage(in_mode(replace(large, batch=2), "partial")),
         "paper size, 128², 2 pictures, checkpointed": with_stage(in_mode(replace(large, batch=2), "checkpointed")),
-        "heads-32, 32², 16 pictures, full": replace(heads, stages=heads.stages[1:2]),
+        "heads-32, 32², 16 pictures, full": replace(heads, stages=(replace(heads.stages[1], batch=16),)),
     }
 
 

@@ -92,6 +92,7 @@ def test_generator_step(config: TrainConfig, networks: Networks) -> None:
     ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
     our_loss = generator_step(networks, ours, Judging(1.0, True)).loss
     our_gradients = gradients(networks.generator)
+    assert not gradients(networks.discriminators), "they are not this step's to train"
     assert len(our_gradients) == len(list(networks.generator.parameters()))
     loss = baseline.generator_loss(networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING))
     loss.backward()

@@ -123,7 +123,7 @@ def test_settings_reach_every_field() -> None:
         "--set",
     )
     assert (config.loss, config.generator.inr_width, config.sampling) == ("relativistic", 32, None)
-    assert [stage.batch for stage in config.stages] == [16, 8, 16]
+    assert [stage.batch for stage in config.stages] == [16, 8, 32]
     assert [stage.augment for stage in config.stages] == [0.5] * 3
 
 
