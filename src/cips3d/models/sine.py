@@ -1,4 +1,4 @@
-"""The sine of the SIREN layers: on CPUs in float32 kernels that take a third of the time of torch’s, else torch’s own.
+"""The sine of the SIREN layers: on CPUs in float32 kernels that take a third of the time of torch's, else torch's own.
 
 Sines are a fifth of a small model's training step on a CPU. torch computes them to half a unit in the last place, one library
 call per operation; here a polynomial of degree 9 after a reduction to [−π/2, π/2], compiled to vector instructions, is within
@@ -76,9 +76,7 @@ class _Sine(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Float32[Tensor, "b n c"]
-    ) -> tuple[Float32[Tensor, "b n c"], Float32[Tensor, "b 1 c"]]:
+    def backward(ctx: Any, *gradients: Float32[Tensor, "b n c"]) -> tuple[Float32[Tensor, "b n c"], Float32[Tensor, "b 1 c"]]:
         (x, shift), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted
             out = gradient * torch.cos(x + shift)
@@ -120,8 +118,9 @@ def _shifted_sine(x, shift, out):
 
 @typing.no_type_check
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _shifted_sine_in_place(x, shift):  # _shifted_sine(x, shift, x) would take the path without vector instructions that LLVM keeps
-    for b in range(x.shape[0]):  # for overlapping arrays
+def _shifted_sine_in_place(x, shift):
+    # _shifted_sine(x, shift, x) would take the path without vector instructions that LLVM keeps for overlapping arrays
+    for b in range(x.shape[0]):
         for n in range(x.shape[1]):
             for c in range(x.shape[2]):
                 x[b, n, c] = _sine_of(x[b, n, c] + shift[b, 0, c])

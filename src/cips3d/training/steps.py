@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -88,8 +88,7 @@ def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | i
     @torch.no_grad()
     def update(averaged: TensorList, current: TensorList, updates: Tensor | int) -> None:
         n = int(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(list(averaged), list(current), weight)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, updates)
 
     return update
 
