@@ -142,8 +142,8 @@ def test_relativistic_steps_compare_partners() -> None:
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert result.fake_squared_gradient is not None
     assert result.fake_squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
-    image.requires_grad_()
-    loss = generator_step(networks, fake, judging, None, real).loss
+    image.requires_grad_()  # not the auxiliary picture and the regulariser: those of a frozen radiance field have no gradient
+    loss = generator_step(networks, fake, judging, torch.tensor(0.5), real).loss
     assert loss.item() == pytest.approx(torch.nn.functional.softplus(margin).mean().item(), rel=1e-5)
     assert image.grad is not None and image.grad.any()
 

@@ -219,10 +219,12 @@ def generator_step(
     else:
         loss = losses.generator_loss(logits)
     # first to the pictures only: gradients of the discriminators' parameters are then not computed
-    gradients: list[Tensor | None] = [*torch.autograd.grad(share * loss, pictures)]
-    if regulariser is not None:
-        pictures, gradients = [*pictures, share * regulariser], [*gradients, None]
-    torch.autograd.backward(pictures, gradients)
+    # what depends on frozen parts alone has no gradient to pass on
+    trained = [picture for picture in pictures if picture.requires_grad]
+    gradients: list[Tensor | None] = [*torch.autograd.grad(share * loss, trained)]
+    if regulariser is not None and regulariser.requires_grad:
+        trained, gradients = [*trained, share * regulariser], [*gradients, None]
+    torch.autograd.backward(trained, gradients)
     return StepResult(loss.detach())
 
 
