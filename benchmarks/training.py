@@ -239,7 +239,6 @@ def main() -> None:
     preset_name = sys.argv[1] if len(sys.argv) > 1 else "heads-32"
     config = settings(preset_name, share_fakes=True)
     stage = config.stages[0]
-    turns = TURNS
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +250,7 @@ def main() -> None:
             end.close()  # so that a process that dies is noticed
             pipes[name].recv()
     rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(turns):
+    for _ in range(TURNS):
         for name, pipe in pipes.items():
             pipe.send("turn")
             rates[name].append(pipe.recv())
@@ -264,7 +263,7 @@ def main() -> None:
         process.join()
 
     median = {name: statistics.median(r) for name, r in rates.items()}
-    print(f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {turns} turns each")
+    print(f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each")
     print(f"{'':32}{'images/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
     for name, rate in median.items():
         low, high, ratio = min(rates[name]), max(rates[name]), rate / median["baseline"]
