@@ -16,11 +16,11 @@ maps for convolution, so nothing is transposed; the parameters are shared and th
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -106,7 +106,7 @@ def main() -> None:
     for batch, points in ((1, 4096), (4, 4096), (16, 1024), (256, 1)):
         for gradients in (False, True):
             measure(layer, batch, points, gradients)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    free = psutil.virtual_memory().available / 2**30
     if free > 18:
         measure(layer, 4096, 1, gradients=False)
     else:

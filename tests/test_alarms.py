@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 
 import tiny
 from cips3d.camera import Camera
-from cips3d.data import SyntheticHeads
+from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.metrics.geometry import non_flatness
+from cips3d.metrics.subjects import Subjects
 from cips3d.metrics.symmetry import mirror_jump
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
@@ -66,7 +68,7 @@ class Turning(Generator):
 @pytest.mark.parametrize(("mirrored", "least", "most"), [(False, 0.8, 1.25), (True, limit("mirror_jump"), math.inf)])
 def test_a_mirrored_field_jumps_at_the_frontal_view(mirrored: bool, least: float, most: float) -> None:
     turning = Turning(mirrored)
-    assert least < mirror_jump(turning, turning.sample_latents(1, 0), 64) < most
+    assert least < mirror_jump(Subjects.generated(turning, turning.sample_latents(1, 0), 64)) < most
 
 
 def test_pictures_that_are_all_alike_have_no_spread() -> None:
@@ -130,11 +132,15 @@ def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
 def test_measures_are_logged(tmp_path: Path) -> None:
     seen: list[Generator] = []
 
-    def measure(generator: Generator) -> dict[str, float]:
+    def measure(generator: Generator, dataset: SyntheticHeads | ImageDataset) -> dict[str, float]:
         seen.append(generator)
-        return {"fid": 12.5}
+        return {"side": dataset.resolution}
 
-    trainer = Trainer(config(tmp_path), tmp_path / "run", measures=[measure])
+    changed = config(tmp_path, metrics_kimg=0.012)  # after three, six and all eight steps
+    trainer = Trainer(changed, tmp_path / "run", measures=[measure])
     trainer.run()
-    assert len(seen) == 8 and seen[0] is trainer.networks.ema
-    assert (tmp_path / "run/log.jsonl").read_text().count('"fid": 12.5') == 8
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [(line["images"], line["side"]) for line in lines if "side" in line] == [(12, 8), (24, 8), (32, 8)]
+    assert all(generator is trainer.networks.ema for generator in seen)
+    Trainer(changed, tmp_path / "run", measures=[measure]).run()
+    assert len(seen) == 3  # nothing is measured again where nothing was left to train

@@ -119,6 +119,20 @@ def test_corner_aligned_grid_reaches_the_edge() -> None:
     assert float(plane.abs().max()) == pytest.approx(math.tan(math.radians(15)))
 
 
+@given(yaws, pitches, radii, st.integers(1, 9), st.integers(1, 9))
+@relaxed
+def test_projecting_the_points_of_rays_gives_their_pixels(yaw, pitch, radius, height: int, width: int) -> None:
+    cam = camera(yaw, pitch, radius, fov=20.0)
+    depth = radius * (0.5 + torch.rand(1, height * width, dtype=torch.float64))
+    place, distance = cam.project(cam.rays(height, width).at(depth[..., None])[:, :, 0])
+    column, row = (place[..., 0] * height + width - 1) / 2, (place[..., 1] * height + height - 1) / 2
+    expected = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    assert torch.allclose(row[0], expected[0].flatten(), atol=1e-8)
+    assert torch.allclose(column[0], expected[1].flatten(), atol=1e-8)
+    assert torch.allclose(distance, depth, rtol=1e-9)
+    assert bool((cam.project(2 * cam.position[:, None])[1] < 0).all())  # behind the camera
+
+
 @given(yaws, pitches, radii, fovs)
 @relaxed
 def test_opencv_round_trip_is_exact(yaw: float, pitch: float, radius: float, fov: float) -> None:

@@ -189,6 +189,22 @@ class Camera:
         directions = (local[:, :, None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-1)
         return Rays(self.position[:, None].expand_as(directions), directions)
 
+    def project(
+        self, points: Float[Tensor, "batch points 3"]
+    ) -> tuple[Float[Tensor, "batch points 2"], Float[Tensor, "batch points"]]:
+        """Where world points appear in the picture, and how far they are from the camera; the inverse of `rays`.
+
+        Returns:
+            Picture coordinates x (right) and y (down) in units of half the picture's height, (0, 0) at its centre, infinite or
+            NaN for points in the camera's own plane; and the signed distance: positive in front of the camera, negative behind.
+        """
+        offset = points - self.position[:, None]
+        local = offset @ self.cam_to_world[:, :3, :3]
+        focal = 1 / torch.tan(torch.deg2rad(self.fov) / 2)
+        forward = -local[..., 2]
+        signs = local.new_tensor([1.0, -1.0])
+        return local[..., :2] * signs * (focal[:, None] / forward)[..., None], offset.norm(dim=-1) * forward.sign()
+
     # ---------------------------------------------------------------- conversions
     def to_opencv(self) -> Float[Tensor, "batch 4 4"]:
         """Camera-to-world transforms with OpenCV's camera axes (x right, y down, z forward)."""

@@ -11,7 +11,7 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
-from cips3d.cli import data, demo, imports, info, plan, render, sample, train
+from cips3d.cli import data, demo, evaluate, imports, info, plan, render, sample, train
 from cips3d.errors import UserError
 
 app = SubcommandApp()
@@ -21,6 +21,7 @@ app.command(sample.sample)
 app.command(render.render)
 app.command(data.app, name="data", help="Make, build and check datasets.")
 app.command(info.info)
+app.command(name="eval")(evaluate.evaluate_model)
 app.command(plan.plan)
 app.command(imports.import_official)
 

@@ -7,12 +7,14 @@ between the depths 0.88 and 1.12. The light and the side of the bangs belong to 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cips3d.camera import Camera, PoseDistribution
+from cips3d.configuration import to_dict
 from cips3d.data import raycast, shading
 from cips3d.data.head_shapes import head_parts
 from cips3d.data.head_traits import Draws, draw_traits
@@ -104,7 +107,8 @@ class SyntheticHeads(Dataset[Tensor]):
             raise UserError(f"synthetic heads: supersampling is {supersampling}; it must be at least 1")
         if style not in get_args(Style):
             raise UserError(f"synthetic heads: unknown style {style!r}; choose one of {', '.join(get_args(Style))}")
-        self.size, self.resolution, self.seed, self.style = size, resolution, seed, style
+        self.size, self.resolution, self.seed = size, resolution, seed
+        self.style: Style = style
         self.poses, self.supersampling = poses, supersampling
 
     #: Pictures that are best made at a time: some work is per call.
@@ -133,6 +137,21 @@ class SyntheticHeads(Dataset[Tensor]):
     def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
         """The cameras of the pictures at `indices` as labels (see `Camera.to_label`)."""
         return self.cameras(indices).to_label()
+
+    def description(self) -> dict[str, Any]:
+        """What the pictures depend on, JSON-ready."""
+        return {
+            "name": "synthetic heads", "style": self.style, "pictures": self.size, "resolution": self.resolution,
+            "seed": self.seed, "poses": to_dict(self.poses), "supersampling": self.supersampling,
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two datasets only if their pictures are: a hash of the description and of some pictures."""
+        digest = hashlib.blake2b(json.dumps(self.description()).encode(), digest_size=16)
+        for picture in self.__getitems__(range(min(4, self.size))):  # else a change of the drawing code would go unnoticed
+            digest.update(picture.numpy().tobytes())
+        return digest.hexdigest()
 
     def render(self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None) -> HeadBatch:
         """The heads at `indices` with all that is known about them.

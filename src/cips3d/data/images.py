@@ -6,6 +6,7 @@ All headers are read when the dataset is made, so that a bad picture stops a tra
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -40,6 +41,7 @@ class ImageDataset(Dataset):
     Attributes:
         path: the folder or the zip.
         resolution: side of the items, pixels.
+        filter: name of the resampling filter.
         names: the pictures' paths inside the folder or zip, sorted, with forward slashes.
         labels: (N, 25) camera labels of `dataset.json` in the order of the items (see `Camera.from_label`), or None if there is
             no such file, it has no labels, or its labels are class numbers.
@@ -72,7 +74,7 @@ class ImageDataset(Dataset):
             raise UserError(f"filter: {filter!r} is unknown; give one of {', '.join(FILTERS)}")
         self.path = Path(path)
         self.resolution = resolution
-        self._filter = FILTERS[filter]
+        self.filter = filter
         self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
         self.names = picture_names(self._source)
@@ -89,7 +91,7 @@ class ImageDataset(Dataset):
             UserError: if the picture is damaged.
         """
         with opened_picture(self._source, self.names[index]) as image:
-            square = central_square(upright_rgb(image), self.resolution, self._filter)
+            square = central_square(upright_rgb(image), self.resolution, FILTERS[self.filter])
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
     @property
@@ -101,6 +103,19 @@ class ImageDataset(Dataset):
         """Camera labels of the pictures at `indices`; only where `has_cameras`."""
         assert self.labels is not None
         return self.labels[list(indices)]
+
+    def description(self) -> dict[str, Any]:
+        """What the pictures depend on, JSON-ready; `built` tells how `cips3d data build` made them, where it did."""
+        return {
+            "name": str(self.path), "pictures": len(self), "resolution": self.resolution, "filter": self.filter,
+            "built": read_recipe(self._source),
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two datasets only if their pictures are: a hash of the description and of the files' versions."""
+        told = [self.description(), [self._source.version(name) for name in self.names]]
+        return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
     def validate(self) -> None:
         """Reads the header of every picture, without decoding it.
@@ -134,19 +149,38 @@ def read_labels(source: Source) -> dict[str, Any] | None:
     Raises:
         UserError: if the file cannot be read or has another form.
     """
-    place = shown(source.place(LABEL_FILE))
-    try:
-        with source.open(LABEL_FILE) as file:
-            content = json.load(file)
-    except (FileNotFoundError, KeyError):  # as a folder and a zip say that there is none
+    content = _label_file(source)
+    if content is None:
         return None
-    except Exception as error:
-        raise UserError(f"{place}: is no readable JSON ({first_line(error)}); mend or remove it") from error
     try:
         pairs = content["labels"]
         return None if pairs is None else dict(pairs)
     except (TypeError, KeyError, ValueError) as error:
+        place = shown(source.place(LABEL_FILE))
         raise UserError(f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it') from error
+
+
+def read_recipe(source: Source) -> dict[str, Any] | None:
+    """What `cips3d data build` recorded in a dataset.json; None where it made none.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    content = _label_file(source)
+    recipe = content.get("cips3d") if isinstance(content, dict) else None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _label_file(source: Source) -> Any:
+    """What a dataset.json holds, or None where there is none."""
+    try:
+        with source.open(LABEL_FILE) as file:
+            return json.load(file)
+    except (FileNotFoundError, KeyError):  # as a folder and a zip say that there is none
+        return None
+    except Exception as error:
+        place = shown(source.place(LABEL_FILE))
+        raise UserError(f"{place}: is no readable JSON ({first_line(error)}); mend or remove it") from error
 
 
 def central_square(image: Image.Image, resolution: int, filter: Image.Resampling) -> Image.Image:

@@ -41,6 +41,11 @@ class Folder:
     def place(self, name: str) -> str:
         return str(self.path / name)
 
+    def version(self, name: str) -> list[int]:
+        """Numbers that change when the file does: its size, and when it was last written."""
+        status = (self.path / name).stat()
+        return [status.st_size, status.st_mtime_ns]
+
 
 class Zip:
     """The members of a zip; every process opens the file for itself, since a shared file position would mix their reads."""
@@ -63,6 +68,11 @@ class Zip:
 
     def place(self, name: str) -> str:
         return f"{name} in {self.path}"
+
+    def version(self, name: str) -> list[int]:
+        """Numbers that change when the member does: its size and its checksum."""
+        info = self._opened().getinfo(name)
+        return [info.file_size, info.CRC]
 
     def _opened(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
+from cips3d.metrics.subjects import SOLID
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
 
 #: Degrees of yaw that heads are seen from.
 YAWS = (-30.0, 0.0, 30.0)
-#: A pixel shows the subject where the opacity is above this.
-SOLID = 0.5
 
 
 @dataclass(frozen=True)
@@ -164,17 +163,13 @@ def _carried_correlation(view: RenderOutput, camera: Camera, front: RenderOutput
     """
     height, width = view.depth.shape[2:]
     rays = camera.rays(height, width)
-    points = rays.origins + view.depth.flatten(1)[..., None] * rays.directions
-    offset = points - front_camera.position[:, None]
-    local = offset @ front_camera.cam_to_world[:, :3, :3]
-    focal = 1 / torch.tan(torch.deg2rad(front_camera.fov) / 2)
-    x, y = (local[..., i] / -local[..., 2] * focal[:, None] for i in (0, 1))
-    column = torch.floor((x * height / width + 1) * width / 2).long()
-    row = torch.floor((1 - y) * height / 2).long()
-    usable = (view.opacity.flatten(1) > SOLID) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place, distance = front_camera.project(rays.origins + view.depth.flatten(1)[..., None] * rays.directions)
+    column = torch.floor((place[..., 0] * height / width + 1) * width / 2).long()
+    row = torch.floor((place[..., 1] + 1) * height / 2).long()
+    usable = (view.opacity.flatten(1) > SOLID) & (distance > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     pixel = (row * width + column).where(usable, height * width)  # what does not count goes to a pixel of its own
-    carried = points.new_full((len(points), height * width + 1), torch.inf)
-    carried = carried.scatter_reduce(1, pixel, offset.norm(dim=-1), "amin")[:, :-1]
+    carried = distance.new_full((len(distance), height * width + 1), torch.inf)
+    carried = carried.scatter_reduce(1, pixel, distance, "amin")[:, :-1]
     seen = (front.opacity.flatten(1) > SOLID) & torch.isfinite(carried)
     values = [correlation(c[s], f[s]) for c, f, s in zip(carried, front.depth.flatten(1), seen, strict=True)]
     return sum(values) / len(values)

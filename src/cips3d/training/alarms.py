@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
+from cips3d.metrics.subjects import Subjects
 from cips3d.metrics.symmetry import mirror_jump
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
@@ -83,7 +84,7 @@ class Watch:
         return {
             "diversity": spread(out.image) / max(real, 1e-6),
             "non_flatness": non_flatness(out, generator.config.poses.radius, generator.config.extent),
-            "mirror_jump": mirror_jump(generator, latents, side, sampling),
+            "mirror_jump": mirror_jump(Subjects.generated(generator, latents, side, sampling=sampling)),
         }
 
     def alarms(self, figures: dict[str, float]) -> Sequence[str]:

@@ -146,6 +146,10 @@ class TrainConfig(Configuration):
     """a line in log.jsonl every so many steps"""
     sample_kimg: float = 10.0
     """a sample grid every so many thousand pictures"""
+    metrics: tuple[str, ...] = ()
+    """FID and KID to measure on the way and at the end, by name (see cips3d.metrics.fidelity), such as ["fd2k_heads"]"""
+    metrics_kimg: float = 50.0
+    """these every so many thousand pictures"""
     checkpoint_kimg: float = 10.0
     """a checkpoint every so many thousand pictures"""
     workers: int = 0
@@ -170,7 +174,7 @@ class TrainConfig(Configuration):
         for name in amounts:
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("sample_kimg", "checkpoint_kimg"):
+        for name in ("sample_kimg", "metrics_kimg", "checkpoint_kimg"):
             if not math.isfinite(getattr(self, name)) or getattr(self, name) <= 0:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be a positive number")
         if not 0 <= self.seed < 2**63:

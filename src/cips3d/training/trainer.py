@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader
 from cips3d import pretrained
 from cips3d.camera import mirrored_label
 from cips3d.configuration import read_json
-from cips3d.data import open_dataset
+from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
 from cips3d.errors import UserError
+from cips3d.metrics.fidelity import Fidelity
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import checkpoint, gradients, losses
@@ -48,8 +49,8 @@ SKIPS_TO_ROLL_BACK = 3
 #: most, above which augmentations show in the generated pictures (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2 and 3.2).
 AUGMENT_STEPS, AUGMENT_PICTURES, MOST_AUGMENT = 4, 500_000, 0.8
 
-#: Figures of the averaged generator for the log, measured by all processes together.
-Measure = Callable[[Generator], dict[str, float]]
+#: Figures of the averaged generator for the log, measured by all processes together against the dataset of the stage.
+Measure = Callable[[Generator, SyntheticHeads | ImageDataset], dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ class Trainer:
         config: the run. A directory that already holds a run must hold the same configuration.
         run_dir: where config.json, log.jsonl, samples/, checkpoints/, TensorBoard events and the model go.
         accelerator: devices and processes; made from the environment by default.
-        measures: called with the averaged generator whenever a sample grid is made; what they return is logged.
+        measures: called every `metrics_kimg` and at the end, besides the configuration's metrics; what they return is logged.
 
     Raises:
-        UserError: if the data cannot be read or lacks the labels that the configuration needs, the directory cannot be written
-            or holds another run, or a checkpoint is damaged.
+        UserError: if a metric cannot be measured, the data cannot be read or lacks the labels that the configuration needs, the
+            directory cannot be written or holds another run, or a checkpoint is damaged.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Trainer:
         accelerator: Accelerator | None = None,
         measures: Sequence[Measure] = (),
     ) -> None:
-        self.config, self.measures = config, measures
+        self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
         self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
         processes = self.accelerator.num_processes
@@ -93,6 +94,8 @@ class Trainer:
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
         if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
             raise UserError(f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them")
+        if config.metrics:
+            self.measures.append(Fidelity(config.metrics))
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
@@ -119,6 +122,7 @@ class Trainer:
         try:
             if self.accelerator.is_main_process:
                 log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
+            complete = self.counters.stage == len(self.config.stages)
             with _first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
                     try:
@@ -129,6 +133,9 @@ class Trainer:
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
                     self.save()
+            figures = {} if complete else self._measured()
+            if log is not None and figures:
+                log.write(self.counters.step, self.counters.images, figures)
         except OSError as error:
             raise UserError(f"cannot write in {self.run_dir}: {error.strerror or error}; make room and resume") from error
         finally:
@@ -166,6 +173,8 @@ class Trainer:
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if self._passed(c.sample_kimg, stage.batch):
                 figures |= self._look(stage, log, watch)
+            if self._passed(c.metrics_kimg, stage.batch):
+                figures |= self._measured()
             if figures:
                 figures |= {"images_per_second": speed, "resolution": stage.resolution, "skipped_steps": at.skipped}
             alarms = watch.alarms(figures) if watch is not None and at.images >= c.alarm_kimg * 1000 else ()
@@ -192,13 +201,18 @@ class Trainer:
                 self.save()
                 raise
 
+    def _measured(self) -> dict[str, float]:
+        """What the measures say of the averaged generator."""
+        figures: dict[str, float] = {}
+        for measure in self.measures:
+            figures |= measure(self.networks.ema, self.dataset)
+        return figures
+
     def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
         """A sample grid, and figures of the averaged generator."""
         ema = self.networks.ema
         ema.update_style_means()
         figures: dict[str, float] = {}
-        for measure in self.measures:
-            figures |= measure(ema)
         if log is not None and watch is not None:
             log.samples(ema, self.counters.images, stage.resolution)
             figures |= watch.figures(ema, self._sampling)

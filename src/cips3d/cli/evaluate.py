@@ -1,0 +1,79 @@
+"""`cips3d eval`: the table of a model."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from cips3d import pretrained
+from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
+from cips3d.data import SyntheticHeads, open_dataset
+from cips3d.errors import UserError
+from cips3d.files import atomic_path
+from cips3d.metrics.evaluation import evaluate
+
+
+def evaluate_model(
+    model: str,
+    /,
+    data: str = "heads",
+    metrics: Annotated[Derived[tuple[str, ...]], arg(metavar="NAME ...")] = None,
+    count: int = 256,
+    seed: int = 0,
+    psi: float = 1.0,
+    resolution: Derived[int] = None,
+    inception_weights: Derived[Path] = None,
+    predictor: Derived[str] = None,
+    json_file: Derived[Path] = None,
+    device: str = "auto",
+) -> None:
+    """Measure a model: distance to its dataset, consistency of its views, geometry, mirror symmetry.
+
+    Args:
+        model: a bundled name, a .safetensors model, a folder in the hub's form, or a hub id.
+        data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures.
+        metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
+            kid50k_full, …; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet, …
+            Default: fd2k_heads and kd2k_heads for the embedded heads, fid2k and kid2k else.
+        count: subjects that everything else is measured on.
+        seed: of latents and cameras.
+        psi: truncation of those subjects (distances are measured without).
+        resolution: side of the pictures in pixels. Default: the model's training resolution.
+        inception_weights: file with the weights of torch-fidelity's Inception, for machines without a network.
+        predictor: "module:object" in Python whose methods pose and identity see these in pictures (cips3d.metrics.consistency
+            describes them). Default: a network of our own for the embedded heads, none else.
+        json_file: also write the figures, and what they depend on, to this file.
+        device: cpu, cuda, mps, …; auto takes the fastest.
+    """
+    at_least(2, count=count)
+    check_seed(seed)
+    check_finite(psi=psi)
+    if resolution is not None:
+        at_least(4, resolution=resolution)
+    generator = to_device(pretrained.load(model), device)
+    dataset = open_dataset(data, resolution or generator.config.resolution)
+    if metrics is None:
+        metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
+    found = evaluate(generator, dataset, metrics, count, seed, psi, _predictor(predictor), inception_weights)
+    print("\n".join(found.lines()))
+    if json_file is not None:
+        with atomic_path(json_file) as temporary:
+            temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
+        print(json_file)
+
+
+def _predictor(name: str | None) -> Any:
+    """The object that a user names."""
+    if name is None:
+        return None
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--predictor {name}: {error}; give module:object of an installed module") from None
+    if not all(callable(getattr(found, method, None)) for method in ("pose", "identity")):
+        raise UserError(f"--predictor {name}: has no methods pose and identity")
+    return found

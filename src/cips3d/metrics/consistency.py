@@ -1,0 +1,106 @@
+"""Do the pictures of a subject from several cameras belong together, and to the cameras that they were asked for?"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from cips3d.metrics.geometry import correlation
+from cips3d.metrics.head_network import DEPTH_SIDE, HeadNetwork
+from cips3d.metrics.subjects import SOLID, Subjects, View, angle_between, mean_difference, warped
+
+#: Yaws in radians that a subject's pictures are compared between.
+YAWS = (-0.35, 0.0, 0.35)
+#: Quantiles that distributions of depth are compared by.
+_QUANTILES = torch.linspace(0.01, 0.99, 99)
+
+
+class Predictor(Protocol):
+    """What a user gives to have poses and identities measured on pictures of another kind than the embedded heads.
+
+    Pictures are (B, 3, R, R) in [-1, 1].
+    """
+
+    def pose(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Yaw and pitch of the cameras, radians, as in `cips3d.camera`."""
+        ...
+
+    def identity(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch identity"]:
+        """Vectors of any length, alike in direction for pictures of one subject (such as a face recogniser's)."""
+        ...
+
+
+def warp_error(subjects: Subjects) -> float:
+    """Depth-warp consistency: mean absolute difference between a picture and another view warped to it, in units of [-1, 1].
+
+    Each outer view of `YAWS` is carried to the frontal one by the frontal depth, and back by its own. 0 for a rigid
+    surface of fixed colours; wrong depth, or colours that change with the camera, raise it. NaN where nothing is solid.
+    """
+    views = [subjects.at(yaw) for yaw in YAWS]
+    front = views[YAWS.index(0.0)]
+    values = []
+    for view in views:
+        if view is not front:
+            for source, target in ((view, front), (front, view)):
+                picture, known = warped(source, target)
+                values.append(mean_difference(picture, target.out.image, known))
+    return float(torch.cat(values).nanmean())
+
+
+@torch.no_grad()
+def pose_error(view: View, predictor: Predictor) -> float:
+    """Mean angle between the cameras that took the pictures and those that the predictor sees in them, degrees."""
+    yaw, pitch = view.camera.yaw_pitch()
+    seen_yaw, seen_pitch = predictor.pose(view.out.image)
+    return float(angle_between(yaw, pitch, seen_yaw.to(yaw), seen_pitch.to(pitch)).mean())
+
+
+@torch.no_grad()
+def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
+    """Mean cosine between the identities that the predictor sees in one subject's pictures from `YAWS`; 1 for the same."""
+    vectors = [F.normalize(predictor.identity(subjects.at(yaw).out.image), dim=1) for yaw in YAWS]
+    pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
+    return float(torch.cat(pairs).mean())
+
+
+@torch.no_grad()
+def depth_error(view: View, network: HeadNetwork) -> tuple[float, float]:
+    """Generated depth against the depth that the network sees in the pictures (as EG3D, Chan et al. 2022, measures it).
+
+    Returns:
+        The mean absolute difference over pixels that are solid for both, world units, and the mean over pictures of the
+        correlation there.
+    """
+    reading = network(view.out.image.to(network.identity_mean))
+    depth, share = small_depth(view)
+    both = (share > SOLID) & (reading.mask > SOLID)
+    if not bool(both.any()):
+        return float("nan"), 0.0
+    alike = [correlation(a[b], c[b]) for a, c, b in zip(depth, reading.depth, both, strict=True)]
+    return float((depth - reading.depth)[both].abs().mean()), sum(alike) / len(alike)
+
+
+def small_depth(view: View) -> tuple[Float[Tensor, "batch 1 32 32"], Float[Tensor, "batch 1 32 32"]]:
+    """Mean depth of the solid pixels in each cell of a 32×32 grid, and their share."""
+    solid = view.solid.float()
+    share = F.interpolate(solid, (DEPTH_SIDE, DEPTH_SIDE), mode="area")
+    total = F.interpolate(view.out.depth.float() * solid, (DEPTH_SIDE, DEPTH_SIDE), mode="area")
+    return total / share.clamp(min=1e-6), share
+
+
+def depth_distance(view: View, truth: View) -> float:
+    """How far the depths of the generated subjects' solid pixels lie from those of the true ones, as distributions.
+
+    The mean difference between their quantiles (about the Wasserstein-1 distance), world units; 0.016 for heads of constant
+    depth at their right mean. NaN where nothing is solid.
+    """
+    depths = [v.out.depth[v.solid].double().cpu() for v in (view, truth)]
+    if min(map(len, depths)) == 0:
+        return float("nan")
+    at = _QUANTILES.double()
+    a, b = (torch.sort(d).values[(at * (len(d) - 1)).long()] for d in depths)
+    return float((a - b).abs().mean())

