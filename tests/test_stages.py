@@ -15,9 +15,9 @@ from torch import Tensor
 import tiny
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator
+from cips3d.models.baselines import build_generator
 from cips3d.training import trainer as trainer_module
-from cips3d.training.config import GENERATOR_PARTS, Stage, TrainConfig
+from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.losses import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.steps import Judging, generator_step
@@ -38,8 +38,8 @@ def generator_weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def test_parts_that_can_be_frozen_are_those_of_the_generator(tmp_path: Path, data: str) -> None:
-    parts = {name for name, _ in Trainer(tiny.config(data), tmp_path).networks.generator.named_children()}
-    assert parts == set(GENERATOR_PARTS)
+    generator = Trainer(tiny.config(data), tmp_path).networks.generator
+    assert {name for name, _ in generator.named_children()} == set(generator.parts)
 
 
 def test_frozen_parts_keep_their_bits_and_the_others_learn(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_presets_can_be_built_and_written(name: str) -> None:
     config = preset(name)
     assert from_dict(TrainConfig, to_dict(config), name) == config
     with torch.device("meta"):
-        parts = {part for part, _ in Generator(config.generator).named_children()}
+        parts = {part for part, _ in build_generator(config.generator).named_children()}
     assert all(set(stage.frozen) <= parts for stage in config.stages)
     assert [stage.resolution for stage in config.stages] == sorted(stage.resolution for stage in config.stages)
     assert config.generator.resolution == config.stages[-1].resolution

@@ -18,6 +18,7 @@ from torch import Tensor
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
+from cips3d.models.baselines import GENERATORS, build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator, GeneratorConfig
 
@@ -74,7 +75,7 @@ def _load_file(path: Path) -> Generator:
             metadata = file.metadata() or {}
             if "cips3d" not in metadata:
                 raise UserError(f"{path} is a safetensors file but not a cips3d model; its header has no configuration")
-            generator = Generator(from_dict(GeneratorConfig, json.loads(metadata["cips3d"]), str(path)))
+            generator = build_generator(from_dict(GeneratorConfig, json.loads(metadata["cips3d"]), str(path)))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a readable model ({error}); it may be truncated: copy or download it again") from None
@@ -90,10 +91,19 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
     if is_folder and not (Path(name) / "config.json").is_file():
         raise UserError(f"model {name}: is not a model folder (it has no config.json)")
     try:
-        return Generator.from_pretrained(name)
+        return _HubForm.from_pretrained(name)
     except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"
         raise UserError(f"model {name}: {what} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+
+
+class _HubForm(Generator):
+    """A generator of any architecture from the hub: the mixin fetches the configuration, which names the class to load."""
+
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> Generator:
+        config = from_dict(GeneratorConfig, arguments.get("config"), "config.json")
+        return GENERATORS[config.architecture]._from_pretrained(**arguments)
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cips3d.camera import Camera
+from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Styles
 
 
@@ -34,8 +35,8 @@ class Cost:
 def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
     """Cost of rendering one picture of `resolution`² pixels, all rays with gradients."""
     with torch.device("meta"):
-        generator = Generator(config)
-        styles = Styles(torch.empty(1, config.shape_style_dim), torch.empty(1, config.appearance_style_dim))
+        generator = build_generator(config)
+    styles = Styles(generator.shape_mean[None], generator.appearance_mean[None])
     rays = Camera.orbit(0.0).rays(resolution, resolution).to("meta")
     saved = _SavedBytes()
     with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:

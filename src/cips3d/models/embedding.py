@@ -33,15 +33,20 @@ class FixedEmbedding(nn.Module):
 
 
 class LearnedEmbedding(nn.Module):
-    """A fully connected layer and a sine (Section 3.3), the same for every style; SIREN's first-layer frequency of 30."""
+    """A fully connected layer and a sine (Section 3.3), the same for every style; SIREN's first-layer frequency of 30.
 
-    def __init__(self, out_dim: int) -> None:
+    Args:
+        out_dim: waves.
+        in_dim: coordinates, which span about [-1, 1].
+    """
+
+    def __init__(self, out_dim: int, in_dim: int = 3) -> None:
         super().__init__()
         self.out_dim = out_dim
-        self.linear = nn.Linear(3, out_dim)
-        bound = math.sqrt(6 / 3) / 25
+        self.linear = nn.Linear(in_dim, out_dim)
+        bound = math.sqrt(6 / in_dim) / 25
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
-    def forward(self, x: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch points out"]:
+    def forward(self, x: Float[Tensor, "batch points in"]) -> Float[Tensor, "batch points out"]:
         shift = (30 * self.linear.bias).repeat(len(x), 1, 1)
         return sine(30 * F.linear(x, self.linear.weight), shift)

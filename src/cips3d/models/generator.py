@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -17,7 +16,7 @@ from cips3d.configuration import Configuration, from_dict
 from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.inr import ImplicitNetwork, rgb_head
-from cips3d.models.layers import MappingNetwork
+from cips3d.models.layers import MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
 from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sampling, Styles
 
@@ -27,11 +26,16 @@ CHUNK_BYTES = 64 * 2**20
 #: More layers or octaves than anybody has trained: a slip of the finger.
 MOST_LAYERS = 100
 
+Architecture = Literal["cips-3d", "pi-gan", "cips-2d"]
+
 
 @dataclass(frozen=True)
 class GeneratorConfig(Configuration):
     """Everything that fixes a generator's architecture. The defaults are the paper's size with the authors' settings."""
 
+    architecture: Architecture = "cips-3d"
+    """"cips-3d"; or one of the paper's comparisons (cips3d.models.baselines), which pass over the fields of parts that they
+    lack: "pi-gan", a radiance field alone; "cips-2d", an implicit network alone"""
     shape_dim: int = 256
     """width of the shape code z_s"""
     appearance_dim: int = 512
@@ -52,14 +56,14 @@ class GeneratorConfig(Configuration):
     """feed the ray direction to the feature layer (Table 2)"""
     nerf_width: int = 128
     nerf_layers: int = 2
-    """FiLM-SIREN layers before the density; one more of half width makes the feature"""
+    """FiLM-SIREN layers before the density; one more, of half width, makes the feature (of full width, the colour of pi-gan)"""
     density_gain: float = 1.0
     """the raw density is the density head's output times this, per world unit"""
     density_blob: float = 0.0
     """added to the raw density at the centre, per world unit, falling as 1 − (r/r₀)² with r₀ half the extent: training then
     starts from a round body before nothing instead of fog everywhere"""
     feature_dim: int = 32
-    """width of the rendered feature V_r"""
+    """width of the rendered feature V_r; of cips-2d's embedding of the pixel"""
     inr_width: int = 512
     inr_blocks: int = 9
     rgb_from_block: int = 3
@@ -120,36 +124,51 @@ class Generator(
         config: the architecture; the hub's mixin gives it as it stands in config.json, as a dictionary.
 
     Raises:
-        UserError: if a dictionary does not fit the configuration.
+        UserError: if a dictionary does not fit the configuration, or the configuration is of another class.
     """
+
+    #: The configurations that this class is for.
+    architecture: ClassVar[Architecture] = "cips-3d"
+    #: The networks that it is made of; "background" is there only where the configuration has a plain one.
+    parts: ClassVar[tuple[str, ...]] = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__()
         c = config if isinstance(config, GeneratorConfig) else from_dict(GeneratorConfig, config, "config.json")
+        if c.architecture != self.architecture:
+            raise UserError(
+                f"generator configuration: architecture {c.architecture} is not what {type(self).__name__} makes; "
+                "use cips3d.load for a model, cips3d.models.baselines.build_generator for a new one"
+            )
         self.config = c
+        self._make_parts(c)
+        self.shape_mean: Tensor
+        self.appearance_mean: Tensor
+        shape_width, appearance_width = self._style_widths(c)
+        self.register_buffer("shape_mean", torch.zeros(shape_width))
+        self.register_buffer("appearance_mean", torch.zeros(appearance_width))
+
+    def _make_parts(self, c: GeneratorConfig) -> None:
+        """Makes what `parts` names."""
         self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
         self.appearance_mapping = MappingNetwork(
-            c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, norm=c.appearance_mapping_norm
+            c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, c.appearance_mapping_norm
         )
         self.nerf = RadianceField(
             c.nerf_width, c.nerf_layers, c.feature_dim, c.shape_style_dim, c.extent, c.embedding, c.embedding_octaves,
             c.view_direction, c.density_gain, c.density_blob,
         )  # fmt: skip
         self.inr = ImplicitNetwork(
-            c.feature_dim,
-            c.inr_width,
-            c.inr_blocks,
-            c.appearance_style_dim,
-            c.rgb_from_block,
-            c.residual_from_block,
+            c.feature_dim, c.inr_width, c.inr_blocks, c.appearance_style_dim, c.rgb_from_block, c.residual_from_block,
             c.rgb_tanh,
-        )
+        )  # fmt: skip
         self.aux_head = rgb_head(c.feature_dim, 25)
         self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
-        self.shape_mean: Tensor
-        self.appearance_mean: Tensor
-        self.register_buffer("shape_mean", torch.zeros(c.shape_style_dim))
-        self.register_buffer("appearance_mean", torch.zeros(c.appearance_style_dim))
+
+    @staticmethod
+    def _style_widths(c: GeneratorConfig) -> tuple[int, int]:
+        """Widths of w_s and w_a."""
+        return c.shape_style_dim, c.appearance_style_dim
 
     @property
     def sampling(self) -> Sampling:
@@ -171,13 +190,17 @@ class Generator(
             psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
         """
         psi_shape, psi_appearance = (psi, psi) if isinstance(psi, int | float) else psi
-        shape, appearance = self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
+        shape, appearance = self._mapped(latents)
         # not lerp at ψ = 1: training must neither round through the mean nor depend on it
         if psi_shape != 1:
             shape = torch.lerp(self.shape_mean, shape, psi_shape)
         if psi_appearance != 1:
             appearance = torch.lerp(self.appearance_mean, appearance, psi_appearance)
         return Styles(shape, appearance)
+
+    def _mapped(self, latents: Latents) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch wa"]]:
+        """w_s and w_a, not truncated."""
+        return self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
 
     @torch.no_grad()
     def update_style_means(self, count: int = 10_000, seed: int = 0) -> None:
@@ -215,10 +238,8 @@ class Generator(
         Densities of all samples are found first, without gradients; then the samples that can be seen are evaluated again,
         with features and gradients. The depths of the samples are constants to the gradient.
         """
-        # coordinates, densities and weights keep their precision: sines of large arguments and thin densities need it
-        device = rays.origins.device.type
         shape_style = shape_style.to(rays.origins.dtype)  # autocast has made the mapping network's 16 bits wide
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        with without_autocast(rays.origins.device):
             with torch.no_grad():
                 # not `norm`, which takes ten times as long on CPUs
                 distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
@@ -236,7 +257,7 @@ class Generator(
             weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
             depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
-            feature = self.nerf.project(_sum_by_ray(weighted, ray, rays.count), opacity)
+            feature = self.nerf.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
             if self.config.background == "white":
                 feature = feature + (1 - opacity)[..., None]
             elif self.background is not None:
@@ -334,8 +355,11 @@ class Generator(
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
         """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
-        per_ray = 4 * max((sampling.coarse + sampling.fine) * self.config.nerf_width * 2, self.config.inr_width * 4)
-        return max(1, CHUNK_BYTES // (per_ray * batch))
+        return max(1, CHUNK_BYTES // (4 * self._hidden_per_ray(sampling) * batch))
+
+    def _hidden_per_ray(self, sampling: Sampling) -> int:
+        """Hidden activations that a ray needs at one time."""
+        return max((sampling.coarse + sampling.fine) * self.config.nerf_width * 2, self.config.inr_width * 4)
 
 
 def as_picture(parts: list[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None) -> RenderOutput:
@@ -355,16 +379,6 @@ def as_picture(parts: list[Tensor], height: int, width: int, order: Int[Tensor, 
 def _channels(index: Int[Tensor, "batch n"], count: int) -> Int[Tensor, "batch n count"]:
     """The index, repeated for every channel, as `gather` wants it."""
     return index[..., None].expand(-1, -1, count)
-
-
-def _sum_by_ray(
-    values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
-) -> Float[Tensor, "batch rays channels"]:
-    """Sums of the values that belong to each ray of each picture."""
-    batch, _, channels = values.shape
-    row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
-    sums = values.new_zeros(batch * rays, channels).index_add(0, row.flatten(), values.flatten(0, 1))
-    return sums.view(batch, rays, channels)
 
 
 def _paired(styles: Styles, rays: Rays) -> tuple[Styles, Rays]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,13 @@ from torch import Tensor, nn
 from cips3d.models.sine import sine, sine_
 
 LEAKY_SLOPE = 0.2
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which coordinates, sines and densities keep the parameters' own precision: 16 bits are too few."""
+    if torch.amp.is_autocast_available(device.type):  # the meta device has none
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class MappingNetwork(nn.Module):

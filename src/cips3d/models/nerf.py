@@ -59,7 +59,15 @@ class RadianceField(nn.Module):
         in_dim = 3 if self.embedding is None else self.embedding.out_dim
         self.layers = nn.ModuleList(FilmSiren(in_dim if i == 0 else width, width, style_dim) for i in range(layers))
         self.density = nn.Linear(width, 1)
-        self.feature_layer = FilmSiren(width + (3 if view_direction else 0), width // 2, style_dim)
+        self._make_head(width + (3 if view_direction else 0), width, feature_dim, style_dim)
+
+    def _make_head(self, in_dim: int, width: int, feature_dim: int, style_dim: int) -> None:
+        """Makes the layers behind the density.
+
+        Args:
+            in_dim: hidden width, and 3 more with a view direction.
+        """
+        self.feature_layer = FilmSiren(in_dim, width // 2, style_dim)
         self.feature = nn.Linear(width // 2, feature_dim)
         nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
 

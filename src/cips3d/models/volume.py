@@ -115,3 +115,13 @@ def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor,
     most = round(assumed_share.get() * visible.shape[1]) if visible.is_meta else int(visible.sum(dim=1).max())
     most = max(1, most)
     return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]
+
+
+def sum_by_ray(
+    values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
+) -> Float[Tensor, "batch rays channels"]:
+    """Sums of the values that belong to each ray of each picture."""
+    batch, _, channels = values.shape
+    row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
+    sums = values.new_zeros(batch * rays, channels).index_add(0, row.flatten(), values.flatten(0, 1))
+    return sums.view(batch, rays, channels)

@@ -74,15 +74,18 @@ class Watch:
 
         Returns:
             "diversity": the mean over pixels and channels of the standard deviation over generated pictures, seen from cameras
-            of the prior, in units of the real pictures'; "non_flatness" and "mirror_jump" as in `cips3d.metrics`.
+            of the prior, in units of the real pictures'; "non_flatness" and "mirror_jump" as in `cips3d.metrics`, where the
+            generator has a geometry.
         """
         draws = torch.Generator().manual_seed(0)
         latents = generator.sample_latents(SUBJECTS, draws)
         side = self.real.shape[-1]
         out = generator.render(latents, generator.config.poses.sample(SUBJECTS, draws), side, sampling=sampling)
         real = spread(self.real.float() / 127.5 - 1)
-        return {
-            "diversity": spread(out.image) / max(real, 1e-6),
+        figures = {"diversity": spread(out.image) / max(real, 1e-6)}
+        if "nerf" not in generator.parts:
+            return figures
+        return figures | {
             "non_flatness": non_flatness(out, generator.config.poses.radius, generator.config.extent),
             "mirror_jump": mirror_jump(Subjects.generated(generator, latents, side, sampling=sampling)),
         }

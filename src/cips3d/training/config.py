@@ -8,14 +8,15 @@ from typing import Literal
 
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
+from cips3d.models.baselines import GENERATORS
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
 
 #: Beyond these a number is a slip of the finger, which a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
-#: Parts of the generator that a stage can freeze.
-GENERATOR_PARTS = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
+#: Parts of the generators that a stage can freeze.
+GENERATOR_PARTS = tuple(dict.fromkeys(part for kind in GENERATORS.values() for part in kind.parts))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Stage(Configuration):
                 raise UserError(f"stage: {name} is {value}; it must be a positive number")
         unknown = sorted(set(self.frozen) - set(GENERATOR_PARTS))
         if unknown:
-            raise UserError(f"stage: frozen names {', '.join(unknown)}; the generator's parts are {', '.join(GENERATOR_PARTS)}")
+            raise UserError(f"stage: frozen names {', '.join(unknown)}; generators' parts are {', '.join(GENERATOR_PARTS)}")
         if (self.gradients == "partial") != (self.gradient_rays is not None):
             raise UserError("stage: gradient_rays goes with gradients partial, and the other way round; give both or neither")
         if self.gradient_rays is not None and not 1 <= self.gradient_rays <= self.resolution**2:
@@ -163,6 +164,7 @@ class TrainConfig(Configuration):
             if not all(stage.resolution in entry for entry in entries):
                 raise UserError(f"training configuration: a discriminator has no width for the stage at {stage.resolution}")
         self._check_combinations()
+        self._check_architecture()
         for name in ("log_steps", "r1_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be at least 1")
@@ -199,6 +201,31 @@ class TrainConfig(Configuration):
             raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
             raise UserError("training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical")
+
+    def _check_architecture(self) -> None:
+        """Refuses what the generator cannot do, and stages that would train nothing."""
+        name = self.generator.architecture
+        parts = GENERATORS[name].parts
+        if "nerf" not in parts and self.transmittance_weight:
+            raise UserError(f"training configuration: {name} has no density; give transmittance_weight=0")
+        if "nerf" not in parts and self.cameras == "learned":
+            raise UserError(f"training configuration: {name} shows the same from every camera; give cameras=prior")
+        without = {"aux_head"} if self.generator.background == "plain" else {"aux_head", "background"}
+        shown = [part for part in parts if part not in without]
+        for stage in self.stages:
+            if stage.auxiliary and "aux_head" not in parts:
+                raise UserError(f"training configuration: {name} has no auxiliary picture; give auxiliary=false")
+            lacking = [part for part in stage.frozen if part not in parts]
+            if lacking:
+                raise UserError(
+                    f"training configuration: frozen names {', '.join(lacking)}, which {name} does not have; "
+                    f"its parts are {', '.join(parts)}"
+                )
+            if set(shown) <= set(stage.frozen) and self.cameras != "learned":
+                raise UserError(
+                    f"training configuration: the stage at {stage.resolution} freezes all that its pictures are made with; "
+                    f"leave one of {', '.join(shown)} to train"
+                )
 
     @property
     def judges_cameras(self) -> bool:

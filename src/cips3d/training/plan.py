@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cips3d.camera import Camera
 from cips3d.models import volume
+from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, RenderOutput
 from cips3d.training import gradients, losses
@@ -96,7 +97,8 @@ def step_cost(
     """
     networks = Networks(config, META)
     if config.precision != "no":
-        for module in (networks.generator.inr, *networks.discriminators.values()):
+        inr = [part for name, part in networks.generator.named_children() if name == "inr"]  # pi-gan has none
+        for module in (*inr, *networks.discriminators.values()):
             _in_half_precision(module)
     state = 4 * (4 * _numbers(networks.generator) + 3 * _numbers(networks.discriminators))
     piece = pictures // stage.accumulate
@@ -139,6 +141,8 @@ def visible_share(config: TrainConfig) -> float:
             _generate(Networks(config, META).generator, config, stage, 1)
         volume.assumed_share.reset(token)
         counts.append(account.flops)
+    if counts[0] == counts[1]:  # cips-2d has no samples
+        return 1.0
     with torch.no_grad(), Account() as account:
         cpu = torch.device("cpu")
         _small_picture(Networks(config, cpu).generator, config, stage.resolution, cpu)
@@ -148,7 +152,7 @@ def visible_share(config: TrainConfig) -> float:
 def measured_speed(config: TrainConfig, seconds: float = 3.0) -> float:
     """Operations a second that this machine reaches in a generator's forward and backward pass on a small picture."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    generator = Generator(config.generator).to(device)
+    generator = build_generator(config.generator).to(device)
     with Account() as account:
         _small_picture(generator, config, 32, device).image.sum().backward()
     start, elapsed, passes = time.perf_counter(), 0.0, 0

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
@@ -34,7 +35,7 @@ class Networks:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.generator = Generator(config.generator).to(device)
+            self.generator = build_generator(config.generator).to(device)
             self.discriminators = nn.ModuleDict(
                 {
                     "main": ProgressiveDiscriminator(config.discriminator),
