@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint benchmarks
+.PHONY: demo test lint benchmarks experiments test-fidelity
 .DELETE_ON_ERROR:
 
 demo: .venv/.runtime
@@ -21,6 +21,15 @@ lint: .venv/.dev
 benchmarks: .venv/.dev
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done
 
+# All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was.
+experiments: .venv/.experiments
+	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py,$(wildcard experiments/*.py))); do \
+	    $(BIN)/python $$script; done
+
+# Our FID and KID against torch-fidelity's own, in an environment of its own: it needs torchvision, which wants its own torch.
+test-fidelity: .venv-fidelity/.done
+	.venv-fidelity/bin/python -m pytest tests/test_torch_fidelity.py
+
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
@@ -33,3 +42,12 @@ $(BIN)/pip:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.runtime $@
+
+.venv/.experiments: .venv/.dev
+	$(INSTALL) -e '.[experiments]'
+	touch $@
+
+.venv-fidelity/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-fidelity
+	.venv-fidelity/bin/pip install --disable-pip-version-check --quiet --no-compile -e '.[dev,fidelity,efficientnet]'
+	touch $@

@@ -25,8 +25,9 @@ from PIL import Image
 import tiny
 from cips3d import cli, pretrained
 from cips3d.cli import data as data_verbs
-from cips3d.cli import demo, imports, info, render, sample, train
+from cips3d.cli import demo, evaluate, imports, info, render, sample, train
 from cips3d.data import ImageDataset
+from cips3d.metrics import evaluation
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "render": render.render,
     "data heads": data_verbs.heads,
     "info": info.info,
+    "eval": evaluate.evaluate_model,
     "import-official": imports.import_official,
 }
 
@@ -135,6 +137,50 @@ def test_render(model: str, tmp_path: Path) -> None:
         assert len(frames) == 5
         assert (frames[0].width, frames[0].height) == (32, 16)
     assert names(tmp_path) == ["a.gif", "a.mp4", "a.png"]
+
+
+def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "found.json"
+    few = ["--metrics", "fd20_heads", "kd20_heads", "--count", "3"]
+    cli.main(["eval", model, *few, "--json-file", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(out.read_text())
+    assert lines[0].split() == ["model", "true", "heads"] and lines[-1] == str(out)
+    assert [line.split()[0] for line in lines[1:-1]] == list(found["values"])
+    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *evaluation.ENTRIES}
+    assert set(found["true_heads"]) == set(evaluation.ENTRIES)
+    assert found["record"]["fidelity"]["dataset"]["resolution"] == 8
+    cli.main(["eval", model, "--data", tiny.pictures(tmp_path / "data"), "--metrics", "fd4_heads", "--count", "2"])
+    text = capsys.readouterr().out
+    assert "warp_error" in text and "pose_error" not in text and "true heads" not in text
+    sight = "test_cli:SIGHT"
+    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(SIGHT=SIGHT))
+    cli.main(["eval", model, *few, "--predictor", sight, "--json-file", str(out)])
+    values = json.loads(out.read_text())["values"]
+    assert values["pose_error"] < 30 and values["identity_consistency"] == pytest.approx(1)
+
+
+SIGHT = SimpleNamespace(
+    pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))), identity=lambda images: torch.ones(len(images), 2)
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--metrics", "fvd"], "metric fvd: unknown"),
+        (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
+        (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
+        (["--predictor", "json:loads"], "--predictor json:loads: has no methods"),
+        (["--count", "1"], "--count: 1; it must be at least 2"),
+        (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
+        (["--psi", "nan"], "--psi"),
+    ],
+)
+def test_eval_refuses(model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", *options))
 
 
 def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import arg
 
@@ -14,6 +14,7 @@ from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_d
 from cips3d.data import SyntheticHeads, open_dataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
+from cips3d.metrics.consistency import Predictor
 from cips3d.metrics.evaluation import evaluate
 
 
@@ -34,18 +35,18 @@ def evaluate_model(
     """Measure a model: distance to its dataset, consistency of its views, geometry, mirror symmetry.
 
     Args:
-        model: a bundled name, a .safetensors model, a folder in the hub's form, or a hub id.
+        model: a .safetensors model, a folder in the hub's form, or a hub id.
         data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures.
         metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
-            kid50k_full, …; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet, …
+            kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
             Default: fd2k_heads and kd2k_heads for the embedded heads, fid2k and kid2k else.
         count: subjects that everything else is measured on.
         seed: of latents and cameras.
         psi: truncation of those subjects (distances are measured without).
         resolution: side of the pictures in pixels. Default: the model's training resolution.
         inception_weights: file with the weights of torch-fidelity's Inception, for machines without a network.
-        predictor: "module:object" in Python whose methods pose and identity see these in pictures (cips3d.metrics.consistency
-            describes them). Default: a network of our own for the embedded heads, none else.
+        predictor: "module:object" in Python whose methods pose and identity see these in pictures
+            (cips3d.metrics.consistency.Predictor). Default: a network of our own for the embedded heads, none else.
         json_file: also write the figures, and what they depend on, to this file.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
@@ -66,7 +67,7 @@ def evaluate_model(
         print(json_file)
 
 
-def _predictor(name: str | None) -> Any:
+def _predictor(name: str | None) -> Predictor | None:
     """The object that a user names."""
     if name is None:
         return None
@@ -74,6 +75,6 @@ def _predictor(name: str | None) -> Any:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--predictor {name}: {error}; give module:object of an installed module") from None
-    if not all(callable(getattr(found, method, None)) for method in ("pose", "identity")):
+    if not isinstance(found, Predictor):
         raise UserError(f"--predictor {name}: has no methods pose and identity")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ YAWS = (-0.35, 0.0, 0.35)
 _QUANTILES = torch.linspace(0.01, 0.99, 99)
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """What a user gives to have poses and identities measured on pictures of another kind than the embedded heads.
 

@@ -97,6 +97,8 @@ def evaluate(
         fidelity = Fidelity(metrics, inception_weights, seed=seed)
         values |= fidelity(generator, dataset)
         record["fidelity"] = fidelity.record(dataset)
+    if "nerf" not in generator.parts:  # a generator of flat pictures has no views to compare
+        return Evaluation(values, {}, record)
     latents = generator.sample_latents(count, seed)
     subjects = Subjects.generated(generator, latents, dataset.resolution, psi)
     if not isinstance(dataset, SyntheticHeads):

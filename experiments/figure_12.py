@@ -1,0 +1,53 @@
+"""Fig. 12: how many rays need gradients? n_r of 8² to 32² at 32², and all of them by checkpoints of chunks.
+
+As large a share of the rays at 16². One seed each: about an hour on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from common import Result, logged, small_config, staged, table
+from matplotlib.figure import Figure
+
+from cips3d.training.config import TrainConfig
+
+SIDES = (8, 16, 24)
+
+
+def partial(side: int) -> Callable[[int], TrainConfig]:
+    """A run in which `side`² of the 32² rays carry gradients."""
+
+    def config(seed: int) -> TrainConfig:
+        base = small_config(seed=seed)
+        stages = [
+            replace(stage, gradients="partial", gradient_rays=(side * stage.resolution // 32) ** 2) for stage in base.stages
+        ]
+        return replace(base, stages=tuple(stages))
+
+    return config
+
+
+ROWS: dict[str, Callable[[int], TrainConfig]] = {f"{side}²": partial(side) for side in SIDES} | {
+    "32²": lambda seed: small_config(seed=seed),
+    "checkpointed": lambda seed: staged(small_config(seed=seed), gradients="checkpointed"),
+}
+
+
+def main() -> None:
+    claim = "Too few rays with gradients harm; three quarters along each side are as good as all (Fig. 12)"
+    result = Result("figure_12", claim)
+    found = table("figure_12", ROWS, ("fd2k_heads", "kd2k_heads"), seeds=(0,))
+    figure = Figure(figsize=(5.5, 3.4))
+    axes = figure.subplots()
+    for row in ROWS:
+        axes.plot(*logged(f"figure_12_{row}", 0, "fd2k_heads"), label=row)
+    axes.set(xlabel="thousands of pictures shown", ylabel="fd2k_heads", yscale="log")
+    axes.legend()
+    last = {row: values["fd2k_heads"] for row, values in found["medians"].items()}
+    result.write(found, last["8²"] > last["24²"] and last["24²"] < 1.1 * last["32²"], figure, seeds=(0,))
+
+
+if __name__ == "__main__":
+    main()
