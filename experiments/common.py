@@ -1,4 +1,4 @@
-"""What experiments share: training runs, made once and resumed if interrupted; tables over seeds; results as JSON and figure."""
+"""What experiments share: training runs, made once and resumed if interrupted; tables over seeds; results as files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fig. 9: CIPS-3D has more parameters than pi-GAN and trains faster; ModFC by bmm is faster than by grouped convolution.
 
-Paper-size generators, forward and backward pass of one picture at a time: two minutes on two cores. benchmarks/modfc.py measures
-Fig. 9c, on its own, since its largest case takes 16 GiB.
+Paper-size generators, forward and backward pass of one picture at a time: two minutes on two cores. benchmarks/modfc.py
+measures Fig. 9c, on its own, since its largest case takes 16 GiB.
 """
 
 from __future__ import annotations
