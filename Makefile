@@ -22,7 +22,7 @@ benchmarks: .venv/.dev
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done
 
 # All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was.
-experiments: .venv/.experiments
+experiments: .venv/.dev
 	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py,$(wildcard experiments/*.py))); do \
 	    $(BIN)/python $$script; done
 
@@ -42,10 +42,6 @@ $(BIN)/pip:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.runtime $@
-
-.venv/.experiments: .venv/.dev
-	$(INSTALL) -e '.[experiments]'
-	touch $@
 
 .venv-fidelity/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-fidelity

@@ -1,18 +1,19 @@
-"""Two gloo processes with a thread each against the same run on one core: pictures a second of a preset's last stage.
+"""Two gloo processes with a thread each against the same run on one core: pictures a second of a stage of a preset.
 
-Both run the real `Trainer`, with its data and its log, from the same new networks, in turns. The ideal is twice the one core's
-rate. What a step costs whatever the batch (about 50 ms of Python, optimisers and small operations) does not shrink when the
-batch is shared, so the speed-up grows with the batch.
+Both run the real `Trainer` on the embedded heads, with its log, from the same new networks, in turns. The ideal is twice the
+one core's rate. What a step costs whatever the batch (about 50 ms of Python, optimisers and small operations for the small
+presets) does not shrink when the batch is shared, so the speed-up grows with the batch and with the networks.
 
-    python benchmarks/scaling.py [heads-64 | heads-32] [batch]        (about four minutes)
+    python benchmarks/scaling.py                                              (heads-64, about two minutes)
+    python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32², five minutes)
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -27,7 +28,7 @@ from cips3d.training.launch import run_in_processes
 from cips3d.training.presets import preset
 from cips3d.training.trainer import Trainer
 
-TURNS, WARM_UP, PICTURES = 3, 3, 480
+WARM_UP = 2
 
 
 def train(config: TrainConfig, folder: Path) -> float:
@@ -48,15 +49,23 @@ def measure(processes: int, config: TrainConfig, pipe: Connection) -> None:
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "heads-64"
-    base = preset(name)
-    last = base.stages[-1]
-    batch = int(sys.argv[2]) if len(sys.argv) > 2 else last.batch
-    stage = replace(last, batch=batch, kimg=(WARM_UP * batch + PICTURES) / 1000, fade_kimg=0.0)
-    config = replace(base, stages=(stage,), checkpoint_kimg=1000, sample_kimg=1000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="heads-64")
+    parser.add_argument("--stage", type=int, default=-1, help="number of the stage, from 0; the last one by default")
+    parser.add_argument("--batch", type=int, help="the stage's by default")
+    parser.add_argument("--steps", type=int, default=12, help="that are timed, after a few that are not")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    base = preset(options.preset)
+    stage = base.stages[options.stage]
+    batch = options.batch or stage.batch
+    stage = replace(stage, batch=batch, kimg=(WARM_UP + options.steps) * batch / 1000, fade_kimg=0.0)
+    config = replace(
+        base, data="heads", stages=(stage,), precision="no", workers=0, checkpoint_kimg=1000, sample_kimg=1000, log_steps=1000
+    )
     context = multiprocessing.get_context("spawn")
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(TURNS):
+    for _ in range(options.turns):
         for processes, found in rates.items():
             here, there = context.Pipe()
             process = context.Process(target=measure, args=(processes, config, there))
@@ -65,7 +74,7 @@ def main() -> None:
             found.append(here.recv())
             process.join()
     one, two = (statistics.median(found) for found in rates.values())
-    print(f"{name} at {stage.resolution}², batch {batch}")
+    print(f"{options.preset} at {stage.resolution}², batch {batch}")
     for processes, found in rates.items():
         print(f"{processes} process(es): {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f})")
     print(f"speed-up {two / one:.2f}, {two / (2 * one):.0%} of the ideal")

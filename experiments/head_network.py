@@ -25,7 +25,7 @@ from cips3d.metrics.head_network import COLORS, DEPTH_SIDE, KINDS, SIDE, HeadNet
 from cips3d.metrics.subjects import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
-BATCH, STEPS, RATE = 64, 3500, 2e-3
+BATCH, STEPS, RATE = 64, 2500, 2e-3
 #: Wider than the prior of the training pictures (0.3 and 0.155), so that no generated view lies outside.
 POSES = PoseDistribution(yaw_std=0.45, pitch_std=0.2)
 TRAINING_SEED, TEST_SEED = 11, 12
