@@ -1,8 +1,8 @@
 """Trains the HeadNetwork on the embedded heads and writes it into the package: python experiments/head_network.py.
 
 Pictures of both styles, from cameras of a wider prior than a generator's, are resized down and up, blurred, made noisy and
-shifted in colour, since the generated pictures that the network reads later are none of the dataset's. Takes about 15 minutes
-on two cores and prints, at its end, how well it reads pictures of heads that it has never seen.
+shifted in colour, since the generated pictures that the network reads later are none of the dataset's. Takes about 20 minutes
+on one core and prints, at its end, how well it reads pictures of heads that it has never seen.
 """
 
 from __future__ import annotations

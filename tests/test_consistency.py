@@ -71,7 +71,7 @@ def test_a_plane_is_warped_as_geometry_says() -> None:
     source, target = view(0.3), view(-0.2)
     picture, known = warped(source, target)
     assert 0.7 < float(known.float().mean()) < 1  # what lies beyond the other's edge is not known
-    assert float((picture - target.out.image).abs().mean(dim=1, keepdim=True)[known].max()) < 0.01
+    assert float((picture - target.out.image).abs().mean(dim=1, keepdim=True)[known].max()) < 0.03
     assert float((source.out.image - target.out.image).abs().mean()) > 0.1
 
 

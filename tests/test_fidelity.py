@@ -111,7 +111,7 @@ def test_damage_to_the_pictures_raises_the_distance(pictures: tuple[Tensor, Tens
         "one head again and again": measured(other[:1].expand_as(other)),
         "cartoons": measured(torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600)))),
     }
-    assert all(value > 2 * abs(undamaged) for value in damaged.values()), (undamaged, damaged)
+    assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (undamaged, damaged)
 
 
 # ---------------------------------------------------------------- generators
