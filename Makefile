@@ -21,9 +21,10 @@ lint: .venv/.dev
 benchmarks: .venv/.dev
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done
 
-# All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was.
+# All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was. The head
+# network is no experiment: it is what they are measured with.
 experiments: .venv/.dev
-	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py,$(wildcard experiments/*.py))); do \
+	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py %/head_network.py,$(wildcard experiments/*.py))); do \
 	    $(BIN)/python $$script; done
 
 # Our FID and KID against torch-fidelity's own, in an environment of its own: it needs torchvision, which wants its own torch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import statistics
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 from cips3d import pretrained
 from cips3d.cli.train import train_here
+from cips3d.configuration import to_dict
 from cips3d.data import SyntheticHeads
 from cips3d.files import atomic_path
 from cips3d.metrics.evaluation import evaluate
@@ -48,24 +50,29 @@ def staged(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, stages=tuple(replace(stage, **changes) for stage in config.stages))
 
 
-def trained(label: str, config: TrainConfig) -> Generator:
+def run_folder(config: TrainConfig) -> Path:
+    """Where the run of a configuration is: equal runs of several experiments are made once, changed ones anew."""
+    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=6).hexdigest()
+    return RUNS / f"{config.generator.architecture}-{config.seed}-{digest}"
+
+
+def trained(config: TrainConfig) -> Generator:
     """The model of a run, which is made, or continued, if it is not there."""
-    folder = RUNS / f"{label}-{config.seed}"
+    folder = run_folder(config)
     if not (folder / MODEL_FILE).exists():
         print(f"training {folder}", flush=True)
         train_here(config, folder)
     return pretrained.load(folder / MODEL_FILE)
 
 
-def logged(label: str, seed: int, figure: str) -> tuple[list[float], list[float]]:
-    """Thousands of pictures shown, and a figure of the log there."""
-    lines = [json.loads(line) for line in (RUNS / f"{label}-{seed}" / "log.jsonl").read_text().splitlines()]
+def logged(config: TrainConfig, figure: str) -> tuple[list[float], list[float]]:
+    """Thousands of pictures shown, and a figure of the run's log there."""
+    lines = [json.loads(line) for line in (run_folder(config) / "log.jsonl").read_text().splitlines()]
     points = [(line["images"] / 1000, line[figure]) for line in lines if figure in line]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def table(
-    label: str,
     rows: Mapping[str, Callable[[int], TrainConfig]],
     figures: tuple[str, ...],
     seeds: tuple[int, ...] = SEEDS,
@@ -74,7 +81,6 @@ def table(
     """Trains every row with every seed and measures what comes out.
 
     Args:
-        label: runs are called LABEL_ROW-SEED.
         rows: name -> the configuration for a seed.
         figures: names of figures (see `cips3d.metrics.evaluation`), of which a generator without views has only distances.
         seen: called with every generator, in the order of rows and seeds.
@@ -86,19 +92,25 @@ def table(
     for row, config in rows.items():
         runs[row] = {figure: [] for figure in figures}
         for seed in seeds:
-            generator = trained(f"{label}_{row}", config(seed))
+            generator = trained(config(seed))
             heads = SyntheticHeads(resolution=32)
-            found = evaluate(generator, heads, ("fd2k_heads", "kd2k_heads")).as_json()["values"]
+            found = evaluate(generator, heads, ("fd2k_heads", "kd2k_heads"), reference=False).as_json()["values"]
             for figure in figures:
                 runs[row][figure].append(found.get(figure))
             print(row, seed, {figure: found.get(figure) for figure in figures}, flush=True)
             seen(generator)
-    medians = {
-        row: {figure: statistics.median(v for v in values if v is not None) if any(v is not None for v in values) else None
-              for figure, values in of_row.items()}
-        for row, of_row in runs.items()
-    }  # fmt: skip
+    medians = {row: {figure: _median(values) for figure, values in of_row.items()} for row, of_row in runs.items()}
     return {"medians": medians, "runs": runs}
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def clearly_mirrored(without: list[float | None], with_it: list[float | None]) -> bool:
+    """Whether most subjects of every run mirror without the auxiliary discriminator, and few of any run with it."""
+    return all(x is not None and x > 0.5 for x in without) and all(x is not None and x < 0.1 for x in with_it)
 
 
 class Result:
@@ -121,6 +133,7 @@ class Result:
         """
         content = {
             "experiment": self.name, "claim": self.claim, "holds": holds, "values": values, "seeds": seeds,
+            # runs that were there already are not in it
             "minutes": round((time.time() - self.began) / 60, 1), "finished": time.strftime("%Y-%m-%d"),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__,
         }  # fmt: skip

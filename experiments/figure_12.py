@@ -38,11 +38,11 @@ ROWS: dict[str, Callable[[int], TrainConfig]] = {f"{side}²": partial(side) for 
 def main() -> None:
     claim = "Too few rays with gradients harm; three quarters along each side are as good as all (Fig. 12)"
     result = Result("figure_12", claim)
-    found = table("figure_12", ROWS, ("fd2k_heads", "kd2k_heads"), seeds=(0,))
+    found = table(ROWS, ("fd2k_heads", "kd2k_heads"), seeds=(0,))
     figure = Figure(figsize=(5.5, 3.4))
     axes = figure.subplots()
-    for row in ROWS:
-        axes.plot(*logged(f"figure_12_{row}", 0, "fd2k_heads"), label=row)
+    for row, config in ROWS.items():
+        axes.plot(*logged(config(0), "fd2k_heads"), label=row)
     axes.set(xlabel="thousands of pictures shown", ylabel="fd2k_heads", yscale="log")
     axes.legend()
     last = {row: values["fd2k_heads"] for row, values in found["medians"].items()}

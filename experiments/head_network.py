@@ -21,7 +21,8 @@ from tqdm import trange
 import cips3d.metrics
 from cips3d.camera import PoseDistribution
 from cips3d.data import HeadBatch, SyntheticHeads
-from cips3d.metrics.head_network import COLORS, DEPTH_SIDE, KINDS, SIDE, HeadNetwork, HeadReading
+from cips3d.metrics.consistency import small_depth
+from cips3d.metrics.head_network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading
 from cips3d.metrics.subjects import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
@@ -58,13 +59,6 @@ def kind_targets(batch: HeadBatch, cartoon: bool) -> dict[str, Tensor]:
     return values | {"cartoon": torch.full((len(batch.images),), int(cartoon))}
 
 
-def small_depth(batch: HeadBatch) -> tuple[Tensor, Tensor]:
-    """Depth and share of the head in each pixel at the network's own size."""
-    mask = F.adaptive_avg_pool2d(batch.mask.float(), DEPTH_SIDE)
-    depth = F.adaptive_avg_pool2d(batch.depth * batch.mask, DEPTH_SIDE) / mask.clamp(min=1e-6)
-    return depth, mask
-
-
 def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) -> Tensor:
     angles = torch.stack([reading.yaw - batch.attributes["yaw"], reading.pitch - batch.attributes["pitch"]])
     total = 3 * F.smooth_l1_loss(angles / 0.1, torch.zeros_like(angles))
@@ -73,7 +67,7 @@ def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) 
     for name in COLORS:
         total = total + 3 * F.smooth_l1_loss(reading.colors[name], batch.attributes[name], beta=0.1)
     total = total + F.smooth_l1_loss(reading.damage, damage)
-    depth, mask = small_depth(batch)
+    depth, mask = small_depth(batch.depth, batch.mask)
     total = total + 2 * (F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none") * mask).mean()
     return total + 2 * F.binary_cross_entropy(reading.mask, mask)
 
@@ -85,7 +79,7 @@ def report(network: HeadNetwork) -> None:
         heads = SyntheticHeads(2000, SIDE, TEST_SEED, style)
         batch = heads.render(range(1000))
         reading = network(batch.images.float() / 127.5 - 1)
-        depth, mask = small_depth(batch)
+        depth, mask = small_depth(batch.depth, batch.mask)
         yaw, pitch = batch.attributes["yaw"], batch.attributes["pitch"]
         inside = mask > 0.5
         print(f"{style}: camera {float(angle_between(reading.yaw, reading.pitch, yaw, pitch).mean()):.2f}°, ", end="")

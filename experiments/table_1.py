@@ -22,12 +22,12 @@ ROWS = {
 
 def main() -> None:
     result = Result("table_1", "CIPS-3D is better than pi-GAN and than the 2D CIPS in FID and KID (Table 1, Fig. 8)")
-    found = table("table_1", ROWS, ("fd2k_heads", "kd2k_heads", "pose_error", "warp_error"))
+    found = table(ROWS, ("fd2k_heads", "kd2k_heads", "pose_error", "warp_error"))
     figure = Figure(figsize=(5.5, 3.4))
     axes = figure.subplots()
     for color, row in zip(("C0", "C1", "C2"), ROWS, strict=True):
         for seed in SEEDS:
-            axes.plot(*logged(f"table_1_{row}", seed, "fd2k_heads"), color=color, label=row if seed == SEEDS[0] else None)
+            axes.plot(*logged(ROWS[row](seed), "fd2k_heads"), color=color, label=row if seed == SEEDS[0] else None)
     axes.set(xlabel="thousands of pictures shown", ylabel="fd2k_heads", yscale="log")
     axes.legend()
     medians = {row: values["fd2k_heads"] for row, values in found["medians"].items()}

@@ -150,7 +150,7 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert [line.split()[0] for line in lines[1:-1]] == list(found["values"])
     assert set(found["values"]) == {"fd20_heads", "kd20_heads", *evaluation.ENTRIES}
     assert set(found["true_heads"]) == set(evaluation.ENTRIES)
-    assert found["record"]["fidelity"]["dataset"]["resolution"] == 8
+    assert found["record"]["dataset"]["resolution"] == 8
     cli.main(["eval", model, "--data", tiny.pictures(tmp_path / "data"), "--metrics", "fd4_heads", "--count", "2"])
     text = capsys.readouterr().out
     assert "warp_error" in text and "pose_error" not in text and "true heads" not in text
@@ -158,12 +158,20 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(SIGHT=SIGHT))
     cli.main(["eval", model, *few, "--predictor", sight, "--json-file", str(out)])
     values = json.loads(out.read_text())["values"]
-    assert values["pose_error"] < 30 and values["identity_consistency"] == pytest.approx(1)
+    expected = Generator(tiny.GENERATOR).config.poses.sample(3, torch.Generator().manual_seed(0)).yaw_pitch()
+    cosine = (expected[1].cos() * expected[0].cos()).acos()  # of the angle to the frontal camera
+    assert values["pose_error"] == pytest.approx(float(cosine.rad2deg().mean()), rel=1e-3)
+    assert values["identity_consistency"] == pytest.approx(1)
+    assert json.loads(out.read_text())["record"]["predictor"] == sight
 
 
+#: Sees everything from the front, and one subject only.
 SIGHT = SimpleNamespace(
     pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))), identity=lambda images: torch.ones(len(images), 2)
 )
+#: Gives a column instead of one angle for each picture.
+COLUMN = SimpleNamespace(pose=lambda images: (torch.zeros(len(images), 1),) * 2, identity=SIGHT.identity)
+FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIGHT.identity)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,9 @@ SIGHT = SimpleNamespace(
         (["--metrics", "fvd"], "metric fvd: unknown"),
         (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
         (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
-        (["--predictor", "json:loads"], "--predictor json:loads: has no methods"),
+        (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),
+        (["--predictor", "test_cli:COLUMN"], r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures"),
+        (["--predictor", "test_cli:FAILING"], "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing"),
         (["--count", "1"], "--count: 1; it must be at least 2"),
         (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
         (["--psi", "nan"], "--psi"),
@@ -180,7 +190,8 @@ SIGHT = SimpleNamespace(
 )
 def test_eval_refuses(model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", *options))
+    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, FAILING=FAILING))
+    assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options))
 
 
 def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_warp_error(truth: Subjects) -> None:
 
 def test_nothing_solid_gives_nan(truth: Subjects, network: HeadNetwork) -> None:
     empty = spoiled(truth, lambda out, _: replace(out, opacity=torch.zeros_like(out.opacity)))
-    assert math.isnan(warp_error(empty)) and two_hypothesis_score(empty) == 0
+    assert math.isnan(warp_error(empty)) and math.isnan(two_hypothesis_score(empty))
     assert math.isnan(depth_error(empty.from_prior(0), network)[0])
     assert math.isnan(depth_distance(empty.from_prior(0), truth.from_prior(0)))
 
@@ -150,6 +150,16 @@ def test_depth_distance(truth: Subjects) -> None:
     assert depth_distance(spoiled(truth, flattened).from_prior(0), other) > 4 * good
     shifted = spoiled(truth, lambda out, _: replace(out, depth=out.depth + 0.02))
     assert depth_distance(shifted.from_prior(0), truth.from_prior(0)) == pytest.approx(0.02, abs=1e-4)
+
+
+def test_the_camera_may_stand_anywhere(truth: Subjects, network: HeadNetwork) -> None:
+    """Twice as far, through a lens of half the angle, nothing of the measures changes but by perspective."""
+    near = truth.from_prior(0)
+    yaw, pitch = near.camera.yaw_pitch()
+    fov = math.degrees(2 * math.atan(math.tan(math.radians(6)) / 2))
+    far = truth.seen(Camera.orbit(yaw, pitch, 2.0, fov))
+    assert depth_error(far, network)[0] < 1.5 * depth_error(near, network)[0]
+    assert depth_distance(far, near) < 0.002
 
 
 # ---------------------------------------------------------------- symmetry

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cips3d.models.baselines import build_generator
+from cips3d.models.generator import Generator
+from cips3d.training.config import TrainConfig
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
@@ -32,6 +35,21 @@ def test_its_runs_can_be_configured(name: str) -> None:
     assert not sizes or max(sizes) < 1.1 * min(sizes)  # rows are compared at about the same size
     lengths = {sum(stage.kimg for stage in config.stages) for config in configs}
     assert len(lengths) <= 1
+
+
+def test_training_is_not_in_inference_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
+    module = importlib.import_module("figure_10")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "COUNT", 9)
+
+    def trained(config: TrainConfig) -> Generator:
+        assert not torch.is_inference_mode_enabled()
+        return build_generator(config.generator)
+
+    monkeypatch.setattr(module, "trained", trained)
+    module.main()
+    assert json.loads((tmp_path / "figure_10.json").read_text())["holds"] is False  # of an untrained generator
 
 
 def test_proposition_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

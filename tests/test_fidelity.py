@@ -119,7 +119,7 @@ def generator() -> Generator:
     return Generator(tiny.GENERATOR)
 
 
-def test_a_picture_depends_on_its_number_alone() -> None:
+def test_a_picture_does_not_depend_on_the_batch() -> None:
     whole = torch.cat(list(generated_pictures(generator(), 70, 8, seed=3)))
     parts = [torch.cat(list(generated_pictures(generator(), 70, 8, 3, part))) for part in (slice(0, 41), slice(41, 70))]
     assert whole.shape == (70, 3, 8, 8) and whole.dtype == torch.uint8
@@ -147,10 +147,33 @@ def test_training_and_offline_values_of_a_snapshot_are_equal(tmp_path: Path, mon
     model = Trainer(config, tmp_path / "run").run()
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if names[0] in line]
-    assert [line["images"] for line in logged] == [8, 16, 16]
+    assert [line["images"] for line in logged] == [8, 16]
     offline = Fidelity(names)(pretrained.load(str(model)), SyntheticHeads(resolution=8))
     assert {name: logged[-1][name] for name in names} == offline
     assert logged[0][names[0]] != offline[names[0]]
+
+
+def test_a_learned_camera_prior_is_the_one_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    seen: list[float] = []
+    config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4, generator_lr=0.05),), cameras="learned")
+    trainer = Trainer(config, tmp_path / "run", measures=[lambda g, _: seen.append(g.config.poses.yaw_std) or {}])
+    model = trainer.run()
+    assert seen[-1] == pretrained.load(str(model)).config.poses.yaw_std != config.generator.poses.yaw_std
+
+
+def test_a_run_whose_last_measure_fails_has_its_model_and_measures_when_resumed(tmp_path: Path) -> None:
+    config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4),), metrics_kimg=1000)
+
+    def failing(*_: object) -> dict[str, float]:
+        raise UserError("no room")
+
+    with pytest.raises(UserError, match="no room"):
+        Trainer(config, tmp_path / "run", measures=[failing]).run()
+    assert (tmp_path / "run/model.safetensors").exists()
+    for _ in range(2):  # the second time nothing is left to do
+        Trainer(config, tmp_path / "run", measures=[lambda *_: {"works": 1.0}]).run()
+    assert (tmp_path / "run/log.jsonl").read_text().count('"works"') == 1
 
 
 def test_a_metric_that_is_none_stops_a_run_before_it_starts(tmp_path: Path) -> None:
@@ -171,6 +194,23 @@ def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.Monkey
     for path in (tmp_path / "cache").iterdir():  # a damaged file is made anew
         path.write_bytes(b"damaged")
     assert measure(generator(), ImageDataset(folder, 8)) == first
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny.pictures(tmp_path / "data", count=10, size=8)
+    (tmp_path / "file").write_text("")
+    measured = [
+        Fidelity(["fd10_heads"], cache=cache)(generator(), ImageDataset(folder, 8))
+        for cache in (tmp_path / "cache", tmp_path / "file")
+    ]
+    assert measured[0] == measured[1]
+    assert "are not kept" in caplog.text
+
+
+def test_a_single_picture_is_no_dataset(tmp_path: Path) -> None:
+    folder = tiny.pictures(tmp_path / "data", count=1, size=8)
+    with pytest.raises(UserError, match="a single picture"):
+        Fidelity(["kd2_heads"], cache=tmp_path)(generator(), ImageDataset(folder, 8))
 
 
 def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
@@ -196,8 +236,8 @@ def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
     dataset = ImageDataset(tiny.pictures(tmp_path / "data", count=20), 8, filter="box")
     record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(dataset)
     assert record["real_pictures"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
-    assert record["dataset"]["filter"] == "box" and record["dataset"]["pictures"] == 20
-    json.dumps(record)
+    assert dataset.description()["filter"] == "box" and dataset.description()["pictures"] == 20
+    json.dumps([record, dataset.description()])
 
 
 # ---------------------------------------------------------------- networks that cannot be had
@@ -210,16 +250,19 @@ def test_a_network_that_is_not_installed(name: str, extra: str, monkeypatch: pyt
 
 
 class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch /tmp/cips3d-was-here",)
+        return os.system, (f"touch {self.path}",)
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
-    torch.save({"weight": Payload()}, tmp_path / "bad.pth")
+    torch.save({"weight": Payload(tmp_path / "was-here")}, tmp_path / "bad.pth")
     (tmp_path / "text.pth").write_text("hello")
     for name in ("bad.pth", "text.pth", "none.pth"):
         with pytest.raises(UserError, match=r"^--inception-weights: .*" + name):
             _refuse_unsafe(tmp_path / name)
-    assert not Path("/tmp/cips3d-was-here").exists()
+    assert not (tmp_path / "was-here").exists()
     torch.save({"weight": torch.zeros(2)}, tmp_path / "good.pth")
     _refuse_unsafe(tmp_path / "good.pth")

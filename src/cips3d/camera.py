@@ -199,7 +199,8 @@ class Camera:
             NaN for points in the camera's own plane; and the signed distance: positive in front of the camera, negative behind.
         """
         offset = points - self.position[:, None]
-        local = offset @ self.cam_to_world[:, :3, :3]
+        # not a matrix product, which autocast would make in 16 bits
+        local = (offset[..., None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-2)
         focal = 1 / torch.tan(torch.deg2rad(self.fov) / 2)
         forward = -local[..., 2]
         signs = local.new_tensor([1.0, -1.0])

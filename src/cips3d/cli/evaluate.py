@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from torch import Tensor
 from tyro.conf import arg
 
 from cips3d import pretrained
@@ -35,7 +38,7 @@ def evaluate_model(
     """Measure a model: distance to its dataset, consistency of its views, geometry, mirror symmetry.
 
     Args:
-        model: a .safetensors model, a folder in the hub's form, or a hub id.
+        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
         data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures.
         metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
             kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
@@ -68,13 +71,37 @@ def evaluate_model(
 
 
 def _predictor(name: str | None) -> Predictor | None:
-    """The object that a user names."""
+    """The object that a user names; its faults become lines that name it."""
     if name is None:
         return None
+    sys.path.insert(0, os.getcwd())  # where a user's module lies, as for `python -m`
     try:
         found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's module may raise anything
         raise UserError(f"--predictor {name}: {error}; give module:object of an installed module") from None
-    if not isinstance(found, Predictor):
-        raise UserError(f"--predictor {name}: has no methods pose and identity")
-    return found
+    if not isinstance(found, Predictor) or isinstance(found, type):
+        raise UserError(f"--predictor {name}: is no object with methods pose and identity")
+    return _Named(name, found)
+
+
+class _Named:
+    """A predictor whose faults name it."""
+
+    def __init__(self, name: str, predictor: Predictor) -> None:
+        self.name, self.predictor = name, predictor
+
+    def __str__(self) -> str:
+        return self.name
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        yaw, pitch = self._called("pose", images)
+        return yaw, pitch
+
+    def identity(self, images: Tensor) -> Tensor:
+        return self._called("identity", images)
+
+    def _called(self, method: str, images: Tensor) -> Any:
+        try:
+            return getattr(self.predictor, method)(images)
+        except Exception as error:  # it is the user's code
+            raise UserError(f"--predictor {self.name}: {method} raised {type(error).__name__}: {error}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cips3d.errors import UserError
 from cips3d.metrics.geometry import correlation
 from cips3d.metrics.head_network import DEPTH_SIDE, HeadNetwork
 from cips3d.metrics.subjects import SOLID, Subjects, View, angle_between, mean_difference, warped
@@ -54,16 +56,29 @@ def warp_error(subjects: Subjects) -> float:
 
 @torch.no_grad()
 def pose_error(view: View, predictor: Predictor) -> float:
-    """Mean angle between the cameras that took the pictures and those that the predictor sees in them, degrees."""
+    """Mean angle between the cameras that took the pictures and those that the predictor sees in them, degrees.
+
+    Raises:
+        UserError: if the predictor does not give one yaw and one pitch for each picture.
+    """
     yaw, pitch = view.camera.yaw_pitch()
     seen_yaw, seen_pitch = predictor.pose(view.out.image)
+    if seen_yaw.shape != yaw.shape or seen_pitch.shape != yaw.shape:
+        raise UserError(f"predictor: pose gave {tuple(seen_yaw.shape)} and {tuple(seen_pitch.shape)} for {len(yaw)} pictures")
     return float(angle_between(yaw, pitch, seen_yaw.to(yaw), seen_pitch.to(pitch)).mean())
 
 
 @torch.no_grad()
 def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
-    """Mean cosine between the identities that the predictor sees in one subject's pictures from `YAWS`; 1 for the same."""
-    vectors = [F.normalize(predictor.identity(subjects.at(yaw).out.image), dim=1) for yaw in YAWS]
+    """Mean cosine between the identities that the predictor sees in one subject's pictures from `YAWS`; 1 for the same.
+
+    Raises:
+        UserError: if the predictor does not give one vector for each picture.
+    """
+    vectors = [predictor.identity(subjects.at(yaw).out.image) for yaw in YAWS]
+    if any(vector.dim() != 2 or len(vector) != subjects.count for vector in vectors):
+        raise UserError(f"predictor: identity gave {tuple(vectors[0].shape)} for {subjects.count} pictures")
+    vectors = [F.normalize(vector, dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
     return float(torch.cat(pairs).mean())
 
@@ -74,34 +89,35 @@ def depth_error(view: View, network: HeadNetwork) -> tuple[float, float]:
 
     Returns:
         The mean absolute difference over pixels that are solid for both, world units, and the mean over pictures of the
-        correlation there.
+        correlation there; NaN where there are no such pixels.
     """
-    reading = network(view.out.image.to(network.identity_mean))
-    depth, share = small_depth(view)
-    both = (share > SOLID) & (reading.mask > SOLID)
+    reading = network(view.out.image)
+    depth, share = small_depth(view.depth_from_centre, view.solid)
+    seen_depth = (reading.depth - 1).to(depth)
+    both = (share > SOLID) & (reading.mask.to(share) > SOLID)
     if not bool(both.any()):
-        return float("nan"), 0.0
-    alike = [correlation(a[b], c[b]) for a, c, b in zip(depth, reading.depth, both, strict=True)]
-    return float((depth - reading.depth)[both].abs().mean()), sum(alike) / len(alike)
+        return math.nan, math.nan
+    alike = [correlation(a[b], c[b]) for a, c, b in zip(depth, seen_depth, both, strict=True)]
+    return float((depth - seen_depth)[both].abs().mean()), sum(alike) / len(alike)
 
 
-def small_depth(view: View) -> tuple[Float[Tensor, "batch 1 32 32"], Float[Tensor, "batch 1 32 32"]]:
+def small_depth(
+    depth: Float[Tensor, "batch 1 height width"], solid: Bool[Tensor, "batch 1 height width"]
+) -> tuple[Float[Tensor, "batch 1 32 32"], Float[Tensor, "batch 1 32 32"]]:
     """Mean depth of the solid pixels in each cell of a 32×32 grid, and their share."""
-    solid = view.solid.float()
-    share = F.interpolate(solid, (DEPTH_SIDE, DEPTH_SIDE), mode="area")
-    total = F.interpolate(view.out.depth.float() * solid, (DEPTH_SIDE, DEPTH_SIDE), mode="area")
+    share, total = (F.adaptive_avg_pool2d(x, DEPTH_SIDE) for x in (solid.to(depth), depth * solid))
     return total / share.clamp(min=1e-6), share
 
 
 def depth_distance(view: View, truth: View) -> float:
     """How far the depths of the generated subjects' solid pixels lie from those of the true ones, as distributions.
 
-    The mean difference between their quantiles (about the Wasserstein-1 distance), world units; 0.016 for heads of constant
-    depth at their right mean. NaN where nothing is solid.
+    The mean difference between their quantiles (about the Wasserstein-1 distance), world units; about 0.016 for heads of
+    constant depth at their right mean. NaN where nothing is solid.
     """
-    depths = [v.out.depth[v.solid].double().cpu() for v in (view, truth)]
+    depths = [v.depth_from_centre[v.solid].cpu().double() for v in (view, truth)]
     if min(map(len, depths)) == 0:
-        return float("nan")
+        return math.nan
     at = _QUANTILES.double()
     a, b = (torch.sort(d).values[(at * (len(d) - 1)).long()] for d in depths)
     return float((a - b).abs().mean())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics import consistency, symmetry
+from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import non_flatness, speckle
 from cips3d.metrics.head_network import HeadNetwork, load_head_network
 from cips3d.metrics.subjects import Subjects, View
 from cips3d.models.generator import Generator
 
+#: Largest side of the views of subjects, of which several hundred are in memory at a time, pixels.
+MOST_SIDE = 128
 #: What the entries of a table mean: description, unit, factor to that unit, and which way is better. FID and KID come first.
 ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] = {
     "pose_error": ("angle between asked and seen camera", "°", 1, "lower"),
@@ -75,11 +78,12 @@ def evaluate(
     psi: float = 1.0,
     predictor: consistency.Predictor | None = None,
     inception_weights: Path | None = None,
+    reference: bool = True,
 ) -> Evaluation:
     """Measures a model.
 
     Args:
-        dataset: what it was trained on; pictures are rendered at its resolution.
+        dataset: what it was trained on; pictures are rendered at its resolution, views of subjects at `MOST_SIDE` at most.
         metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`); these are always measured at ψ 1.
         count: subjects that everything else is measured on.
         seed: of latents and cameras.
@@ -87,29 +91,40 @@ def evaluate(
         predictor: sees pose and identity in pictures; for the embedded heads, natural or cartoon, their own network by default.
             Without one these figures are left out.
         inception_weights: see `cips3d.metrics.features.feature_network`.
+        reference: measure true heads too.
 
     Raises:
-        UserError: see `Fidelity`.
+        UserError: see `Fidelity`, and if the predictor's results have wrong shapes.
     """
     values: dict[str, float] = {}
-    record: dict[str, Any] = {"count": count, "psi": psi, "seed": seed}
+    record: dict[str, Any] = {
+        "dataset": dataset.description(), "fingerprint": dataset.fingerprint, "count": count, "psi": psi, "seed": seed,
+        "predictor": "heads" if predictor is None else str(predictor), "head_network": feature_network("heads").key,
+    }  # fmt: skip
     if metrics:
         fidelity = Fidelity(metrics, inception_weights, seed=seed)
         values |= fidelity(generator, dataset)
         record["fidelity"] = fidelity.record(dataset)
     if "nerf" not in generator.parts:  # a generator of flat pictures has no views to compare
         return Evaluation(values, {}, record)
-    latents = generator.sample_latents(count, seed)
-    subjects = Subjects.generated(generator, latents, dataset.resolution, psi)
+    device, extent = generator.shape_mean.device, generator.config.extent
+    side = min(dataset.resolution, MOST_SIDE)
+    subjects = Subjects.generated(generator, generator.sample_latents(count, seed), side, psi)
     if not isinstance(dataset, SyntheticHeads):
         return Evaluation(values | _figures(subjects, seed, predictor, None, None), {}, record)
-    network = load_head_network().to(generator.shape_mean.device)
-    heads = Subjects.true(dataset, range(min(count, len(dataset))))
-    unseen = SyntheticHeads(count, dataset.resolution, dataset.seed + 1, dataset.style, dataset.poses)
-    other = Subjects.true(unseen, range(count))
-    values |= _figures(subjects, seed, predictor or network, network, heads.from_prior(seed))
-    reference = _figures(other, seed, predictor or network, network, heads.from_prior(seed))
-    return Evaluation(values, reference, record)
+    network = load_head_network().to(device)
+
+    def true(heads_seed: int, indices: range) -> Subjects:
+        heads = SyntheticHeads(dataset.size, side, heads_seed, dataset.style, dataset.poses)
+        return replace(Subjects.true(heads, indices, device), extent=extent)  # as the generator's, for the non-flatness score
+
+    indices = range(min(count, len(dataset)))
+    truth = true(dataset.seed, indices).from_prior(seed)
+    values |= _figures(subjects, seed, predictor or network, network, truth)
+    if not reference:
+        return Evaluation(values, {}, record)
+    unseen = true(dataset.seed + 1, indices)
+    return Evaluation(values, _figures(unseen, seed, predictor or network, network, truth), record)
 
 
 def _figures(

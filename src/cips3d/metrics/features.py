@@ -19,11 +19,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cips3d.errors import UserError
-from cips3d.metrics.head_network import load_head_network
+from cips3d.metrics.head_network import FEATURES, load_head_network
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
 #: Side of the pictures that EfficientNet-Lite0 was trained on, and its normalisation of pixels from 0 to 255.
 _EFFICIENTNET_SIDE, _EFFICIENTNET_MEAN, _EFFICIENTNET_SCALE = 224, 127.0, 128.0
+
+#: To be raised when pictures are prepared in another way for a network, so that features in caches are made anew.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ def feature_network(name: NetworkName, inception_weights: Path | None = None) ->
     if name == "efficientnet":
         return _efficientnet()
     module = load_head_network()
-    return _keyed("heads", module.num_features, module, lambda images: module.features(images.float() / 127.5 - 1))
+    return _keyed("heads", FEATURES, module, lambda images: module.features(images.float() / 127.5 - 1))
 
 
 def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]) -> FeatureNetwork:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(f"{name} {_VERSION}".encode(), digest_size=16)
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -80,10 +83,10 @@ def _inception(weights: Path | None) -> FeatureNetwork:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports] (an extra)
             FeatureExtractorInceptionV3,
         )
-    except ImportError:
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision fails in all these ways beside another torch
         raise UserError(
-            "FID and KID need torch-fidelity's Inception; pip install 'cips3d[fidelity]', or take a metric of another "
-            "network, such as fd2k_heads or fd2k_efficientnet"
+            f"FID and KID need torch-fidelity's Inception ({str(error).splitlines()[0]}); pip install 'cips3d[fidelity]' in an "
+            "environment without our constraints, or take another network's metric, such as fd2k_heads or fd2k_efficientnet"
         ) from None
     if weights is not None:
         _refuse_unsafe(weights)
@@ -94,7 +97,8 @@ def _inception(weights: Path | None) -> FeatureNetwork:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{weights}: not the weights of torch-fidelity's Inception-v3 ({reason}); give pt_inception-2015-12-05-6726825d.pth"
+            f"{weights or 'the download'}: not the weights of torch-fidelity's Inception-v3 ({reason}); "
+            "give pt_inception-2015-12-05-6726825d.pth"
         ) from None
     return _keyed("inception", 2048, module, lambda images: module(images)[0])
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,7 @@ from cips3d.models.generator import Generator
 BATCH = 32
 #: Subsets that a KID is the mean over, and their size (torch-fidelity's).
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(fid|kid|fd|kd)([1-9]\d{0,8})(k?)(_full)?(?:_(heads|efficientnet))?")
 
 
@@ -106,14 +108,14 @@ class Fidelity:
             dataset: the real pictures; generated ones are made at its resolution.
 
         Raises:
-            UserError: if a picture cannot be read or the cache cannot be written.
+            UserError: if a picture cannot be read, or the dataset has a single one.
         """
         values: dict[str, float] = {}
         device = generator.shape_mean.device
         for network, count in dict.fromkeys((metric.network, metric.count) for metric in self.metrics):
             features = self.networks[network].to(device)
             pictures = generated_pictures(generator, count, dataset.resolution, self.seed, _share(count))
-            fake = torch.cat([features.extract(images) for images in pictures])
+            fake = _joined(features, map(features.extract, pictures), device)
             for metric in self.metrics:
                 if (metric.network, metric.count) == (network, count):
                     real = self._real_features(features, metric, dataset, device)
@@ -123,8 +125,6 @@ class Fidelity:
     def record(self, dataset: SyntheticHeads | ImageDataset) -> dict[str, Any]:
         """What the values depend on besides the generator and the metrics' names, JSON-ready."""
         return {
-            "dataset": dataset.description(),
-            "fingerprint": dataset.fingerprint,
             "real_pictures": {metric.name: len(self._real_indices(metric, dataset)) for metric in self.metrics},
             "seed": self.seed,
             "networks": {name: network.key for name, network in self.networks.items()},
@@ -148,17 +148,23 @@ class Fidelity:
     ) -> Float[Tensor, "share width"]:
         """This process's share of the features of the real pictures, from the cache where they are there."""
         indices = self._real_indices(metric, dataset)
+        if len(indices) < 2:
+            raise UserError(f"metric {metric.name}: the dataset has a single picture; a distance needs at least 2")
         part = _share(len(indices))
-        key = [network.key, dataset.fingerprint, self.seed, len(indices), part.start, part.stop]
+        chosen_by = None if len(indices) == len(dataset) else self.seed
+        key = [network.key, dataset.fingerprint, chosen_by, len(indices), part.start, part.stop]
         path = self.cache / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.safetensors"
         try:
             return load_file(path)["features"].to(device)
         except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
             pass
         loaded = DataLoader(Subset(dataset, indices[part]), batch_size=BATCH)
-        features = torch.cat([network.extract(pictures.to(device)) for pictures in loaded])
-        with atomic_path(path) as temporary:
-            save_file({"features": features.cpu()}, temporary)
+        features = _joined(network, (network.extract(pictures.to(device)) for pictures in loaded), device)
+        try:
+            with atomic_path(path) as temporary:
+                save_file({"features": features.cpu()}, temporary)
+        except UserError as error:  # no reason to lose what was measured
+            logger.warning("features of real pictures are not kept: %s (CIPS3D_CACHE names another folder)", error)
         return features
 
 
@@ -170,7 +176,7 @@ def generated_pictures(
     seed: int = 0,
     part: slice = slice(None),
 ) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
-    """Generated pictures (ψ 1) from cameras of the generator's prior, in batches; a picture depends on its number and the seed.
+    """Generated pictures (ψ 1) from cameras of the generator's prior, in batches; each depends on its number, count and seed.
 
     Args:
         count: how many there are in all.
@@ -189,6 +195,11 @@ def _share(count: int) -> slice:
     """This process's consecutive share of so many items."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     return slice(count * rank // processes, count * (rank + 1) // processes)
+
+
+def _joined(network: FeatureNetwork, parts: Iterable[Tensor], device: torch.device) -> Float[Tensor, "share width"]:
+    """All features in one tensor; a process whose share is empty has none."""
+    return torch.cat([torch.empty(0, network.width, device=device), *parts])
 
 
 class _Features(nn.Identity):
@@ -228,5 +239,5 @@ def distance(
         kid = KernelInceptionDistance(given, KID_SUBSETS, int(min(KID_SUBSET_SIZE, *sizes.tolist()))).to(real.device)
         kid.update(real, real=True)
         kid.update(fake, real=False)
-        torch.manual_seed(seed)  # torchmetrics draws the subsets from the global generator
+        torch.default_generator.manual_seed(seed)  # torchmetrics draws the subsets from it
         return float(kid.compute()[0])

@@ -135,7 +135,8 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Pearson's correlation; 0 where one side is constant or fewer than three pairs are left."""
     if len(a) < 3:
         return 0.0
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    a, b = a.cpu().double(), b.cpu().double()
+    a, b = a - a.mean(), b - b.mean()
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 1e-12 else 0.0
 

@@ -8,7 +8,6 @@ what it reads of a head's traits tells whether two pictures show the same one.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,11 +83,8 @@ class HeadNetwork(nn.Module):
         self.identity_mean: Tensor
         self.register_buffer("identity_mean", torch.zeros(sum(KINDS.values()) + 3 * len(COLORS)))
 
-    #: Width of `features`, by the name that torchmetrics looks for.
-    num_features = FEATURES
-
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
-        """Reads pictures in [-1, 1] of any square size."""
+        """Reads pictures in [-1, 1] of any square size, on any device."""
         pyramid = self._pyramid(images)
         features = self._features(pyramid)
         sizes = [1, 1, *KINDS.values(), *[3] * len(COLORS), 2]
@@ -131,6 +127,7 @@ class HeadNetwork(nn.Module):
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         """Activations at 64², 32², 16², 8² and 4²."""
+        images = images.to(self.identity_mean)
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
         pyramid = [F.silu(self.stem(images))]
@@ -155,11 +152,11 @@ def _traits(reading: HeadReading) -> Float[Tensor, "batch identity"]:
     return torch.cat([*probabilities, *reading.colors.values()], dim=1)
 
 
-@functools.cache
 def load_head_network() -> HeadNetwork:
-    """The network that is shipped with the package, in evaluation mode on the CPU; one for all callers."""
-    network = HeadNetwork()
-    with as_file(files("cips3d.metrics") / _WEIGHTS) as path:
-        weights = load_file(path)
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    """The network that is shipped with the package, in evaluation mode, on the CPU."""
+    with torch.inference_mode(False):  # else its weights could never take part in a gradient with respect to the pictures
+        network = HeadNetwork()
+        with as_file(files("cips3d.metrics") / _WEIGHTS) as path:
+            weights = load_file(path)
+        network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return network.eval().requires_grad_(False)

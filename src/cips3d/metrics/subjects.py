@@ -35,6 +35,11 @@ class View:
         """Where the subject is."""
         return self.out.opacity > SOLID
 
+    @property
+    def depth_from_centre(self) -> Float[Tensor, "batch 1 height width"]:
+        """Depth less the camera's distance from the origin, which makes views from any distance comparable; world units."""
+        return self.out.depth - self.camera.position.norm(dim=-1)[:, None, None, None]
+
 
 @dataclass(frozen=True)
 class Subjects:
@@ -64,13 +69,13 @@ class Subjects:
         return Subjects(len(latents), generator.config.poses, generator.config.extent, show)
 
     @staticmethod
-    def true(heads: SyntheticHeads, indices: Sequence[int]) -> Subjects:
-        """Heads of the embedded dataset, at its resolution."""
+    def true(heads: SyntheticHeads, indices: Sequence[int], device: torch.device | str = "cpu") -> Subjects:
+        """Heads of the embedded dataset, at its resolution, as pictures on a device."""
 
         def show(camera: Camera) -> RenderOutput:
             batch = heads.render(indices, camera)
-            image, opacity = batch.images.float() / 127.5 - 1, batch.mask.float()
-            return RenderOutput(image, image, batch.depth, opacity, torch.zeros_like(opacity))
+            image, opacity = batch.images.to(device).float() / 127.5 - 1, batch.mask.to(device).float()
+            return RenderOutput(image, image, batch.depth.to(device), opacity, torch.zeros_like(opacity))
 
         return Subjects(len(indices), heads.poses, FAR_DEPTH - 1, show)
 

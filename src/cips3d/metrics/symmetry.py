@@ -36,14 +36,14 @@ def two_hypothesis_score(subjects: Subjects) -> float:
     """Share of subjects whose I(−δ) is closer to the mirrored I(+δ) than to I(+δ) warped by depth to −δ.
 
     0 for subjects that turn, 1 for mirrored ones, whatever their colours; both differences are taken over the pixels where the
-    warped picture is known. Subjects without any such pixel do not count.
+    warped picture is known. Subjects without any such pixel do not count; NaN where that is all of them.
     """
     left, right = subjects.at(-DELTA), subjects.at(DELTA)
     turned, known = warped(right, left)
     by_mirror = mean_difference(left.out.image, right.out.image.flip(3), known)
     by_turning = mean_difference(left.out.image, turned, known)
     usable = known.flatten(1).any(dim=1)
-    return float((by_mirror < by_turning)[usable].float().mean()) if bool(usable.any()) else 0.0
+    return float((by_mirror < by_turning)[usable].float().mean())
 
 
 def bangs_flip(subjects: Subjects, network: HeadNetwork) -> float:
@@ -55,7 +55,7 @@ def bangs_flip(subjects: Subjects, network: HeadNetwork) -> float:
 
     def side(yaws: tuple[float, float]) -> Tensor:
         views = [subjects.at(yaw).out.image for yaw in yaws]
-        logits = [network(view.to(network.identity_mean)).kinds["bangs_side"] for view in views]
+        logits = [network(view).kinds["bangs_side"] for view in views]
         return sum(x.softmax(dim=1) for x in logits).argmax(dim=1) - 1  # pyright: ignore[reportAttributeAccessIssue]
 
     with torch.no_grad():

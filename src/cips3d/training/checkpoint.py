@@ -33,6 +33,7 @@ class Counters(Configuration):
         skipped: steps not taken because their gradients were not finite; all, and the last ones in a row.
         rate_scale: factor of all learning rates; halved each time that the run rolls back.
         augment: adapted probability of DiffAugment.
+        measured: pictures shown when the metrics were last measured.
         real_signs: sum of the signs of real logits, in mean over each batch, since that probability was last adapted.
     """
 
@@ -45,6 +46,7 @@ class Counters(Configuration):
     skipped_in_a_row: int = 0
     rate_scale: float = 1.0
     augment: float = 0.0
+    measured: int = -1
     real_signs: float = 0.0
 
 

@@ -151,6 +151,8 @@ class TrainConfig(Configuration):
     """FID and KID to measure on the way and at the end, by name (see cips3d.metrics.fidelity), such as ["fd2k_heads"]"""
     metrics_kimg: float = 50.0
     """these every so many thousand pictures"""
+    inception_weights: str | None = None
+    """file with the weights of torch-fidelity's Inception, which would else be downloaded for FID and KID"""
     checkpoint_kimg: float = 10.0
     """a checkpoint every so many thousand pictures"""
     workers: int = 0

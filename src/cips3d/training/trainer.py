@@ -95,7 +95,8 @@ class Trainer:
         if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
             raise UserError(f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them")
         if config.metrics:
-            self.measures.append(Fidelity(config.metrics))
+            weights = None if config.inception_weights is None else Path(config.inception_weights)
+            self.measures.append(Fidelity(config.metrics, weights))
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
@@ -122,7 +123,6 @@ class Trainer:
         try:
             if self.accelerator.is_main_process:
                 log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
-            complete = self.counters.stage == len(self.config.stages)
             with _first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
                     try:
@@ -133,15 +133,19 @@ class Trainer:
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
                     self.save()
-            figures = {} if complete else self._measured()
-            if log is not None and figures:
-                log.write(self.counters.step, self.counters.images, figures)
+            path = self.save_model()  # before the metrics, which may take long or fail
+            at = self.counters
+            if self.measures and at.measured != at.images:
+                figures = self._measured()
+                if log is not None:
+                    log.write(at.step, at.images, figures)
+                self.save()
         except OSError as error:
             raise UserError(f"cannot write in {self.run_dir}: {error.strerror or error}; make room and resume") from error
         finally:
             if log is not None:
                 log.close()
-        return self.save_model()
+        return path
 
     def _run_stage(
         self,
@@ -203,14 +207,23 @@ class Trainer:
 
     def _measured(self) -> dict[str, float]:
         """What the measures say of the averaged generator."""
+        self.counters.measured = self.counters.images
         figures: dict[str, float] = {}
         for measure in self.measures:
-            figures |= measure(self.networks.ema, self.dataset)
+            figures |= measure(self._averaged, self.dataset)
         return figures
+
+    @property
+    def _averaged(self) -> Generator:
+        """The averaged generator with the camera prior as it has been learned so far."""
+        ema, poses = self.networks.ema, self.networks.poses
+        if poses is not None:
+            ema.config = replace(ema.config, poses=poses.distribution())
+        return ema
 
     def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
         """A sample grid, and figures of the averaged generator."""
-        ema = self.networks.ema
+        ema = self._averaged
         ema.update_style_means()
         figures: dict[str, float] = {}
         if log is not None and watch is not None:
@@ -469,9 +482,7 @@ class Trainer:
         """Writes the averaged generator, with its mean styles, as a one-file model, and returns its path."""
         path = self.run_dir / MODEL_FILE
         if self.accelerator.is_main_process:
-            ema, poses = self.networks.ema, self.networks.poses
-            if poses is not None:
-                ema.config = replace(ema.config, poses=poses.distribution())
+            ema = self._averaged
             ema.update_style_means()
             pretrained.save(ema, path)
         self.accelerator.wait_for_everyone()
