@@ -238,7 +238,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     out = tmp_path / "demo"
     cli.main(["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"])
     assert json.loads((out / "config.json").read_text())["seed"] == 4
-    assert {"heads.png", "depth.png", "orbit.mp4", "model.safetensors", "log.jsonl"} <= set(names(out))
+    assert {"heads.png", "beside.png", "depth.png", "orbit.mp4", "model.safetensors", "log.jsonl"} <= set(names(out))
     assert Image.open(out / "heads.png").size == (7 * 18 - 2, 6 * 18 - 2)
     printed = capsys.readouterr().out
     assert "depth agrees between views" in printed

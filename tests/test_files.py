@@ -22,8 +22,11 @@ def test_replaces_the_file_at_the_end(tmp_path):
 def test_an_ordinary_files_permissions(tmp_path):
     with atomic_path(tmp_path / "a") as temporary:
         temporary.write_text("x")
+    with atomic_path(tmp_path / "c") as temporary:
+        temporary.unlink()  # as some writers do
+        os.close(os.open(temporary, os.O_CREAT, 0o600))
     (tmp_path / "b").write_text("x")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    assert {(tmp_path / name).stat().st_mode for name in "ac"} == {(tmp_path / "b").stat().st_mode}
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), KeyboardInterrupt(), UserError("own line")])

@@ -28,7 +28,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.exists() and not target.is_file():  # a replacement would destroy a device such as /dev/null
             raise OSError("it exists and is no ordinary file")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some writers make a file of their own that only its owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut after the replacement could leave an empty file
         os.replace(temporary, target)

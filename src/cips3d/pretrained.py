@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from cips3d.models.baselines import GENERATORS, build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator, GeneratorConfig
 
+#: Models that come with the package, by name.
+BUNDLED = {"heads": "heads-64.safetensors"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
 
 
@@ -54,18 +57,25 @@ def load(name: str | Path) -> Generator:
     """A generator in evaluation mode, its parameters without gradients.
 
     Args:
-        name: a one-file model, a folder in the hub's form, or a hub id (`user/model`).
+        name: "heads", the model that comes with the package; a one-file model; a folder in the hub's form; or a hub id
+            (`user/model`). A folder of a bundled model's name is meant by "./heads".
 
     Raises:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
     path = Path(name)
-    if path.is_file():
+    if str(name) in BUNDLED:
+        with as_file(files("cips3d") / "bundled" / BUNDLED[str(name)]) as bundled:
+            generator = _load_file(bundled)
+    elif path.is_file():
         generator = _load_file(path)
     elif path.is_dir() or _HUB_ID.fullmatch(str(name)):
         generator = _load_hub_form(str(name), is_folder=path.is_dir())
     else:  # without asking the hub, which takes half a minute where there is no network
-        raise UserError(f"model {name}: no such file or folder; check the path (a model on the hub is named user/model)")
+        raise UserError(
+            f"model {name}: no such file or folder; check the path (a model on the hub is named user/model, a bundled one "
+            f"{' or '.join(BUNDLED)})"
+        )
     return generator.eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,13 +21,15 @@ from cips3d.training.config import with_minutes
 from cips3d.training.presets import preset
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
+_FEW_YAWS, _GAP = (-30.0, 0.0, 30.0), 12  # beside each other; pixels between them
 _FRAMES, _VIDEO_RESOLUTION = 60, 64  # two seconds of six heads, rendered in about half a minute
 
 
 def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, resolution: int = 96, seed: int = 0) -> None:
     """Train a 3D-aware GAN from scratch on the embedded heads, then turn heads that it has invented.
 
-    Writes heads.png (rows: INR image, NeRF image, depth; columns: yaws from -45° to 45°), depth.png and orbit.mp4.
+    Writes heads.png (rows: INR image, NeRF image, depth; columns: yaws from -45° to 45°), depth.png, orbit.mp4 and beside.png,
+    a few views next to those of the model that comes with the package.
 
     Args:
         out: a new folder for the run. Default: runs/demo-DATE-TIME.
@@ -52,6 +55,10 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     latents = generator.sample_latents(heads, seed)
     psi = 0.7
     save_image(folder / "heads.png", turntable_sheet(generator, latents, _YAWS, resolution, psi=psi))
+    bundled = pretrained.load("heads")
+    halves = [turntable_sheet(g, g.sample_latents(heads, seed), _FEW_YAWS, resolution, psi=psi) for g in (generator, bundled)]
+    gap = np.full_like(halves[0][:, :_GAP], 255)
+    save_image(folder / "beside.png", np.concatenate([halves[0], gap, halves[1]], axis=1))
     with torch.inference_mode():
         depths = []
         for head in range(heads):
@@ -62,6 +69,7 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     turning = frames(generator, latents, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi)
     save_frames(folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame")))
     print(f"{heads} invented heads, INR image above NeRF image above depth: {folder / 'heads.png'}")
+    print(f"beside those of the model that comes with the package (right): {folder / 'beside.png'}")
     print(f"their depth alone: {folder / 'depth.png'}")
     print(f"turning: {folder / 'orbit.mp4'}")
     print(f"the model: {model}   (try: cips3d render {model} more.png --seed 1)")

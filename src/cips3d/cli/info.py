@@ -16,7 +16,7 @@ def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = No
     """Print parameters, floating-point operations and memory of a training preset or of a model.
 
     Args:
-        what: the name of a preset, or a model (a file, a folder or a hub id).
+        what: the name of a preset, or a model ("heads", which comes with the package, a file, a folder or a hub id).
         resolution: side of a picture in pixels. Default: the one that it is made for.
         batch: pictures in memory at a time while training. Default: the preset's.
         geometry: also measure a model's geometry against the embedded heads (for models trained on them).
@@ -29,8 +29,10 @@ def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = No
             raise UserError(f"--geometry: {what} is a preset, which has learned nothing yet; give a model")
         _print_preset(what, resolution, batch)
         return
-    if "/" not in what and not Path(what).exists():
-        raise UserError(f"{what}: neither a preset ({', '.join(PRESETS)}) nor a model file or folder")
+    if "/" not in what and what not in pretrained.BUNDLED and not Path(what).exists():
+        raise UserError(
+            f"{what}: neither a preset ({', '.join(PRESETS)}) nor a model ({', '.join(pretrained.BUNDLED)}, a file, a folder)"
+        )
     generator = pretrained.load(what)
     side = resolution or generator.config.resolution
     print(_table(f"{what} at {side}²", {"generator": generator_cost(generator.config, side)}))

@@ -31,7 +31,7 @@ def render(
     The grid has three rows per subject: the INR image, the NeRF image and the depth (bright is near).
 
     Args:
-        model: a .safetensors model, a folder in the hub's form, or a hub id.
+        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
         out: what to write; its ending decides: .png, .mp4 or .gif.
         count: number of subjects.
         seed: of the latents.

@@ -30,7 +30,7 @@ def sample(
     """Draw new subjects with a trained model and write them as one grid, or as single pictures.
 
     Args:
-        model: a .safetensors model, a folder in the hub's form, or a hub id.
+        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
         out: the PNG to write, or with --separate the folder for 0000.png, 0001.png, …
         count: number of subjects.
         seed: of the latents and cameras.

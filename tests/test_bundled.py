@@ -1,0 +1,53 @@
+"""The model that comes with the package: small, loadable by name, and as good as its table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cips3d
+from cips3d import pretrained
+from cips3d.data import SyntheticHeads
+from cips3d.metrics import consistency
+from cips3d.metrics.head_network import load_head_network
+from cips3d.metrics.subjects import Subjects
+from cips3d.metrics.symmetry import two_hypothesis_score
+
+COUNT = 32
+
+
+@pytest.fixture(scope="module")
+def heads() -> Subjects:
+    generator = cips3d.load("heads")
+    return Subjects.generated(generator, generator.sample_latents(COUNT, 1), generator.config.resolution)
+
+
+def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "heads").mkdir()
+    monkeypatch.chdir(tmp_path)
+    generator = cips3d.load("heads")
+    assert generator.config.resolution == 64
+    with pytest.raises(cips3d.UserError):
+        cips3d.load("./heads")
+    size = (Path(pretrained.__file__).parent / "bundled" / pretrained.BUNDLED["heads"]).stat().st_size
+    assert size < 4 * 2**20
+
+
+def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects) -> None:
+    network = load_head_network()
+    view = heads.from_prior(1)
+    assert consistency.pose_error(view, network) < 10  # the aim is 5: experiments/results/bundled.json
+    assert consistency.identity_consistency(heads, network) > 0.7
+    _, alike = consistency.depth_error(view, network)
+    assert alike > 0.5
+    assert two_hypothesis_score(heads) < 0.05
+
+
+def test_its_heads_have_the_depth_of_heads(heads: Subjects) -> None:
+    truth = Subjects.true(SyntheticHeads(resolution=64), range(COUNT)).from_prior(1)
+    view = heads.from_prior(1)
+    spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
+    assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
+    assert consistency.depth_distance(view, truth) < 0.03
