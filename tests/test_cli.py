@@ -151,7 +151,10 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert set(found["values"]) == {"fd20_heads", "kd20_heads", *evaluation.ENTRIES}
     assert set(found["true_heads"]) == set(evaluation.ENTRIES)
     assert found["record"]["dataset"]["resolution"] == 8
-    cli.main(["eval", model, "--data", tiny.pictures(tmp_path / "data"), "--metrics", "fd4_heads", "--count", "2"])
+    assert found["record"]["predictor"] == "heads"
+    other = ["--data", tiny.pictures(tmp_path / "data"), "--metrics", "fd4_heads", "--count", "2", "--json-file", str(out)]
+    cli.main(["eval", model, *other])
+    assert json.loads(out.read_text())["record"]["predictor"] is None  # nothing saw poses in these
     text = capsys.readouterr().out
     assert "warp_error" in text and "pose_error" not in text and "true heads" not in text
     sight = "test_cli:SIGHT"

@@ -99,7 +99,7 @@ def evaluate(
     values: dict[str, float] = {}
     record: dict[str, Any] = {
         "dataset": dataset.description(), "fingerprint": dataset.fingerprint, "count": count, "psi": psi, "seed": seed,
-        "predictor": "heads" if predictor is None else str(predictor), "head_network": feature_network("heads").key,
+        "predictor": None if predictor is None else str(predictor),
     }  # fmt: skip
     if metrics:
         fidelity = Fidelity(metrics, inception_weights, seed=seed)
@@ -113,6 +113,7 @@ def evaluate(
     if not isinstance(dataset, SyntheticHeads):
         return Evaluation(values | _figures(subjects, seed, predictor, None, None), {}, record)
     network = load_head_network().to(device)
+    record |= {"predictor": record["predictor"] or "heads", "head_network": feature_network("heads").key}
 
     def true(heads_seed: int, indices: range) -> Subjects:
         heads = SyntheticHeads(dataset.size, side, heads_seed, dataset.style, dataset.poses)
