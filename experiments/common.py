@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +24,28 @@ from cips3d import pretrained
 from cips3d.cli.train import train_here
 from cips3d.configuration import to_dict
 from cips3d.data import SyntheticHeads
+from cips3d.export.media import image_grid, save_image
+from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.metrics.evaluation import evaluate
-from cips3d.models.generator import Generator
 from cips3d.training.config import TrainConfig
 from cips3d.training.presets import preset
 from cips3d.training.trainer import MODEL_FILE
 
 matplotlib.use("Agg")
 
-#: Where results go (committed), and where runs go (not committed).
+#: Where results go, and what each run came to (both committed; a run is not made again while its record is there), and where
+#: runs go (not committed).
 RESULTS = Path(__file__).parent / "results"
+RECORDS = RESULTS / "runs"
 RUNS = Path("runs/experiments")
+#: Distances of generated pictures from the heads, of runs and along them.
+DISTANCE, KERNEL_DISTANCE = "fd2k_heads", "kd2k_heads"
+#: Views of a record's picture, degrees.
+YAWS = tuple(range(-24, 25, 6))
 SEEDS = (0, 1, 2)
-#: Thousands of real pictures shown at 16² and at 32² in every comparison: about ten minutes on two cores for CIPS-3D.
-KIMG = (30.0, 60.0)
+#: Thousands of real pictures shown at 16² and at 32² in every comparison: 10 to 20 minutes on a core for CIPS-3D.
+KIMG = (20.0, 40.0)
 
 
 def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> TrainConfig:
@@ -42,7 +53,7 @@ def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> Train
     base = preset(name)
     first, second, *_ = base.stages
     stages = replace(first, kimg=KIMG[0]), replace(second, kimg=KIMG[1])
-    return replace(base, stages=stages, seed=seed, sample_kimg=30.0, metrics=("fd2k_heads",), metrics_kimg=10.0, **changes)
+    return replace(base, stages=stages, seed=seed, sample_kimg=30.0, metrics=(DISTANCE,), metrics_kimg=10.0, **changes)
 
 
 def staged(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -50,57 +61,102 @@ def staged(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, stages=tuple(replace(stage, **changes) for stage in config.stages))
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """Where the run of a configuration is: equal runs of several experiments are made once, changed ones anew."""
+def run_name(config: TrainConfig) -> str:
+    """The name of the run of a configuration: equal runs of several experiments are made once, changed ones anew."""
     digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=6).hexdigest()
-    return RUNS / f"{config.generator.architecture}-{config.seed}-{digest}"
+    return f"{config.generator.architecture}-{config.seed}-{digest}"
 
 
-def trained(config: TrainConfig) -> Generator:
-    """The model of a run, which is made, or continued, if it is not there."""
-    folder = run_folder(config)
+def measure(config: TrainConfig) -> dict[str, Any]:
+    """Trains a configuration, or goes on with its run in `RUNS`, measures the model and records what came out in `RECORDS`.
+
+    Returns:
+        "figures": name -> value (see `cips3d.metrics.evaluation`; null where there is none); "curve": thousands of pictures
+        shown and `DISTANCE` there, in pairs; "minutes", "commit". Beside it, the record NAME.png shows one subject, not picked.
+    """
+    record = RECORDS / f"{run_name(config)}.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    folder = RUNS / run_name(config)
     if not (folder / MODEL_FILE).exists():
         print(f"training {folder}", flush=True)
-        train_here(config, folder)
-    return pretrained.load(folder / MODEL_FILE)
+        train_here(config, folder, processes=1)
+    generator = pretrained.load(folder / MODEL_FILE)
+    figures = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), reference=False).as_json()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    speeds = {line["resolution"]: line["images_per_second"] for line in log}
+    content = {
+        "figures": figures["values"],
+        "curve": [(line["images"] / 1000, line[DISTANCE]) for line in log if DISTANCE in line],
+        "minutes": round(sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages) / 60, 1),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True).stdout.strip(),
+        "config": to_dict(config),
+    }
+    if "nerf" in generator.parts:
+        with torch.inference_mode():
+            out = generator.render(generator.sample_latents(1, 1), orbit_cameras(generator, YAWS), 64)
+        save_image(record.with_suffix(".png"), image_grid(out.image, columns=len(YAWS)))
+    with atomic_path(record) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return content
 
 
-def logged(config: TrainConfig, figure: str) -> tuple[list[float], list[float]]:
-    """Thousands of pictures shown, and a figure of the run's log there."""
-    lines = [json.loads(line) for line in (run_folder(config) / "log.jsonl").read_text().splitlines()]
-    points = [(line["images"] / 1000, line[figure]) for line in lines if figure in line]
-    return [x for x, _ in points], [y for _, y in points]
+def measure_all(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    """`measure` of each, one run on each core: together they show more pictures than one run that shares the cores."""
+    one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    outside = {name: os.environ.get(name) for name in one_thread}
+    os.environ |= one_thread  # read by the new processes when they import torch
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(torch.get_num_threads(), context) as pool:
+            return list(pool.map(measure, configs))
+    finally:
+        for name, value in outside.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def table(
-    rows: Mapping[str, Callable[[int], TrainConfig]],
-    figures: tuple[str, ...],
-    seeds: tuple[int, ...] = SEEDS,
-    seen: Callable[[Generator], None] = lambda _: None,
+    rows: Mapping[str, Callable[[int], TrainConfig]], figures: tuple[str, ...], seeds: tuple[int, ...] = SEEDS
 ) -> dict[str, Any]:
     """Trains every row with every seed and measures what comes out.
 
     Args:
         rows: name -> the configuration for a seed.
         figures: names of figures (see `cips3d.metrics.evaluation`), of which a generator without views has only distances.
-        seen: called with every generator, in the order of rows and seeds.
 
     Returns:
-        "runs": row -> figure -> a value for each seed (null where there is none); "medians": row -> figure -> their median.
+        "runs": row -> figure -> a value for each seed (null where there is none); "medians": row -> figure -> their median;
+        "records": row -> the names of its runs in `RECORDS`; "minutes" that all runs took on a core each.
     """
-    runs: dict[str, dict[str, list[float | None]]] = {}
-    for row, config in rows.items():
-        runs[row] = {figure: [] for figure in figures}
-        for seed in seeds:
-            generator = trained(config(seed))
-            heads = SyntheticHeads(resolution=32)
-            found = evaluate(generator, heads, ("fd2k_heads", "kd2k_heads"), reference=False).as_json()["values"]
-            for figure in figures:
-                runs[row][figure].append(found.get(figure))
-            print(row, seed, {figure: found.get(figure) for figure in figures}, flush=True)
-            seen(generator)
+    configs = {row: [config(seed) for seed in seeds] for row, config in rows.items()}
+    # seed by seed, so that a call that is interrupted leaves something of every row
+    ordered = [of_row[i] for i in range(len(seeds)) for of_row in configs.values()]
+    found = {run_name(config): content for config, content in zip(ordered, measure_all(ordered), strict=True)}
+    records = {row: [run_name(config) for config in of_row] for row, of_row in configs.items()}
+    runs = {
+        row: {figure: [found[name]["figures"].get(figure) for name in names] for figure in figures}
+        for row, names in records.items()
+    }
     medians = {row: {figure: _median(values) for figure, values in of_row.items()} for row, of_row in runs.items()}
-    return {"medians": medians, "runs": runs}
+    return {
+        "medians": medians, "runs": runs, "records": records, "minutes": round(sum(x["minutes"] for x in found.values()), 1)
+    }  # fmt: skip
+
+
+def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, ...] = SEEDS) -> Figure:
+    """`DISTANCE` over the pictures shown, a line per run, a colour per row; of runs that are recorded."""
+    figure = Figure(figsize=(5.5, 3.4))
+    axes = figure.subplots()
+    for i, (row, config) in enumerate(rows.items()):
+        for seed in seeds:
+            points = measure(config(seed))["curve"]
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", label=row if seed == seeds[0] else None)
+    axes.set(xlabel="thousands of pictures shown", ylabel=DISTANCE, yscale="log")
+    axes.legend()
+    return figure
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -1,13 +1,14 @@
 """Fig. 10: the NeRF image has the pose, the INR image has the same pose and richer textures.
 
-Of the model that table_1.py trains with seed 0 (which is trained if it is not there).
+Of the bundled model, in its own resolution.
 """
 
 from __future__ import annotations
 
 import torch
-from common import RESULTS, Result, small_config, trained
+from common import RESULTS, Result
 
+import cips3d
 from cips3d.export.media import image_grid, save_image
 from cips3d.metrics.head_network import load_head_network
 from cips3d.metrics.subjects import angle_between
@@ -23,7 +24,7 @@ def detail(images: torch.Tensor) -> float:
 
 def main() -> None:
     result = Result("figure_10", "The INR image has the NeRF image's pose and richer textures (Fig. 10)")
-    values = compared(trained(small_config()))
+    values = compared(cips3d.load("heads"))
     same_pose = values["angle_between_poses_degrees"] < values["angle_between_two_subjects_degrees"] / 3
     result.write(values, same_pose and values["detail_inr"] > values["detail_nerf"])
 
@@ -33,7 +34,7 @@ def compared(generator: Generator) -> dict[str, float]:
     """Poses and detail of both kinds of picture; writes figure_10.png."""
     latents = generator.sample_latents(COUNT, 0)
     cameras = generator.config.poses.sample(COUNT, torch.Generator().manual_seed(0))
-    out = generator.render(latents, cameras, 32)
+    out = generator.render(latents, cameras, generator.config.resolution)
     network = load_head_network()
     poses = [network.pose(image) for image in (out.aux_image, out.image)]
     values = {
@@ -42,7 +43,7 @@ def compared(generator: Generator) -> dict[str, float]:
         "detail_nerf": detail(out.aux_image),
         "detail_inr": detail(out.image),
     }
-    shown = generator.render(latents[:SHOWN], cameras[:SHOWN], 64)
+    shown = generator.render(latents[:SHOWN], cameras[:SHOWN], generator.config.resolution)
     save_image(RESULTS / "figure_10.png", image_grid(torch.cat([shown.aux_image, shown.image]), columns=SHOWN))
     return values
 

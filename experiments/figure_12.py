@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from common import Result, logged, small_config, staged, table
-from matplotlib.figure import Figure
+from common import Result, curves, small_config, staged, table
 
 from cips3d.training.config import TrainConfig
 
@@ -39,14 +38,8 @@ def main() -> None:
     claim = "Too few rays with gradients harm; three quarters along each side are as good as all (Fig. 12)"
     result = Result("figure_12", claim)
     found = table(ROWS, ("fd2k_heads", "kd2k_heads"), seeds=(0,))
-    figure = Figure(figsize=(5.5, 3.4))
-    axes = figure.subplots()
-    for row, config in ROWS.items():
-        axes.plot(*logged(config(0), "fd2k_heads"), label=row)
-    axes.set(xlabel="thousands of pictures shown", ylabel="fd2k_heads", yscale="log")
-    axes.legend()
     last = {row: values["fd2k_heads"] for row, values in found["medians"].items()}
-    result.write(found, last["8²"] > last["24²"] and last["24²"] < 1.1 * last["32²"], figure, seeds=(0,))
+    result.write(found, last["8²"] > last["24²"] and last["24²"] < 1.1 * last["32²"], curves(ROWS, (0,)), seeds=(0,))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ cores. Fig. 8's curves are the distances along these runs.
 
 from __future__ import annotations
 
-from common import SEEDS, Result, logged, small_config, staged, table
-from matplotlib.figure import Figure
+from common import SEEDS, Result, curves, small_config, staged, table
 
 #: FID and KID × 10³ at 256² on FFHQ.
 PAPER = {"cips-3d": (6.97, 2.87), "pi-gan": (34.56, 26.58), "cips-2d": (23.06, 23.04)}
@@ -23,16 +22,9 @@ ROWS = {
 def main() -> None:
     result = Result("table_1", "CIPS-3D is better than pi-GAN and than the 2D CIPS in FID and KID (Table 1, Fig. 8)")
     found = table(ROWS, ("fd2k_heads", "kd2k_heads", "pose_error", "warp_error"))
-    figure = Figure(figsize=(5.5, 3.4))
-    axes = figure.subplots()
-    for color, row in zip(("C0", "C1", "C2"), ROWS, strict=True):
-        for seed in SEEDS:
-            axes.plot(*logged(ROWS[row](seed), "fd2k_heads"), color=color, label=row if seed == SEEDS[0] else None)
-    axes.set(xlabel="thousands of pictures shown", ylabel="fd2k_heads", yscale="log")
-    axes.legend()
     medians = {row: values["fd2k_heads"] for row, values in found["medians"].items()}
     holds = medians["cips-3d"] < min(medians["pi-gan"], medians["cips-2d"])
-    result.write({"paper_fid_kid": PAPER} | found, holds, figure, SEEDS)
+    result.write({"paper_fid_kid": PAPER} | found, holds, curves(ROWS), SEEDS)
 
 
 if __name__ == "__main__":

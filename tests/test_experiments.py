@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from cips3d.metrics.evaluation import Evaluation
 from cips3d.models.baselines import build_generator
-from cips3d.models.generator import Generator
-from cips3d.training.config import TrainConfig
+from tiny import config as tiny_config
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
@@ -37,19 +38,29 @@ def test_its_runs_can_be_configured(name: str) -> None:
     assert len(lengths) <= 1
 
 
-def test_training_is_not_in_inference_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_is_measured_once_and_its_record_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(common, "RECORDS", tmp_path / "records")
+    config = tiny_config()
+    monkeypatch.setattr(common, "evaluate", lambda *_, **__: Evaluation({"pose_error": 3.0}, {}, {}))
+    found = common.measure(config)
+    assert found["figures"] == {"pose_error": 3.0} and found["config"]["seed"] == 0
+    assert (tmp_path / "records" / f"{common.run_name(config)}.png").is_file()
+    shutil.rmtree(tmp_path / "runs")
+    assert common.measure(config) == found  # from the record: no run is made
+    assert not (tmp_path / "runs").exists()
+    other = common.measure(replace(config, seed=1))
+    assert other["config"]["seed"] == 1 and (tmp_path / "runs").exists()
+
+
+def test_figure_10_needs_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
     module = importlib.import_module("figure_10")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "COUNT", 9)
-
-    def trained(config: TrainConfig) -> Generator:
-        assert not torch.is_inference_mode_enabled()
-        return build_generator(config.generator)
-
-    monkeypatch.setattr(module, "trained", trained)
     module.main()
-    assert json.loads((tmp_path / "figure_10.json").read_text())["holds"] is False  # of an untrained generator
+    assert json.loads((tmp_path / "figure_10.json").read_text())["values"]["detail_inr"] > 0
 
 
 def test_proposition_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
