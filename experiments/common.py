@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,22 @@ def staged(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 def run_name(config: TrainConfig) -> str:
     """The name of the run of a configuration: equal runs of several experiments are made once, changed ones anew."""
-    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(json.dumps(_chosen(config), sort_keys=True).encode(), digest_size=6).hexdigest()
     return f"{config.generator.architecture}-{config.seed}-{digest}"
+
+
+def _chosen(config: Any) -> Any:
+    """What of a configuration is not its class's default, so that a field that is added later does not rename runs."""
+    if isinstance(config, tuple):
+        return [_chosen(entry) for entry in config]
+    if not is_dataclass(config):
+        return config
+    chosen = {}
+    for entry in fields(config):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if getattr(config, entry.name) != default:
+            chosen[entry.name] = _chosen(getattr(config, entry.name))
+    return chosen
 
 
 def measure(config: TrainConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -79,18 +80,75 @@ def load(name: str | Path) -> Generator:
     return generator.eval().requires_grad_(False)
 
 
-def _load_file(path: Path) -> Generator:
+def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) -> None:
+    """Writes the discriminators that a model was trained against, by name, to a file beside the model's.
+
+    Args:
+        discriminators: `ProgressiveDiscriminator`s.
+        model: file of the model, such as model.safetensors; theirs is then model.discriminators.safetensors.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    entries = {name: to_dict(part.config) for name, part in discriminators.items()}
+    write_tensors(_discriminators_file(Path(model)), discriminators.state_dict(), "cips3d-discriminators", entries)
+
+
+def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
+    """The discriminators that a model was trained against, "main" and "aux"; None where the model came without them.
+
+    Args:
+        name: of the model, as for `load`; those of models on the hub are not looked for.
+
+    Raises:
+        UserError: if their file is damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        if str(name) in BUNDLED:
+            folder = stack.enter_context(as_file(files("cips3d") / "bundled"))
+            path = _discriminators_file(folder / BUNDLED[str(name)])
+        else:
+            path = _discriminators_file(Path(name))
+        if not path.is_file():
+            return None
+        entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
+    if not isinstance(entries, dict):
+        raise UserError(f"{path}: its header holds no configurations of discriminators; copy or download it again")
+    configs = {key: from_dict(DiscriminatorConfig, entry, str(path)) for key, entry in entries.items()}
+    discriminators = torch.nn.ModuleDict({key: ProgressiveDiscriminator(config) for key, config in configs.items()})
+    load_weights(discriminators, weights, str(path))
+    return discriminators.eval().requires_grad_(False)
+
+
+def _discriminators_file(model: Path) -> Path:
+    return model.with_suffix(".discriminators.safetensors")
+
+
+def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor]]:
+    """The JSON under `key` in the header of a safetensors file, and the tensors.
+
+    Args:
+        what: the file should be, for an error line.
+
+    Raises:
+        UserError: if the file cannot be read, or its header has no such key.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if "cips3d" not in metadata:
-                raise UserError(f"{path} is a safetensors file but not a cips3d model; its header has no configuration")
-            generator = build_generator(from_dict(GeneratorConfig, json.loads(metadata["cips3d"]), str(path)))
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+            if key not in metadata:
+                raise UserError(f"{path} is a safetensors file but not {what}; its header has no entry {key}")
+            entry = json.loads(metadata[key])
+            return entry, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a readable model ({error}); it may be truncated: copy or download it again") from None
+        raise UserError(f"{path} is not readable as {what} ({error}); it may be truncated: copy or download it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _load_file(path: Path) -> Generator:
+    entry, weights = read_tensors(path, "cips3d", "a cips3d model")
+    generator = build_generator(from_dict(GeneratorConfig, entry, str(path)))
     if "shape_mean" in weights:
         generator = generator.to(weights["shape_mean"].dtype)  # a double precision model stays one
     load_weights(generator, weights, str(path))

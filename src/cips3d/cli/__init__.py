@@ -11,7 +11,7 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
-from cips3d.cli import data, demo, evaluate, imports, info, plan, render, sample, train
+from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, plan, render, sample, train
 from cips3d.errors import UserError
 
 app = SubcommandApp()
@@ -23,6 +23,9 @@ app.command(data.app, name="data", help="Make, build and check datasets.")
 app.command(info.info)
 app.command(name="eval")(evaluate.evaluate_model)
 app.command(plan.plan)
+app.command(finetune.finetune)
+app.command(blend.blend)
+app.command(blend.mix)
 app.command(imports.import_official)
 
 

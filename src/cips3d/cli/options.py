@@ -17,6 +17,9 @@ Derived = Annotated[T | None, arg(help_behavior_hint="")]
 #: Fields of a configuration to change (see `cips3d.configuration.with_settings`).
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 
+#: A list of numbers that may be left out.
+Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
+
 
 def check_finite(**options: float) -> None:
     """Raises UserError for the first option that is NaN or infinite."""

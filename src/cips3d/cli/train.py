@@ -58,7 +58,11 @@ def train(
     else:
         config = _new_config(preset or "heads-32", data, kimg, minutes, batch, seed)
         config = with_settings(config, set, "--set")
-    model = train_here(config, run_dir, processes)
+    print_outcome(train_here(config, run_dir, processes), run_dir)
+
+
+def print_outcome(model: Path | None, run_dir: Path) -> None:
+    """Says where a run has put what it made (on the main process, which alone knows the model)."""
     if model is not None:
         print(f"model: {model}\nsamples: {run_dir / 'samples'}\nlog: {run_dir / 'log.jsonl'}")
 

@@ -37,6 +37,8 @@ class Stage(Configuration):
     """train with the auxiliary discriminator (Section 3.3)"""
     frozen: tuple[str, ...] = ()
     """parts of the generator that do not train, such as nerf, shape_mapping and aux_head"""
+    warm_up_kimg: float = 0.0
+    """for this many thousand pictures only the discriminators train, such as new ones of a transferred generator"""
     from_average: bool = False
     """the stage starts from the averaged generator instead of the trained one"""
     gradients: Literal["full", "partial", "checkpointed"] = "full"
@@ -83,8 +85,9 @@ class Stage(Configuration):
             raise UserError(f"stage: minutes is {self.minutes}; it must be a positive number or null")
         if not 0 <= self.augment <= 1:
             raise UserError(f"stage: augment is {self.augment}; it must lie in [0, 1]")
-        if not math.isfinite(self.fade_kimg) or self.fade_kimg < 0:
-            raise UserError(f"stage: fade_kimg is {self.fade_kimg}; it must be 0 or more")
+        for name in ("fade_kimg", "warm_up_kimg"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
+                raise UserError(f"stage: {name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ class TrainConfig(Configuration):
     stages: tuple[Stage, ...]
     data: str = "heads"
     """"heads" or "heads-cartoon" (the embedded dataset), or the path of a folder or zip of pictures"""
+    start: str | None = None
+    """model whose weights the generator starts from, and whose discriminators' theirs, where they lie beside it and fit; for
+    transfer (Section 4.4)"""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     aux_discriminator: DiscriminatorConfig = field(
@@ -101,6 +107,8 @@ class TrainConfig(Configuration):
             {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64}, downsample_first=True
         )
     )
+    frozen_discriminator_blocks: int = 0
+    """so many of each discriminator's blocks, from the picture on, do not train (FreezeD, Mo et al. 2020)"""
     sampling: Sampling | None = None
     """samples per ray in training; by default as many as the generator renders with"""
     cameras: Literal["prior", "learned", "labels"] = "prior"
@@ -183,6 +191,12 @@ class TrainConfig(Configuration):
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be a positive number")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"training configuration: seed is {self.seed}; it must lie in 0 to {2**63 - 1}")
+        blocks = min(len(d.channels) for d in (self.discriminator, self.aux_discriminator)) - 1
+        if not 0 <= self.frozen_discriminator_blocks <= blocks:
+            raise UserError(
+                f"training configuration: frozen_discriminator_blocks is {self.frozen_discriminator_blocks}; it must lie in "
+                f"0 to {blocks}, the number of blocks"
+            )
         if not 0 <= self.workers <= MOST_WORKERS:
             raise UserError(f"training configuration: workers is {self.workers}; it must lie in 0 to {MOST_WORKERS}")
         if not 0 <= self.transmittance_target <= 1:

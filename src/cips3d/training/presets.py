@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from torch import nn
+
 from cips3d.camera import PoseDistribution
 from cips3d.errors import UserError
-from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
 from cips3d.training.config import Stage, TrainConfig
@@ -183,3 +185,56 @@ def preset(name: str) -> TrainConfig:
     if name not in PRESETS:
         raise UserError(f"--preset: no preset named {name}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+#: What makes V_r, depth and opacity, which transfer leaves as they are.
+NERF_PARTS = ("nerf", "shape_mapping", "background", "aux_head")
+#: Thousands of pictures for which the discriminators train alone at first: those that the model came with, and new ones.
+WARM_UP_KIMG = (1.0, 3.0)
+
+
+def transfer(
+    generator: GeneratorConfig, model: str, data: str, discriminators: nn.ModuleDict | None, name: str | None = None
+) -> TrainConfig:
+    """Transfer to another domain (Section 4.4): one stage at the model's resolution with everything that makes V_r frozen.
+
+    The augmentation adapts (StyleGAN2-ADA), since the new pictures may be few.
+
+    Args:
+        generator: the model's configuration.
+        model: its name, as for `cips3d.load`.
+        data: the new pictures.
+        discriminators: those that it was trained against, if there are any.
+        name: of the preset whose rates and, without discriminators, whose discriminators are taken; by default the first one
+            with the model's networks.
+
+    Raises:
+        UserError: if the model has no implicit network, or no preset fits it.
+    """
+    if generator.architecture != "cips-3d":
+        raise UserError(f"{model}: is a {generator.architecture}; only cips-3d has a NeRF that can stay while the rest learns")
+    if name is None:
+        name = next((key for key, make in PRESETS.items() if _same_networks(make().generator, generator)), None)
+    if name is None:
+        raise UserError(f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset")
+    base = preset(name)
+    side = generator.resolution
+    stage = next((stage for stage in reversed(base.stages) if stage.resolution == side), None)
+    if stage is None:
+        raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
+    if discriminators is not None:
+        configs = [part.config for part in discriminators.values() if isinstance(part, ProgressiveDiscriminator)]
+        base = replace(base, discriminator=configs[0], aux_discriminator=configs[1])
+    frozen = tuple(part for part in NERF_PARTS if part != "background" or generator.background == "plain")
+    stage = replace(
+        stage, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
+        warm_up_kimg=WARM_UP_KIMG[discriminators is None], generator_lr=2e-4, discriminator_lr=2e-3,
+    )  # fmt: skip
+    return replace(
+        base, stages=(stage,), data=data, start=model, generator=generator, cameras="prior", augment_target=0.6,
+        density_noise=0.0, transmittance_weight=0.0, sample_kimg=5.0, alarm_kimg=10.0, metrics=(),
+    )  # fmt: skip
+
+
+def _same_networks(a: GeneratorConfig, b: GeneratorConfig) -> bool:
+    return replace(a, poses=b.poses, resolution=b.resolution) == b

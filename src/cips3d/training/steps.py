@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cips3d import pretrained
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -28,11 +29,15 @@ class Networks:
     """The networks of a run and their optimisers; the same initial weights on every process.
 
     Args:
-        config: architectures, Adam's β₂ and the seed.
+        config: architectures, Adam's β₂, the seed, and the model to start from.
         device: where they live.
+        fresh: take the weights of that model; else the caller puts those of a checkpoint in their place.
+
+    Raises:
+        UserError: if the model to start from cannot be read or has other networks.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = build_generator(config.generator).to(device)
@@ -42,6 +47,8 @@ class Networks:
                     "aux": ProgressiveDiscriminator(config.aux_discriminator),
                 }
             ).to(device)
+        if fresh and config.start is not None:
+            self._start_from(config.start)
         #: The camera prior, where it is trained.
         self.poses = LearnedPoses(config.generator.poses).to(device) if config.cameras == "learned" else None
         #: Whether a logit depends on its picture alone.
@@ -51,6 +58,14 @@ class Networks:
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
+
+    def _start_from(self, model: str) -> None:
+        """Takes the weights of a model, and those of the discriminators beside it that are of the configuration's form."""
+        pretrained.load_weights(self.generator, pretrained.load(model).state_dict(), model)
+        for name, found in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
+            own = self.discriminators[name]
+            if found.config == own.config:
+                own.load_state_dict(found.state_dict())
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -78,6 +93,16 @@ class Networks:
         """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it."""
         names = ("main", "aux")[: len(images)]
         return torch.cat([self.discriminators[name](x, alpha, cameras) for name, x in zip(names, images, strict=True)])
+
+
+def freeze_blocks(discriminator: nn.Module, resolution: int, count: int) -> None:
+    """Lets all of a discriminator train but its first `count` blocks for pictures of that resolution (FreezeD)."""
+    assert isinstance(discriminator, ProgressiveDiscriminator)
+    discriminator.requires_grad_(True)
+    discriminator.from_rgb.requires_grad_(count == 0)
+    for i in range(count):
+        if resolution >> i > 4:  # smaller pictures have fewer blocks
+            discriminator.blocks[str(resolution >> i)].requires_grad_(False)
 
 
 def ramped_average(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:

@@ -39,7 +39,15 @@ from cips3d.training.cameras import CameraSource, DatasetCameras
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored, picture_seed
 from cips3d.training.logs import RunLog, write_config
-from cips3d.training.steps import Judging, Networks, StepResult, average_gradients, discriminator_step, generator_step
+from cips3d.training.steps import (
+    Judging,
+    Networks,
+    StepResult,
+    average_gradients,
+    discriminator_step,
+    freeze_blocks,
+    generator_step,
+)
 
 #: File of the averaged generator in a run directory.
 MODEL_FILE = "model.safetensors"
@@ -100,9 +108,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
-        self.networks = Networks(config, self.accelerator.device)
-        self.counters = checkpoint.Counters()
         saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
+        self.networks = Networks(config, self.accelerator.device, fresh=not saved)
+        self.counters = checkpoint.Counters()
         if saved:
             self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
 
@@ -163,6 +171,8 @@ class Trainer:
             n.generator.load_state_dict(n.ema.state_dict())
         for name, part in n.generator.named_children():
             part.requires_grad_(name not in stage.frozen)
+        for discriminator in n.discriminators.children():
+            freeze_blocks(discriminator, stage.resolution, c.frozen_discriminator_blocks)
         for optimizer, rate in (
             (n.generator_optimizer, stage.generator_lr),
             (n.discriminator_optimizer, stage.discriminator_lr),
@@ -255,6 +265,7 @@ class Trainer:
             cameras = None if cameras is None else torch.where(flips[:, None], mirrored_label(cameras), cameras)
         penalty = 0.5 * c.r1_every if at.step % c.r1_every == 0 else 0.0
         pieces = _pieces(stage, positions, pictures, cameras)
+        warming_up = at.stage_images < stage.warm_up_kimg * 1000
 
         n.discriminator_optimizer.zero_grad(set_to_none=True)
         n.generator_optimizer.zero_grad(set_to_none=True)
@@ -262,25 +273,27 @@ class Trainer:
         for part, batch, labels in pieces:
             with self.accelerator.autocast():
                 draws = self._draws(stage, part, "D")
-                with torch.set_grad_enabled(c.share_fakes):
+                with torch.set_grad_enabled(c.share_fakes and not warming_up):
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
                 weights = penalty * c.r1_gamma, penalty * c.r2_gamma
                 d_results.append(discriminator_step(n, batch, fake, judging, *weights, share=1 / len(pieces)))
         finite = self._update(n.discriminator_optimizer)
-        for part, batch, labels in pieces:
+        for part, batch, labels in () if warming_up else pieces:
             with self.accelerator.autocast():
                 if not c.share_fakes:
                     draws = self._draws(stage, part, "G")
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
                 g_results.append(generator_step(n, fake, judging, self._regulariser(fake), batch, share=1 / len(pieces)))
-        finite &= self._update(n.generator_optimizer)
+        if not warming_up:
+            finite &= self._update(n.generator_optimizer)
         self._count_skipped(finite)
-        n.averaged.update_parameters(n.generator)
+        if not warming_up:
+            n.averaged.update_parameters(n.generator)
         d = StepResult.mean(d_results)
         self._adapt_augmentation(d, stage.batch)
-        return self._figures(d, StepResult.mean(g_results), fake) if logged else {}
+        return self._figures(d, None if warming_up else StepResult.mean(g_results), fake) if logged else {}
 
     # ---------------------------------------------------------------- parts of a step
     def _regulariser(self, fake: RenderOutput) -> Tensor | None:
@@ -418,10 +431,10 @@ class Trainer:
             return zip(pictures, itertools.repeat(None), strict=False)
         return zip(pictures, map(dataset.camera_labels, order()), strict=True)
 
-    def _figures(self, d: StepResult, g: StepResult, fake: RenderOutput) -> dict[str, float]:
+    def _figures(self, d: StepResult, g: StepResult | None, fake: RenderOutput) -> dict[str, float]:
         """Numbers for the log: losses, how the density lies along the rays, and what the run adapts."""
         c = self.config
-        named = {f"d_{key}": value for key, value in vars(d).items()} | {"g_loss": g.loss}
+        named = {f"d_{key}": value for key, value in vars(d).items()} | {"g_loss": None if g is None else g.loss}
         if d.squared_gradient is not None:
             named["r1_penalty"] = 0.5 * c.r1_gamma * d.squared_gradient
         named |= {
@@ -479,12 +492,16 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> Path:
-        """Writes the averaged generator, with its mean styles, as a one-file model, and returns its path."""
+        """Writes the averaged generator, with its mean styles, as a one-file model, and returns its path.
+
+        The discriminators go to a file beside it.
+        """
         path = self.run_dir / MODEL_FILE
         if self.accelerator.is_main_process:
             ema = self._averaged
             ema.update_style_means()
             pretrained.save(ema, path)
+            pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
         return path
 

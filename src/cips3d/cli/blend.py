@@ -1,0 +1,122 @@
+"""`cips3d blend` and `cips3d mix`: stylised subjects (paper Section 4.5), and subjects with two styles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cips3d import pretrained
+from cips3d.cli.options import Derived, Numbers, at_least, check_finite, check_seed, to_device
+from cips3d.editing.blend import interpolate, swap_layers
+from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
+from cips3d.errors import UserError
+from cips3d.export.media import save_image
+from cips3d.models.generator import Generator
+
+
+def blend(
+    base: str,
+    other: str,
+    out: Path,
+    /,
+    amount: Derived[float] = None,
+    from_block: Derived[int] = None,
+    weights: Numbers = (),
+    count: int = 4,
+    seed: int = 0,
+    psi: float = 0.7,
+    resolution: Derived[int] = None,
+    yaw: float = 25.0,
+    views: int = 5,
+    device: str = "auto",
+) -> None:
+    """Blend a model with one that `cips3d finetune` made of it, and save the model or show it.
+
+    With one of --amount, --from-block and --weights, a .png shows subjects of the blended model from several yaws, and a
+    .safetensors holds it. Without them a .png shows the way from one model to the other.
+
+    Args:
+        base: a model (as for `cips3d sample`), whose shapes and poses stay.
+        other: a model with the same NeRF.
+        out: a .png or .safetensors to write.
+        amount: of the second model in all blocks of the implicit network: 0 is the first model, 1 the second.
+        from_block: the blocks from this one on are the second model's: its colours, the first one's structure.
+        weights: the amount for each block.
+        count: subjects, a row each.
+        seed: of the latents.
+        psi: truncation: 1 is the full variety, 0 the mean subject.
+        resolution: side of a picture in pixels. Default: the model's.
+        yaw: how far to turn to either side, degrees.
+        views: columns.
+        device: cpu, cuda, mps, …; auto takes the fastest.
+    """
+    ways = {"--amount": amount, "--from-block": from_block, "--weights": weights or None}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: both say how to blend; give only one of them")
+    suffix = out.suffix.lower()
+    if suffix not in (".png", ".safetensors"):
+        raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (the blended model)")
+    if suffix == ".safetensors" and not given:
+        raise UserError(f"{out}: a blended model needs an amount; give one of --amount, --from-block and --weights")
+    at_least(1, count=count, views=views)
+    check_finite(psi=psi, yaw=yaw)
+    check_seed(seed)
+    first, second = (to_device(pretrained.load(name), device) for name in (base, other))
+    side = _side(first, resolution)
+    latents = first.sample_latents(count, seed)
+    if not given:
+        save_image(out, amounts_sheet(first, second, latents, views, side, psi=psi))
+        print(out)
+        return
+    if from_block is not None:
+        blended = swap_layers(first, second, from_block)
+    else:
+        blended = interpolate(first, second, weights or (amount or 0.0))
+    if suffix == ".safetensors":
+        pretrained.save(blended, out)
+    else:
+        save_image(out, views_sheet([first, blended, second], latents, yaw, views, side, psi=psi))
+    print(out)
+
+
+def mix(
+    model: str,
+    out: Path,
+    /,
+    from_block: int = 2,
+    rows: int = 4,
+    columns: int = 4,
+    seed: int = 0,
+    psi: float = 0.7,
+    resolution: Derived[int] = None,
+    device: str = "auto",
+) -> None:
+    """Mix styles: every subject on the left with the appearance of every one at the top, in some of the blocks.
+
+    Args:
+        model: as for `cips3d sample`.
+        out: the .png to write.
+        from_block: first block of the implicit network that takes the appearance of the subject at the top.
+        rows: subjects that give shape, and appearance in the blocks before.
+        columns: subjects that give appearance.
+        seed: of the latents.
+        psi: truncation: 1 is the full variety, 0 the mean subject.
+        resolution: side of a picture in pixels. Default: the model's.
+        device: cpu, cuda, mps, …; auto takes the fastest.
+    """
+    at_least(1, rows=rows, columns=columns)
+    check_finite(psi=psi)
+    check_seed(seed)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: pictures are written as PNG; end the name in .png")
+    generator = to_device(pretrained.load(model), device)
+    latents = generator.sample_latents(rows + columns, seed)
+    sheet = mixing_sheet(generator, latents[:rows], latents[rows:], from_block, _side(generator, resolution), psi=psi)
+    save_image(out, sheet)
+    print(out)
+
+
+def _side(generator: Generator, resolution: int | None) -> int:
+    if resolution is not None:
+        at_least(1, resolution=resolution)
+    return generator.config.resolution if resolution is None else resolution

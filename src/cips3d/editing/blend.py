@@ -1,0 +1,132 @@
+"""3D-aware stylisation (paper Section 4.5): models between a base model and one transferred from it; subjects with two styles.
+
+Both kinds of interpolation of the paper are one here: every block of the implicit network has an amount, 0 for the base model's
+weights, 1 for the transferred model's. A constant amount is its "linearly interpolating all INR layers" (Fig. 13c); 0 below a
+block and 1 from it on is its "replacing the higher layers" (Fig. 13b; layer swapping, Pinkney & Adler 2020).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents, Styles
+
+#: Beginnings of the names of what decides shape, pose and rendered feature, which two models must share to be blended.
+NERF_PARTS = ("nerf.", "shape_mapping.", "background.")
+
+
+def interpolate(base: Generator, other: Generator, amount: float | Sequence[float], mapping: float | None = None) -> Generator:
+    """A model between two: its implicit network, appearance mapping and mean appearance are (1 − a)·base + a·other.
+
+    Args:
+        base, other: models with the same NeRF, such as one and what `cips3d finetune` made of it. They are left as they are.
+        amount: a for all blocks, or one for each block of the implicit network with its tRGB; outside [0, 1] it exaggerates.
+        mapping: a of appearance mapping and mean styles; by default that of the first block.
+
+    Returns:
+        A generator with the base model's camera prior, exactly equal to one of the two at 0 and at 1.
+
+    Raises:
+        UserError: if an amount is not finite, their number is not that of the blocks, the models' NeRFs differ or their
+            implicit networks have other sizes.
+    """
+    check_same_nerf(base, other)
+    blocks = base.config.inr_blocks
+    amounts = [float(amount)] * blocks if isinstance(amount, int | float) else [float(a) for a in amount]
+    if len(amounts) != blocks:
+        raise UserError(f"amounts: {len(amounts)} given for {blocks} blocks; give one for each, or a single one")
+    mapping = amounts[0] if mapping is None else mapping
+    for a in (*amounts, mapping):
+        if not math.isfinite(a):
+            raise UserError(f"amount: {a} is not a number; 0 is the first model, 1 the second")
+    blended = copy.deepcopy(base)
+    theirs = other.state_dict()
+    with torch.no_grad():
+        for name, tensor in blended.state_dict(keep_vars=False).items():
+            tensor.copy_(_between(tensor, theirs[name].to(tensor), _amount_of(name, base, amounts, mapping)))
+    return blended
+
+
+def swap_layers(content: Generator, style: Generator, from_block: int) -> Generator:
+    """The content model with the style model's blocks from `from_block` on: its structure, the other's colours and textures.
+
+    Raises:
+        UserError: if there is no such block, or see `interpolate`.
+    """
+    blocks = content.config.inr_blocks
+    if not 0 <= from_block <= blocks:
+        raise UserError(f"from_block: {from_block}; it must lie in 0 (all of the second model) to {blocks} (none of it)")
+    return interpolate(content, style, [float(i >= from_block) for i in range(blocks)])
+
+
+def mix_styles(
+    generator: Generator, content: Latents, style: Latents, from_block: int, psi: float | tuple[float, float] = 1.0
+) -> Styles:
+    """Styles of subjects with others' appearance in the blocks from `from_block` on (style mixing, Karras et al. 2019).
+
+    Args:
+        content: shape, and the appearance of the blocks before.
+        style: the appearance of the blocks from there on; as many, or one.
+        psi: truncation (see `Generator.map`).
+
+    Raises:
+        UserError: if the generator has no implicit network or no such block.
+    """
+    if "inr" not in generator.parts:
+        raise UserError(f"model: {generator.architecture} has no implicit network whose blocks could have styles of their own")
+    blocks = generator.config.inr_blocks
+    if not 0 <= from_block <= blocks:
+        raise UserError(f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks")
+    first, second = generator.map(content, psi), generator.map(style, psi)
+    assert isinstance(first.appearance, Tensor) and isinstance(second.appearance, Tensor)
+    later = second.appearance.expand_as(first.appearance)
+    return Styles(first.shape, [first.appearance] * from_block + [later] * (blocks - from_block))
+
+
+def check_same_nerf(base: Generator, other: Generator) -> None:
+    """Raises UserError, which names the first difference, if two models cannot be blended."""
+    for generator in (base, other):
+        if generator.architecture != "cips-3d":
+            raise UserError(f"models: {generator.architecture} cannot be blended; give models of architecture cips-3d")
+    ours, theirs = base.state_dict(), other.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        shapes = [None if name not in tensors else tuple(tensors[name].shape) for tensors in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"models: they cannot be blended, since their sizes differ ({name} is {shapes[0]} and {shapes[1]})")
+    for name, tensor in ours.items():
+        if name.startswith(NERF_PARTS) and not torch.equal(tensor, theirs[name].to(tensor)):
+            raise UserError(
+                f"models: they cannot be blended, since their NeRFs differ ({name}): give a model and what cips3d finetune "
+                "made of it, or two that were made of the same one"
+            )
+    differing = [
+        name
+        for name in ("extent", "residual_from_block", "rgb_from_block", "rgb_tanh", "density_gain", "density_blob")
+        if getattr(base.config, name) != getattr(other.config, name)
+    ]
+    if differing:
+        raise UserError(f"models: they cannot be blended, since their configurations differ in {differing[0]}")
+
+
+def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
+    """The amount that an entry of the state_dict is blended with."""
+    match name.split("."):
+        case ["inr", "blocks", index, *_]:
+            return amounts[int(index)]
+        case ["inr", "to_rgb", index, *_]:
+            return amounts[int(index) + generator.config.rgb_from_block]
+    return mapping  # of what is not the same in both: appearance mapping, mean styles, auxiliary head
+
+
+def _between(base: Tensor, other: Tensor, amount: float) -> Tensor:
+    """(1 − a)·base + a·other, to the bit at 0 and 1."""
+    if amount in (0.0, 1.0):
+        return other if amount else base
+    return torch.lerp(base, other, amount)

@@ -1,0 +1,61 @@
+"""Pictures that show blended models and mixed styles, as the paper's Fig. 13 does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from cips3d.editing.blend import interpolate, mix_styles
+from cips3d.export.media import image_grid
+from cips3d.export.sheets import orbit_cameras
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents
+
+Sheet = UInt8[np.ndarray, "height width 3"]
+
+
+@torch.inference_mode()
+def amounts_sheet(
+    base: Generator, other: Generator, latents: Latents, steps: int, resolution: int, *, psi: float = 1.0, yaw: float = 0.0
+) -> Sheet:
+    """A row for each subject, seen from one yaw (degrees), a column for each of `steps` even amounts from 0 to 1 (Fig. 13c)."""
+    amounts = [i / max(1, steps - 1) for i in range(steps)]
+    camera = orbit_cameras(base, [yaw])
+    columns = [interpolate(base, other, a).render(latents, camera, resolution, psi=psi).image for a in amounts]
+    return image_grid(torch.stack(columns, dim=1).flatten(0, 1), columns=steps)
+
+
+@torch.inference_mode()
+def views_sheet(
+    generators: Sequence[Generator], latents: Latents, yaw: float, views: int, resolution: int, *, psi: float = 1.0
+) -> Sheet:
+    """For each subject a row for each generator, seen from −yaw to yaw (degrees; Fig. 13b)."""
+    yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else 0.0 for i in range(views)]
+    rows = [
+        generator.render(latents[i], orbit_cameras(generator, yaws), resolution, psi=psi).image
+        for i in range(len(latents))
+        for generator in generators
+    ]
+    return image_grid(torch.cat(rows), columns=views)
+
+
+@torch.inference_mode()
+def mixing_sheet(
+    generator: Generator, content: Latents, style: Latents, from_block: int, resolution: int, *, psi: float = 1.0
+) -> Sheet:
+    """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; all frontal."""
+    camera = orbit_cameras(generator, [0.0])
+
+    def frontal(latents: Latents) -> torch.Tensor:
+        return generator.render(latents, camera, resolution, psi=psi).image
+
+    top = frontal(style)
+    pictures = [torch.ones_like(top[:1]), top]
+    for i in range(len(content)):
+        row = Latents(content[i].shape.expand(len(style), -1), content[i].appearance.expand(len(style), -1))
+        mixed = mix_styles(generator, row, style, from_block, psi)
+        pictures += [frontal(content[i]), generator.render(mixed, camera, resolution).image]
+    return image_grid(torch.cat(pictures), columns=len(style) + 1)

@@ -1,0 +1,257 @@
+"""Transfer keeps the NeRF to the bit; blended models are what they are made of; styles are mixed by block."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from cips3d import Camera, UserError, cli, pretrained
+from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+from cips3d.models.baselines import build_generator
+from cips3d.models.generator import Generator
+from cips3d.training.presets import PRESETS
+from cips3d.training.steps import Networks, freeze_blocks
+from cips3d.training.trainer import Trainer
+
+CAMERA = Camera.orbit(torch.tensor([0.3, -0.2]))
+
+
+@pytest.fixture(autouse=True)
+def presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run, with its model and discriminators."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    Trainer(tiny.config(), folder).run()
+    return folder
+
+
+@pytest.fixture
+def model(run: Path) -> str:
+    return str(run / "model.safetensors")
+
+
+@pytest.fixture
+def pair() -> tuple[Generator, Generator]:
+    """A generator, and the same with another implicit network."""
+    torch.manual_seed(0)
+    base = build_generator(tiny.GENERATOR).requires_grad_(False)
+    other = copy.deepcopy(base)
+    for part in (other.inr, other.appearance_mapping):
+        for parameter in part.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    for generator in (base, other):
+        generator.update_style_means(16)
+    return base, other
+
+
+def rendered(generator: Generator) -> torch.Tensor:
+    return generator.render(generator.sample_latents(2, 0), CAMERA, 8, psi=0.6).image
+
+
+# ---------------------------------------------------------------- transfer
+def test_transfer_leaves_the_nerf_as_it_is_and_teaches_the_rest(model: str, tmp_path: Path) -> None:
+    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04", "--seed", "3",
+              "--set", "stages.0.warm_up_kimg=0.016"])  # fmt: skip
+    before, after = pretrained.load(model), pretrained.load(tmp_path / "run" / "model.safetensors")
+    latents, camera = before.sample_latents(2, 0), CAMERA
+    old, new = (g.render(latents, camera, 8) for g in (before, after))
+    assert torch.equal(old.depth, new.depth) and torch.equal(old.opacity, new.opacity)
+    assert torch.equal(old.aux_image, new.aux_image)
+    assert not torch.allclose(old.image, new.image, atol=1e-4)
+    points = torch.rand(1, 50, 3) * 0.2 - 0.1
+    densities = [g.nerf.at_points(points, g.map(latents[0]).shape)[0] for g in (before, after)]
+    assert torch.equal(*densities)
+
+
+def test_the_discriminators_go_on_from_where_they_were(model: str, tmp_path: Path) -> None:
+    config = replace(tiny.config(), start=model)
+    networks = Networks(config, torch.device("cpu"))
+    saved = pretrained.load_discriminators(model)
+    assert saved is not None and set(saved) == {"main", "aux"}
+    image = torch.rand(2, 3, 8, 8)
+    for name in saved:
+        assert torch.equal(saved[name](image), networks.discriminators[name](image))
+    # of another form: new ones
+    other = replace(config.discriminator, channels={4: 8, 8: 16})
+    anew = Networks(replace(config, discriminator=other), torch.device("cpu")).discriminators
+    assert not torch.equal(anew["main"](image), saved["main"](image))
+    assert torch.equal(anew["aux"](image), saved["aux"](image))
+
+
+def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    pretrained.save(pretrained.load(model), alone)
+    assert pretrained.load_discriminators(alone) is None
+    cli.main(["finetune", str(alone), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.01"])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 3.0
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", str(alone), str(tmp_path / "run2"), "--data", "heads-cartoon", "--freeze-d", "1"])
+
+
+def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_path: Path) -> None:
+    stage = replace(tiny.config().stages[1], warm_up_kimg=1.0)
+    trainer = Trainer(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
+    first = copy.deepcopy(trainer.networks)
+    trainer.run()
+    for (name, old), new in zip(first.generator.named_parameters(), trainer.networks.generator.parameters(), strict=True):
+        assert torch.equal(old, new), name
+    both = first.discriminators, trainer.networks.discriminators
+    moved = [not torch.equal(*pair) for pair in zip(*(part.parameters() for part in both), strict=True)]
+    assert any(moved)
+
+
+def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    pretrained.save(pretrained.load(model), source)
+    config = replace(tiny.config(), start=str(source))
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.save()
+    source.unlink()
+    again = Trainer(config, tmp_path / "run")
+    for a, b in zip(trainer.networks.generator.parameters(), again.networks.generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(UserError, match="no such file"):
+        Trainer(config, tmp_path / "other")
+
+
+def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
+    discriminator = Networks(tiny.config(), torch.device("cpu")).discriminators["main"]
+    freeze_blocks(discriminator, 8, 1)
+    frozen = {name.split(".")[0] for name, p in discriminator.named_parameters() if not p.requires_grad}
+    assert frozen == {"from_rgb", "blocks"}
+    freeze_blocks(discriminator, 4, 1)  # at 4² there is no block
+    assert {n.split(".")[0] for n, p in discriminator.named_parameters() if not p.requires_grad} == {"from_rgb"}
+    freeze_blocks(discriminator, 8, 0)
+    assert all(p.requires_grad for p in discriminator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "heads-cartoon", "--kimg", "nan"], "--kimg"),
+        (["--data", "heads-cartoon", "--kimg", "0"], "kimg"),
+        (["--data", "heads-cartoon", "--augment", "2"], "--augment"),
+        (["--data", "heads-cartoon", "--freeze-d", "7"], "frozen_discriminator_blocks"),
+        (["--data", "heads-cartoon", "--preset", "ffhq-64"], "ffhq-64"),
+        (["--data", "heads-cartoon", "--preset", "none"], "none"),
+        (["--data", "heads-cartoon", "--seed", "-1"], "--seed"),
+    ],
+)
+def test_what_cannot_be_transferred_is_said_in_a_line(
+    options: list[str], said: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["finetune", model, str(tmp_path / "run"), *options])
+    line = capsys.readouterr().err
+    assert exit.value.code == 2 and said in line and line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- blending
+@pytest.mark.parametrize("index", [0, 1])
+def test_at_0_and_1_blending_gives_the_two_models(pair: tuple[Generator, Generator], index: int) -> None:
+    blended = interpolate(*pair, float(index))
+    for name, tensor in pair[index].state_dict().items():
+        assert torch.equal(tensor, blended.state_dict()[name]), name
+    assert torch.equal(rendered(blended), rendered(pair[index]))
+    swapped = swap_layers(*pair, from_block=(tiny.GENERATOR.inr_blocks, 0)[index])
+    assert torch.equal(rendered(swapped), rendered(pair[index]))
+
+
+def test_between_them_weights_lie_between(pair: tuple[Generator, Generator]) -> None:
+    base, other = pair
+    weight = [g.state_dict()["inr.blocks.1.second.weight"] for g in (base, interpolate(base, other, 0.25), other)]
+    torch.testing.assert_close(weight[1], 0.75 * weight[0] + 0.25 * weight[2])
+    assert torch.equal(*[g.render(g.sample_latents(1, 0), CAMERA, 8).depth for g in (base, interpolate(base, other, 0.5))])
+    assert not torch.equal(weight[0], weight[2])
+
+
+def test_a_block_takes_its_own_amount(pair: tuple[Generator, Generator]) -> None:
+    base, other = pair
+    swapped = swap_layers(base, other, from_block=1).state_dict()
+    for name, tensor in swapped.items():
+        theirs = name.startswith(("inr.blocks.1.", "inr.to_rgb.1."))
+        assert torch.equal(tensor, (other if theirs else base).state_dict()[name]), name
+
+
+def test_models_that_do_not_go_together_are_refused(pair: tuple[Generator, Generator]) -> None:
+    base, other = pair
+    elsewhere = copy.deepcopy(other)
+    elsewhere.nerf.density.bias += 1e-6
+    with pytest.raises(UserError, match=r"NeRFs differ \(nerf\.density\.bias\)"):
+        interpolate(base, elsewhere, 0.5)
+    with pytest.raises(UserError, match="sizes differ"):
+        interpolate(base, build_generator(replace(tiny.GENERATOR, inr_width=24)), 0.5)
+    with pytest.raises(UserError, match="3 given for 2 blocks"):
+        interpolate(base, other, [0.0, 1.0, 1.0])
+    with pytest.raises(UserError, match="nan"):
+        interpolate(base, other, float("nan"))
+    with pytest.raises(UserError, match="from_block"):
+        swap_layers(base, other, 3)
+    with pytest.raises(UserError, match="pi-gan"):
+        interpolate(base, build_generator(replace(tiny.GENERATOR, architecture="pi-gan")), 0.5)
+
+
+def test_styles_are_mixed_by_block(pair: tuple[Generator, Generator]) -> None:
+    base, _ = pair
+    latents = base.sample_latents(2, 5)
+    plain = base.render(latents[0], CAMERA, 8, psi=0.5).image
+    alike = mix_styles(base, latents[0], latents[1], from_block=tiny.GENERATOR.inr_blocks, psi=0.5)
+    assert torch.equal(base.render(alike, CAMERA, 8).image, plain)
+    mixed = base.render(mix_styles(base, latents[0], latents[1], from_block=1, psi=0.5), CAMERA, 8)
+    assert not torch.equal(mixed.image, plain)
+    assert torch.equal(mixed.depth, base.render(latents[0], CAMERA, 8, psi=0.5).depth)  # the shape is the content's
+    with pytest.raises(UserError, match="from_block"):
+        mix_styles(base, latents[0], latents[1], from_block=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "columns"),
+    [([], 2, 3), (["--amount", "0.5"], 6, 3), (["--from-block", "1"], 6, 3), (["--weights", "0", "1"], 6, 3)],
+)
+def test_blend_draws_a_sheet(
+    options: list[str], rows: int, columns: int, pair: tuple[Generator, Generator], tmp_path: Path
+) -> None:
+    names = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for generator, name in zip(pair, names, strict=True):
+        pretrained.save(generator, name)
+    cli.main(["blend", *names, str(tmp_path / "sheet.png"), "--count", "2", "--views", "3", "--resolution", "8", *options])
+    width, height = Image.open(tmp_path / "sheet.png").size
+    assert ((height + 2) // 10, (width + 2) // 10) == (rows, columns)
+
+
+def test_blend_saves_the_model(pair: tuple[Generator, Generator], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for generator, name in zip(pair, names, strict=True):
+        pretrained.save(generator, name)
+    out = tmp_path / "blended.safetensors"
+    cli.main(["blend", *names, str(out), "--amount", "0.5"])
+    assert torch.equal(rendered(pretrained.load(out)), rendered(interpolate(*pair, 0.5)))
+    for options, said in (
+        ([], "--amount"),
+        (["--amount", "0.5", "--from-block", "1"], "--from-block"),
+        (["--weights", "1"], "amounts"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["blend", *names, str(tmp_path / "no.safetensors"), *options])
+        assert said in capsys.readouterr().err and not (tmp_path / "no.safetensors").exists()
+
+
+def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
+    pretrained.save(pair[0], tmp_path / "model.safetensors")
+    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--rows", "2",
+              "--columns", "3", "--resolution", "8"])  # fmt: skip
+    width, height = Image.open(tmp_path / "sheet.png").size
+    assert ((height + 2) // 10, (width + 2) // 10) == (3, 4)
