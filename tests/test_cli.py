@@ -25,7 +25,7 @@ from PIL import Image
 import tiny
 from cips3d import cli, pretrained
 from cips3d.cli import data as data_verbs
-from cips3d.cli import demo, evaluate, imports, info, render, sample, train
+from cips3d.cli import demo, evaluate, imports, info, render, sample, train, view
 from cips3d.data import ImageDataset
 from cips3d.metrics import evaluation
 from cips3d.models.generator import Generator
@@ -42,6 +42,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "info": info.info,
     "eval": evaluate.evaluate_model,
     "import-official": imports.import_official,
+    "view": view.view,
 }
 
 
@@ -311,6 +312,8 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.gif", "--fps", "1000"], "fps"),
         (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
         (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
+        (["view", "MODEL", "--port", "70000"], "port"),
+        (["view", "MODEL", "--port", "-1"], "port"),
         (["data", "heads", "OUT.zip", "--count", "0"], "--count"),
         (["data", "heads", "OUT.zip", "--resolution", "0"], "--resolution"),
         (["data", "heads", "OUT", "--seed", "-1"], "--seed"),

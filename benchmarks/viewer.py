@@ -1,0 +1,84 @@
+"""The viewer with the bundled model: pictures a second while the camera orbits, and the time to the refined one when it rests.
+
+The real server and a real websocket, JPEG and PNG encoding included. The client is a process of its own that counts pictures
+and does not draw them; its camera moves 50 times a second, as often as viser's page tells. Two threads.
+
+    python benchmarks/viewer.py        (about a minute)
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+
+import psutil
+import torch
+from viewer_client import Client
+
+import cips3d
+from cips3d.camera import Camera
+from cips3d.training.allocator import keep_freed_memory
+from cips3d.viewer.server import Viewer
+
+THREADS, SECONDS, STOPS = 2, 8.0, 5
+CAMERA_SECONDS = 0.02
+
+
+def orbit(phase: float) -> Camera:
+    return Camera.orbit(0.6 * math.sin(phase), 0.2 * math.sin(2 * phase))
+
+
+def client_process(url: str, size: tuple[int, int], pipe: Connection) -> None:
+    """Orbits for `SECONDS`, then stops `STOPS` times; sends pictures a second and the median seconds to the refined picture."""
+    with Client(url, size=size) as client:
+        client.rest()
+        started, before = time.perf_counter(), client.pictures
+        while time.perf_counter() - started < SECONDS:
+            client.look(orbit(time.perf_counter() - started))
+            time.sleep(CAMERA_SECONDS)
+        rate = (client.pictures - before) / (time.perf_counter() - started)
+        waits = []
+        for stop in range(STOPS):
+            for step in range(20):
+                client.look(orbit(stop + step / 50))
+                time.sleep(CAMERA_SECONDS)
+            rested = time.perf_counter()
+            waits.append(client.rest() - rested)
+        pipe.send((rate, statistics.median(waits)))
+
+
+def measure(size: tuple[int, int]) -> tuple[float, float, float]:
+    """Pictures a second, median seconds to the refined picture, median height of the coarse ones."""
+    generator = cips3d.load("heads")
+    with Viewer(generator, port=0, name="heads") as viewer:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=client_process, args=(viewer.url, size, there))
+        process.start()
+        there.close()  # so that a process that dies is noticed
+        sides = []
+        while not here.poll(0.1):
+            sides += [session.coarse_side for session in viewer.sessions]
+        rate, refined = here.recv()
+        process.join()
+    return rate, refined, statistics.median(sides)
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    keep_freed_memory()
+    print(f"load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} processors")
+    for size in ((720, 720), (1280, 720)):
+        rate, refined, coarse = measure(size)
+        width = round(128 * size[0] / size[1])
+        print(
+            f"{width}x128: {rate:5.1f} pictures/s while orbiting, of {coarse:g} rows; "
+            f"refined {refined:.2f} s after the last movement"
+        )
+
+
+if __name__ == "__main__":
+    main()

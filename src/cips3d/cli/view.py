@@ -1,0 +1,42 @@
+"""`cips3d view`: a model in the browser."""
+
+from __future__ import annotations
+
+import time
+
+from cips3d import pretrained
+from cips3d.cli.options import Derived, to_device
+from cips3d.errors import UserError
+from cips3d.training.allocator import keep_freed_memory
+
+
+def view(
+    model: str,
+    /,
+    blend: Derived[str] = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    device: str = "auto",
+) -> None:
+    """Show a model in the browser: turn its subjects with the mouse, change them with sliders, save what is seen.
+
+    Args:
+        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
+        blend: a second model, made from the first one, to blend it with. Default: none.
+        host: the address to listen on. 0.0.0.0 lets other machines see the viewer too, and anybody who can reach it use it.
+        port: to listen on; 0 takes any that is free.
+        device: cpu, cuda, mps, …; auto takes the fastest.
+    """
+    try:
+        from cips3d.viewer.server import Viewer
+    except ModuleNotFoundError as error:
+        if error.name != "viser":
+            raise
+        raise UserError("the viewer needs viser: pip install 'cips3d[viewer]'") from None
+    keep_freed_memory()
+    generator = to_device(pretrained.load(model), device)
+    other = None if blend is None else to_device(pretrained.load(blend), device)
+    with Viewer(generator, other, host, port, name=model) as viewer:
+        print(f"{model}: {viewer.url}   (Ctrl-C ends the viewer)", flush=True)
+        while True:
+            time.sleep(3600)

@@ -1,0 +1,83 @@
+"""A subject's generator and styles: from seeds, truncation, style mixing and a second model, or from an inverted picture."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor
+
+from cips3d.editing.blend import check_same_nerf, interpolate, mix_styles
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents, Styles
+from cips3d.viewer.view import Choice
+
+#: How many subjects' styles and how many blends of the two models are kept.
+_KEPT_STYLES, _KEPT_BLENDS = 32, 8
+
+
+class Subjects:
+    """Finds what a subject is rendered with, and keeps the last few.
+
+    Args:
+        generator: the model.
+        other: one to blend it with.
+
+    Raises:
+        UserError: if the two cannot be blended.
+    """
+
+    def __init__(self, generator: Generator, other: Generator | None = None) -> None:
+        if other is not None:
+            check_same_nerf(generator, other)
+        self.generator, self.other = generator, other
+        self._inversions: dict[int | None, tuple[Generator, Styles]] = {}
+        self._numbers = itertools.count()
+        self.find = functools.lru_cache(_KEPT_STYLES)(self._find)
+        self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
+
+    def add(self, generator: Generator, styles: Styles) -> int:
+        """Makes what a picture's inversion has found a subject; returns its number (`Choice.inversion`)."""
+        number = next(self._numbers)
+        self._inversions[number] = generator, styles
+        return number
+
+    def remove(self, number: int) -> None:
+        """Forgets an inverted picture; whoever asks for it again gets the seeds' subject."""
+        self._inversions.pop(number, None)
+
+    @torch.no_grad()
+    def _find(self, choice: Choice) -> tuple[Generator, Styles]:
+        """The generator and the styles of one subject."""
+        psi = (choice.psi_shape, choice.psi_appearance)
+        inversion = self._inversions.get(choice.inversion)
+        if inversion is not None:
+            base, styles = inversion
+            return self._blended(base, choice.blend), truncated(base, styles, psi)
+        generator = self._blended(self.generator, choice.blend)
+        latents = self._latents(choice.shape_seed, choice.appearance_seed)
+        if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
+            return generator, generator.map(latents, psi)
+        style = self._latents(choice.shape_seed, choice.mix_seed)
+        return generator, mix_styles(generator, latents, style, choice.mix_from, psi)
+
+    def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
+        """z_s of one seed with z_a of another; with equal seeds what `cips3d sample --count 1` draws."""
+        shape, appearance = (self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed))
+        return Latents(shape.shape, appearance.appearance)
+
+    def _blend(self, base: Generator, amount: float) -> Generator:
+        return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)
+
+
+def truncated(generator: Generator, styles: Styles, psi: tuple[float, float]) -> Styles:
+    """Styles drawn towards the generator's means, w̄ + ψ (w − w̄); psi is that of shape and of appearance."""
+
+    def appearance(w: Tensor) -> Tensor:
+        return torch.lerp(generator.appearance_mean, w, psi[1])
+
+    shape = torch.lerp(generator.shape_mean, styles.shape, psi[0])
+    if isinstance(styles.appearance, Tensor):
+        return Styles(shape, appearance(styles.appearance))
+    return Styles(shape, [appearance(w) for w in styles.appearance])

@@ -1,0 +1,704 @@
+"""The viewer: what nonsense comes to, pictures in steps, the worker, and a real server with raw clients and a browser."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tiny
+from cips3d import cli, pretrained
+from cips3d.camera import Camera, PoseDistribution
+from cips3d.editing.invert import Inversion
+from cips3d.errors import UserError
+from cips3d.models.generator import Generator
+from cips3d.models.records import Sampling
+from cips3d.viewer import pictures
+from cips3d.viewer.files import LONGEST_FILE, glb, png, read_upload
+from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
+from cips3d.viewer.subjects import Subjects
+from cips3d.viewer.view import (
+    LARGEST_PSI,
+    LARGEST_SEED,
+    MODES,
+    SIDES,
+    Choice,
+    Pose,
+    camera_from_viser,
+    keyframe,
+    prior_cameras,
+    view_from,
+    viser_pose,
+)
+from cips3d.viewer.worker import Steps, Worker, at_once
+
+pytest.importorskip("viser")
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from viewer_client import Client
+
+from cips3d.viewer import server, session
+from cips3d.viewer.server import Viewer
+
+CONFIG = tiny.GENERATOR
+#: OpenCV axes at +z that look at the origin upright: x stays, y and z turn round.
+FRONT = Pose((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0), math.radians(12), 300, 300)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    """One whose subjects and views differ visibly: a new generator's colours are nearly all the same grey."""
+    torch.manual_seed(0)
+    made = Generator(replace(CONFIG, density_gain=40.0, density_blob=30.0)).eval().requires_grad_(False)
+    for head in made.inr.to_rgb:
+        head.weight.mul_(40)
+    made.aux_head.weight.mul_(40)
+    made.update_style_means(100)
+    return made
+
+
+# ---------------------------------------------------------------- cameras
+def test_front_pose_is_the_front_camera() -> None:
+    camera = camera_from_viser(FRONT, CONFIG.extent)
+    assert camera is not None
+    torch.testing.assert_close(camera.cam_to_world, Camera.orbit(0.0).cam_to_world)
+    torch.testing.assert_close(camera.fov, torch.tensor([12.0]))
+
+
+@given(yaw=st.floats(-3, 3), pitch=st.floats(-1.5, 1.5), radius=st.floats(0.2, 50), fov=st.floats(1, 90))
+def test_cameras_go_to_viser_and_back(yaw: float, pitch: float, radius: float, fov: float) -> None:
+    camera = Camera.orbit(yaw, pitch, radius, fov)
+    wxyz, position = viser_pose(camera)
+    back = camera_from_viser(Pose(tuple(3 * wxyz), tuple(position), math.radians(fov), 300, 200), CONFIG.extent)
+    assert back is not None
+    torch.testing.assert_close(back.cam_to_world, camera.cam_to_world, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(back.fov, camera.fov, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"wxyz": (0.0, 0.0, 0.0, 0.0)},
+        {"wxyz": (math.nan, 1.0, 0.0, 0.0)},
+        {"wxyz": (1.0, 0.0, 0.0)},
+        {"wxyz": (1e300, 0.0, 0.0, 0.0)},
+        {"position": (0.0, 0.0, 0.0)},
+        {"position": (0.0, math.inf, 1.0)},
+        {"position": (0.0, 1.0)},
+        {"fov": math.nan},
+        {"fov": -math.inf},
+    ],
+)
+def test_garbage_cameras_are_none(changes: dict[str, Any]) -> None:
+    assert camera_from_viser(replace(FRONT, **changes), CONFIG.extent) is None
+
+
+def test_cameras_out_of_reach_are_moved() -> None:
+    near = camera_from_viser(replace(FRONT, position=(0.0, 0.0, 0.01), fov=0.0), CONFIG.extent)
+    far = camera_from_viser(replace(FRONT, position=(0.0, 0.0, 1e9), fov=7.0), CONFIG.extent)
+    assert near is not None and far is not None
+    assert CONFIG.extent < float(near.position[0, 2]) < 1.2 * CONFIG.extent
+    assert 10 < float(far.position[0, 2]) < 1000
+    assert (float(near.fov), float(far.fov)) == (1.0, 90.0)
+
+
+def test_keyframes_are_what_the_trajectories_read() -> None:
+    angles = keyframe(Camera.orbit(math.radians(-30), math.radians(10), 1.5, 20.0))
+    assert angles == pytest.approx({"yaw": -30, "pitch": 10, "fov": 20, "radius": 1.5}, abs=1e-3)
+    aside = Camera.look_at(torch.tensor([[0.0, 0.0, 1.0]]), target=torch.tensor([[0.1, 0.0, 0.0]]))
+    label = keyframe(aside)["label"]
+    torch.testing.assert_close(Camera.from_label(torch.tensor([label])).cam_to_world, aside.cam_to_world)
+    trajectories = pytest.importorskip("cips3d.trajectories")
+    path = trajectories.keyframes({"keyframes": [angles, {"label": label}]}, frames=2)
+    torch.testing.assert_close(path[1].cam_to_world, aside.cam_to_world, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
+def test_prior_cameras_span_the_prior(kind: Any) -> None:
+    poses = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.4, pitch_std=0.2, radius=2.0)
+    yaw, pitch = prior_cameras(poses).yaw_pitch()
+    reach = 2 if kind == "gaussian" else 1
+    assert float(yaw.min()) == pytest.approx(0.1 - 0.4 * reach, abs=1e-5)
+    assert float(yaw.max()) == pytest.approx(0.1 + 0.4 * reach, abs=1e-5)
+    assert float(pitch.max()) == pytest.approx(0.2 * reach, abs=1e-5)
+
+
+# ---------------------------------------------------------------- nonsense
+NAMES = (
+    "mode",
+    "shape_seed",
+    "appearance_seed",
+    "psi_shape",
+    "psi_appearance",
+    "mix_seed",
+    "mix_from",
+    "blend",
+    "side",
+    "coarse",
+    "fine",
+)
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.lists(st.floats()),
+    st.sampled_from([10**400, -(10**400)]),
+)
+
+
+@given(controls=st.dictionaries(st.sampled_from(NAMES), ANYTHING), width=st.integers(), height=st.integers())
+def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, height: int) -> None:
+    view = view_from(controls, replace(FRONT, width=width, height=height), CONFIG)
+    assert view is not None
+    choice = view.choice
+    assert view.mode in MODES and SIDES[0] <= view.side <= SIDES[1]
+    assert 0.25 <= view.aspect <= view.canvas_aspect <= 4
+    for seed in (choice.shape_seed, choice.appearance_seed, choice.mix_seed):
+        assert type(seed) is int and 0 <= seed <= LARGEST_SEED
+    assert type(choice.mix_from) is int and 0 <= choice.mix_from <= CONFIG.inr_blocks
+    assert 0 <= choice.psi_shape <= LARGEST_PSI and 0 <= choice.psi_appearance <= LARGEST_PSI and 0 <= choice.blend <= 1
+    assert 3 <= view.sampling.coarse <= 96 and 0 <= view.sampling.fine <= 96
+
+
+def test_values_in_range_are_kept() -> None:
+    controls = {
+        "mode": "depth", "shape_seed": 3, "appearance_seed": 4, "psi_shape": 0.5, "psi_appearance": 1.2, "mix_seed": 5,
+        "mix_from": 1, "blend": 0.25, "side": 48, "coarse": 7, "fine": 9, "inversion": 2,
+    }  # fmt: skip
+    view = view_from(controls, replace(FRONT, width=600), CONFIG)
+    assert view is not None
+    assert view.choice == Choice(3, 4, 0.5, 1.2, 5, 1, 0.25, 2)
+    assert (view.mode, view.side, view.sampling, view.aspect) == ("depth", 48, Sampling(7, 9), 2.0)
+
+
+# ---------------------------------------------------------------- subjects
+def test_equal_seeds_are_the_command_lines_subject(generator: Generator) -> None:
+    found, styles = Subjects(generator).find(Choice(shape_seed=5, appearance_seed=5, psi_shape=0.7, psi_appearance=0.7))
+    expected = generator.map(generator.sample_latents(1, 5), 0.7)
+    assert found is generator
+    torch.testing.assert_close(styles.shape, expected.shape)
+    torch.testing.assert_close(styles.appearance, expected.appearance)
+
+
+def test_mixing_changes_the_later_blocks_alone(generator: Generator) -> None:
+    subjects = Subjects(generator)
+    _, plain = subjects.find(Choice(1, 2))
+    _, other = subjects.find(Choice(1, 3))
+    _, mixed = subjects.find(Choice(1, 2, mix_seed=3, mix_from=1))
+    assert isinstance(mixed.appearance, list)
+    for got, expected in zip((mixed.shape, *mixed.appearance), (plain.shape, plain.appearance, other.appearance), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_blending_goes_from_one_model_to_the_other(generator: Generator) -> None:
+    other = pretrained.build_generator(generator.config)
+    other.load_state_dict(generator.state_dict())
+    with torch.no_grad():
+        other.inr.to_rgb[0].weight.add_(1.0)
+    subjects = Subjects(generator, other)
+    weights = [subjects.find(Choice(blend=amount))[0].inr.to_rgb[0].weight for amount in (0.0, 0.5, 1.0)]
+    for weight, shift in zip(weights, (0.0, 0.5, 1.0), strict=True):
+        torch.testing.assert_close(weight, generator.inr.to_rgb[0].weight + shift)
+    with pytest.raises(UserError, match="blended"):
+        Subjects(generator, Generator(CONFIG))
+
+
+def test_an_inverted_picture_is_a_subject_until_it_is_removed(generator: Generator) -> None:
+    subjects = Subjects(generator)
+    w = generator.map(generator.sample_latents(1, 9))
+    number = subjects.add(generator, replace(w, appearance=[w.appearance, w.appearance + 1]))
+    _, whole = subjects.find(Choice(inversion=number))
+    torch.testing.assert_close(whole.shape, w.shape)
+    torch.testing.assert_close(whole.appearance[1], w.appearance + 1)
+    _, mean = subjects.find(Choice(inversion=number, psi_shape=0.0, psi_appearance=0.0))
+    torch.testing.assert_close(mean.shape[0], generator.shape_mean)
+    torch.testing.assert_close(mean.appearance[1][0], generator.appearance_mean)
+    subjects.remove(number)
+    _, gone = subjects.find(Choice(inversion=number, psi_shape=0.5))
+    torch.testing.assert_close(gone.shape, subjects.find(Choice(psi_shape=0.5))[1].shape)
+
+
+# ---------------------------------------------------------------- pictures in steps
+@pytest.mark.parametrize("seconds_per_ray", [1e-9, 1e-4, 1.0])
+def test_strips_are_the_picture(generator: Generator, seconds_per_ray: float) -> None:
+    pace, sampling = Pace(), Sampling(4, 3)
+    pace.record(sampling, 1, seconds_per_ray)
+    styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.3)
+    steps = strips(generator, styles, camera, (24, 40), sampling, pace)
+    count = len(list(steps))
+    out = at_once(strips(generator, styles, camera, (24, 40), sampling, Pace()))
+    expected = generator.render(styles, camera, (24, 40), sampling=sampling)
+    torch.testing.assert_close(out.image, expected.image)
+    torch.testing.assert_close(out.depth, expected.depth)
+    assert (count == 1) == (seconds_per_ray < 1e-5)
+
+
+def a_view(**changes: Any) -> Any:
+    view = view_from({"side": 128}, FRONT, CONFIG)
+    assert view is not None
+    return replace(view, **changes)
+
+
+def test_coarse_pictures_are_as_large_as_time_allows() -> None:
+    view, sides = a_view(), []
+    for seconds in (1e-9, 2e-6, 6e-6, 1e-5, 2.5e-5, 1.0):
+        pace = Pace()
+        pace.record(preview_sampling(view.sampling), 100, 100 * seconds)
+        sides.append(preview_side(view, pace))
+        assert sides[-1] ** 2 * seconds <= pictures.FRAME_SECONDS or sides[-1] == 24
+    assert sides == sorted(sides, reverse=True) and sides[0] == 128 and sides[-1] == 24 and len(set(sides)) > 3
+
+
+def test_coarse_pictures_do_not_flicker_between_two_sizes() -> None:
+    view, pace = a_view(), Pace()
+    pace.record(preview_sampling(view.sampling), 1000, pictures.FRAME_SECONDS * 1000 / (64**2 * 1.1))
+    assert preview_side(view, pace, last=64) == 64  # it fits
+    assert preview_side(view, pace, last=43) == 43  # but is not changed to without some reserve
+
+
+@pytest.mark.parametrize(
+    ("side", "coarse", "sides"), [(128, 24, [32, 64, 128]), (128, 64, [128]), (64, 64, [64]), (20, 20, [20])]
+)
+def test_finer_sides(side: int, coarse: int, sides: list[int]) -> None:
+    assert finer_sides(side, coarse) == sides
+
+
+@pytest.mark.parametrize(("width", "aspect"), [(300, 1.0), (600, 2.0), (150, 0.5)])
+def test_pictures_stay_in_place_when_they_are_refined(width: int, aspect: float) -> None:
+    view = view_from({"side": 96}, replace(FRONT, width=width), replace(CONFIG, background="endless"))
+    assert view is not None
+    shapes, middles = set(), []
+    for side in (24, 48, 96):
+        height, across = view.size(side)
+        pixels = np.zeros((height, across, 3), dtype=np.uint8)
+        pixels[: height // 2, : across // 2] = 255
+        canvas = on_canvas(pixels, view, colour=0)
+        shapes.add(canvas.shape)
+        middles.append((canvas[10, :, 0].astype(float) @ np.arange(canvas.shape[1])) / canvas[10, :, 0].sum())
+    assert shapes == {(96, round(96 * aspect), 3)}
+    assert max(middles) - min(middles) < 0.6
+
+
+def test_a_background_of_its_own_fills_the_window() -> None:
+    wide = replace(FRONT, width=600)
+    plain, endless = (view_from({}, wide, replace(CONFIG, background=kind)) for kind in ("plain", "endless"))
+    assert plain is not None and endless is not None
+    assert (plain.size(50), endless.size(50)) == ((50, 100), (50, 50))
+
+
+def test_modes_show_different_pictures(generator: Generator) -> None:
+    out = generator.render(generator.sample_latents(1, 0), Camera.orbit(0.3), 16)
+    image, aux, depth = (pixels_of(out, mode) for mode in ("image", "NeRF image", "depth"))
+    assert image.shape == aux.shape == depth.shape == (16, 16, 3)
+    assert not np.array_equal(image, aux) and not np.array_equal(image, depth)
+
+
+# ---------------------------------------------------------------- the worker
+@contextmanager
+def a_worker() -> Iterator[Worker]:
+    worker = Worker("a test's worker")
+    yield worker
+    worker.close()
+    assert "a test's worker" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_the_newest_wish_wins() -> None:
+    done: list[int] = []
+    hold, started, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def wish(number: int) -> Steps[None]:
+        if number == 0:
+            started.set()
+            assert hold.wait(10)
+        done.append(number)
+        yield 0.0
+        done.append(number)
+        if number == 99:
+            finished.set()
+
+    with a_worker() as worker:
+        worker.submit("me", wish(0))
+        assert started.wait(10)
+        for number in range(1, 100):
+            worker.submit("me", wish(number))
+        hold.set()
+        assert finished.wait(10)
+    assert done == [0, 99, 99]  # the first was at work, its second step and all others are passed over
+
+
+def test_owners_take_turns_and_faults_stay_with_theirs(capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+    hold, finished = threading.Event(), threading.Event()
+
+    def wish(name: str) -> Steps[None]:
+        assert hold.wait(10)
+        for i in range(3):
+            if name == "fault" and i == 1:
+                raise RuntimeError("this one fails")
+            done.append(name)
+            yield 0.0
+        if name == "b":
+            finished.set()
+
+    with a_worker() as worker:
+        for name in ("a", "fault", "b"):
+            worker.submit(name, wish(name))
+        hold.set()
+        assert finished.wait(10)
+    assert done == ["a", "fault", "b", "a", "b", "a", "b"]
+    assert "this one fails" in capsys.readouterr().err
+
+
+def test_steps_wait_and_can_be_forgotten() -> None:
+    times: list[float] = []
+    finished = threading.Event()
+
+    def wish() -> Steps[None]:
+        times.append(time.monotonic())
+        yield 0.2
+        times.append(time.monotonic())
+        finished.set()
+
+    def forgotten() -> Steps[None]:
+        yield 0.1
+        raise AssertionError("was not forgotten")
+
+    with a_worker() as worker:
+        worker.submit("other", forgotten())
+        worker.submit("me", wish())
+        worker.forget("other")
+        assert finished.wait(10)
+        assert times[1] - times[0] >= 0.2
+
+
+# ---------------------------------------------------------------- files
+def test_uploads_are_central_squares() -> None:
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, 10:20], pixels[:, 20:30] = (255, 0, 0), (0, 0, 255)
+    image = read_upload("two.png", png(pixels), 4)
+    assert image.shape == (1, 3, 4, 4)
+    torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([1.0, -1.0, -1.0]), atol=0.2, rtol=0.0)
+    torch.testing.assert_close(image[0, :, 0, 3], torch.tensor([-1.0, -1.0, 1.0]), atol=0.2, rtol=0.0)
+
+
+def test_bad_uploads_are_named() -> None:
+    for content in (b"", b"no picture", png(np.zeros((8, 8, 3), np.uint8))[:45], bytes(LONGEST_FILE + 1)):
+        with pytest.raises(UserError, match=r"^cat\.png: "):
+            read_upload("cat.png", content, 8)
+
+
+def test_meshes_become_glb() -> None:
+    back = trimesh.load(io.BytesIO(glb(trimesh.creation.icosphere(subdivisions=1))), file_type="glb", force="mesh")
+    assert len(back.faces) == 80
+
+
+# ---------------------------------------------------------------- a real server, clients without a browser
+@pytest.fixture(scope="module")
+def viewer(generator: Generator) -> Iterator[Viewer]:
+    before = {thread.name for thread in threading.enumerate()}
+    with Viewer(generator, port=0, name="tiny") as viewer:
+        yield viewer
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("viewer ") and thread.name not in before]
+    assert left == []
+
+
+def expected_picture(generator: Generator, camera: Camera, size: int | tuple[int, int], seed: int = 0) -> np.ndarray:
+    out = generator.render(generator.sample_latents(1, seed), camera, size, psi=0.7)
+    return pixels_of(out, "image")
+
+
+def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> None:
+    side = 2 * generator.config.resolution
+    with Client(viewer.url, Camera.orbit(0.5)) as client:
+        client.rest()
+        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.5), side), atol=1)
+        client.look(Camera.orbit(-0.4, 0.2, fov=20.0))
+        client.rest()
+        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(-0.4, 0.2, fov=20.0), side), atol=1)
+        client.set("Shape", 3)
+        client.set("Appearance", 3)
+        client.look(Camera.orbit(0.0))
+        client.rest()
+        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1)
+
+
+def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:
+    cameras = [Camera.orbit(0.1 * i) for i in range(10)]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(viewer.url, camera)) for camera in cameras]
+        for step, client in itertools.product(range(5), clients):
+            client.look(Camera.orbit(0.05 * step))
+        for client, camera in zip(clients, cameras, strict=True):
+            client.look(camera)
+        for client, camera in zip(clients, cameras, strict=True):
+            client.rest(silence=0.5)
+            np.testing.assert_allclose(client.picture, expected_picture(generator, camera, 16), atol=1)
+        assert len(viewer.sessions) == 10
+    until(lambda: not viewer.sessions)
+
+
+def test_clients_that_vanish_do_no_harm(viewer: Viewer, generator: Generator) -> None:
+    with Client(viewer.url) as stays:
+        for _ in range(3):
+            gone = Client(viewer.url, Camera.orbit(0.3))
+            gone.wait_for(lambda client: client.pictures > 0)
+            gone.set("Pixels", 1024)  # minutes of work
+            gone.look(Camera.orbit(0.2))
+            gone.vanish()
+        stays.look(Camera.orbit(0.7))
+        stays.rest()
+        np.testing.assert_allclose(stays.picture, expected_picture(generator, Camera.orbit(0.7), 16), atol=1)
+        until(lambda: len(viewer.sessions) == 1)
+
+
+def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator) -> None:
+    with Client(viewer.url) as client:
+        client.rest()
+        shown = client.pictures
+        for wxyz in ([0, 0, 0, 0], [math.nan] * 4, [1e308] * 4, [1, 0, 0]):
+            client.look_raw(wxyz, [0.0, 0.0, 1.0], 0.2)
+        for position, fov in (([0, 0, 0], 0.2), ([math.inf, 0, 1], 0.2), ([0, 0, 1], math.nan), ([1, 2, 3, 4], 0.2)):
+            client.look_raw([0, 1, 0, 0], position, fov)
+        for label in client.controls:
+            for value in (math.nan, -math.inf, 2**63, -5, "nonsense", None, [1, 2], {}):
+                if label not in ("Picture", "Mesh", "Camera path", "Open a picture"):
+                    client.set(label, value)
+        client.send("NoSuchMessage")
+    with Client(viewer.url) as client:
+        client.send_bytes(b"\xff\x00 nonsense")
+    with Client(viewer.url, Camera.orbit(0.2)) as client:
+        client.rest()
+        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.2), 16), atol=1)
+    assert shown > 0
+
+
+def test_nobody_can_open_a_tunnel_to_the_public(viewer: Viewer) -> None:
+    assert viewer._server.request_share_url() is None
+    with Client(viewer.url) as client:
+        client.rest()
+        client.send("ShareUrlRequest")
+        time.sleep(0.2)
+        assert not any(message["type"] == "ShareUrlUpdated" for message in client.messages)
+
+
+def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- addresses and the command line
+def test_addresses_that_cannot_be_had(generator: Generator) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port: {port} on 127.0.0.1 is taken"):
+            Viewer(generator, port=port)
+    for host, port, says in (
+        ("127.0.0.1", 70000, "port: 70000"),
+        ("no.such.host.invalid", 0, "host: "),
+        ("192.0.2.1", 0, "host: "),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            Viewer(generator, host=host, port=port)
+
+
+def test_a_port_that_viser_passes_over_is_taken(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_check_address", lambda host, port: None)  # as if it were taken just afterwards
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="is taken"):
+            Viewer(generator, port=taken.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def model(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pretrained.save(generator, path)
+    return str(path)
+
+
+def test_the_verb_listens_on_this_machine_until_interrupted(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[bytes] = []
+
+    def interrupt(_: float) -> None:
+        url = re.search(r"http://127\.0\.0\.1:(\d+)", capsys.readouterr().out)
+        assert url is not None
+        with socket.create_connection(("127.0.0.1", int(url[1]))) as browser:
+            browser.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            pages.append(browser.recv(100))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cips3d.cli.view.time.sleep", interrupt)
+    monkeypatch.setattr("cips3d.cli.view.keep_freed_memory", lambda: True)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["view", model, "--port", "0", "--blend", model])
+    assert caught.value.code == 130
+    assert b"200 OK" in pages[0]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"viewer {Path(model).stem}")]
+
+
+def test_without_viser(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "viser", None)
+    for name in [name for name in sys.modules if name.startswith("cips3d.viewer")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["view", model])
+    assert caught.value.code == 2
+    assert "pip install 'cips3d[viewer]'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- a real browser
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def a_page(browser: Any, viewer: Viewer) -> Iterator[Any]:
+    """The viewer's page when it shows a refined picture."""
+    page = browser.new_page(viewport={"width": 600, "height": 400})
+    try:
+        page.set_default_timeout(40_000)
+        page.goto(viewer.url)
+        page.get_by_text("samples,").wait_for()
+        yield page
+    finally:
+        page.close()
+
+
+def shot(page: Any) -> np.ndarray:
+    """What is seen to the left of the panel and below the notifications, when it no longer changes."""
+    last = None
+    for _ in range(40):
+        image = Image.open(io.BytesIO(page.screenshot(clip={"x": 0, "y": 140, "width": 260, "height": 260})))
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+        if last is not None and np.array_equal(last, pixels):
+            return pixels
+        last = pixels
+        time.sleep(0.3)
+    raise AssertionError("the picture does not come to rest")
+
+
+def show(page: Any, mode: str) -> None:
+    page.get_by_role("combobox", name="Show").click()
+    page.get_by_role("option", name=mode, exact=True).click()
+
+
+def differs(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.abs(a - b).mean() > 1)
+
+
+def test_the_page_in_a_browser(browser: Any, viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ball = trimesh.creation.icosphere(radius=0.1)
+    monkeypatch.setattr(session, "extract_mesh", lambda generator, styles, resolution: ball)
+    with a_page(browser, viewer) as page:
+        front = shot(page)
+        assert front.std() > 1  # more than an empty page
+        page.mouse.move(60, 300)
+        page.mouse.down()
+        page.mouse.move(140, 300, steps=5)
+        page.mouse.up()
+        turned = shot(page)
+        assert differs(front, turned)
+        yaw = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
+        assert -2 < yaw < -0.1  # what is seen follows the mouse to the right, so the camera goes to the left
+        page.get_by_role("slider").first.focus()
+        for _ in range(16):
+            page.keyboard.press("ArrowRight")
+        until(lambda: viewer.sessions[0].controls.values()["psi_shape"] == 1.5)
+        assert differs(turned, shot(page))
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Picture", exact=True).click()
+        saved = Image.open(download.value.path())
+        assert saved.height == 16
+        show(page, "depth")
+        depth = shot(page)
+        assert differs(turned, depth)
+        show(page, "mesh")
+        page.get_by_text("triangles").wait_for()
+        assert differs(depth, shot(page))
+        show(page, "image")
+        page.get_by_text("samples,").wait_for()
+        page.get_by_role("button", name="Add camera to path").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Camera path (1)").click()
+        (entry,) = json.loads(Path(download.value.path()).read_text())["keyframes"]
+        assert entry == pytest.approx({"yaw": 0, "pitch": 0, "fov": 12, "radius": 1}, abs=1e-3)
+
+
+def test_a_users_picture_in_a_browser(
+    browser: Any, viewer: Viewer, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    def invert(generator: Generator, image: torch.Tensor, progress: Callable[[float, str], None]) -> Inversion:
+        asked.append(image)
+        progress(0.5, "w")
+        styles = generator.map(generator.sample_latents(1, 77))
+        return Inversion(Camera.orbit(0.4), styles, generator, loss=0.0)
+
+    monkeypatch.setattr(session, "invert", invert)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "good.png").write_bytes(png(np.full((30, 20, 3), 200, np.uint8)))
+    with a_page(browser, viewer) as page:
+        before = shot(page)
+
+        def upload(name: str) -> None:
+            with page.expect_file_chooser() as chooser:
+                page.get_by_role("button", name="Open a picture").click()
+            chooser.value.set_files(tmp_path / name)
+
+        upload("bad.png")
+        page.get_by_text("bad.png: is no picture").wait_for()
+        upload("good.png")
+        page.get_by_text("Show its subject").wait_for()
+        assert differs(before, shot(page))
+        assert asked[0].shape == (1, 3, 8, 8)
+        yaw = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
+        assert yaw == pytest.approx(0.4, abs=1e-3)
+
+
+def test_a_page_that_crashes_leaves_the_server_serving(browser: Any, viewer: Viewer) -> None:
+    with a_page(browser, viewer) as page:
+        page.goto("about:blank")
+        until(lambda: not viewer.sessions)
+    with Client(viewer.url) as client:
+        client.rest()
