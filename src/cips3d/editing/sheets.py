@@ -1,4 +1,4 @@
-"""Pictures that show blended models and mixed styles, as the paper's Fig. 13 does."""
+"""Pictures that show blended models and mixed styles, as the paper's Fig. 13 does, and what an inversion came to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import UInt8
 
 from cips3d.editing.blend import interpolate, mix_styles
-from cips3d.export.media import image_grid
+from cips3d.editing.invert import Inversion
+from cips3d.export.media import depth_picture, image_grid
 from cips3d.export.sheets import orbit_cameras
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents
@@ -59,3 +60,18 @@ def mixing_sheet(
         mixed = mix_styles(generator, row, style, from_block, psi)
         pictures += [frontal(content[i]), generator.render(mixed, camera, resolution).image]
     return image_grid(torch.cat(pictures), columns=len(style) + 1)
+
+
+@torch.inference_mode()
+def inversion_sheet(picture: torch.Tensor, found: Inversion, yaws: Sequence[float] = (-40, -20, 0, 20, 40)) -> Sheet:
+    """The picture and what each step made of it; then the subject from other sides (degrees), and its depth.
+
+    Args:
+        picture: (1, 3, side, side) in [-1, 1].
+    """
+    side = picture.shape[-1]
+    steps = [*found.earlier, found]
+    first = [picture, *(step.generator.render(step.styles, step.camera, side).image for step in steps)]
+    first += [torch.ones_like(picture)] * (len(yaws) - len(first))
+    out = found.generator.render(found.styles, orbit_cameras(found.generator, yaws), side)
+    return image_grid(torch.cat([*first, out.image, depth_picture(out.depth, out.opacity).to(out.image)]), columns=len(yaws))

@@ -65,10 +65,10 @@ def partial(
 
 def checkpointed(
     generator: Generator,
-    latents: Latents,
+    codes: Latents | Styles,
     camera: Camera,
     resolution: int,
-    draws: RayDraws,
+    draws: RayDraws | None,
     sampling: Sampling,
     chunk: int,
 ) -> RenderOutput:
@@ -77,12 +77,14 @@ def checkpointed(
     The gradients are those of `full` up to the order of summation.
 
     Args:
+        codes: latents, or styles that carry gradients themselves.
+        draws: of all rays; None: neither jitter nor noise (see `Generator.render_rays`).
         chunk: rays per piece, of every picture of the batch.
     """
-    styles, rays = _styles_and_rays(generator, latents, camera, resolution)
+    styles, rays = _styles_and_rays(generator, codes, camera, resolution)
 
     def rendered(part: slice) -> Tensor:
-        return generator.render_rays(styles, rays[part], sampling, draws[part]).stacked()
+        return generator.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked()
 
     parts = []
     for first in range(0, rays.count, chunk):
@@ -91,10 +93,10 @@ def checkpointed(
     return as_picture(parts, resolution, resolution)
 
 
-def _styles_and_rays(generator: Generator, latents: Latents, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
-    """Untruncated styles and the rays of all pixels, row by row."""
+def _styles_and_rays(generator: Generator, codes: Latents | Styles, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
+    """Styles, of latents without truncation, and the rays of all pixels, row by row."""
     rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
-    return generator.map(latents), rays
+    return codes if isinstance(codes, Styles) else generator.map(codes), rays
 
 
 def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, memory: int) -> int:
