@@ -24,6 +24,34 @@ from cips3d.camera import Camera, Rays
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator, GeneratorConfig, as_picture
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
+from cips3d.training.config import Stage
+from cips3d.training.draws import FakeDraws, picture_seed
+
+
+def for_stage(
+    stage: Stage,
+    generator: Generator,
+    draws: FakeDraws,
+    sampling: Sampling,
+    key: tuple[int, int],
+    accelerator: Accelerator,
+) -> RenderOutput:
+    """A step's pictures, in the stage's way; without gradients where autograd is off.
+
+    Args:
+        key: the run's seed and the step, for the rays that carry partial gradients.
+        accelerator: tells the device and the memory for automatic chunks.
+    """
+    arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, sampling)
+    if stage.gradients == "full":
+        return full(*arguments)
+    chunk = stage.chunk or automatic_chunk(generator.config, len(draws.latents), sampling, process_memory(accelerator))
+    if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
+        return checkpointed(*arguments, chunk)
+    assert stage.gradient_rays is not None  # Stage sees to it
+    drawn = torch.Generator().manual_seed(picture_seed(*key, "rays"))
+    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(accelerator.device)
+    return partial(*arguments, index, chunk)
 
 
 def full(
