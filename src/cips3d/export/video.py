@@ -92,9 +92,8 @@ def _joined(views: UInt8[np.ndarray, "subjects kinds height width 3"]) -> UInt8[
 def interpolated(styles: Styles, frames: int) -> Styles:
     """Codes of a video in which each subject turns into the next and the last into the first again.
 
-    The way is straight in the space of mapped codes, where the networks vary evenly and truncation stays what it was. The speed
-    eases in and out, so that the subjects themselves can be recognised. Subject k itself is in the frame nearest to
-    k·frames/count.
+    The way is straight in the space of mapped codes, in which truncation acts, and the speed eases in and out, so that the
+    subjects themselves can be recognised. Subject k itself is in the frame nearest to k·frames/count.
 
     Args:
         styles: the subjects, truncated as wanted (`Generator.map`).
