@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Annotated, TypeVar
 
 import torch
+from tqdm import tqdm
 from tyro.conf import arg
 
 from cips3d.errors import UserError
@@ -16,29 +19,48 @@ T = TypeVar("T")
 Derived = Annotated[T | None, arg(help_behavior_hint="")]
 #: Fields of a configuration to change (see `cips3d.configuration.with_settings`).
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
+#: Truncation of both codes, or of each.
+Psi = Annotated[float | tuple[float, float], arg(metavar="PSI | SHAPE APPEARANCE")]
+#: Size of a picture; None stands for the model's training resolution.
+Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
 
 #: A list of numbers that may be left out.
 Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
 
 
-def check_finite(**options: float) -> None:
-    """Raises UserError for the first option that is NaN or infinite."""
-    for name, value in options.items():
-        if not math.isfinite(value):
-            raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
+def check_finite(**options: float | tuple[float, ...]) -> None:
+    """Raises UserError for the first option that is, or holds, NaN or infinity."""
+    for name, given in options.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
 
 
-def at_least(least: int, **options: int) -> None:
-    """Raises UserError for the first option below `least`."""
-    for name, value in options.items():
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
+def at_least(least: int, **options: int | tuple[int, ...]) -> None:
+    """Raises UserError for the first option that is, or holds, a number below `least`."""
+    for name, given in options.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if value < least:
+                raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
 
 
-def check_seed(seed: int) -> None:
+def check_seed(*seeds: int, option: str = "--seed") -> None:
     """Raises UserError for a seed that torch or numpy would not take."""
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed: {seed}; give a number from 0 to {2**63 - 1}")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"{option}: {seed}; give a number from 0 to {2**63 - 1}")
+
+
+@contextlib.contextmanager
+def share_bar(name: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar, from the first second on, for a function that tells the share that is done."""
+    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
+    with tqdm(total=1.0, desc=name, bar_format=layout, delay=1) as bar:
+
+        def show(share: float) -> None:
+            bar.update(share - bar.n)
+
+        yield show
 
 
 def to_device(generator: Generator, device: str) -> Generator:
