@@ -236,3 +236,21 @@ def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsy
             cli.main(["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path / "out")])
         assert exit.value.code == 2 and name in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: Path, tmp_path: Path) -> None:
+    model, subject = str(folder / "model.safetensors"), tmp_path / "subject.safetensors"
+    styles = generator.map(generator.sample_latents(1, 9))
+    Subject(styles, Camera.orbit(0.1)).save(subject)
+    view = ["--views", "1", "--show", "image", "--resolution", "8", "--yaw", "10"]
+    cli.main(["render", model, str(tmp_path / "view.png"), "--subject", str(subject), *view])
+    cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
+    assert np.array_equal(*pictures)
+    cli.main(["blend", model, model, str(tmp_path / "blend.png"), "--subject", str(subject), "--views", "2"])
+    assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
+    with pytest.raises(SystemExit):
+        cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(subject), "--seeds", "1"])
+    with pytest.raises(SystemExit):
+        cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(folder / "me.png")])
+    assert not (tmp_path / "no.png").exists()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
 from tqdm import tqdm
 from tyro.conf import arg
 
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
+from cips3d.models.records import Styles
 
 T = TypeVar("T")
 #: An option whose default, None, stands for something that its help text names.
@@ -61,6 +64,17 @@ def share_bar(name: str) -> Iterator[Callable[[float], None]]:
             bar.update(share - bar.n)
 
         yield show
+
+
+def chosen(generator: Generator, subject: Path | None, count: int, seed: int, psi: float | tuple[float, float]) -> Styles:
+    """The subject of a file of `cips3d invert`, as it is; without one `count` random subjects, truncated.
+
+    Raises:
+        UserError: if the file cannot be read or is a subject of another model.
+    """
+    if subject is not None:
+        return Subject.load(subject, generator).styles
+    return generator.map(generator.sample_latents(count, seed), psi)
 
 
 def to_device(generator: Generator, device: str) -> Generator:

@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 from cips3d import pretrained, trajectories
 from cips3d.camera import Camera
-from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, share_bar, to_device
+from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, chosen, share_bar, to_device
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import view_sheet
@@ -32,6 +32,7 @@ def render(
     count: int = 4,
     seed: int = 0,
     seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...", help_behavior_hint="")] = (),
+    subject: Derived[Path] = None,
     psi: Psi = 0.7,
     show: Annotated[tuple[Kind, ...], arg(metavar="image|nerf|depth ...", help_behavior_hint="")] = (),
     resolution: Resolution = None,
@@ -56,6 +57,7 @@ def render(
         seed: of the latents.
         seeds: subjects one by one, in place of --count and --seed: a row each in a grid; in a video the first turns into the
             second and so on, and the last into the first again.
+        subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
         show: the picture, the NeRF's picture, the depth (bright is near), beside or below each other. Default: all in a grid,
             the picture in a video.
@@ -76,6 +78,8 @@ def render(
     check_finite(psi=psi, pitch=pitch, yaw=yaw or 0.0, fov=fov or 0.0, seconds=seconds or 0.0)
     check_seed(seed)
     check_seed(*seeds, option="--seeds")
+    if seeds and subject is not None:
+        raise UserError("--seeds and --subject: both say what is shown; give only one of them")
     is_grid = out.suffix.lower() == ".png"
     if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
@@ -89,22 +93,18 @@ def render(
     generator = to_device(pretrained.load(model), device)
     frames = views if is_grid else _video_length(path, seconds, fps, len(seeds))
     cameras = _cameras(generator, path, frames, fps, yaw, pitch, fov)
-    latents = _by_seeds(generator, seeds) if seeds else generator.sample_latents(count, seed)
+    styles = generator.map(_by_seeds(generator, seeds), psi) if seeds else chosen(generator, subject, count, seed, psi)
     if is_grid:
         with share_bar("views") as bar:
             save_image(
                 out,
                 lambda: view_sheet(
-                    generator, latents, cameras, resolution, psi=psi, show=show or KINDS, supersample=supersample, progress=bar
+                    generator, styles, cameras, resolution, show=show or KINDS, supersample=supersample, progress=bar
                 ),
             )
     else:
-        subjects = [latents[i] for i in range(len(latents))]
-        if seeds:
-            subjects = [interpolated(generator.map(latents, psi), len(cameras))]
-        made = video_frames(
-            generator, subjects, cameras, resolution, psi=psi, show=show or "image", supersample=supersample
-        )  # fmt: skip
+        subjects = [interpolated(styles, len(cameras))] if seeds else [styles[i] for i in range(len(styles))]
+        made = video_frames(generator, subjects, cameras, resolution, show=show or "image", supersample=supersample)
         save_frames(out, iter(tqdm(made, "video", total=len(cameras), unit="frame", delay=1)), fps)
     print(out)
 

@@ -12,13 +12,13 @@ from cips3d.camera import Camera
 from cips3d.export.media import blank_grid
 from cips3d.export.tiles import KINDS, Kind, PictureFormat, fill, picture_strips
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents
+from cips3d.models.records import Latents, Styles
 
 
 @torch.no_grad()
 def view_sheet(
     generator: Generator,
-    latents: Latents,
+    codes: Latents | Styles,
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
@@ -32,10 +32,10 @@ def view_sheet(
     The depth's colours span one range for each subject. Pictures of any size: besides the sheet itself, memory is constant.
 
     Args:
-        latents: the subjects.
+        codes: latents, or styles that are used as they are.
         cameras: the views.
         resolution: side of each picture, or (height, width), in pixels; by default the training resolution.
-        psi: truncation, one ψ or one each for shape and appearance.
+        psi: truncation of latents, one ψ or one each for shape and appearance.
         show: the kinds, in order.
         supersample: n, for n² rays a pixel (see `tiles.picture_strips`).
         progress: is told the share that is done, from 0 to 1, every now and then.
@@ -45,10 +45,11 @@ def view_sheet(
     """
     form = PictureFormat.of(generator, resolution, show, supersample)
     kinds = len(form.show)
-    grid, cells = blank_grid(len(latents) * kinds, len(cameras), form.height, form.width)
-    for i in range(len(latents)):
-        strips = picture_strips(generator, generator.map(latents[i], psi), cameras, form)
-        fill(cells[i * kinds : (i + 1) * kinds], strips, _part(progress, i, len(latents)))
+    styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
+    grid, cells = blank_grid(len(styles) * kinds, len(cameras), form.height, form.width)
+    for i in range(len(styles)):
+        strips = picture_strips(generator, styles[i], cameras, form)
+        fill(cells[i * kinds : (i + 1) * kinds], strips, _part(progress, i, len(styles)))
     return grid
 
 
