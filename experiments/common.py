@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -10,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -117,19 +118,20 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
 def measure_all(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """`measure` of each, one run on each core: together they show more pictures than one run that shares the cores."""
-    one_thread = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    outside = {name: os.environ.get(name) for name in one_thread}
-    os.environ |= one_thread  # read by the new processes when they import torch
+    with one_thread_each(), ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(measure, configs))
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started in the block have one thread each: they read these variables when they import torch."""
+    outside = dict(os.environ)
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(torch.get_num_threads(), context) as pool:
-            return list(pool.map(measure, configs))
+        yield
     finally:
-        for name, value in outside.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ |= outside
 
 
 def table(

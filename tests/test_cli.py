@@ -24,9 +24,11 @@ from PIL import Image
 
 import tiny
 from cips3d import cli, pretrained
+from cips3d.camera import Camera
 from cips3d.cli import data as data_verbs
 from cips3d.cli import demo, evaluate, imports, info, render, sample, train, view
 from cips3d.data import ImageDataset
+from cips3d.export.media import to_uint8
 from cips3d.metrics import evaluation
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
@@ -138,6 +140,74 @@ def test_render(model: str, tmp_path: Path) -> None:
         assert len(frames) == 5
         assert (frames[0].width, frames[0].height) == (32, 16)
     assert names(tmp_path) == ["a.gif", "a.mp4", "a.png"]
+
+
+def test_sample_of_any_size_and_both_truncations(model: str, tmp_path: Path) -> None:
+    options = ["--count", "2", "--yaw", "10", "--resolution", "6", "9", "--supersample", "2"]
+    for name, psi in (("a", ["0.7"]), ("b", ["0.7", "0.7"]), ("c", ["0.7", "0"]), ("d", ["0", "0.7"])):
+        cli.main(["sample", model, str(tmp_path / f"{name}.png"), *options, "--psi", *psi])
+    a, b, c, d = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcd")
+    assert a.shape == (6 + 2 + 6, 9, 3)
+    assert np.array_equal(a, b)
+    assert not any(np.array_equal(x, y) for x, y in ((a, c), (a, d), (c, d)))
+
+
+def video(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_render_one_large_picture(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    one = ["--count", "1", "--views", "1", "--show", "image", "--resolution", "40", "60"]
+    cli.main(["render", model, str(out), *one, "--yaw", "20", "--pitch", "5", "--psi", "0.5", "1"])
+    generator = pretrained.load(model)
+    camera = Camera.orbit(np.radians(20).item(), np.radians(5).item())
+    alone = generator.render(generator.sample_latents(1, 0), camera, (40, 60), psi=(0.5, 1.0)).image
+    assert np.abs(np.asarray(Image.open(out)).astype(int) - to_uint8(alone)[0]).max() <= 1
+    cli.main(["render", model, str(tmp_path / "b.png"), *one])
+    cli.main(["render", model, str(tmp_path / "c.png"), *one, "--path", "orbit", "--yaw", "0"])
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()  # from the front
+
+
+@pytest.mark.parametrize("path", ["arc", "orbit", "figure-eight", "dolly-zoom", "KEYS.json"])
+def test_render_along_a_path(path: str, model: str, tmp_path: Path) -> None:
+    keys = tmp_path / "KEYS.json"
+    keys.write_text(json.dumps([{"yaw": -30, "seconds": 0.5}, {"yaw": 30, "pitch": 10}]))
+    given = path.replace("KEYS", str(tmp_path / "KEYS"))
+    common = ["--path", given, "--count", "1", "--resolution", "16", "--show", "image", "depth"]
+    cli.main(
+        ["render", model, str(tmp_path / "a.gif"), *common, "--fps", "10"] + ([] if "KEYS" in path else ["--seconds", "0.6"])
+    )
+    frames = video(tmp_path / "a.gif")
+    assert len(frames) == 6 and frames[0].shape == (16, 32, 3)
+    assert any((frame != frames[0]).any() for frame in frames)
+    cli.main(["render", model, str(tmp_path / "a.png"), *common, "--views", "3"])
+    assert Image.open(tmp_path / "a.png").size == (3 * 18 - 2, 2 * 18 - 2)
+
+
+def test_render_from_seed_to_seed(model: str, tmp_path: Path) -> None:
+    """Each seed's frame is that subject, alone; the video is back at the first after the last."""
+    same = ["--yaw", "0", "--resolution", "16", "--fps", "4"]
+    cli.main(["render", model, str(tmp_path / "a.gif"), "--seeds", "3", "1", "4", *same])
+    frames = video(tmp_path / "a.gif")
+    assert len(frames) == 3 * 2 * 4
+    for i, seed in enumerate((3, 1, 4)):
+        out = tmp_path / f"{seed}.gif"
+        cli.main(["render", model, str(out), "--seed", str(seed), "--count", "1", "--seconds", "0.5", *same])
+        assert np.array_equal(video(out)[0], frames[8 * i])
+    assert not np.array_equal(frames[0], frames[8])
+    cli.main(["render", model, str(tmp_path / "a.png"), "--seeds", "3", "1", "4", "--show", "image", "--views", "2"])
+    assert Image.open(tmp_path / "a.png").size == (18, 3 * 10 - 2)
+
+
+def test_render_refuses_keyframes_that_are_none(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('[{"yaw": 0}, {"yow": 1}]')
+    for out in ("a.mp4", "a.png"):
+        line = refusal(capsys, "render", model, tmp_path / out, "--path", keys)
+        assert str(keys) in line and "keyframe 2: yow" in line
+    assert names(tmp_path) == ["keys.json"]
 
 
 def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +346,8 @@ def test_the_real_presets_can_be_counted(capsys: pytest.CaptureFixture[str], mon
         ["sample", "model", "out.png", "--bogus", "1"],
         ["sample", "model", "out.png", "--count", "many"],
         ["sample", "model", "out.png", "--yaw", "left"],
+        ["sample", "model", "out.png", "--psi", "1", "1", "1"],
+        ["render", "model", "out.png", "--show", "mesh"],
         ["data", "heads", "out.zip", "--style", "oil"],
     ],
 )
@@ -303,7 +375,21 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["sample", "MODEL", "OUT.png", "--seed", str(2**64)], "--seed"),
         (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
         (["sample", "MODEL", "OUT.jpg"], "OUT.jpg"),
+        (["sample", "MODEL", "OUT.png", "--psi", "1", "inf"], "--psi"),
+        (["sample", "MODEL", "OUT.png", "--resolution", "8", "-8"], "--resolution"),
+        (["sample", "MODEL", "OUT.png", "--supersample", "0"], "--supersample"),
         (["render", "MODEL", "OUT.txt"], "OUT.txt"),
+        (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
+        (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
+        (["render", "MODEL", "OUT.mp4", "--seeds", "1", "-1"], "--seeds"),
+        (["render", "MODEL", "OUT.mp4", "--seeds", "1", "2", "3", "--seconds", "0.01"], "2 frames for 3 subjects"),
+        (["render", "MODEL", "OUT.mp4", "--fov", "0"], "field of view of 0"),
+        (["render", "MODEL", "OUT.mp4", "--fov", "nan"], "--fov"),
+        (["render", "MODEL", "OUT.mp4", "--path", "dolly-zoom", "--fov", "120"], "camera: it comes to"),
+        (["render", "MODEL", "OUT.mp4", "--pitch", "95"], "pitch reaches 95"),
+        (["render", "MODEL", "OUT.mp4", "--path", "spiral"], "--path: spiral"),
+        (["render", "MODEL", "OUT.mp4", "--path", "OUT.json"], "OUT.json"),
+        (["render", "MODEL", "OUT.mp4", "--seconds", "1e300"], "frames"),
         (["render", "MODEL", "OUT.mp4", "--resolution", "0"], "--resolution"),
         (["render", "MODEL", "OUT.mp4", "--yaw", "nan"], "--yaw"),
         (["render", "MODEL", "OUT.mp4", "--seconds", "0"], "--seconds"),

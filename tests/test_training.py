@@ -29,6 +29,7 @@ from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import RealOrder, fake_draws, mirrored
+from cips3d.training.feeding import real_batches
 from cips3d.training.steps import Judging, Networks, average_gradients, discriminator_step, generator_step, ramped_average
 from cips3d.training.trainer import MODEL_FILE, Trainer
 
@@ -412,6 +413,12 @@ def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None
 
 
 # ---------------------------------------------------------------- learning
+def real_batches_of(trainer: Trainer, stage: Stage, positions: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What the trainer's loop would be fed with."""
+    images = trainer.counters.images
+    return real_batches(trainer.dataset, trainer.config, images, stage.batch, positions, pin_memory=False)
+
+
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
         logits = n.logits([real, real], 1.0), n.logits([fake.image, fake.aux_image], 1.0)
@@ -422,7 +429,7 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
     config = tiny.config(data)
     trainer, stage = Trainer(config, tmp_path), config.stages[1]
     n, positions = trainer.networks, range(4)
-    real = next(trainer._real_batches(stage, positions))[0].float() / 127.5 - 1
+    real = next(real_batches_of(trainer, stage, positions))[0].float() / 127.5 - 1
     draws = trainer._draws(stage, positions, "D")
     fake = trainer._generate(stage, draws)
     for optimizer in n.optimizers.values():
@@ -477,7 +484,7 @@ def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
     stage, n = trainer.config.stages[0], trainer.networks
     positions = trainer._positions(stage.batch)
     trainer.dataset = trainer_module.open_dataset(trainer.config.data, stage.resolution)
-    real = next(trainer._real_batches(stage, positions))[0].double() / 127.5 - 1
+    real = next(real_batches_of(trainer, stage, positions))[0].double() / 127.5 - 1
     fake = trainer._generate(stage, trainer._draws(stage, positions, "D"))
     discriminator_step(n, real, fake, Judging(0.5, True), r1_weight=5.0)
     generator_step(n, fake, Judging(0.5, True))

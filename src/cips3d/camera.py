@@ -20,6 +20,9 @@ from cips3d.errors import UserError
 
 #: One number for all cameras, or one for each.
 Numbers = float | Float[Tensor, ""] | Float[Tensor, " batch"]
+#: Rows and columns of a picture, as `numpy.s_[top:bottom, left:right]` makes them.
+Window = tuple[slice, slice]
+WHOLE: Window = (slice(None), slice(None))
 #: Turns OpenGL camera axes into OpenCV's (x right, y down, z forward) and back; it is its own inverse.
 _OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 
@@ -158,19 +161,20 @@ class Camera:
         x, y, z = self.position.unbind(-1)
         return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
-    def rays(self, height: int, width: int, corner_aligned: bool = False) -> Rays:
+    def rays(self, height: int, width: int, corner_aligned: bool = False, window: Window = WHOLE) -> Rays:
         """One ray per pixel, row by row from the top left.
 
         Args:
             height, width: picture size in pixels, each ≥ 1. Pixels are square; the field of view spans the height.
             corner_aligned: the authors' grid, where the outermost pixel centres lie on the edge of the field of view in both
                 directions; the default starts rays at pixel centres, so that a picture keeps its scale at any resolution.
+            window: the rows and columns of that picture whose rays are made, and no others.
 
         Returns:
-            Rays with N = height·width and unit directions.
+            Rays with N = height·width, or the pixels of the window, and unit directions.
 
         Raises:
-            UserError: if a size is below 1.
+            UserError: if a size is below 1 or no pixel lies in the window.
         """
         if height < 1 or width < 1:
             raise UserError(f"resolution: {height}x{width} has no pixels; both sides must be at least 1")
@@ -180,6 +184,9 @@ class Camera:
         else:
             x = (torch.arange(width, **like) * 2 + 1 - width) / height
             y = -(torch.arange(height, **like) * 2 + 1 - height) / height
+        y, x = y[window[0]], x[window[1]]
+        if y.numel() == 0 or x.numel() == 0:
+            raise UserError(f"window: no pixel of {height}x{width} lies in it; give rows and columns of the picture")
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         depth = -1.0 / torch.tan(torch.deg2rad(self.fov) / 2)
         plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)

@@ -11,7 +11,7 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
-from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, plan, render, sample, train, view
+from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, plan, render, sample, train, view
 from cips3d.errors import UserError
 
 app = SubcommandApp()
@@ -27,6 +27,7 @@ app.command(plan.plan)
 app.command(finetune.finetune)
 app.command(blend.blend)
 app.command(blend.mix)
+app.command(invert.invert)
 app.command(imports.import_official)
 
 

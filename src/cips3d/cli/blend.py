@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, Numbers, at_least, check_finite, check_seed, to_device
+from cips3d.cli.options import Derived, Numbers, Psi, at_least, check_finite, check_seed, to_device
 from cips3d.editing.blend import interpolate, swap_layers
 from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.models.generator import Generator
@@ -23,7 +24,8 @@ def blend(
     weights: Numbers = (),
     count: int = 4,
     seed: int = 0,
-    psi: float = 0.7,
+    subject: Derived[Path] = None,
+    psi: Psi = 0.7,
     resolution: Derived[int] = None,
     yaw: float = 25.0,
     views: int = 5,
@@ -43,7 +45,8 @@ def blend(
         weights: the amount for each block.
         count: subjects, a row each.
         seed: of the latents.
-        psi: truncation: 1 is the full variety, 0 the mean subject.
+        subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
+        psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
         resolution: side of a picture in pixels. Default: the model's.
         yaw: how far to turn to either side, degrees.
         views: columns.
@@ -63,9 +66,9 @@ def blend(
     check_seed(seed)
     first, second = (to_device(pretrained.load(name), device) for name in (base, other))
     side = _side(first, resolution)
-    latents = first.sample_latents(count, seed)
+    codes = first.sample_latents(count, seed) if subject is None else Subject.load(subject, first).styles
     if not given:
-        save_image(out, amounts_sheet(first, second, latents, views, side, psi=psi))
+        save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi))
         print(out)
         return
     if from_block is not None:
@@ -75,7 +78,7 @@ def blend(
     if suffix == ".safetensors":
         pretrained.save(blended, out)
     else:
-        save_image(out, views_sheet([first, blended, second], latents, yaw, views, side, psi=psi))
+        save_image(out, views_sheet([first, blended, second], codes, yaw, views, side, psi=psi))
     print(out)
 
 
@@ -87,7 +90,7 @@ def mix(
     rows: int = 4,
     columns: int = 4,
     seed: int = 0,
-    psi: float = 0.7,
+    psi: Psi = 0.7,
     resolution: Derived[int] = None,
     device: str = "auto",
 ) -> None:
@@ -100,7 +103,7 @@ def mix(
         rows: subjects that give shape, and appearance in the blocks before.
         columns: subjects that give appearance.
         seed: of the latents.
-        psi: truncation: 1 is the full variety, 0 the mean subject.
+        psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
         resolution: side of a picture in pixels. Default: the model's.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """

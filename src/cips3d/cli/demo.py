@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cips3d import pretrained
+from cips3d import pretrained, trajectories
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed
 from cips3d.cli.train import train_here
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
-from cips3d.export.sheets import frames, orbit_cameras, swing_cameras, turntable_sheet
+from cips3d.export.sheets import orbit_cameras, view_sheet
+from cips3d.export.video import video_frames
 from cips3d.metrics.geometry import geometry_report
 from cips3d.training.config import with_minutes
 from cips3d.training.presets import preset
@@ -54,9 +56,12 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     generator = pretrained.load(model)
     latents = generator.sample_latents(heads, seed)
     psi = 0.7
-    save_image(folder / "heads.png", turntable_sheet(generator, latents, _YAWS, resolution, psi=psi))
+    save_image(folder / "heads.png", view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi))
     bundled = pretrained.load("heads")
-    halves = [turntable_sheet(g, g.sample_latents(heads, seed), _FEW_YAWS, resolution, psi=psi) for g in (generator, bundled)]
+    halves = [
+        view_sheet(g, g.sample_latents(heads, seed), orbit_cameras(g, _FEW_YAWS), resolution, psi=psi)
+        for g in (generator, bundled)
+    ]
     gap = np.full_like(halves[0][:, :_GAP], 255)
     save_image(folder / "beside.png", np.concatenate([halves[0], gap, halves[1]], axis=1))
     with torch.inference_mode():
@@ -65,8 +70,10 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
             view = generator.render(latents[head], orbit_cameras(generator, _YAWS), resolution, psi=psi)
             depths.append(depth_picture(view.depth, view.opacity))
     save_image(folder / "depth.png", image_grid(torch.cat(depths), columns=len(_YAWS)))
-    swing = swing_cameras(generator, _FRAMES, max(_YAWS))
-    turning = frames(generator, latents, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi)
+    poses = generator.config.poses
+    swing = trajectories.orbit(_FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov)
+    side_by_side = [latents[head] for head in range(heads)]
+    turning = video_frames(generator, side_by_side, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi)
     save_frames(folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame")))
     print(f"{heads} invented heads, INR image above NeRF image above depth: {folder / 'heads.png'}")
     print(f"beside those of the model that comes with the package (right): {folder / 'beside.png'}")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pkgutil
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from torch import Tensor
 from tyro.conf import arg
 
 from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
+from cips3d.cli.predictor import named_predictor
 from cips3d.data import SyntheticHeads, open_dataset
-from cips3d.errors import UserError
 from cips3d.files import atomic_path
-from cips3d.metrics.consistency import Predictor
 from cips3d.metrics.evaluation import evaluate
 
 
@@ -62,46 +57,9 @@ def evaluate_model(
     dataset = open_dataset(data, resolution or generator.config.resolution)
     if metrics is None:
         metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
-    found = evaluate(generator, dataset, metrics, count, seed, psi, _predictor(predictor), inception_weights)
+    found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
     print("\n".join(found.lines()))
     if json_file is not None:
         with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
         print(json_file)
-
-
-def _predictor(name: str | None) -> Predictor | None:
-    """The object that a user names; its faults become lines that name it."""
-    if name is None:
-        return None
-    sys.path.insert(0, os.getcwd())  # where a user's module lies, as for `python -m`
-    try:
-        found = pkgutil.resolve_name(name)
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(f"--predictor {name}: {error}; give module:object of an installed module") from None
-    if not isinstance(found, Predictor) or isinstance(found, type):
-        raise UserError(f"--predictor {name}: is no object with methods pose and identity")
-    return _Named(name, found)
-
-
-class _Named:
-    """A predictor whose faults name it."""
-
-    def __init__(self, name: str, predictor: Predictor) -> None:
-        self.name, self.predictor = name, predictor
-
-    def __str__(self) -> str:
-        return self.name
-
-    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        yaw, pitch = self._called("pose", images)
-        return yaw, pitch
-
-    def identity(self, images: Tensor) -> Tensor:
-        return self._called("identity", images)
-
-    def _called(self, method: str, images: Tensor) -> Any:
-        try:
-            return getattr(self.predictor, method)(images)
-        except Exception as error:  # it is the user's code
-            raise UserError(f"--predictor {self.name}: {method} raised {type(error).__name__}: {error}") from error

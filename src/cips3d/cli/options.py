@@ -2,43 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
+from tqdm import tqdm
 from tyro.conf import arg
 
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
+from cips3d.models.records import Styles
 
 T = TypeVar("T")
 #: An option whose default, None, stands for something that its help text names.
 Derived = Annotated[T | None, arg(help_behavior_hint="")]
 #: Fields of a configuration to change (see `cips3d.configuration.with_settings`).
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
+#: Truncation of both codes, or of each.
+Psi = Annotated[float | tuple[float, float], arg(metavar="PSI | SHAPE APPEARANCE")]
+#: Size of a picture; None stands for the model's training resolution.
+Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
 
 #: A list of numbers that may be left out.
 Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
 
 
-def check_finite(**options: float) -> None:
-    """Raises UserError for the first option that is NaN or infinite."""
-    for name, value in options.items():
-        if not math.isfinite(value):
-            raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
+def check_finite(**options: float | tuple[float, ...]) -> None:
+    """Raises UserError for the first option that is, or holds, NaN or infinity."""
+    for name, given in options.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if not math.isfinite(value):
+                raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
 
 
-def at_least(least: int, **options: int) -> None:
-    """Raises UserError for the first option below `least`."""
-    for name, value in options.items():
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
+def at_least(least: int, **options: int | tuple[int, ...]) -> None:
+    """Raises UserError for the first option that is, or holds, a number below `least`."""
+    for name, given in options.items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if value < least:
+                raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
 
 
-def check_seed(seed: int) -> None:
+def check_seed(*seeds: int, option: str = "--seed") -> None:
     """Raises UserError for a seed that torch or numpy would not take."""
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed: {seed}; give a number from 0 to {2**63 - 1}")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"{option}: {seed}; give a number from 0 to {2**63 - 1}")
+
+
+@contextlib.contextmanager
+def share_bar(name: str) -> Iterator[Callable[[float], None]]:
+    """A progress bar, from the first second on, for a function that tells the share that is done."""
+    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
+    with tqdm(total=1.0, desc=name, bar_format=layout, delay=1) as bar:
+
+        def show(share: float) -> None:
+            bar.update(share - bar.n)
+
+        yield show
+
+
+def chosen(generator: Generator, subject: Path | None, count: int, seed: int, psi: float | tuple[float, float]) -> Styles:
+    """The subject of a file of `cips3d invert`, as it is; without one `count` random subjects, truncated.
+
+    Raises:
+        UserError: if the file cannot be read or is a subject of another model.
+    """
+    if subject is not None:
+        return Subject.load(subject, generator).styles
+    return generator.map(generator.sample_latents(count, seed), psi)
 
 
 def to_device(generator: Generator, device: str) -> Generator:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Annotated
 
-from cips3d import pretrained
-from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
+import torch
+from tqdm import tqdm
+from tyro.conf import arg
+
+from cips3d import pretrained, trajectories
+from cips3d.camera import Camera
+from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, chosen, share_bar, to_device
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames, save_image
-from cips3d.export.sheets import frames, swing_cameras, turntable_sheet
+from cips3d.export.sheets import view_sheet
+from cips3d.export.tiles import KINDS, Kind
+from cips3d.export.video import interpolated, video_frames
+from cips3d.models.generator import Generator
+from cips3d.models.records import Latents
+
+_PATHS = ("arc", "orbit", "figure-eight", "dolly-zoom")
+_RISE = 1 / 3  # of a figure-eight, as a share of how far it goes to the side
 
 
 def render(
@@ -17,49 +31,112 @@ def render(
     /,
     count: int = 4,
     seed: int = 0,
-    psi: float = 0.7,
-    resolution: Derived[int] = None,
-    yaw: float = 45.0,
+    seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...", help_behavior_hint="")] = (),
+    subject: Derived[Path] = None,
+    psi: Psi = 0.7,
+    show: Annotated[tuple[Kind, ...], arg(metavar="image|nerf|depth ...", help_behavior_hint="")] = (),
+    resolution: Resolution = None,
+    supersample: int = 1,
+    path: Annotated[str | None, arg(metavar="|".join((*_PATHS, "FILE.json")), help_behavior_hint="")] = None,
+    yaw: Derived[float] = None,
     pitch: float = 0.0,
+    fov: Derived[float] = None,
     views: int = 7,
-    seconds: float = 4.0,
+    seconds: Derived[float] = None,
     fps: int = 30,
     device: str = "auto",
 ) -> None:
-    """Render invented subjects from many yaws: a .png gives a grid, an .mp4 or .gif an orbit video.
+    """Show invented subjects from many sides: a .png gives a grid of views, an .mp4 or .gif a video.
 
-    The grid has three rows per subject: the INR image, the NeRF image and the depth (bright is near).
+    One large picture: --count 1 --views 1 --show image --resolution 2048.
 
     Args:
         model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
         out: what to write; its ending decides: .png, .mp4 or .gif.
         count: number of subjects.
         seed: of the latents.
-        psi: truncation: 1 is the full variety, 0 the mean subject.
-        resolution: side of a picture in pixels. Default: the model's training resolution.
-        yaw: how far to turn to either side, degrees.
+        seeds: subjects one by one, in place of --count and --seed: a row each in a grid; in a video the first turns into the
+            second and so on, and the last into the first again.
+        subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
+        psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
+        show: the picture, the NeRF's picture, the depth (bright is near), beside or below each other. Default: all in a grid,
+            the picture in a video.
+        resolution: size of a picture in pixels, any. Default: the model's training resolution.
+        supersample: rays along each side of a pixel: 2 gives smoother edges in four times the time.
+        path: of the camera. arc: from left to right; orbit: to both sides and back; figure-eight: up and down too; dolly-zoom:
+            nearer with a wider view; or a file of keyframes (docs/rendering.md). Default: arc in a grid, orbit in a video.
+        yaw: how far to turn to either side, degrees; with a single view, and for a dolly-zoom, where the camera stands.
+            Default: 45, and 0 where it stands.
         pitch: degrees, positive from above.
+        fov: field of view, degrees: less shows less, larger. The one that a dolly-zoom goes to. Default: the model's own; 40.
         views: columns of the grid.
-        seconds: length of the video.
+        seconds: length of the video. Default: 4; with --seeds 2 for each; that of the keyframes.
         fps: frames per second of the video.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
-    at_least(1, count=count, views=views, fps=fps)
-    check_finite(psi=psi, yaw=yaw, pitch=pitch, seconds=seconds)
+    at_least(1, count=count, views=views, fps=fps, supersample=supersample)
+    check_finite(psi=psi, pitch=pitch, yaw=yaw or 0.0, fov=fov or 0.0, seconds=seconds or 0.0)
     check_seed(seed)
-    suffix = out.suffix.lower()
-    if suffix not in (".png", ".mp4", ".gif"):
+    check_seed(*seeds, option="--seeds")
+    if seeds and subject is not None:
+        raise UserError("--seeds and --subject: both say what is shown; give only one of them")
+    is_grid = out.suffix.lower() == ".png"
+    if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
-    if seconds <= 0:
+    if seconds is not None and seconds <= 0:
         raise UserError(f"--seconds: {seconds}; give a positive number")
+    if resolution is not None:
+        at_least(1, resolution=resolution)
+    path = path or ("arc" if is_grid else "orbit")
+    if path not in _PATHS and not path.lower().endswith(".json"):
+        raise UserError(f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes")
     generator = to_device(pretrained.load(model), device)
-    side = generator.config.resolution if resolution is None else resolution
-    at_least(1, resolution=side)
-    latents = generator.sample_latents(count, seed)
-    if suffix == ".png":
-        yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else 0.0 for i in range(views)]
-        save_image(out, turntable_sheet(generator, latents, yaws, side, psi=psi, pitch=pitch))
+    frames = views if is_grid else _video_length(path, seconds, fps, len(seeds))
+    cameras = _cameras(generator, path, frames, fps, yaw, pitch, fov)
+    styles = generator.map(_by_seeds(generator, seeds), psi) if seeds else chosen(generator, subject, count, seed, psi)
+    if is_grid:
+        with share_bar("views") as bar:
+            save_image(
+                out,
+                lambda: view_sheet(
+                    generator, styles, cameras, resolution, show=show or KINDS, supersample=supersample, progress=bar
+                ),
+            )
     else:
-        cameras = swing_cameras(generator, max(2, round(seconds * fps)), yaw, pitch)
-        save_frames(out, frames(generator, latents, cameras, side, psi=psi), fps)
+        subjects = [interpolated(styles, len(cameras))] if seeds else [styles[i] for i in range(len(styles))]
+        made = video_frames(generator, subjects, cameras, resolution, show=show or "image", supersample=supersample)
+        save_frames(out, iter(tqdm(made, "video", total=len(cameras), unit="frame", delay=1)), fps)
     print(out)
+
+
+def _video_length(path: str, seconds: float | None, fps: int, seeds: int) -> int | None:
+    """Number of frames; None for what a file of keyframes says."""
+    if seconds is None and path not in _PATHS:
+        return None
+    seconds = (2.0 * seeds or 4.0) if seconds is None else seconds
+    return max(2, round(min(seconds * fps, trajectories.MOST_FRAMES + 1)))
+
+
+def _cameras(
+    generator: Generator, path: str, frames: int | None, fps: int, yaw: float | None, pitch: float, fov: float | None
+) -> Camera:
+    """The path's cameras, with the model's own radius and field of view where nothing else is asked for; angles in degrees."""
+    poses = generator.config.poses
+    own = {"radius": poses.radius, "fov": poses.fov if fov is None else fov}
+    if frames is None or path not in _PATHS:
+        return trajectories.keyframes(path, frames, fps, **own)
+    stands = path == "dolly-zoom" or frames == 1
+    turn, tilt = math.radians((0.0 if stands else 45.0) if yaw is None else yaw), math.radians(pitch)
+    if path == "arc" or (frames == 1 and path != "dolly-zoom"):
+        return trajectories.arc(frames, turn, tilt, **own)
+    if path == "orbit":
+        return trajectories.orbit(frames, turn, tilt, **own)
+    if path == "figure-eight":
+        return trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
+    return trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+
+
+def _by_seeds(generator: Generator, seeds: tuple[int, ...]) -> Latents:
+    """The first subject of each seed."""
+    each = [generator.sample_latents(1, seed) for seed in seeds]
+    return Latents(torch.cat([z.shape for z in each]), torch.cat([z.appearance for z in each]))

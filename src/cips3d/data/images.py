@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cips3d.data.sources import Source, first_line, open_source, opened_picture, picture_names, shown, upright_rgb
+from cips3d.data.sources import Folder, Source, first_line, open_source, opened_picture, picture_names, shown, upright_rgb
 from cips3d.errors import UserError
 
 #: StyleGAN's file of labels beside the pictures.
@@ -141,6 +141,18 @@ class ImageDataset(Dataset):
             return None
         place = shown(self._source.place(LABEL_FILE))
         return torch.tensor([_camera_label(by_name, name, place) for name in self.names], dtype=torch.float32)
+
+
+def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
+    """One picture in [-1, 1], treated as those of an `ImageDataset`; a smaller one is enlarged.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = Path(path)
+    with opened_picture(Folder(path.parent), path.name) as image:
+        square = central_square(upright_rgb(image), resolution, FILTERS["lanczos"])
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def read_labels(source: Source) -> dict[str, Any] | None:

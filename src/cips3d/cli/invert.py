@@ -1,0 +1,139 @@
+"""`cips3d invert`: a picture's subject and camera, found in a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from cips3d import pretrained
+from cips3d.camera import Camera
+from cips3d.cli.options import Derived, check_finite, check_seed, to_device
+from cips3d.cli.predictor import named_predictor
+from cips3d.data.images import read_picture
+from cips3d.editing.invert import Inversion, InversionConfig, Space
+from cips3d.editing.invert import invert as find
+from cips3d.editing.sheets import inversion_sheet
+from cips3d.editing.similarity import Distance, discriminator_distance, lpips_distance
+from cips3d.editing.subject import Subject
+from cips3d.errors import UserError
+from cips3d.export.media import save_image
+from cips3d.files import atomic_path
+from cips3d.models.discriminator import ProgressiveDiscriminator
+from cips3d.models.generator import Generator
+
+
+def invert(
+    image: Path,
+    model: str,
+    out: Path,
+    /,
+    space: Space = "tuned",
+    features: Derived[Literal["discriminator", "lpips", "none"]] = None,
+    yaw: Derived[float] = None,
+    pitch: float = 0.0,
+    predictor: Derived[str] = None,
+    mirror: Derived[float] = None,
+    effort: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Find a picture's subject and camera in a model, so that it can be turned, edited and exported.
+
+    Writes in OUT: subject.safetensors, for the option --subject of render, blend, mix and mesh; model.safetensors, tuned to the
+    picture; inversion.json with the camera; report.png, the picture, what each step made of it, and the subject from all sides.
+
+    Args:
+        image: the picture, framed as those that the model was trained on; its central square is used.
+        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
+        out: folder for the results.
+        space: how far to go: w, one appearance for all blocks of the implicit network (safest from other sides); w+, one for
+            each block; tuned, with the network's weights fitted as well (nearest to the picture).
+        features: what sees likeness besides colours: the model's discriminator, LPIPS (package lpips), or nothing. Default: the
+            discriminator if the model came with it.
+        yaw: start from this camera, degrees. Default: several cameras, and the best is kept.
+        pitch: of that camera, degrees.
+        predictor: start from the camera that "module:object" in Python sees in the picture (see `cips3d eval`), or, of the
+            embedded heads, their own network: "heads".
+        mirror: weight of the likeness between the side that the picture hides and the mirrored picture; 0 for subjects whose
+            sides differ. Default: 0.3.
+        effort: so many times the usual number of steps.
+        seed: of all draws.
+        device: cpu, cuda, mps, …; auto takes the fastest.
+    """
+    check_finite(pitch=pitch, effort=effort, yaw=yaw or 0.0, mirror=mirror or 0.0)
+    check_seed(seed)
+    if yaw is not None and predictor is not None:
+        raise UserError("--yaw and --predictor: both give a camera to start from; give only one of them")
+    if not 0 < effort <= 100:
+        raise UserError(f"--effort: {effort}; give a number above 0 and at most 100")
+    if mirror is not None and mirror < 0:
+        raise UserError(f"--mirror: {mirror}; give 0 or more")
+    if abs(pitch) >= 90:
+        raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder for the results")
+    generator = to_device(pretrained.load(model), device)
+    picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
+    config = InversionConfig()
+    if mirror is not None:
+        config = replace(config, mirror_weight=mirror)
+    first, second, third, fourth = (max(1, round(effort * steps)) for steps in config.steps)
+    config = replace(config, steps=(first, second, third, fourth))
+    with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
+
+        def show(share: float, step: str) -> None:
+            bar.set_description_str(f"inverting, {step}", refresh=False)
+            bar.update(share - bar.n)
+
+        found = find(
+            generator, picture, space, start=_start(generator, picture, yaw, pitch, predictor),
+            features=_features(features, model, generator), config=config, seed=seed, progress=show,
+        )  # fmt: skip
+    _write(out, image, model, picture, found)
+
+
+def _start(
+    generator: Generator, picture: torch.Tensor, yaw: float | None, pitch: float, predictor: str | None
+) -> Camera | None:
+    poses = generator.config.poses
+    if yaw is not None:
+        return Camera.orbit(math.radians(yaw), math.radians(pitch), poses.radius, poses.fov)
+    seer = named_predictor(predictor)
+    if seer is None:
+        return None
+    with torch.no_grad():
+        return Camera.orbit(*seer.pose(picture.cpu()), poses.radius, poses.fov)
+
+
+def _features(kind: str | None, model: str, generator: Generator) -> Distance | None:
+    device = generator.shape_mean.device
+    if kind == "lpips":
+        return lpips_distance(device)
+    discriminators = None if kind == "none" else pretrained.load_discriminators(model)
+    if discriminators is None:
+        if kind == "discriminator":
+            raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
+        return None
+    main = discriminators["main"].to(device)
+    assert isinstance(main, ProgressiveDiscriminator)
+    return discriminator_distance(main)
+
+
+def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
+    Subject(found.styles, found.camera).save(out / "subject.safetensors")
+    pretrained.save(found.generator, out / "model.safetensors")
+    save_image(out / "report.png", inversion_sheet(picture, found))
+    yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
+    content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
+    with atomic_path(out / "inversion.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
+    print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
+    where = f"{out / 'model.safetensors'} turn.mp4 --subject {out / 'subject.safetensors'}"
+    print(f"the subject and the model: try cips3d render {where}")

@@ -1,0 +1,53 @@
+"""The option --predictor of several verbs: an object of the user's that sees pose and identity in pictures."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.metrics.consistency import Predictor
+from cips3d.metrics.head_network import load_head_network
+
+
+def named_predictor(name: str | None) -> Predictor | None:
+    """The object that a user names, "heads" for the embedded heads' network; its faults become lines that name it."""
+    if name is None:
+        return None
+    if name == "heads":
+        return load_head_network()
+    sys.path.insert(0, os.getcwd())  # where a user's module lies, as for `python -m`
+    try:
+        found = pkgutil.resolve_name(name)
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(f"--predictor {name}: {error}; give module:object of an installed module") from None
+    if not isinstance(found, Predictor) or isinstance(found, type):
+        raise UserError(f"--predictor {name}: is no object with methods pose and identity")
+    return _Named(name, found)
+
+
+class _Named:
+    """A predictor whose faults name it."""
+
+    def __init__(self, name: str, predictor: Predictor) -> None:
+        self.name, self.predictor = name, predictor
+
+    def __str__(self) -> str:
+        return self.name
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        yaw, pitch = self._called("pose", images)
+        return yaw, pitch
+
+    def identity(self, images: Tensor) -> Tensor:
+        return self._called("identity", images)
+
+    def _called(self, method: str, images: Tensor) -> Any:
+        try:
+            return getattr(self.predictor, method)(images)
+        except Exception as error:  # it is the user's code
+            raise UserError(f"--predictor {self.name}: {method} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,373 @@
+"""Inversion: the camera, the styles and the tuned network that show a given picture (the future work of the paper's Section 5).
+
+Three steps, each of which starts from the last one's result:
+
+1. "w": several cameras at once, each with the most alike of many random subjects; camera, w_s and one w_a are fitted together,
+   first on small pictures, and the most alike goes on alone. Styles move in the coordinates in which random ones are standard
+   normal, and are drawn to their centre, so that the subject stays one that the model knows from all sides.
+2. "w+": a w_a for each block of the implicit network (Abdal et al. 2019).
+3. "tuned": the weights of the implicit network (pivotal tuning, Roich et al. 2022). The radiance field stays, so the result can
+   be blended with every model that shares it. Views from random cameras are held to what they were before the tuning, and, of a
+   picture from the side, the surface that only its mirrored picture shows to that one (after Yin et al. 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from cips3d.camera import Camera, PoseDistribution
+from cips3d.editing.similarity import Distance, pixel_distance
+from cips3d.errors import UserError
+from cips3d.metrics.subjects import View, warped
+from cips3d.models.generator import Generator
+from cips3d.models.records import RenderOutput, Styles
+from cips3d.training.gradients import automatic_chunk, checkpointed
+
+Space = Literal["w", "w+", "tuned"]
+SPACES: tuple[Space, ...] = ("w", "w+", "tuned")
+
+#: Random subjects that every start camera chooses from, and cameras that are tried where none is given, as yaws of the prior in
+#: standard deviations (of a uniform prior: half widths).
+_BANK, _START_YAWS = 48, (-1.0, -0.5, 0.0, 0.5, 1.0)
+#: Side of the small pictures that step 1 begins with, at most.
+_SMALL = 32
+#: Random styles whose mean and covariance make the coordinates of step 1.
+_STATISTICS = 4096
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """How much is done, and what counts. Weights are relative to colours' distance in units of [-1, 1]."""
+
+    steps: tuple[int, int, int, int] = (60, 140, 80, 80)
+    """of each kind: small pictures from all start cameras; the best of them at full size; w+; tuning"""
+    style_rate: float = 0.08
+    """of Adam, for styles in standard deviations"""
+    camera_rate: float = 0.015
+    """radians"""
+    tuning_rate: float = 1e-3
+    feature_weight: float = 0.5
+    """of the features' distance"""
+    prior_weight: float = 0.01
+    """of the mean square of the styles in standard deviations, and of the camera's under its prior"""
+    spread_weight: float = 0.02
+    """of the mean square of the difference between blocks' styles in w+"""
+    keep_weight: float = 0.3
+    """of the difference that tuning makes to views from random cameras"""
+    mirror_weight: float = 0.3
+    """of the difference between the side that the picture does not show and the mirrored picture; 0 for subjects whose sides
+    differ"""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What a picture came to.
+
+    Attributes:
+        camera: that it was taken with.
+        styles: of its subject.
+        generator: the model, with a tuned implicit network after "tuned".
+        loss: weighted distance at the end.
+        earlier: what the steps before came to, "w" first.
+    """
+
+    camera: Camera
+    styles: Styles
+    generator: Generator
+    loss: float
+    earlier: tuple[Inversion, ...] = ()
+
+
+def invert(
+    generator: Generator,
+    image: Float[Tensor, "1 3 height width"],
+    space: Space = "tuned",
+    *,
+    start: Camera | None = None,
+    features: Distance | None = None,
+    config: InversionConfig | None = None,
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+) -> Inversion:
+    """Finds the subject of a picture and the camera that it was taken with.
+
+    Args:
+        generator: a cips-3d; it is left as it is.
+        image: a square picture in [-1, 1], framed as those that the model was trained on; it is compared at the model's
+            resolution.
+        space: how far to go (see above).
+        start: cameras to start from, such as a pose network's; by default several of the prior.
+        features: distance of features (see `cips3d.editing.similarity`); by default colours alone.
+        config: how much is done.
+        seed: of all draws.
+        progress: called with the share that is done, in [0, 1], and the step's name.
+
+    Raises:
+        UserError: if the picture is not square or not finite, or the generator has no implicit network or no density.
+    """
+    config = config or InversionConfig()
+    target = _checked(generator, image)
+    work = _Work(generator, target, features, config, torch.Generator().manual_seed(seed), space, progress)
+    codes = work.fitted(work.first_codes(_start_cameras(generator, start)), small=True)
+    codes = work.fitted(codes.best(work.losses(codes)), small=False)
+    found = work.result(codes)
+    if space != "w":
+        codes = work.fitted(codes.by_block(), small=False)
+        found = replace(work.result(codes), earlier=(found,))
+    if space == "tuned":
+        found = replace(work.tuned(codes), earlier=(*found.earlier, replace(found, earlier=())))
+    return found
+
+
+class _Codes(nn.Module):
+    """Cameras and styles of several hypotheses, as what is fitted: angles, and styles in standard deviations.
+
+    Args:
+        yaw, pitch: (K,) radians.
+        shape, appearance: (K, ws) and (K, blocks, wa); one block for all of them in "w".
+    """
+
+    def __init__(self, space: _StyleSpace, yaw: Tensor, pitch: Tensor, shape: Tensor, appearance: Tensor) -> None:
+        super().__init__()
+        self.space = space
+        self.yaw, self.pitch = nn.Parameter(yaw), nn.Parameter(pitch)
+        self.shape, self.appearance = nn.Parameter(shape), nn.Parameter(appearance)
+
+    def camera(self) -> Camera:
+        poses = self.space.poses
+        return Camera.orbit(self.yaw, self.pitch.clamp(-1.5, 1.5), poses.radius, poses.fov)
+
+    def styles(self) -> Styles:
+        w = self.space.appearance(self.appearance)
+        return Styles(self.space.shape(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
+
+    def best(self, losses: Float[Tensor, " hypotheses"]) -> _Codes:
+        """The hypothesis of the smallest loss alone."""
+        index = losses.argmin()[None]
+        return _Codes(self.space, *(p.detach()[index].clone() for p in (self.yaw, self.pitch, self.shape, self.appearance)))
+
+    def by_block(self) -> _Codes:
+        """The same styles, to be fitted for each block."""
+        yaw, pitch, shape, appearance = (p.detach().clone() for p in (self.yaw, self.pitch, self.shape, self.appearance))
+        return _Codes(self.space, yaw, pitch, shape, appearance.expand(-1, self.space.blocks, -1).clone())
+
+    def prior(self) -> Float[Tensor, " hypotheses"]:
+        """How far camera and styles are from the usual: mean squares in standard deviations."""
+        poses = self.space.poses
+        camera = torch.zeros_like(self.yaw)
+        if poses.kind == "gaussian" and min(poses.yaw_std, poses.pitch_std) > 0:
+            yaw, pitch = (self.yaw - poses.yaw_mean) / poses.yaw_std, (self.pitch - poses.pitch_mean) / poses.pitch_std
+            camera = yaw.square() + pitch.square()
+        return camera + self.shape.square().mean(dim=1) + self.appearance.square().mean(dim=(1, 2))
+
+    def spread(self) -> Float[Tensor, " hypotheses"]:
+        """Mean squared difference of blocks' styles from their mean, in standard deviations."""
+        return (self.appearance - self.appearance.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+
+
+class _StyleSpace:
+    """Coordinates of styles in which random ones are standard normal: w = w̄ + u·L, with L Lᵀ their covariance."""
+
+    def __init__(self, generator: Generator, draws: torch.Generator) -> None:
+        self.poses: PoseDistribution = generator.config.poses
+        self.blocks = generator.config.inr_blocks
+        with torch.no_grad():
+            styles = generator.map(generator.sample_latents(_STATISTICS, draws))
+        assert isinstance(styles.appearance, Tensor)
+        self._shape, self._appearance = _Normal(styles.shape), _Normal(styles.appearance)
+
+    def shape(self, u: Tensor) -> Tensor:
+        return self._shape.styles(u)
+
+    def appearance(self, u: Tensor) -> Tensor:
+        return self._appearance.styles(u)
+
+    def coordinates(self, styles: Styles) -> tuple[Tensor, Tensor]:
+        """Those of shape and appearance (with an axis for blocks)."""
+        assert isinstance(styles.appearance, Tensor)
+        return self._shape.coordinates(styles.shape), self._appearance.coordinates(styles.appearance)[:, None]
+
+
+class _Normal:
+    """A normal distribution fitted to samples, its smallest variances raised so that the map can be inverted."""
+
+    def __init__(self, samples: Float[Tensor, "count width"]) -> None:
+        self.mean = samples.mean(dim=0)
+        values, vectors = torch.linalg.eigh(torch.cov(samples.T.double()))
+        deviations = values.clamp(min=float(values.max()) * 1e-4).sqrt()
+        self.matrix = (vectors * deviations).T.to(samples)
+        self.inverse = (vectors / deviations).to(samples)
+
+    def styles(self, u: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return self.mean + u @ self.matrix
+
+    def coordinates(self, w: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        return (w - self.mean) @ self.inverse
+
+
+class _Work:
+    """One picture's inversion: what all its steps need."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        target: Float[Tensor, "1 3 side side"],
+        features: Distance | None,
+        config: InversionConfig,
+        draws: torch.Generator,
+        space: Space,
+        progress: Callable[[float, str], None] | None,
+    ) -> None:
+        self.generator, self.target, self.features, self.config, self.draws = generator, target, features, config, draws
+        self.space = _StyleSpace(generator, draws)
+        self.done, self.of = 0, sum(config.steps[: 2 + SPACES.index(space)])
+        self.progress = progress
+
+    # ---------------------------------------------------------------- step 1 and 2
+    @torch.no_grad()
+    def first_codes(self, cameras: Camera) -> _Codes:
+        """For each start camera the most alike of the bank's subjects."""
+        side = min(_SMALL, self.target.shape[-1])
+        target = F.interpolate(self.target, (side, side), mode="area")
+        bank = self.generator.map(self.generator.sample_latents(_BANK, self.draws), 0.7)
+        chosen = []
+        for i in range(len(cameras)):
+            images = self.generator.render(bank, cameras[i], side).image
+            chosen.append(int(pixel_distance(images, target.expand_as(images)).argmin()))
+        shape, appearance = self.space.coordinates(bank)
+        yaw, pitch = cameras.yaw_pitch()
+        return _Codes(self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen])
+
+    def fitted(self, codes: _Codes, small: bool) -> _Codes:
+        """The codes after Adam with a rate that falls as a cosine; hypotheses do not see each other."""
+        by_block = codes.appearance.shape[1] > 1
+        steps = self.config.steps[0 if small else 2 if by_block else 1]
+        rate, camera_rate = self.config.style_rate, self.config.camera_rate
+        later = 1.0 if small else 0.5
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [codes.shape, codes.appearance], "lr": rate * later},
+                {"params": [codes.yaw, codes.pitch], "lr": camera_rate * later},
+            ],
+            betas=(0.9, 0.99),
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            self.losses(codes, small).sum().backward()
+            optimizer.step()
+            schedule.step()
+            self._tell("w+" if by_block else "w")
+        return codes
+
+    def losses(self, codes: _Codes, small: bool = True) -> Float[Tensor, " hypotheses"]:
+        """Distance to the picture and what keeps the codes usual."""
+        side = min(_SMALL, self.target.shape[-1]) if small else self.target.shape[-1]
+        out = self._rendered(self.generator, codes.styles(), codes.camera(), side)
+        loss = self._distance(out.image) + self.config.prior_weight * codes.prior()
+        return loss + self.config.spread_weight * codes.spread()
+
+    def result(self, codes: _Codes) -> Inversion:
+        with torch.no_grad():
+            loss = float(self.losses(codes, small=False))
+            styles = codes.styles().map(torch.Tensor.detach)
+            return Inversion(_detached(codes.camera()), styles, self.generator, loss)
+
+    # ---------------------------------------------------------------- step 3
+    def tuned(self, codes: _Codes) -> Inversion:
+        """The implicit network fitted to the picture, with camera and styles as they are."""
+        camera, styles = _detached(codes.camera()), codes.styles().map(torch.Tensor.detach)
+        generator = copy.deepcopy(self.generator)
+        parameters = list(generator.inr.requires_grad_(True).parameters())
+        optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
+        side = self.target.shape[-1]
+        mirrored, unseen = self._mirrored(camera, styles, side)
+        steps = self.config.steps[3]
+        loss = torch.zeros(())
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._distance(self._rendered(generator, styles, camera, side).image).sum()
+            total = loss
+            other = self.generator.config.poses.sample(1, self.draws).to(self.target)
+            with torch.no_grad():
+                before = self.generator.render(styles, other, side).image
+            after = self._rendered(generator, styles, other, side).image
+            total = total + self.config.keep_weight * (after - before).abs().mean()
+            if self.config.mirror_weight and bool(unseen.any()):
+                seen = self._rendered(generator, styles, mirrored, side).image
+                difference = (seen - self.target.flip(3)).abs().mean(dim=1, keepdim=True) * unseen
+                total = total + self.config.mirror_weight * difference.mean()
+            total.backward()
+            optimizer.step()
+            self._tell("tuned")
+        return Inversion(camera, styles, generator.requires_grad_(False), float(loss.detach()))
+
+    @torch.no_grad()
+    def _mirrored(self, camera: Camera, styles: Styles, side: int) -> tuple[Camera, Bool[Tensor, "1 1 side side"]]:
+        """The camera that sees the mirrored picture, and the pixels of it whose surface the picture itself does not show."""
+        yaw, pitch = camera.yaw_pitch()
+        poses = self.generator.config.poses
+        mirrored = Camera.orbit(-yaw, pitch, poses.radius, poses.fov)
+        here, there = (View(self.generator.render(styles, c, side), c) for c in (camera, mirrored))
+        _, known = warped(here, there)
+        return mirrored, there.solid & ~known
+
+    # ---------------------------------------------------------------- shared
+    def _distance(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, " batch"]:
+        target = F.interpolate(self.target, images.shape[2:], mode="area").expand_as(images)
+        loss = pixel_distance(images, target)
+        if self.features is None or not self.config.feature_weight:
+            return loss
+        return loss + self.config.feature_weight * self.features(images, target)
+
+    def _rendered(self, generator: Generator, styles: Styles, camera: Camera, side: int) -> RenderOutput:
+        """Pictures with gradients, in chunks of rays where memory is short."""
+        memory = psutil.virtual_memory().total
+        if self.target.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.target.device).total_memory
+        chunk = automatic_chunk(generator.config, len(styles), generator.sampling, memory)
+        if chunk >= side * side:
+            return generator.render(styles, camera, side, chunk=side * side)
+        return checkpointed(generator, styles, camera, side, None, generator.sampling, chunk)
+
+    def _tell(self, step: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done / self.of, step)
+
+
+def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side side"]:
+    """The picture at the model's resolution and on its device."""
+    if generator.architecture != "cips-3d":
+        raise UserError(f"model: a {generator.architecture} cannot be inverted; give one of architecture cips-3d")
+    if image.shape[-1] != image.shape[-2]:
+        raise UserError(f"picture: is {image.shape[-1]}x{image.shape[-2]}; give a square one, framed as the model's own")
+    if not bool(torch.isfinite(image).all()):
+        raise UserError("picture: has colours that are NaN or infinite; give finite ones in [-1, 1]")
+    side = generator.config.resolution
+    image = image.to(generator.shape_mean)
+    if image.shape[-1] == side:
+        return image
+    return F.interpolate(image, (side, side), mode="bilinear", antialias=image.shape[-1] > side, align_corners=False)
+
+
+def _start_cameras(generator: Generator, start: Camera | None) -> Camera:
+    poses = generator.config.poses
+    like = generator.shape_mean
+    if start is not None:
+        return start.to(like)
+    yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(like)
+    return Camera.orbit(yaws, poses.pitch_mean, poses.radius, poses.fov)
+
+
+def _detached(camera: Camera) -> Camera:
+    return Camera(camera.cam_to_world.detach(), camera.fov.detach())

@@ -1,0 +1,68 @@
+"""How much a rendered picture is like a given one: colours at several scales, and a network's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.models.discriminator import ProgressiveDiscriminator
+
+#: (B, 3, R, R) pictures and as many others -> (B,) distances.
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+#: Halvings of a picture whose colours are compared besides its own.
+_HALVINGS = 2
+
+
+def pixel_distance(a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, " batch"]:
+    """Mean absolute difference of colours, at full, half and quarter size, in units of [-1, 1].
+
+    The small ones let a subject that is out of place find its way.
+    """
+    total = (a - b).abs().mean(dim=(1, 2, 3))
+    for _ in range(_HALVINGS):
+        if min(a.shape[2:]) < 2:
+            break
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        total = total + (a - b).abs().mean(dim=(1, 2, 3))
+    return total
+
+
+def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
+    """Distance of the features of a discriminator, which knows what matters in its domain.
+
+    Of every block's activations, each pixel's vector scaled to length 1, as LPIPS has it (Zhang et al. 2018), the mean squared
+    difference; pictures larger than the discriminator takes are reduced first.
+    """
+    largest = max(discriminator.config.channels)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        if a.shape[-1] > largest:
+            a, b = (F.interpolate(x, (largest, largest), mode="area") for x in (a, b))
+        pairs = zip(discriminator.features(a), discriminator.features(b), strict=True)
+        parts = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in pairs]
+        return torch.stack(parts).mean(dim=0)
+
+    return distance
+
+
+def lpips_distance(device: torch.device) -> Distance:
+    """LPIPS with VGG (Zhang et al. 2018), by the package of that name, which fetches its weights.
+
+    Raises:
+        UserError: if the package is missing or its weights cannot be had.
+    """
+    try:
+        from lpips import LPIPS  # pyright: ignore[reportMissingImports] (a package that users may have)
+
+        network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    except ImportError as error:
+        raise UserError(f"features lpips: {error}; pip install lpips torchvision, or take another") from None
+    except OSError as error:
+        raise UserError(f"features lpips: its weights cannot be fetched ({error}); take another") from None
+    return lambda a, b: network(a, b).flatten()

@@ -1,0 +1,256 @@
+"""A picture's subject and camera are found again, the radiance field stays, and what cannot be inverted is said in a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cips3d
+import tiny
+from cips3d import Camera, UserError, cli, pretrained
+from cips3d.camera import PoseDistribution
+from cips3d.editing import invert as invert_module
+from cips3d.editing.invert import Inversion, InversionConfig, invert
+from cips3d.editing.similarity import discriminator_distance, lpips_distance, pixel_distance
+from cips3d.editing.subject import Subject
+from cips3d.metrics.subjects import angle_between
+from cips3d.models.baselines import build_generator
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.generator import Generator
+from cips3d.models.records import Sampling, Styles
+
+FEW = InversionConfig(steps=(4, 6, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(1)
+    made = build_generator(tiny.GENERATOR).eval().requires_grad_(False)
+    made.update_style_means(64)
+    return made
+
+
+def picture_of(generator: Generator, camera: Camera, seed: int = 3) -> torch.Tensor:
+    with torch.no_grad():
+        return generator.render(generator.sample_latents(1, seed), camera, generator.config.resolution, psi=0.7).image
+
+
+def test_a_subject_of_the_bundled_model_is_found_again() -> None:
+    generator = cips3d.load("heads")
+    generator.config = replace(generator.config, resolution=32)
+    generator.config = replace(generator.config, coarse_samples=8, fine_samples=8)
+    camera = Camera.orbit(0.3, 0.05)
+    image = picture_of(generator, camera)
+    found = invert(generator, image, "w", config=replace(FEW, steps=(25, 15, 0, 0)))
+    assert float(angle_between(*camera.yaw_pitch(), *found.camera.yaw_pitch())) < 5.0
+    with torch.no_grad():
+        again = generator.render(found.styles, found.camera, 32).image
+        other_side = generator.render(found.styles, Camera.orbit(-0.3), 32).image
+        truth = picture_of(generator, Camera.orbit(-0.3))
+    assert float((again - image).abs().mean()) < 0.1
+    assert float((other_side - truth).abs().mean()) < 0.15
+    wrong = picture_of(generator, Camera.orbit(-0.3), seed=4)  # another subject is much farther
+    assert float((other_side - wrong).abs().mean()) > 2 * float((other_side - truth).abs().mean())
+
+
+def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Generator) -> None:
+    before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 8, 8)  # none of its own
+    shares: list[float] = []
+    found = invert(
+        generator, image, start=Camera.orbit(0.1), config=replace(FEW, steps=(5, 20, 20, 20)),
+        progress=lambda share, _: shares.append(share),
+    )  # fmt: skip
+    w, plus = found.earlier
+    assert isinstance(w.styles.appearance, torch.Tensor) and len(plus.styles.appearance) == tiny.GENERATOR.inr_blocks
+
+    def distance(step: Inversion) -> float:
+        return float(pixel_distance(step.generator.render(step.styles, step.camera, 8).image, image))
+
+    assert distance(found) < 0.9 * distance(plus) and distance(plus) < 1.001 * distance(w)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        changed = not torch.equal(tensor, found.generator.state_dict()[name])
+        assert changed == name.startswith("inr."), name
+    assert plus.generator is generator
+
+
+def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
+    image = picture_of(generator, Camera.orbit(0.2))
+    first, again = (invert(generator, image, "w", config=FEW, seed=5) for _ in range(2))
+    assert torch.equal(first.styles.shape, again.styles.shape)
+    assert torch.equal(first.camera.cam_to_world, again.camera.cam_to_world)
+
+
+def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) -> None:
+    poses = PoseDistribution("uniform", yaw_std=0.5, pitch_std=0.0, radius=1.3, fov=20.0)
+    other = build_generator(replace(tiny.GENERATOR, poses=poses)).requires_grad_(False)
+    found = invert(other, picture_of(other, Camera.orbit(0.1, radius=1.3, fov=20.0)), "w", config=FEW)
+    assert float(found.camera.position.norm()) == pytest.approx(1.3, abs=1e-5) and float(found.camera.fov) == 20.0
+
+
+def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator) -> None:
+    """Coordinates of styles and back."""
+    space = invert_module._StyleSpace(generator, torch.Generator().manual_seed(0))
+    styles = generator.map(generator.sample_latents(5, 1))
+    shape, appearance = space.coordinates(styles)
+    assert isinstance(styles.appearance, torch.Tensor)
+    torch.testing.assert_close(space.shape(shape), styles.shape, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(space.appearance(appearance)[:, 0], styles.appearance, atol=1e-4, rtol=1e-3)
+    many = space.coordinates(generator.map(generator.sample_latents(2000, 2)))[0]
+    torch.testing.assert_close(many.mean(dim=0), torch.zeros(8), atol=0.2, rtol=0)
+    assert float(many.square().mean()) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.zeros(1, 3, 8, 9), "9x8"),
+        (torch.full((1, 3, 8, 8), float("nan")), "NaN"),
+    ],
+)
+def test_a_picture_that_cannot_be_inverted_is_refused(generator: Generator, image: torch.Tensor, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        invert(generator, image)
+
+
+def test_other_architectures_are_refused() -> None:
+    for name in ("pi-gan", "cips-2d"):
+        with pytest.raises(UserError, match=name):
+            invert(build_generator(replace(tiny.GENERATOR, architecture=name)), torch.zeros(1, 3, 8, 8))
+
+
+# ---------------------------------------------------------------- likeness
+def test_features_of_a_discriminator_measure_likeness() -> None:
+    torch.manual_seed(0)
+    distance = discriminator_distance(ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8, 16: 8})))
+    a = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(distance(a, a), torch.zeros(2))
+    near, far = distance(a, a + 0.05 * torch.randn_like(a)), distance(a, a.flip(3))
+    assert bool((near < far).all()) and bool((near > 0).all())
+    larger = torch.rand(1, 3, 64, 64)  # than the discriminator takes
+    assert float(distance(larger, larger.flip(2)).detach()) > 0
+
+
+def test_pixels_see_a_shift_as_small_and_a_change_as_large() -> None:
+    board = torch.zeros(1, 3, 16, 16)
+    board[..., 4:8] = 1.0
+    shifted, gone = board.roll(1, dims=3), torch.zeros_like(board)
+    assert 0 < float(pixel_distance(board, shifted)) < float(pixel_distance(board, gone))
+    assert float(pixel_distance(board, board)) == 0
+
+
+def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lpips", None)
+    with pytest.raises(UserError, match="pip install lpips"):
+        lpips_distance(torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- subjects as files
+@pytest.mark.parametrize("by_block", [False, True])
+def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Path, by_block: bool) -> None:
+    styles = generator.map(generator.sample_latents(1, 0))
+    assert isinstance(styles.appearance, torch.Tensor)
+    if by_block:
+        styles = Styles(styles.shape, [styles.appearance, styles.appearance + 1])
+    camera = Camera.orbit(0.3, 0.1, fov=14.0)
+    Subject(styles, camera).save(tmp_path / "subject.safetensors")
+    again = Subject.load(tmp_path / "subject.safetensors", generator)
+    sampling = Sampling(4, 4)
+    torch.testing.assert_close(again.camera.cam_to_world, camera.cam_to_world)
+    torch.testing.assert_close(again.camera.fov, camera.fov)
+    images = [generator.render(s, camera, 8, sampling=sampling).image for s in (styles, again.styles)]
+    assert torch.equal(*images)
+    other = build_generator(replace(tiny.GENERATOR, shape_style_dim=9))
+    with pytest.raises(UserError, match="other networks"):
+        Subject.load(tmp_path / "subject.safetensors", other)
+    with pytest.raises(UserError, match="other networks"):
+        Subject.load(tmp_path / "subject.safetensors", build_generator(replace(tiny.GENERATOR, appearance_style_dim=9)))
+
+
+def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Path) -> None:
+    path = tmp_path / "subject.safetensors"
+    pretrained.save(generator, path)
+    with pytest.raises(UserError, match="not a subject"):
+        Subject.load(path, generator)
+    path.write_bytes(b"no")
+    with pytest.raises(UserError, match=r"subject\.safetensors"):
+        Subject.load(path, generator)
+    with pytest.raises(UserError, match="nowhere"):
+        Subject.load(tmp_path / "nowhere", generator)
+
+
+# ---------------------------------------------------------------- the command line
+@pytest.fixture(scope="module")
+def folder(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("invert")
+    pretrained.save(generator, folder / "model.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "me.png")
+    return folder
+
+
+def test_invert_writes_everything_that_is_needed_to_go_on(folder: Path, generator: Generator) -> None:
+    out = folder / "found"
+    cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out), "--effort", "0.03"])
+    told = json.loads((out / "inversion.json").read_text())
+    subject = Subject.load(out / "subject.safetensors", pretrained.load(out / "model.safetensors"))
+    assert told["yaw"] == pytest.approx(float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3)
+    width, height = Image.open(out / "report.png").size
+    assert (width, height) == (5 * 10 - 2, 3 * 10 - 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--yaw", "nan"], "--yaw"),
+        (["--yaw", "3", "--predictor", "heads"], "--yaw and --predictor"),
+        (["--effort", "0"], "--effort"),
+        (["--mirror", "-1"], "--mirror"),
+        (["--pitch", "90"], "--pitch"),
+        (["--features", "discriminator"], "--features discriminator"),
+        (["--predictor", "no.such:thing"], "--predictor no.such:thing"),
+        (["--seed", "-2"], "--seed"),
+    ],
+)
+def test_options_that_make_no_sense(
+    folder: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path / "out"), *options])
+    assert exit.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    for name in ("broken.png", "missing.png"):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path / "out")])
+        assert exit.value.code == 2 and name in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: Path, tmp_path: Path) -> None:
+    model, subject = str(folder / "model.safetensors"), tmp_path / "subject.safetensors"
+    styles = generator.map(generator.sample_latents(1, 9))
+    Subject(styles, Camera.orbit(0.1)).save(subject)
+    view = ["--views", "1", "--show", "image", "--resolution", "8", "--yaw", "10"]
+    cli.main(["render", model, str(tmp_path / "view.png"), "--subject", str(subject), *view])
+    cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
+    assert np.array_equal(*pictures)
+    cli.main(["blend", model, model, str(tmp_path / "blend.png"), "--subject", str(subject), "--views", "2"])
+    assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
+    with pytest.raises(SystemExit):
+        cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(subject), "--seeds", "1"])
+    with pytest.raises(SystemExit):
+        cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(folder / "me.png")])
+    assert not (tmp_path / "no.png").exists()

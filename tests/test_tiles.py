@@ -1,0 +1,248 @@
+"""Pictures by strips and crops: the same pixels as the whole, in constant memory; supersampling; depth on one scale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from cips3d.camera import Camera
+from cips3d.errors import UserError
+from cips3d.export import tiles
+from cips3d.export.media import depth_picture, to_uint8
+from cips3d.export.sheets import subject_grid, view_sheet
+from cips3d.export.tiles import PictureFormat, depth_range, picture_strips, pictures
+from cips3d.models.baselines import build_generator
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.records import RayDraws, Styles
+
+CONFIG = replace(tiny.GENERATOR, density_gain=30.0, density_blob=30.0)
+CAMERA = Camera.orbit(0.3, 0.1)
+
+
+def made(config: GeneratorConfig = CONFIG, dtype: torch.dtype = torch.float32) -> Generator:
+    torch.manual_seed(0)
+    generator = build_generator(config).to(dtype).eval().requires_grad_(False)
+    generator.update_style_means(50)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return made()
+
+
+@pytest.fixture
+def styles(generator: Generator) -> Styles:
+    return generator.map(generator.sample_latents(1, 0))
+
+
+def small_strips(monkeypatch: pytest.MonkeyPatch, rays: int) -> None:
+    monkeypatch.setattr(Generator, "default_chunk", lambda *_: rays)
+
+
+# ---------------------------------------------------------------- crops
+WINDOWS = [np.s_[:, :], np.s_[3:9, 2:11], np.s_[:1, :], np.s_[12:, 19:], np.s_[5:6, 7:8], np.s_[-4:, :-15], np.s_[2:40, :90]]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("corner_aligned", [False, True])
+def test_the_rays_of_a_window_are_those_of_the_picture_to_the_bit(window, corner_aligned: bool) -> None:
+    cameras = Camera.cat([CAMERA, Camera.orbit(-0.7, 0.2, 2.0, 40.0)])
+    whole, part = cameras.rays(13, 20, corner_aligned), cameras.rays(13, 20, corner_aligned, window)
+    for name in ("origins", "directions"):
+        pixels = getattr(whole, name).view(2, 13, 20, 3)[:, window[0], window[1]]
+        assert torch.equal(getattr(part, name), pixels.flatten(1, 2))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("architecture", ["cips-3d", "pi-gan", "cips-2d"])
+def test_a_crop_rendered_alone_is_that_part_of_the_picture(window, architecture) -> None:
+    generator = made(replace(CONFIG, architecture=architecture), torch.float64)
+    codes = generator.sample_latents(2, 0)
+    whole = generator.render(codes, CAMERA, (13, 20))
+    crop = generator.render(codes, CAMERA, (13, 20), window=window, chunk=7)
+    for name in ("image", "aux_image", "depth", "opacity", "last_weight"):
+        expected = getattr(whole, name)[:, :, window[0], window[1]]
+        torch.testing.assert_close(getattr(crop, name), expected, atol=1e-12, rtol=0)
+
+
+def test_the_draws_of_a_crop_are_those_of_its_rays(generator: Generator, styles: Styles) -> None:
+    draws = RayDraws.sample(1, 48, generator.sampling, 0.5, torch.Generator().manual_seed(0))
+    whole = generator.render(styles, CAMERA, (6, 8), draws=draws)
+    inside = torch.arange(48).view(6, 8)[2:5, 1:4].flatten()
+    crop = generator.render(styles, CAMERA, (6, 8), draws=draws[inside], window=np.s_[2:5, 1:4])
+    torch.testing.assert_close(crop.image, whole.image[:, :, 2:5, 1:4], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [np.s_[4:4, :], np.s_[:, 8:3], np.s_[6:9, :], np.s_[:, 8:]])
+def test_an_empty_window(generator: Generator, styles: Styles, window) -> None:
+    with pytest.raises(UserError, match=r"^window: no pixel of 6x8"):
+        generator.render(styles, CAMERA, (6, 8), window=window)
+
+
+# ---------------------------------------------------------------- strips
+@pytest.mark.parametrize("rays", [12, 20, 50, 75, 10_000])
+def test_strips_make_up_the_picture(generator: Generator, monkeypatch: pytest.MonkeyPatch, rays: int) -> None:
+    codes = generator.map(generator.sample_latents(2, 0))
+    out = generator.render(codes, CAMERA, (13, 20))
+    small_strips(monkeypatch, rays)
+    form = PictureFormat(13, 20, ("nerf", "image"))
+    strips = list(picture_strips(generator, codes, CAMERA, form))
+    assert [strip.shape[2] for strip in strips[:-1]] == [max(1, rays // 20)] * (len(strips) - 1)
+    joined = np.concatenate(strips, axis=2)
+    assert np.array_equal(joined, pictures(generator, codes, CAMERA, form))
+    for part, image in zip(joined, (out.aux_image, out.image), strict=True):
+        assert np.abs(part.astype(int) - to_uint8(image)).max() <= 1
+        assert (part != to_uint8(image)).mean() < 0.01, "only what lies between two levels may round to the other"
+
+
+def test_strips_hold_the_memory_of_one(generator: Generator, styles: Styles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rays, however high the picture, are made for one strip at a time."""
+    made_rays: list[int] = []
+    rays = Camera.rays
+    monkeypatch.setattr(Camera, "rays", lambda *args: made_rays.append(rays(*args).count) or rays(*args))
+    small_strips(monkeypatch, 64)
+    for strip in picture_strips(generator, styles, CAMERA, PictureFormat(100, 16)):
+        assert strip.shape == (1, 1, 4, 16, 3)
+    assert made_rays == [64] * 25
+
+
+def test_a_large_picture_in_a_process_of_its_own() -> None:
+    """A picture of a million pixels needs little more memory than one of an eighth: its rays and outputs would take 200 MB."""
+    program = """
+import resource, torch
+from cips3d.camera import Camera
+from cips3d.export.tiles import PictureFormat, pictures
+from cips3d.models.generator import Generator, GeneratorConfig
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+config = GeneratorConfig(shape_dim=4, appearance_dim=4, shape_style_dim=4, appearance_style_dim=4, nerf_width=2, nerf_layers=1,
+    feature_dim=2, inr_width=2, inr_blocks=1, rgb_from_block=0, residual_from_block=1, coarse_samples=2, fine_samples=0)
+generator = Generator(config).eval().requires_grad_(False)
+styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.0)
+pictures(generator, styles, camera, PictureFormat(128, 1024))
+before = peak()
+assert pictures(generator, styles, camera, PictureFormat(1024, 1024)).nbytes == 3 * 1024**2
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40
+
+
+# ---------------------------------------------------------------- supersampling
+@pytest.mark.parametrize("n", [2, 3])
+def test_supersampling_is_the_mean_of_a_larger_picture(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    generator = made(dtype=torch.float64)
+    styles = generator.map(generator.sample_latents(1, 0))
+    large = generator.render(styles, CAMERA, (6 * n, 9 * n))
+    small_strips(monkeypatch, 2 * 9 * n * n)  # rays of two rows
+    depths = (-0.05, 0.05)
+    form = PictureFormat(6, 9, ("image", "depth"), supersample=n)
+    strips = list(picture_strips(generator, styles, CAMERA, form, depths))
+    assert [strip.shape[2] for strip in strips] == [2, 2, 2]
+    distance = CAMERA.position.norm(dim=-1)
+    depth = depth_picture(large.depth - distance, large.opacity, *depths)
+    for part, fine in zip(np.concatenate(strips, axis=2), (large.image, depth), strict=True):
+        mean = fine.double().clamp(-1, 1).view(1, 3, 6, n, 9, n).mean(dim=(3, 5))
+        assert np.abs(part[0].astype(int) - to_uint8(mean)[0]).max() <= 1
+
+
+def test_values_beyond_white_do_not_bleed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network without tanh may paint brighter than white; the mean is of what can be shown."""
+    generator = made(replace(CONFIG, rgb_tanh=False))
+    styles = generator.map(generator.sample_latents(1, 0))
+    render = Generator.render
+
+    def bright(*args, **kwargs):
+        out = render(*args, **kwargs)
+        rows = torch.arange(out.image.shape[2])[:, None].expand(out.image.shape[2:])
+        return replace(out, image=torch.where(rows % 2 == 0, 9.0, -1.0).expand_as(out.image))
+
+    monkeypatch.setattr(Generator, "render", bright)
+    assert (pictures(generator, styles, CAMERA, PictureFormat(2, 2, supersample=2)) == 128).all()
+
+
+# ---------------------------------------------------------------- depth
+def test_the_range_of_the_depth_moves_with_the_camera(generator: Generator, styles: Styles) -> None:
+    near, far = depth_range(generator, styles, CAMERA)
+    assert -generator.config.extent <= near < far <= generator.config.extent
+    assert depth_range(generator, styles, Camera.orbit(0.3, 0.1, 3.0, 4.0)) == pytest.approx((near, far), abs=0.01)
+    out = generator.render(styles, CAMERA, 64)
+    solid = (out.depth - 1)[out.opacity >= 0.5]
+    assert (near, far) == pytest.approx(tuple(torch.quantile(solid, torch.tensor([0.02, 0.98])).tolist()), abs=0.01)
+
+
+def test_depth_pictures_of_any_strip_share_one_range(
+    generator: Generator, styles: Styles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pictures(generator, styles, CAMERA, PictureFormat(12, 12, ("depth",)))
+    small_strips(monkeypatch, 12)
+    strips = pictures(generator, styles, CAMERA, PictureFormat(12, 12, ("depth",)))
+    assert np.abs(whole.astype(int) - strips).max() <= 1
+    assert whole.max() > 128
+
+
+def test_an_empty_volume_has_a_black_depth_picture() -> None:
+    generator = made()
+    torch.nn.init.zeros_(generator.nerf.density.weight)
+    torch.nn.init.constant_(generator.nerf.density.bias, -100.0)
+    styles = generator.map(generator.sample_latents(1, 0))
+    assert not pictures(generator, styles, CAMERA, PictureFormat(4, 4, ("depth",))).any()
+
+
+# ---------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"height": 0}, "^resolution: 0x4"),
+        ({"width": -1}, "^resolution: 4x-1"),
+        ({"show": ()}, "^show: nothing"),
+        ({"supersample": 0}, "^supersample: 0"),
+    ],
+)
+def test_formats_out_of_range(changes, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PictureFormat(**{"height": 4, "width": 4} | changes)
+
+
+def test_a_camera_within_the_subject(generator: Generator, styles: Styles) -> None:
+    cameras = Camera.orbit(torch.tensor([0.0, 0.0]), 0.0, torch.tensor([1.0, 0.1]))
+    with pytest.raises(UserError, match=r"^camera: it comes to 0\.1 from the centre"):
+        next(picture_strips(generator, styles, cameras, PictureFormat(4, 4)))
+    inside = made(replace(CONFIG, extent=2.0))  # is trained from within
+    assert pictures(inside, inside.map(inside.sample_latents(1, 0)), CAMERA, PictureFormat(4, 4)).any()
+
+
+# ---------------------------------------------------------------- sheets
+def test_a_sheet_has_a_row_for_each_kind_and_a_column_for_each_view(generator: Generator) -> None:
+    codes, views = generator.sample_latents(2, 0), Camera.orbit(torch.tensor([-0.4, 0.0, 0.4]))
+    told: list[float] = []
+    sheet = view_sheet(generator, codes, views, (6, 9), psi=(0.5, 1.0), show=("depth", "image"), progress=told.append)
+    assert sheet.shape == (4 * 8 - 2, 3 * 11 - 2, 3)
+    out = generator.render(codes[1], views, (6, 9), psi=(0.5, 1.0))
+    for column in range(3):
+        cell = sheet[3 * 8 : 3 * 8 + 6, column * 11 : column * 11 + 9]
+        assert np.abs(cell.astype(int) - to_uint8(out.image)[column]).max() <= 1
+    assert not sheet[6:8].any() and not sheet[:, 9:11].any()
+    assert told == [0.5, 1.0]
+
+
+def test_a_grid_of_subjects_shows_each_from_its_own_camera(generator: Generator) -> None:
+    codes, views = generator.sample_latents(3, 0), Camera.orbit(torch.tensor([-0.4, 0.0, 0.4]))
+    grid = subject_grid(generator, codes, views, 8, psi=0.7)
+    assert grid.shape == (18, 18, 3)
+    for i in range(3):
+        alone = to_uint8(generator.render(codes[i], views[i], 8, psi=0.7).image)[0]
+        top, left = i // 2 * 10, i % 2 * 10
+        assert np.abs(grid[top : top + 8, left : left + 8].astype(int) - alone).max() <= 1
+    assert not grid[10:, 10:].any()
+
+
+def test_kinds_are_listed_once() -> None:
+    assert tiles.KINDS == ("image", "nerf", "depth")
