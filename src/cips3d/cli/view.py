@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from cips3d import pretrained
 from cips3d.cli.options import Derived, to_device
@@ -36,7 +37,7 @@ def view(
     keep_freed_memory()
     generator = to_device(pretrained.load(model), device)
     other = None if blend is None else to_device(pretrained.load(blend), device)
-    with Viewer(generator, other, host, port, name=model) as viewer:
+    with Viewer(generator, other, host, port, name=Path(model).name) as viewer:
         print(f"{model}: {viewer.url}   (Ctrl-C ends the viewer)", flush=True)
         while True:
             time.sleep(3600)

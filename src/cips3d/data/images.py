@@ -150,7 +150,16 @@ def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor,
         UserError: if it cannot be read.
     """
     path = Path(path)
-    with opened_picture(Folder(path.parent), path.name) as image:
+    return picture_of(Folder(path.parent), path.name, resolution)
+
+
+def picture_of(source: Source, name: str, resolution: int) -> Float[Tensor, "1 3 side side"]:
+    """As `read_picture`, from wherever the picture lies.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    with opened_picture(source, name) as image:
         square = central_square(upright_rgb(image), resolution, FILTERS["lanczos"])
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
 

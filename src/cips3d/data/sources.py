@@ -5,6 +5,7 @@ A decompression bomb and a zip with members that point outside it are refused; e
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zipfile
@@ -83,7 +84,27 @@ class Zip:
         return {**self.__dict__, "_archive": None}
 
 
-Source = Folder | Zip
+class Memory:
+    """One file that is in memory only, such as one that came over a network."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.path = Path(name)
+        self._content = content
+
+    def names(self) -> list[str]:
+        return [self.path.name]
+
+    def open(self, name: str) -> Any:  # a readable, seekable binary file
+        return io.BytesIO(self._content)
+
+    def place(self, name: str) -> str:
+        return name
+
+    def version(self, name: str) -> list[int]:
+        return [len(self._content)]
+
+
+Source = Folder | Zip | Memory
 
 
 def open_source(path: Path) -> Source:

@@ -5,36 +5,20 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 import trimesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cips3d.data.images import central_square
-from cips3d.data.sources import Folder, opened_picture, upright_rgb
+from cips3d.data.images import picture_of
+from cips3d.data.sources import Memory
 from cips3d.errors import UserError
 from cips3d.export.mesh import save_mesh
 
 #: Longest file that is taken for a picture, bytes.
 LONGEST_FILE = 50_000_000
-
-
-class _Upload(Folder):
-    """A folder in memory with one picture."""
-
-    def __init__(self, name: str, content: bytes) -> None:
-        super().__init__(Path(name))
-        self._content = content
-
-    def open(self, name: str) -> Any:
-        return io.BytesIO(self._content)
-
-    def place(self, name: str) -> str:
-        return name
 
 
 def read_upload(name: str, content: bytes, side: int) -> Float[Tensor, "1 3 side side"]:
@@ -50,9 +34,7 @@ def read_upload(name: str, content: bytes, side: int) -> Float[Tensor, "1 3 side
     """
     if len(content) > LONGEST_FILE:
         raise UserError(f"{name}: has {len(content)} bytes; give a picture of at most {LONGEST_FILE}")
-    with opened_picture(_Upload(name, content), name) as image:
-        square = central_square(upright_rgb(image), side, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return picture_of(Memory(name, content), name, side)
 
 
 def png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:

@@ -24,7 +24,7 @@ FRAME_SECONDS, STRIP_SECONDS = 0.06, 0.05
 #: Fewest rays of a strip: below, the overhead of a call costs more than the rays.
 _FEWEST_RAYS = 256
 #: Sides of the coarse picture, as divisors of the refined one's.
-_DIVISORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+_DIVISORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
 #: Smallest side of a coarse picture, pixels: below, one cannot tell what it shows.
 _SMALLEST_SIDE = 24
 #: Coarse pictures take this share of the samples.

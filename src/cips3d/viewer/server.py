@@ -96,6 +96,7 @@ class Viewer:
         server.scene.set_up_direction("+y")
         server.scene.world_axes.visible = False
         server.gui.configure_theme(show_logo=False, show_share_button=False)
+        server.gui.main_panel.dock_right()  # beside the picture, not before it
         server.initial_camera.position = viser_pose(front_camera(poses))[1]
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
         server.initial_camera.up = (0.0, 1.0, 0.0)

@@ -49,9 +49,9 @@ BACKGROUND = 255
 #: Cells along each side of the meshes that are shown, one after the other, and of the one that is saved.
 _SHOWN_MESHES, _SAVED_MESH = (48, 128), 256
 #: From where a mesh and the cameras around it are seen: yaw and pitch (degrees), distance (of the prior's), field of view.
-_OVERVIEW = (55.0, 20.0, 2.1, 40.0)
+_OVERVIEW = (60.0, 20.0, 1.5, 40.0)
 #: Side of the pictures in the cameras' frusta, pixels.
-_FRUSTUM_SIDE = 64
+_FRUSTUM_SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Session:
         self._request()
 
     def _mesh_steps(self) -> Steps[None]:
-        """A coarse mesh of the subject, the cameras of the prior with what they see, a fine mesh."""
+        """A coarse mesh of the subject, cameras of the prior with what they see, a fine mesh."""
         view = self._view()
         if view is None or view.choice == self._meshed:
             return

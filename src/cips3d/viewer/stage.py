@@ -15,7 +15,7 @@ from cips3d.viewer.view import viser_pose
 #: JPEG's quality for coarse pictures.
 _QUALITY = 80
 #: How far in front of a camera its picture is drawn, of its distance from the origin.
-_FRUSTUM_DEPTH = 0.3
+_FRUSTUM_DEPTH = 0.5
 
 
 class Stage:

@@ -208,12 +208,9 @@ def front_camera(poses: PoseDistribution) -> Camera:
 
 
 def prior_cameras(poses: PoseDistribution) -> Camera:
-    """Seven cameras that show where those of the prior are: five from side to side, one above and one below."""
-    spread = [(-1.0, 0.0), (-0.5, 0.0), (0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)]
-    draws = torch.tensor(spread) * 2  # two standard deviations
-    if poses.kind != "gaussian":
-        draws = draws / 4 + 0.5
-    return poses.camera(draws)
+    """Five cameras from side to side of the prior, the outermost at two standard deviations (of a uniform one at its ends)."""
+    draws = torch.tensor([(-2.0, 0.0), (-1.0, 0.0), (0.0, 0.0), (1.0, 0.0), (2.0, 0.0)])
+    return poses.camera(draws if poses.kind == "gaussian" else draws / 4 + 0.5)
 
 
 def widest(config: GeneratorConfig) -> float:
