@@ -18,9 +18,9 @@ lint: .venv/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-# The site, in site/index.html.
+# The site, in site/index.html. (Material for MkDocs would tell of its successor at every build.)
 docs: .venv/.dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 benchmarks: .venv/.dev
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done

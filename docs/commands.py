@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: Verbs that another branch brings: their commands are skipped while `cips3d --help` lacks them. Delete this once both are there.
+#: Verbs of other branches: their commands are skipped while the command line lacks them. Make it empty once both are merged.
 NOT_YET = {"mesh", "view"}
 
 #: Commands that no test can run, by how they start, and why. Their `cips3d` part is parsed all the same.

@@ -91,10 +91,10 @@ def orbit(out: Path) -> None:
     line(axes, np.array([np.zeros(3), on_sphere(yaw, pitch)]), GREY, ls="--", lw=0.9)
     line(axes, on_sphere(np.linspace(0, yaw, 40), 0.0), ORANGE, lw=2.5)
     line(axes, on_sphere(yaw, np.linspace(0, pitch, 40)), ORANGE, lw=2.5)
-    axes.annotate("yaw", flat(on_sphere(yaw / 2, 0.0)) - (0, 0.1), color=ORANGE, ha="center")
-    axes.annotate("pitch", flat(on_sphere(yaw, pitch / 2)) + (0.05, 0), color=ORANGE)
+    axes.annotate("yaw", flat(on_sphere(yaw / 2, 0.0)) - np.array([0, 0.1]), color=ORANGE, ha="center")
+    axes.annotate("pitch", flat(on_sphere(yaw, pitch / 2)) + np.array([0.05, 0]), color=ORANGE)
     frustum(axes, camera, 0.3, 40, "#777777")
-    axes.annotate("camera", flat(on_sphere(yaw, pitch)) + (0.06, 0.06))
+    axes.annotate("camera", flat(on_sphere(yaw, pitch)) + 0.06)
     head = 0.12 * on_sphere(turn[:, None], np.linspace(-1.5, 1.5, 9))
     for i in range(head.shape[1]):
         line(axes, head[:, i], GREY, lw=0.6)
