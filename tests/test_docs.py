@@ -42,9 +42,10 @@ PAGES = pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
 
 
 def brief() -> TrainConfig:
-    """A run of two steps."""
+    """A run of two steps, whose subjects have a surface."""
     config = tiny.config()
-    return replace(config, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages))
+    solid = replace(config.generator, density_gain=40.0, density_blob=60.0)
+    return replace(config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages))
 
 
 @pytest.fixture(scope="module")
