@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint benchmarks experiments test-fidelity
+.PHONY: demo test lint docs benchmarks experiments test-fidelity
 .DELETE_ON_ERROR:
 
 demo: .venv/.runtime
@@ -17,6 +17,10 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# The site, in site/index.html. (Material for MkDocs would tell of its successor at every build.)
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 benchmarks: .venv/.dev
 	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done

@@ -25,11 +25,12 @@ from PIL import Image
 import tiny
 from cips3d import cli, pretrained
 from cips3d.camera import Camera
+from cips3d.cli import blend, demo, evaluate, finetune, imports, info, invert, mesh, render, sample, train, view
 from cips3d.cli import data as data_verbs
-from cips3d.cli import demo, evaluate, imports, info, render, sample, train, view
 from cips3d.data import ImageDataset
 from cips3d.export.media import to_uint8
 from cips3d.metrics import evaluation
+from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage
@@ -40,9 +41,14 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "sample": sample.sample,
     "render": render.render,
+    "mesh": mesh.mesh,
     "data heads": data_verbs.heads,
     "info": info.info,
     "eval": evaluate.evaluate_model,
+    "finetune": finetune.finetune,
+    "blend": blend.blend,
+    "mix": blend.mix,
+    "invert": invert.invert,
     "import-official": imports.import_official,
     "view": view.view,
 }
@@ -68,6 +74,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     pretrained.save(Generator(tiny.GENERATOR), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def solid_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose subjects have a surface before any training."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "solid.safetensors"
+    pretrained.save(Generator(replace(tiny.GENERATOR, density_gain=40.0, density_blob=60.0)), path)
     return str(path)
 
 
@@ -208,6 +223,31 @@ def test_render_refuses_keyframes_that_are_none(model: str, tmp_path: Path, caps
         line = refusal(capsys, "render", model, tmp_path / out, "--path", keys)
         assert str(keys) in line and "keyframe 2: yow" in line
     assert names(tmp_path) == ["keys.json"]
+
+
+def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = {}
+    for name, options in (
+        ("a.ply", []), ("b.ply", []), ("c.ply", ["--seed", "1"]), ("d.ply", ["--psi", "0"]), ("e.ply", ["--level", "50"]),
+        ("f.ply", ["--no-colors"]), ("g.ply", ["--resolution", "20"]), ("h.OBJ", []), ("i.glb", ["--all-parts"]),
+    ):  # fmt: skip
+        cli.main(["mesh", solid_model, str(tmp_path / name), "--resolution", "16", *options])
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"[\d,]+ vertices, [\d,]+ faces; 0\.\d+ × 0\.\d+ × 0\.\d+ world units; level [\d.]+", lines[0])
+        assert lines[1:] == ["watertight: yes", str(tmp_path / name)]
+        lengths[name[0]] = (tmp_path / name).stat().st_size
+    a, b, c, d, e, f, g = ((tmp_path / f"{name}.ply").read_bytes() for name in "abcdefg")
+    assert a == b and a not in (c, d, e, f, g)
+    assert lengths["f"] < lengths["a"] < lengths["g"]
+
+
+def test_models_without_a_surface(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no surface" in refusal(capsys, "mesh", model, tmp_path / "a.ply", "--resolution", "16")
+    torch.manual_seed(0)
+    flat = tmp_path / "flat.safetensors"
+    pretrained.save(build_generator(replace(tiny.GENERATOR, architecture="cips-2d")), flat)
+    assert "cips-2d has no density" in refusal(capsys, "mesh", flat, tmp_path / "a.ply")
+    assert names(tmp_path) == ["flat.safetensors"]
 
 
 def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +418,16 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["sample", "MODEL", "OUT.png", "--psi", "1", "inf"], "--psi"),
         (["sample", "MODEL", "OUT.png", "--resolution", "8", "-8"], "--resolution"),
         (["sample", "MODEL", "OUT.png", "--supersample", "0"], "--supersample"),
+        (["mesh", "nowhere", "OUT.stl"], "OUT.stl: cannot write a mesh"),  # before the model is looked for
+        (["mesh", "MODEL", "OUT"], "no suffix"),
+        (["mesh", "MODEL", "OUT.ply", "--resolution", "7"], "--resolution"),
+        (["mesh", "MODEL", "OUT.ply", "--resolution", "100000"], "--resolution"),
+        (["mesh", "MODEL", "OUT.ply", "--level", "0"], "--level"),
+        (["mesh", "MODEL", "OUT.ply", "--level", "nan"], "--level"),
+        (["mesh", "MODEL", "OUT.ply", "--level", "1e9", "--resolution", "8"], "level"),
+        (["mesh", "MODEL", "OUT.ply", "--psi", "inf"], "--psi"),
+        (["mesh", "MODEL", "OUT.ply", "--seed", "-1"], "--seed"),
+        (["mesh", "MODEL", "OUT.ply", "--device", "abacus"], "--device abacus"),
         (["render", "MODEL", "OUT.txt"], "OUT.txt"),
         (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
         (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
@@ -633,7 +683,9 @@ def unwritable(tmp_path: Path) -> list[Path]:
             tmp_path / ("x" * 300)]  # fmt: skip
 
 
-def test_places_that_cannot_be_written(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_places_that_cannot_be_written(
+    model: str, solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place in unwritable(tmp_path):
         for command in (
             ["train", place, "--preset", "tiny"],
@@ -642,6 +694,7 @@ def test_places_that_cannot_be_written(model: str, tmp_path: Path, capsys: pytes
             ["sample", model, place, "--count", "1", "--separate"],
             ["render", model, place / "a.png", "--count", "1", "--views", "1"],
             ["render", model, place / "a.mp4", "--count", "1", "--seconds", "0.1"],
+            ["mesh", solid_model, place / "a.glb", "--resolution", "8", "--no-colors"],
             ["data", "heads", place / "a.zip", "--count", "1", "--resolution", "8"],
             ["data", "heads", place / "a", "--count", "1", "--resolution", "8"],
         ):
@@ -677,13 +730,14 @@ def leave_room(disk: Path, size: int) -> None:
     os.truncate(disk / "filler", (disk / "filler").stat().st_size - size)
 
 
-def test_full_disk(small_disk: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk(small_disk: Path, model: str, solid_model: str, capsys: pytest.CaptureFixture[str]) -> None:
     leave_room(small_disk, 0)
     for command in (
         ["sample", model, small_disk / "a.png", "--count", "16", "--resolution", "64"],
         ["render", model, small_disk / "a.png", "--count", "2", "--resolution", "64"],
         ["render", model, small_disk / "a.gif", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
         ["render", model, small_disk / "a.mp4", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
+        ["mesh", solid_model, small_disk / "a.ply", "--resolution", "32", "--no-colors"],
         ["data", "heads", small_disk / "a.zip", "--count", "100", "--resolution", "64"],
         ["data", "heads", small_disk / "a", "--count", "100", "--resolution", "64"],
     ):

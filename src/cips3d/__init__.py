@@ -1,5 +1,8 @@
 """cips3d: a 3D-aware image generator that learns from ordinary single-view pictures (CIPS-3D, Zhou et al. 2021)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from cips3d import trajectories
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
@@ -8,10 +11,16 @@ from cips3d.models.generator import Generator, GeneratorConfig
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.pretrained import load, save
 
+if TYPE_CHECKING:
+    from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+    from cips3d.editing.invert import Inversion, invert
+    from cips3d.export.mesh import extract_mesh, save_mesh
+
 __all__ = [
     "Camera",
     "Generator",
     "GeneratorConfig",
+    "Inversion",
     "Latents",
     "PoseDistribution",
     "RayDraws",
@@ -20,8 +29,31 @@ __all__ = [
     "Sampling",
     "Styles",
     "UserError",
+    "extract_mesh",
+    "interpolate",
+    "invert",
     "load",
+    "mix_styles",
     "save",
+    "save_mesh",
     "save_video",
+    "swap_layers",
     "trajectories",
 ]
+
+#: Where the names are that are imported when they are used: their libraries take a second, which else nothing waits for.
+_LATER = {
+    "Inversion": "cips3d.editing.invert",
+    "extract_mesh": "cips3d.export.mesh",
+    "interpolate": "cips3d.editing.blend",
+    "invert": "cips3d.editing.invert",
+    "mix_styles": "cips3d.editing.blend",
+    "save_mesh": "cips3d.export.mesh",
+    "swap_layers": "cips3d.editing.blend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

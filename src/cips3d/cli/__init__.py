@@ -11,7 +11,7 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
-from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, plan, render, sample, train, view
+from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
 from cips3d.errors import UserError
 
 app = SubcommandApp()
@@ -20,6 +20,7 @@ app.command(train.train)
 app.command(sample.sample)
 app.command(render.render)
 app.command(view.view)
+app.command(mesh.mesh)
 app.command(data.app, name="data", help="Make, build and check datasets.")
 app.command(info.info)
 app.command(name="eval")(evaluate.evaluate_model)

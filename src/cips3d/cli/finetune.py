@@ -20,7 +20,7 @@ def finetune(
     data: str,
     kimg: float = 30.0,
     batch: Derived[int] = None,
-    augment: float | None = None,
+    augment: Derived[float] = None,
     freeze_d: int = 0,
     preset: Derived[str] = None,
     seed: int = 0,
@@ -38,7 +38,7 @@ def finetune(
         data: folder or zip of the new pictures, or "heads-cartoon".
         kimg: length, thousands of real pictures shown.
         batch: pictures per step. Default: the preset's.
-        augment: probability of DiffAugment, 0 to 1. Without it, it adapts itself (StyleGAN2-ADA).
+        augment: probability of DiffAugment, 0 to 1. Default: it adapts itself (StyleGAN2-ADA).
         freeze_d: so many of the discriminator's blocks, from the picture on, keep their weights (FreezeD); only where the model
             came with its discriminators.
         preset: whose rates and discriminators are taken. Default: the one that has the model's networks.

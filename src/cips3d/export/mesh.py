@@ -1,0 +1,258 @@
+"""A subject as a triangle mesh: the density's level surface, coloured by looking at every vertex; PLY, OBJ and GLB files."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from jaxtyping import Bool, Float, UInt8
+from scipy.sparse import coo_array, diags_array
+from scipy.sparse.linalg import cg
+from torch import Tensor
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.obj import export_obj
+from trimesh.exchange.ply import export_ply
+from trimesh.visual import ColorVisuals
+
+from cips3d.camera import Camera, Rays
+from cips3d.errors import UserError
+from cips3d.export.isosurface import CHUNK, Density, SampledVolume, outward_parts, sample_spacing, surface, surface_level
+from cips3d.export.media import to_uint8
+from cips3d.files import atomic_path
+from cips3d.models.generator import Generator
+from cips3d.models.layers import without_autocast
+from cips3d.models.records import Latents, Styles
+
+#: Points along the grid's longest side: fewer show no head, and the grid alone takes 4 GiB with the most.
+FEWEST, MOST = 8, 1024
+SUFFIXES = (".ply", ".obj", ".glb")
+#: A camera whose rays meet the surface at less than this cosine sees its colour too obliquely.
+_OBLIQUE = 0.3
+#: Cameras that look at a vertex: those that do so most squarely. The best of the others sets their weights' zero, plus this.
+_VIEWS, _LEAST = 4, 0.01
+#: Where pixels show so little of a vertex, as a share of its weights, no camera has really seen it.
+_UNSEEN = 0.1
+#: Share of its colour that an unseen vertex takes from the mean of all seen ones, which reaches parts without any.
+_MEAN_SHARE = 1e-6
+
+
+@torch.no_grad()
+def extract_mesh(
+    generator: Generator,
+    codes: Latents | Styles,
+    resolution: int = 256,
+    *,
+    psi: float | tuple[float, float] = 1.0,
+    level: float | None = None,
+    colors: bool = True,
+    largest: bool = True,
+    chunk: int = CHUNK,
+) -> trimesh.Trimesh:
+    """The surface of one subject, in world units (subject at the origin, y up, face to +z), closed, with faces outward.
+
+    It ends where the cameras of the prior see nothing any more (`SampledVolume`). Vertices have smooth normals, the mean of
+    their faces' weighted by the angles there: with the bundled model and a grid of 128 these are 0.8° off the density's
+    gradient (the grid's own differences 1.0°), and at the cuts, where the gradient is wrong, they are right. The mesh's own
+    `export` writes many formats; `save_mesh` also sees to what viewers expect of a GLB file.
+
+    Args:
+        codes: latents or styles, a batch of one.
+        resolution: points of the density grid along its longest side, `FEWEST` to `MOST`; memory grows with the cube (4 bytes
+            each), time too.
+        psi: truncation of latents.
+        level: density of the surface, per world unit, > 0; None finds it (`surface_level`).
+        colors: whether vertices get the colours that the model's pictures show (`vertex_colors`).
+        largest: keep the largest connected part alone; else all.
+        chunk: samples of the grid evaluated at a time; changes memory, not the mesh.
+
+    Returns:
+        The mesh; its `metadata["level"]` is the level.
+
+    Raises:
+        UserError: if the architecture has no density, there is no surface, or an argument is out of range.
+    """
+    if "nerf" not in generator.parts:
+        raise UserError(
+            f"mesh: the architecture {generator.config.architecture} has no density and so no surface; take a 3D one"
+        )
+    if not FEWEST <= resolution <= MOST:
+        raise UserError(f"resolution: a grid of {resolution}; give {FEWEST} to {MOST} points along a side")
+    if level is not None and not 0 < level < math.inf:
+        raise UserError(f"level: {level}; the density of the surface must be a positive number")
+    if chunk < 1:
+        raise UserError(f"chunk: {chunk} samples; take at least 1")
+    if len(codes) != 1:
+        raise UserError(f"mesh: {len(codes)} codes; give one, such as z[0]")
+    with without_autocast(generator.shape_mean.device):
+        styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
+        styles = styles.map(lambda x: x.to(generator.shape_mean))
+        volume = SampledVolume.of(generator.config).to(generator.shape_mean)
+        density = density_of(generator, styles)
+        if level is None:
+            level = surface_level(density, volume, sample_spacing(generator.config))
+        mesh = outward_parts(surface(density, volume, level, resolution, chunk), largest)
+        mesh.metadata["level"] = level
+        mesh.vertex_normals  # noqa: B018 (makes them, and trimesh's exporters write what has been made)
+        if colors:
+            mesh.visual = ColorVisuals(mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras))
+    return mesh
+
+
+def density_of(generator: Generator, styles: Styles) -> Density:
+    """The raw density of one subject."""
+
+    def density(rays: Rays, t: Float[Tensor, "1 rays samples"]) -> Float[Tensor, "1 rays samples"]:
+        return generator.nerf.density_along(rays, t, styles.shape)
+
+    return density
+
+
+def vertex_colors(
+    generator: Generator, styles: Styles, mesh: trimesh.Trimesh, cameras: Camera
+) -> UInt8[np.ndarray, "vertices 3"]:
+    """What colours (sRGB) the model's pictures have where they show the vertices of a mesh.
+
+    The ray from a camera through a vertex gives exactly its pixel. Of the cameras in whose pictures a vertex lies, the four
+    that look at it most squarely count. Their weights fall with the cosine of the angle, to nothing where a camera drops out of
+    the four, so that there are no seams (Buehler et al. 2001, "Unstructured lumigraph rendering"). They are multiplied by the
+    pixel's opacity and by how near its depth is to the vertex's, in sample spacings: it is not where something stands before
+    the vertex. To vertices that no camera sees, as on the back of a head, the colours spread smoothly over the surface.
+
+    Args:
+        styles: of one subject.
+        cameras: that look at it.
+
+    Raises:
+        UserError: if no camera sees any vertex.
+    """
+    like = generator.shape_mean
+    points, normals = (torch.from_numpy(np.array(x)).to(like) for x in (mesh.vertices, mesh.vertex_normals))
+    squareness = _squareness(points, normals, cameras)
+    total, weights = like.new_zeros(len(points), 3), like.new_zeros(len(points), 1)
+    for camera, share in zip((cameras[i] for i in range(len(cameras))), squareness, strict=True):
+        looking = torch.nonzero(share)[:, 0]
+        color, weight = _looked_at(generator, styles, camera, points[looking])
+        weight = weight * share[looking, None]
+        total[looking] += color * weight
+        weights[looking] += weight
+    known = (weights[:, 0] > _UNSEEN * squareness.sum(dim=0)).cpu().numpy()
+    if not known.any():
+        raise UserError("mesh: no camera sees the surface, so it has no colours; give another level, or leave colours out")
+    mean = (total / weights.clamp(min=1e-12)).cpu().double().numpy()
+    return to_uint8(torch.from_numpy(_spread(mesh, mean, known).T[None, :, None].copy()))[0, 0]
+
+
+def _squareness(
+    points: Float[Tensor, "vertices 3"], normals: Float[Tensor, "vertices 3"], cameras: Camera
+) -> Float[Tensor, "cameras vertices"]:
+    """Weights of the cameras that look at each vertex most squarely, 0 of the others."""
+    place, distance = cameras.project(points.expand(len(cameras), -1, -1))
+    cosine = ((cameras.position[:, None] - points) * normals).sum(dim=-1) / distance
+    cosine = cosine.where((distance > 0) & (place.abs() <= 1).all(dim=-1), 0.0)
+    zero = torch.topk(cosine, min(_VIEWS + 1, len(cameras)), dim=0).values[-1].clamp(min=_OBLIQUE)
+    return (cosine - zero + _LEAST).where(cosine > zero, 0.0)
+
+
+def _looked_at(
+    generator: Generator, styles: Styles, camera: Camera, points: Float[Tensor, "vertices 3"]
+) -> tuple[Float[Tensor, "vertices 3"], Float[Tensor, "vertices 1"]]:
+    """Colours in [-1, 1] of one camera's pixels where the points would be, and in [0, 1] how much those are the points'."""
+    offset = points - camera.position
+    distance = offset.norm(dim=-1)
+    directions = offset / distance[:, None]
+    rays = Rays(camera.position.expand_as(directions)[None], directions[None])
+    sampling, spacing = generator.sampling, sample_spacing(generator.config)
+    chunk = generator.default_chunk(1, sampling)
+    far = camera.position.norm() + generator.config.extent
+    colors, weights = [distance.new_zeros(0, 3)], [distance.new_zeros(0, 1)]
+    for first in range(0, rays.count, chunk):
+        part = slice(first, first + chunk)
+        out = generator.render_rays(styles, rays[part], sampling)
+        opacity = out.opacity[0]
+        depth = far - (far - out.depth[0]) / opacity.clamp(min=0.1)  # of the light that does not pass
+        near = torch.exp(-((depth - distance[part]) / spacing).square())
+        colors.append(out.rgb[0])
+        weights.append((opacity * near)[:, None])
+    return torch.cat(colors), torch.cat(weights)
+
+
+def _spread(
+    mesh: trimesh.Trimesh, colors: Float[np.ndarray, "vertices 3"], known: Bool[np.ndarray, " vertices"]
+) -> Float[np.ndarray, "vertices 3"]:
+    """The known colours, and in all other vertices the mean of their neighbours' (a harmonic function on the edges)."""
+    ends = mesh.edges_unique
+    count = len(colors)
+    neighbours = coo_array((np.ones(2 * len(ends)), (ends.T.ravel(), ends[:, ::-1].T.ravel())), (count, count)).tocsr()[~known]
+    system = diags_array(neighbours.sum(axis=1) + _MEAN_SHARE) - neighbours[:, ~known]
+    average = colors[known].mean(axis=0)
+    given = neighbours[:, known] @ colors[known] + _MEAN_SHARE * average
+    spread = colors.copy()
+    for k in range(3):
+        spread[~known, k] = cg(system, given[:, k], np.full(len(given), average[k]), rtol=1e-4)[0]
+    return spread
+
+
+def check_suffix(path: str | os.PathLike[str]) -> str:
+    """The lower-case suffix of a mesh file.
+
+    Raises:
+        UserError: if it is none of `SUFFIXES`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(
+            f"{path}: cannot write a mesh of kind {suffix or '(no suffix)'!r}; end the name in {', '.join(SUFFIXES)}"
+        )
+    return suffix
+
+
+def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
+    """Writes a mesh with its vertex normals and colours, whole or not at all.
+
+    PLY and OBJ hold colours as they are shown (sRGB; in OBJ behind the positions, as MeshLab and Blender read them). GLB holds
+    them as glTF asks: linear, so that viewers show the same ones, and on a matte material (its default is metal).
+
+    Args:
+        path: ends in .ply, .obj or .glb.
+
+    Raises:
+        UserError: if it ends otherwise, or the file cannot be written.
+    """
+    suffix = check_suffix(path)
+    with atomic_path(path) as temporary:
+        if suffix == ".ply":
+            temporary.write_bytes(export_ply(mesh, vertex_normal=True))
+        elif suffix == ".obj":
+            temporary.write_text(export_obj(mesh, include_normals=True))
+        else:
+            temporary.write_bytes(_glb(mesh))
+
+
+def _glb(mesh: trimesh.Trimesh) -> bytes:
+    plain = trimesh.Trimesh(
+        mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, metadata=mesh.metadata, process=False
+    )
+    if (
+        isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex"
+    ):  # floats, since 8 bits are too few for dark linear colours
+        plain.vertex_attributes["color"] = linear(mesh.visual.vertex_colors[:, :3] / 255).astype(np.float32)
+
+    def finish(tree: dict[str, Any]) -> None:
+        tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
+        for part in tree["meshes"]:
+            (primitive,) = part["primitives"]
+            primitive["material"] = 0
+            if "_color" in primitive["attributes"]:
+                primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop("_color")
+
+    return export_glb(plain.scene(), include_normals=True, tree_postprocessor=finish)
+
+
+def linear(srgb: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Linear light of sRGB values, both in [0, 1] (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

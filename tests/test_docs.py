@@ -1,0 +1,227 @@
+"""The documentation: its commands, Python and pictures work, and the site builds without a warning."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import tiny
+from cips3d import cli, pretrained
+from cips3d.cli import demo, train
+from cips3d.export.media import save_frames
+from cips3d.training import plan as plans
+from cips3d.training.config import TrainConfig
+from cips3d.training.presets import PRESETS
+from cips3d.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+if not DOCS.is_dir():
+    pytest.skip("a source distribution has no docs/", allow_module_level=True)
+sys.path.insert(0, str(DOCS))
+import commands as shown  # noqa: E402
+
+PAGES = pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
+
+
+def brief() -> TrainConfig:
+    """A run of two steps, whose subjects have a surface."""
+    config = tiny.config()
+    solid = replace(config.generator, density_gain=40.0, density_blob=60.0)
+    return replace(config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what readers have: pictures, a video, keyframes, the authors' checkpoint, finished runs."""
+    folder = tmp_path_factory.mktemp("reader")
+    tiny.pictures(folder / "photos", size=16)
+    shutil.copy(folder / "photos" / "0.png", folder / "me.png")
+    for name in ("photos", "drawings"):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for path in sorted((folder / "photos").iterdir()):
+                archive.write(path, path.name)
+    save_frames(folder / "clip.mp4", iter(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)), 4)
+    keyframes = re.search(r"```json\n(.*?)```", (DOCS / "rendering.md").read_text(), re.DOTALL)
+    assert keyframes
+    (folder / "flight.json").write_text(keyframes[1])
+    recorded = load_file(ROOT / "tests" / "data" / "generator.safetensors")
+    official = {key.removeprefix("param/"): value.float() for key, value in recorded.items() if key.startswith("param/")}
+    torch.save(official, folder / "G_ema.pth")
+    Trainer(brief(), folder / "runs" / "mine").run()
+    shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
+    return folder
+
+
+@pytest.fixture
+def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder to work in, where every preset and the bundled model are tiny."""
+    shutil.copytree(given, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    for name in PRESETS:
+        monkeypatch.setitem(PRESETS, name, brief)
+    monkeypatch.setitem(pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors"))
+    monkeypatch.setattr(demo, "_FRAMES", 2)
+    # Steps on shapes take long where every shape is checked; tests/test_plan.py is about them.
+    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1, 1))
+    monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
+    return tmp_path
+
+
+PAGE = """Text with cips3d train.
+
+    cips3d train runs/a \\
+        --kimg 3  # a word
+    srun bash -c 'torchrun -m cips3d info x'
+
+```bash
+.venv/bin/cips3d info 'x y'
+other
+```
+"""
+
+
+def test_the_pages_commands_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    found = shown.commands(page)
+    assert [command.line for command in found] == [3, 5, 8]
+    assert [command.words for command in found] == [["train", "runs/a", "--kimg", "3"], ["info", "x"], ["info", "x y"]]
+    assert found[0].small() == ["train", "runs/a", "--kimg", "0.016", "--processes", "1"]
+    assert [command.reason is None for command in found] == [True, False, True]
+    assert sum(len(shown.commands(page)) for page in shown.PAGES) > 50
+
+
+@PAGES
+def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as a reader types them; those that cannot be run here are parsed."""
+    for command in shown.commands(page):
+        if command.verb in shown.NOT_YET and not help_of(command.verb):
+            continue
+        if command.reason is not None and command.verb != "train":
+            assert_options_exist(" ".join(command.words))
+            continue
+        with monkeypatch.context() as patch:
+            if command.reason is not None:
+                patch.setattr(train, "train_here", lambda *_: None)
+            make_way(command)
+            try:
+                cli.main(command.small())
+            except SystemExit as end:
+                pytest.fail(f"{command.page}:{command.line}: {command.text}: exit status {end.code}")
+
+
+def make_way(command: shown.Command) -> None:
+    """Removes what was given to the page's reader and what this command makes."""
+    words, made = command.words, None
+    if command.verb == "train" and len(words) > 2 and command.reason is None:
+        made = Path(words[1])
+    if command.verb in ("data build", "data heads"):
+        made = Path(words[-1] if len(words) < 4 else words[2 + (command.verb == "data build")])
+    if made is not None and made.is_dir():
+        shutil.rmtree(made)
+    elif made is not None:
+        made.unlink(missing_ok=True)
+
+
+@PAGES
+def test_commands_within_the_text_have_those_verbs_and_options(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mention in shown.mentions(page):
+        if mention.split()[0] not in shown.NOT_YET or help_of(mention.split()[0]):
+            assert_options_exist(mention)
+
+
+def assert_options_exist(text: str) -> None:
+    """What cannot be run for its placeholders or its length must at least have a verb, and options that the verb has."""
+    verb = re.match(r"data( [a-z]+)?|[a-z-]+", text)
+    if verb is None:  # an ellipsis, or the options of the program itself
+        return
+    help_text = help_of(verb[0])
+    assert help_text, f"cips3d {verb[0]}: no such verb"
+    for option in re.findall(r"--[a-z][a-z-]*", text):
+        assert re.search(rf"{option}(?![\w-])", help_text), f"cips3d {text}: no option {option}"
+
+
+def test_options_that_a_verb_lacks_are_noticed() -> None:
+    assert_options_exist("render MODEL OUT --yaw 3")
+    for text in ("render MODEL OUT --yow 3", "paint MODEL", "data paint"):
+        with pytest.raises(AssertionError):
+            assert_options_exist(text)
+
+
+@functools.cache
+def help_of(verb: str) -> str:
+    """What `cips3d VERB --help` prints; nothing if there is no such verb."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()), pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    return text.getvalue() if f"cips3d {verb}" in text.getvalue() else ""
+
+
+@PAGES
+def test_python_works(page: Path, reader: Path) -> None:
+    names: dict[str, object] = {}
+    blocks = shown.python(page)
+    if "runs/cartoon" in "".join(blocks):
+        shutil.copytree("runs/mine", "runs/cartoon")
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+
+
+# ---------------------------------------------------------------- pictures
+@pytest.fixture
+def maker() -> Iterator[ModuleType]:
+    """docs/pictures.py"""
+    import pictures
+
+    yield pictures
+
+
+def test_every_picture_is_made_by_the_script(maker: ModuleType) -> None:
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    shown_ones = {name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")}
+    made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS]}
+    assert shown_ones <= made | maker.OF_RUNS
+    assert made == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == made & shown_ones
+    assert all(text in pages for texts in maker.COMMANDS.values() for text in texts)  # readers are told how
+    for name in shown_ones:
+        assert (DOCS / name).stat().st_size < 600_000
+
+
+def test_pictures_can_be_made(maker: ModuleType, reader: Path) -> None:
+    for name in [*maker.DRAWINGS, *maker.COMMANDS]:
+        out = maker.make(name, reader, small=True)
+        if out.suffix == ".png":
+            Image.open(out).verify()
+        else:
+            assert "<svg" in out.read_text()[:2000]
+
+
+# ---------------------------------------------------------------- the site
+@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("mkdocstrings") is None, reason="pip install 'cips3d[docs]'")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = tmp_path / "site"
+    assert 'id="cips3d.models.generator.Generator.render_rays"' in (site / "api" / "models.html").read_text()
+    assert (site / "experiments" / "results" / "figure_7.png").is_file()
+    assert not re.search(r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', (site / "index.html").read_text())  # works offline
