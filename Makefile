@@ -10,7 +10,7 @@ demo: .venv/.runtime
 	$(BIN)/cips3d demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
