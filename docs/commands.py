@@ -14,9 +14,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: Verbs of other branches: their commands are skipped while the command line lacks them. Make it empty once both are merged.
-NOT_YET: set[str] = set()
-
 #: Commands that no test can run, by how they start, and why. Their `cips3d` part is parsed all the same.
 CANNOT_RUN = {
     "accelerate launch": "eight GPUs",

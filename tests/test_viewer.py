@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
-from cips3d import cli, pretrained
+from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.editing.invert import Inversion
 from cips3d.errors import UserError
@@ -127,7 +127,6 @@ def test_keyframes_are_what_the_trajectories_read() -> None:
     aside = Camera.look_at(torch.tensor([[0.0, 0.0, 1.0]]), target=torch.tensor([[0.1, 0.0, 0.0]]))
     label = keyframe(aside)["label"]
     torch.testing.assert_close(Camera.from_label(torch.tensor([label])).cam_to_world, aside.cam_to_world)
-    trajectories = pytest.importorskip("cips3d.trajectories")
     path = trajectories.keyframes({"keyframes": [angles, {"label": label}]}, frames=2)
     torch.testing.assert_close(path[1].cam_to_world, aside.cam_to_world, atol=1e-5, rtol=1e-5)
 

@@ -90,9 +90,7 @@ class ImageDataset(Dataset):
         Raises:
             UserError: if the picture is damaged.
         """
-        with opened_picture(self._source, self.names[index]) as image:
-            square = central_square(upright_rgb(image), self.resolution, FILTERS[self.filter])
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        return _square(self._source, self.names[index], self.resolution, FILTERS[self.filter])
 
     @property
     def has_cameras(self) -> bool:
@@ -159,9 +157,14 @@ def picture_of(source: Source, name: str, resolution: int) -> Float[Tensor, "1 3
     Raises:
         UserError: if it cannot be read.
     """
+    return _square(source, name, resolution, FILTERS["lanczos"])[None].float() / 127.5 - 1
+
+
+def _square(source: Source, name: str, resolution: int, filter: Image.Resampling) -> UInt8[Tensor, "3 side side"]:
+    """A picture's central square, upright and resized."""
     with opened_picture(source, name) as image:
-        square = central_square(upright_rgb(image), resolution, FILTERS["lanczos"])
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        square = central_square(upright_rgb(image), resolution, filter)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def read_labels(source: Source) -> dict[str, Any] | None:

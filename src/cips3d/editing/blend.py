@@ -49,7 +49,7 @@ def interpolate(base: Generator, other: Generator, amount: float | Sequence[floa
     blended = copy.deepcopy(base)
     theirs = other.state_dict()
     with torch.no_grad():
-        for name, tensor in blended.state_dict(keep_vars=False).items():
+        for name, tensor in blended.state_dict().items():
             tensor.copy_(_between(tensor, theirs[name].to(tensor), _amount_of(name, base, amounts, mapping)))
     return blended
 
