@@ -1,8 +1,10 @@
 """Two gloo processes with a thread each against the same run on one core: pictures a second of a stage of a preset.
 
-Both run the real `Trainer` on the embedded heads, with its log, from the same new networks, in turns. The ideal is twice the
+All run the real `Trainer` on the embedded heads, with its log, from the same new networks, in turns. The ideal is twice the
 one core's rate. What a step costs whatever the batch (about 50 ms of Python, optimisers and small operations for the small
-presets) does not shrink when the batch is shared, so the speed-up grows with the batch and with the networks.
+presets) does not shrink when the batch is shared, so the speed-up grows with the batch and with the networks. Cores also share
+their memory's bandwidth and their clock: two runs at once that know nothing of each other, each with the whole batch, tell what
+two cores of this machine can do together at most, and so what of a loss is the machine's.
 
     python benchmarks/scaling.py                                              (heads-64, about two minutes)
     python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32², five minutes)
@@ -39,13 +41,25 @@ def train(config: TrainConfig, folder: Path) -> float:
     return (len(times) - WARM_UP) * config.stages[0].batch / (times[-1] - times[WARM_UP - 1])
 
 
-def measure(processes: int, config: TrainConfig, pipe: Connection) -> None:
+def measure(processes: int, core: int, config: TrainConfig, pipe: Connection) -> None:
     """A run's main process; alone, it stays on one core."""
     torch.set_num_threads(processes)
     if processes == 1:
-        os.sched_setaffinity(0, {0})
+        os.sched_setaffinity(0, {core})
     with tempfile.TemporaryDirectory() as folder:
         pipe.send(run_in_processes(processes, train, config, Path(folder) / "run"))
+
+
+def at_once(runs: int, processes: int, config: TrainConfig) -> float:
+    """Pictures a second of so many runs together."""
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for core in range(runs):
+        here, there = context.Pipe()
+        context.Process(target=measure, args=(processes, core, config, there)).start()
+        there.close()  # so that a process that dies is noticed
+        pipes.append(here)
+    return sum(pipe.recv() for pipe in pipes)
 
 
 def main() -> None:
@@ -63,21 +77,15 @@ def main() -> None:
     config = replace(
         base, data="heads", stages=(stage,), precision="no", workers=0, checkpoint_kimg=1000, sample_kimg=1000, log_steps=1000
     )
-    context = multiprocessing.get_context("spawn")
-    rates: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[str, list[float]] = {"one process": [], "two processes": [], "two runs apart": []}
     for _ in range(options.turns):
-        for processes, found in rates.items():
-            here, there = context.Pipe()
-            process = context.Process(target=measure, args=(processes, config, there))
-            process.start()
-            there.close()  # so that a process that dies is noticed
-            found.append(here.recv())
-            process.join()
-    one, two = (statistics.median(found) for found in rates.values())
+        for found, (runs, processes) in zip(rates.values(), ((1, 1), (1, 2), (2, 1)), strict=True):
+            found.append(at_once(runs, processes, config))
     print(f"{options.preset} at {stage.resolution}², batch {batch}")
-    for processes, found in rates.items():
-        print(f"{processes} process(es): {statistics.median(found):.1f} images/s ({min(found):.1f} to {max(found):.1f})")
-    print(f"speed-up {two / one:.2f}, {two / (2 * one):.0%} of the ideal")
+    ideal = 2 * statistics.median(rates["one process"])
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(f"{name}: {middle:.1f} images/s ({min(found):.1f} to {max(found):.1f}), {middle / ideal:.0%} of twice the one")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,30 @@ def test_all_processes_do_the_work_together() -> None:
     assert total_of_ranks() == pytest.approx(1.1)  # one process again
 
 
+def cores_of_all_ranks() -> list[float]:
+    """The sum of the first core of each process, and of how many it has."""
+    from accelerate import Accelerator
+
+    cores = os.sched_getaffinity(0)
+    total = Accelerator().reduce(torch.tensor([float(min(cores)), float(len(cores))]), reduction="sum")
+    assert isinstance(total, torch.Tensor)
+    return total.tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
+def test_each_process_has_cores_of_its_own() -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run_in_processes(2, cores_of_all_ranks) == [sum(sorted(before)[:2]), 2.0]
+    finally:
+        torch.set_num_threads(threads)
+    assert os.sched_getaffinity(0) == before
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     with pytest.raises(UserError, match=f"^nothing left on {rank}$"):

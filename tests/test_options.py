@@ -190,6 +190,33 @@ def test_labels_that_are_missing(tmp_path: Path, data: str, changes: dict[str, A
     assert not (tmp_path / "run").exists()
 
 
+def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    config = one_stage(data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True)
+    shown, told = [], []
+    generate, step = Trainer._generate, trainer_module.discriminator_step
+
+    def watched_generate(self: Trainer, stage: Stage, draws: Any) -> Any:
+        shown.append(torch.stack(draws.camera.yaw_pitch(), dim=1))
+        return generate(self, stage, draws)
+
+    def watched_step(networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float) -> StepResult:
+        told.append(judging.fake_poses)
+        return step(networks, real, fake, judging, *rest, share=share)
+
+    monkeypatch.setattr(Trainer, "_generate", watched_generate)
+    monkeypatch.setattr(trainer_module, "discriminator_step", watched_step)
+    Trainer(config, tmp_path / "run").run()
+    assert len(told) == 4
+    torch.testing.assert_close(told, shown[: len(told)])
+
+
+def test_a_pose_weight_needs_heads_that_tell_poses(data: str) -> None:
+    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    with pytest.raises(UserError, match="pose_weight needs discriminators with pose_head"):
+        one_stage(data, pose_weight=15.0, discriminator=telling)
+
+
 def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
     heads = SyntheticHeads(5, 8)
     source = DatasetCameras(heads, mirror=False)

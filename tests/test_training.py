@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import tiny
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
@@ -76,20 +77,23 @@ def test_squared_gradient_of_a_linear_discriminator_is_that_of_its_weights() -> 
     torch.testing.assert_close(w.grad, 2 * w.detach())  # the penalty itself can be differentiated
 
 
-class Linear(nn.Module):
-    """A discriminator D(x) = <w, x>, whatever the fade-in."""
+class Linear(ProgressiveDiscriminator):
+    """A discriminator D(x) = <w, x>, whatever the fade-in, that tells every picture by yaw p, pitch −p."""
 
     def __init__(self, scale: float) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.w = nn.Parameter(scale * torch.linspace(-1, 1, 48).view(3, 4, 4))
+        self.p = nn.Parameter(torch.tensor(scale))
 
-    def forward(self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None) -> Tensor:
-        return (images * self.w).sum(dim=(1, 2, 3))[:, None]
+    def judge(self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits = (images * self.w).sum(dim=(1, 2, 3))[:, None]
+        return logits, torch.stack([self.p, -self.p]).expand(len(images), 2)
 
 
 def linear_networks() -> Networks:
     networks = Networks.__new__(Networks)
     networks.discriminators = nn.ModuleDict({"main": Linear(0.1), "aux": Linear(0.2)})
+    networks.judges_each_alone = True
     return networks
 
 
@@ -129,6 +133,38 @@ def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone
         # d softplus(-<w, x>) at x = 0, over the four logits
         torch.testing.assert_close(picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture))
         assert discriminator.w.grad is None and discriminator.w.requires_grad
+
+
+@pytest.mark.parametrize("r1_weight", [0.0, 5.0])
+def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1_weight: float) -> None:
+    networks = linear_networks()
+    real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    poses = torch.tensor([[0.5, 0.0], [-0.3, 0.1]])
+    judging = Judging(fake_poses=poses, pose_weight=15.0)
+    plain = discriminator_step(networks, real, rendered(image, aux_image), Judging(), r1_weight).loss
+    networks.discriminators.zero_grad()
+    loss = discriminator_step(networks, real, rendered(image, aux_image), judging, r1_weight).loss
+    main, aux = networks.discriminators["main"], networks.discriminators["aux"]
+    told = torch.stack([torch.stack([d.p, -d.p]).expand(2, 2) for d in (main, aux)])
+    expected = 15 * (told - poses).square().mean()
+    torch.testing.assert_close(loss - plain, expected.detach())
+    torch.testing.assert_close(main.p.grad, torch.autograd.grad(expected, main.p)[0])
+
+
+def test_the_generator_is_to_show_the_pose() -> None:
+    torch.manual_seed(0)
+    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    networks = Networks(tiny.config(discriminator=telling, aux_discriminator=telling), torch.device("cpu"))
+    image = torch.zeros(4, 3, 8, 8, requires_grad=True)
+    yaw = torch.linspace(-0.5, 0.5, 4)
+    poses = torch.stack([yaw, torch.zeros(4)], dim=1)
+    fake = rendered(image, torch.zeros(4, 3, 8, 8))
+    generator_step(networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=1000.0))
+    gradient = image.grad
+    assert gradient is not None
+    told = networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0], networks.judge([image.detach()], 1.0)[1][0]
+    errors = [losses.pose_loss([pose], poses).item() for pose in told]
+    assert errors[0] < errors[1]  # pictures that follow their gradient show their poses better
 
 
 def test_relativistic_steps_compare_partners() -> None:
@@ -421,7 +457,7 @@ def real_batches_of(trainer: Trainer, stage: Stage, positions: range) -> Iterato
 
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
-        logits = n.logits([real, real], 1.0), n.logits([fake.image, fake.aux_image], 1.0)
+        logits = n.judge([real, real], 1.0)[0], n.judge([fake.image, fake.aux_image], 1.0)[0]
     return losses.discriminator_loss(*logits).item()
 
 
@@ -469,7 +505,9 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
         assert accelerator.num_processes == processes
         trainer = Trainer(two_process_config(data), Path(folder) / f"run-{processes}", accelerator)
         for discriminator in trainer.networks.discriminators.values():  # the trainer makes pictures float32
-            discriminator.register_forward_pre_hook(lambda _, args: (args[0].double(), *args[1:]))
+            assert isinstance(discriminator, ProgressiveDiscriminator)
+            for entry in discriminator.from_rgb.values():
+                entry.register_forward_pre_hook(lambda _, args: (args[0].double(),))
         result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
         trainer.run()
         result["weights"] = weights(trainer.networks)

@@ -81,12 +81,12 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
 
 def test_logits_and_penalty_of_each_picture(networks: Networks, tensors: dict[str, Tensor]) -> None:
     main, aux = (tensors["real_imgs"].clone().requires_grad_(True) for _ in range(2))
-    logits = networks.logits([main, aux], 1.0)
+    logits = networks.judge([main, aux], 1.0)[0]
     assert relative(logits, tensors["D/r_preds"]) < LOSS
     penalties = torch.cat([squared_gradient(logits[:4], main), squared_gradient(logits[4:], aux)])
     assert relative(R1_WEIGHT * penalties, tensors["D/grad_penalty"]) < LOSS
     images, aux_images = tensors["D/gen_imgs"].chunk(2)
-    assert relative(networks.logits([images, aux_images], 1.0), tensors["D/g_preds"]) < LOSS
+    assert relative(networks.judge([images, aux_images], 1.0)[0], tensors["D/g_preds"]) < LOSS
 
 
 def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
@@ -112,7 +112,7 @@ def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
     norm = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(tensors["G/grad_norm_before_clip"].item(), rel=GRADIENT)
     with torch.no_grad():
-        assert relative(networks.logits([out.image, out.aux_image], 1.0), tensors["G/g_preds"]) < LOSS
+        assert relative(networks.judge([out.image, out.aux_image], 1.0)[0], tensors["G/g_preds"]) < LOSS
 
 
 def named_discriminator_gradients(networks: Networks) -> dict[str, Tensor]:

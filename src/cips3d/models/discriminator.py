@@ -33,6 +33,8 @@ class DiscriminatorConfig(Configuration):
     """group size of the minibatch standard deviation; 0 for none"""
     camera_label: bool = False
     """judge a picture together with its camera, by projection (Miyato & Koyama 2018)"""
+    pose_head: bool = False
+    """also tell a picture's yaw and pitch (as pi-GAN's released code does; see `TrainConfig.pose_weight`)"""
 
     def __post_init__(self) -> None:
         expected = [4 * 2**i for i in range(len(self.channels))]
@@ -145,6 +147,7 @@ class ProgressiveDiscriminator(nn.Module):
         self.hidden = EqualLinear(channels[4] * 16, channels[4], activate=True)
         self.logit = EqualLinear(channels[4], channels[4] if config.camera_label else 1, activate=False)
         self.label = CameraEmbedding(channels[4]) if config.camera_label else None
+        self.pose = EqualLinear(channels[4], 2, activate=False) if config.pose_head else None
 
     def forward(
         self,
@@ -152,7 +155,16 @@ class ProgressiveDiscriminator(nn.Module):
         alpha: float = 1.0,
         cameras: Float[Tensor, "batch 25"] | None = None,
     ) -> Float[Tensor, "batch 1"]:
-        """Logits; higher is more real.
+        """The logits of `judge`."""
+        return self.judge(images, alpha, cameras)[0]
+
+    def judge(
+        self,
+        images: Float[Tensor, "batch 3 res res"],
+        alpha: float = 1.0,
+        cameras: Float[Tensor, "batch 25"] | None = None,
+    ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 2"] | None]:
+        """Logits, higher is more real; and, with a `pose_head`, yaw and pitch in radians.
 
         Args:
             images: square pictures in [-1, 1] at any resolution of the configuration.
@@ -165,11 +177,12 @@ class ProgressiveDiscriminator(nn.Module):
         x = self.features(images, alpha)[-1]
         if self.config.stddev_group:
             x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
-        logit = self.logit(self.hidden(self.final_conv(x).flatten(1)))
-        if self.label is None:
-            return logit
-        assert cameras is not None
-        return (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
+        x = self.hidden(self.final_conv(x).flatten(1))
+        logit = self.logit(x)
+        if self.label is not None:
+            assert cameras is not None
+            logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
+        return logit, None if self.pose is None else self.pose(x)
 
     def features(
         self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0

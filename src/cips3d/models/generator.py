@@ -189,13 +189,21 @@ class Generator(
         Args:
             psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
         """
-        psi_shape, psi_appearance = (psi, psi) if isinstance(psi, int | float) else psi
         shape, appearance = self._mapped(latents)
+        return self.truncate(Styles(shape, appearance), psi)
+
+    def truncate(self, styles: Styles, psi: float | tuple[float, float]) -> Styles:
+        """Styles drawn towards the stored means, w̄ + ψ (w − w̄); those of an inversion too. `psi` as in `map`."""
+        psi_shape, psi_appearance = (psi, psi) if isinstance(psi, int | float) else psi
+        shape, appearance = styles.shape, styles.appearance
         # not lerp at ψ = 1: training must neither round through the mean nor depend on it
         if psi_shape != 1:
             shape = torch.lerp(self.shape_mean, shape, psi_shape)
         if psi_appearance != 1:
-            appearance = torch.lerp(self.appearance_mean, appearance, psi_appearance)
+            if isinstance(appearance, Tensor):
+                appearance = torch.lerp(self.appearance_mean, appearance, psi_appearance)
+            else:
+                appearance = [torch.lerp(self.appearance_mean, w, psi_appearance) for w in appearance]
         return Styles(shape, appearance)
 
     def _mapped(self, latents: Latents) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch wa"]]:

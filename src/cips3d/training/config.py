@@ -140,6 +140,9 @@ class TrainConfig(Configuration):
     """weight of the transmittance loss (Dream Fields, Eq. 4): rewards empty space around the subject; 0 for none"""
     transmittance_target: float = 0.4
     """share of the light that should pass a picture, at which that reward ends"""
+    pose_weight: float = 0.0
+    """weight of the error (mean square, radians) with which discriminators that have a `pose_head` tell the yaw and pitch of
+    generated pictures, for both sides (pi-GAN's released code: 15); 0 for none"""
     share_fakes: bool = False
     """one set of generated pictures for the discriminator's and the generator's step, instead of a fresh one for each"""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -182,7 +185,9 @@ class TrainConfig(Configuration):
             raise UserError(f"training configuration: adam_beta2 is {self.adam_beta2}; it must lie in [0, 1)")
         if self.grad_clip is not None and not 0 < self.grad_clip < math.inf:
             raise UserError(f"training configuration: grad_clip is {self.grad_clip}; it must be a positive number or null")
-        amounts = "r1_gamma", "r2_gamma", "transmittance_weight", "alarm_kimg", "density_noise", "density_noise_kimg"
+        amounts = (
+            "r1_gamma", "r2_gamma", "transmittance_weight", "pose_weight", "alarm_kimg", "density_noise", "density_noise_kimg"
+        )  # fmt: skip
         for name in amounts:
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be 0 or more")
@@ -215,6 +220,11 @@ class TrainConfig(Configuration):
             raise UserError(f"training configuration: augment_target is {self.augment_target}; it must lie between -1 and 1")
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
             raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
+        heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
+        if self.pose_weight and not all(heads[: 1 + any(stage.auxiliary for stage in self.stages)]):
+            raise UserError(
+                "training configuration: pose_weight needs discriminators with pose_head; set pose_head=true in both"
+            )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
             raise UserError("training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical")
 
@@ -224,8 +234,10 @@ class TrainConfig(Configuration):
         parts = GENERATORS[name].parts
         if "nerf" not in parts and self.transmittance_weight:
             raise UserError(f"training configuration: {name} has no density; give transmittance_weight=0")
-        if "nerf" not in parts and self.cameras == "learned":
-            raise UserError(f"training configuration: {name} shows the same from every camera; give cameras=prior")
+        if "nerf" not in parts and (self.cameras == "learned" or self.pose_weight):
+            raise UserError(
+                f"training configuration: {name} shows the same from every camera; give cameras=prior and pose_weight=0"
+            )
         without = {"aux_head"} if self.generator.background == "plain" else {"aux_head", "background"}
         shown = [part for part in parts if part not in without]
         for stage in self.stages:

@@ -95,10 +95,12 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
 
 @contextlib.contextmanager
 def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
-    """This process as one of a job: variables and threads, and afterwards nothing of it left."""
+    """This process as one of a job: variables, threads and cores of its own, and afterwards nothing of it left."""
     variables, whole = dict(os.environ), torch.get_num_threads()
     os.environ |= environment
     torch.set_num_threads(threads)
+    rank = int(environment["LOCAL_RANK"])
+    cores = _stay_on_cores(slice(rank * threads, (rank + 1) * threads))
     AcceleratorState._reset_state(reset_partial_state=True)  # else an earlier Accelerator of this process would answer
     try:
         yield
@@ -106,9 +108,25 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
         os.environ.clear()  # accelerate adds some of its own
         os.environ |= variables
         torch.set_num_threads(whole)
+        if cores:
+            os.sched_setaffinity(0, cores)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _stay_on_cores(share: slice) -> set[int]:
+    """Binds this process to a share of the cores that it may use, where the system lets it; returns all of them.
+
+    A process that moves from core to core leaves its caches behind: two bound ones train 5% faster (benchmarks/scaling.py).
+    """
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        return set()
+    cores = os.sched_getaffinity(0)
+    own = sorted(cores)[share]
+    if own:
+        os.sched_setaffinity(0, own)
+    return cores
 
 
 def _help(

@@ -5,6 +5,8 @@ Logits of the main and the auxiliary discriminator share one loss, as in the aut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -37,6 +39,16 @@ def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "ba
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))[:, None]
+
+
+def pose_loss(told: Sequence[Float[Tensor, "batch 2"]], true: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+    """Mean squared error of the yaw and pitch (radians) that discriminators tell generated pictures by.
+
+    Discriminators learn to see the pose and the generator to show it, so that a turn of the camera cannot fade from the
+    pictures (pi-GAN's released code, weight 15; InfoGAN, Chen et al. 2016, is the principle). No label of a real picture is
+    needed.
+    """
+    return (torch.stack([*told]) - true).square().mean()
 
 
 def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:

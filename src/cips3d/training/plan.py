@@ -194,6 +194,8 @@ def _run_step(
     if config.judges_cameras:
         labels = torch.empty(pictures, 25, device=META)
         judging = replace(judging, real_cameras=labels, fake_cameras=labels)
+    if config.pose_weight:
+        judging = replace(judging, fake_poses=torch.empty(pictures, 2, device=META), pose_weight=config.pose_weight)
     with Account() as account:
         real = torch.empty(pictures, 3, stage.resolution, stage.resolution, device=META)
         with torch.set_grad_enabled(config.share_fakes):

@@ -89,10 +89,22 @@ class Networks:
         """The optimisers that a checkpoint holds, by name."""
         return {"generator_optimizer": self.generator_optimizer, "discriminator_optimizer": self.discriminator_optimizer}
 
-    def logits(self, images: list[Tensor], alpha: float, cameras: Tensor | None = None) -> Float[Tensor, "logits 1"]:
-        """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it."""
-        names = ("main", "aux")[: len(images)]
-        return torch.cat([self.discriminators[name](x, alpha, cameras) for name, x in zip(names, images, strict=True)])
+    def judge(
+        self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
+    ) -> tuple[Float[Tensor, "logits 1"], list[Float[Tensor, "batch 2"]]]:
+        """Logits of the main discriminator and, where there is a second batch of pictures, of the auxiliary one on it.
+
+        With them the poses that each of those with a `pose_head` tells.
+        """
+        logits, poses = [], []
+        for name, pictures in zip(("main", "aux"), images, strict=False):
+            discriminator = self.discriminators[name]
+            assert isinstance(discriminator, ProgressiveDiscriminator)
+            logit, pose = discriminator.judge(pictures, alpha, cameras)
+            logits.append(logit)
+            if pose is not None:
+                poses.append(pose)
+        return torch.cat(logits), poses
 
 
 def freeze_blocks(discriminator: nn.Module, resolution: int, count: int) -> None:
@@ -151,6 +163,8 @@ class Judging:
         augment: changes to all pictures before they are judged; penalties are about the pictures as they were.
         relativistic: each generated picture is judged against the real one of its number.
         real_cameras, fake_cameras: labels, for discriminators that see them.
+        fake_poses: yaw and pitch of generated pictures, radians, for discriminators to tell; None: that is no part of the loss.
+        pose_weight: of their error.
     """
 
     alpha: float = 1.0
@@ -159,6 +173,8 @@ class Judging:
     relativistic: bool = False
     real_cameras: Float[Tensor, "batch 25"] | None = None
     fake_cameras: Float[Tensor, "batch 25"] | None = None
+    fake_poses: Float[Tensor, "batch 2"] | None = None
+    pose_weight: float = 0.0
 
     def pictures(self, fake: RenderOutput) -> list[Tensor]:
         """The pictures that discriminators see: the main one's, and the auxiliary one's where it takes part."""
@@ -167,6 +183,10 @@ class Judging:
     def augmented(self, images: list[Tensor]) -> list[Tensor]:
         """The pictures as the discriminators get them."""
         return images if self.augment is None else [diff_augment(image, self.augment) for image in images]
+
+    def pose_loss(self, told: list[Tensor]) -> Tensor | float:
+        """What both sides add to their loss for the poses that discriminators tell of generated pictures."""
+        return 0.0 if self.fake_poses is None else self.pose_weight * losses.pose_loss(told, self.fake_poses)
 
 
 def discriminator_step(
@@ -190,17 +210,19 @@ def discriminator_step(
     fake_leaves = [image.detach().requires_grad_(r2_weight > 0) for image in judging.pictures(fake)]
     fakes, reals = judging.augmented(fake_leaves), judging.augmented(real_leaves)
     if r1_weight > 0 or r2_weight > 0 or not networks.judges_each_alone:
-        fake_logits = networks.logits(fakes, judging.alpha, judging.fake_cameras)
-        real_logits = networks.logits(reals, judging.alpha, judging.real_cameras)
+        fake_logits, told = networks.judge(fakes, judging.alpha, judging.fake_cameras)
+        real_logits, _ = networks.judge(reals, judging.alpha, judging.real_cameras)
     else:  # one call of each discriminator instead of two
         labels = [x for x in (judging.fake_cameras, judging.real_cameras) if x is not None]
         cameras = torch.cat(labels) if labels else None
-        both = networks.logits([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], judging.alpha, cameras)
+        both, told = networks.judge([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], judging.alpha, cameras)
         fake_logits, real_logits = both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
+        told = [pose[: len(real)] for pose in told]
     if judging.relativistic:
         loss = losses.relativistic_loss(real_logits, fake_logits)
     else:
         loss = losses.discriminator_loss(real_logits, fake_logits)
+    loss = loss + judging.pose_loss(told)
     penalties: list[Tensor | None] = []
     for weight, logits, leaves in ((r1_weight, real_logits, real_leaves), (r2_weight, fake_logits, fake_leaves)):
         penalties.append(_mean_squared_gradient(logits, leaves) if weight > 0 else None)
@@ -235,15 +257,16 @@ def generator_step(
         share: as in `discriminator_step`.
     """
     pictures = judging.pictures(fake)
-    logits = networks.logits(judging.augmented(pictures), judging.alpha, judging.fake_cameras)
+    logits, told = networks.judge(judging.augmented(pictures), judging.alpha, judging.fake_cameras)
     if judging.relativistic:
         assert real is not None
         with torch.no_grad():
             reals = judging.augmented([real for _ in pictures])
-            real_logits = networks.logits(reals, judging.alpha, judging.real_cameras)
+            real_logits, _ = networks.judge(reals, judging.alpha, judging.real_cameras)
         loss = losses.relativistic_loss(logits, real_logits)
     else:
         loss = losses.generator_loss(logits)
+    loss = loss + judging.pose_loss(told)
     # first to the pictures only: gradients of the discriminators' parameters are then not computed
     # what depends on frozen parts alone has no gradient to pass on
     trained = [picture for picture in pictures if picture.requires_grad]

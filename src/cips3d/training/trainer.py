@@ -311,7 +311,9 @@ class Trainer:
         augment, probability = None, at.augment if c.augment_target is not None else stage.augment
         if probability > 0:
             augment = AugmentDraws.sample([picture_seed(c.seed, at.step, "augment", i) for i in positions], probability)
-        judging = Judging(alpha, stage.auxiliary, augment, c.loss == "relativistic")
+        judging = Judging(alpha, stage.auxiliary, augment, c.loss == "relativistic", pose_weight=c.pose_weight)
+        if c.pose_weight:
+            judging = replace(judging, fake_poses=torch.stack(draws.camera.yaw_pitch(), dim=-1).detach().to(device))
         if real_cameras is None:
             return judging
         # a camera that the discriminator could pull at would be told to fit the label, not the picture

@@ -6,7 +6,6 @@ import functools
 import itertools
 
 import torch
-from torch import Tensor
 
 from cips3d.editing.blend import check_same_nerf, interpolate, mix_styles
 from cips3d.models.generator import Generator
@@ -54,7 +53,7 @@ class Subjects:
         inversion = self._inversions.get(choice.inversion)
         if inversion is not None:
             base, styles = inversion
-            return self._blended(base, choice.blend), truncated(base, styles, psi)
+            return self._blended(base, choice.blend), base.truncate(styles, psi)
         generator = self._blended(self.generator, choice.blend)
         latents = self._latents(choice.shape_seed, choice.appearance_seed)
         if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
@@ -69,15 +68,3 @@ class Subjects:
 
     def _blend(self, base: Generator, amount: float) -> Generator:
         return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)
-
-
-def truncated(generator: Generator, styles: Styles, psi: tuple[float, float]) -> Styles:
-    """Styles drawn towards the generator's means, w̄ + ψ (w − w̄); psi is that of shape and of appearance."""
-
-    def appearance(w: Tensor) -> Tensor:
-        return torch.lerp(generator.appearance_mean, w, psi[1])
-
-    shape = torch.lerp(generator.shape_mean, styles.shape, psi[0])
-    if isinstance(styles.appearance, Tensor):
-        return Styles(shape, appearance(styles.appearance))
-    return Styles(shape, [appearance(w) for w in styles.appearance])
