@@ -24,23 +24,24 @@ def _heads_32() -> TrainConfig:
         generator=GeneratorConfig(
             shape_dim=64, appearance_dim=64, shape_style_dim=64, appearance_style_dim=64,
             shape_mapping_layers=3, appearance_mapping_layers=3,
-            nerf_width=48, density_gain=40.0, density_blob=60.0, feature_dim=32,
+            nerf_width=48, density_gain=160.0, density_blob=240.0, feature_dim=32,
             inr_width=64, inr_blocks=4, rgb_from_block=1, residual_from_block=2,
             background="plain", coarse_samples=16, fine_samples=16, resolution=32,
         ),
         sampling=Sampling(6, 6),
-        discriminator=DiscriminatorConfig({4: 96, 8: 64, 16: 32, 32: 16}),
-        aux_discriminator=DiscriminatorConfig({4: 48, 8: 32, 16: 24, 32: 16}, downsample_first=True),
+        discriminator=DiscriminatorConfig({4: 96, 8: 64, 16: 32, 32: 16}, pose_head=True),
+        aux_discriminator=DiscriminatorConfig({4: 48, 8: 32, 16: 24, 32: 16}, downsample_first=True, pose_head=True),
         mirror=False,
         r1_gamma=0.2, r1_every=16,
         grad_clip=None,
         ema_decay=0.995,
         density_noise=0.0,
         transmittance_weight=0.5, transmittance_target=0.5,
+        pose_weight=15.0,
         share_fakes=True,
         stages=(
-            Stage(16, kimg=40, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
-            Stage(32, kimg=50, batch=32, generator_lr=4e-4, discriminator_lr=4e-3, fade_kimg=2),
+            Stage(16, kimg=60, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
+            Stage(32, kimg=90, batch=32, generator_lr=4e-4, discriminator_lr=4e-3, fade_kimg=2),
             Stage(32, kimg=50, batch=32, generator_lr=2e-4, discriminator_lr=2e-3),
         ),
     )  # fmt: skip
@@ -62,10 +63,12 @@ def _heads_32_with(**changes: Any) -> TrainConfig:
     """The preset heads-32 with another generator, without what asks for an auxiliary picture or, of cips-2d, a density."""
     small = _heads_32()
     generator = replace(small.generator, **changes)
+    flat = generator.architecture == "cips-2d"
     return replace(
         small,
         generator=generator,
-        transmittance_weight=0.0 if generator.architecture == "cips-2d" else small.transmittance_weight,
+        transmittance_weight=0.0 if flat else small.transmittance_weight,
+        pose_weight=0.0 if flat else small.pose_weight,
         stages=tuple(replace(stage, auxiliary=False) for stage in small.stages),
     )
 
@@ -76,12 +79,12 @@ def _heads_64() -> TrainConfig:
     return replace(
         small,
         generator=replace(small.generator, resolution=64),
-        discriminator=DiscriminatorConfig({**small.discriminator.channels, 64: 16}),
-        aux_discriminator=DiscriminatorConfig({**small.aux_discriminator.channels, 64: 16}, downsample_first=True),
+        discriminator=replace(small.discriminator, channels={**small.discriminator.channels, 64: 16}),
+        aux_discriminator=replace(small.aux_discriminator, channels={**small.aux_discriminator.channels, 64: 16}),
         stages=(
             *small.stages,
-            Stage(64, kimg=60, batch=16, generator_lr=1e-4, discriminator_lr=1e-3, fade_kimg=4),
-            Stage(64, kimg=40, batch=16, generator_lr=5e-5, discriminator_lr=5e-4),
+            Stage(64, kimg=30, batch=32, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=4),
+            Stage(64, kimg=12, batch=32, generator_lr=1e-4, discriminator_lr=1e-3),
         ),
     )
 
