@@ -45,8 +45,8 @@ DISTANCE, KERNEL_DISTANCE = "fd2k_heads", "kd2k_heads"
 #: Views of a record's picture, degrees.
 YAWS = tuple(range(-24, 25, 6))
 SEEDS = (0, 1, 2)
-#: Thousands of real pictures shown at 16² and at 32² in every comparison: 10 to 20 minutes on a core for CIPS-3D.
-KIMG = (20.0, 40.0)
+#: Thousands of real pictures shown at 16² and at 32² in every comparison: a quarter of an hour on a core for CIPS-3D.
+KIMG = (20.0, 20.0)
 
 
 def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> TrainConfig:

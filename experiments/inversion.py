@@ -1,8 +1,9 @@
 """Inversion (the future work of Section 5): 50 heads that the bundled model has not seen, from one picture each.
 
 Camera error, PSNR of the picture and of ten other views against the ray-traced truth, after each step ("w", "w+", "tuned"),
-from the usual start cameras and from one that is 30° wrong. A picture takes a minute or two on a core; two hours on two cores.
-Rows of inversion.png: picture, what each step made of it; the found subject from five yaws, above the true one.
+from the camera that the discriminator tells and from one that is 30° wrong. A picture takes a minute or two on a core, the
+whole two hours on two cores. Rows of inversion.png: picture, what each step made of it; the found subject from five yaws, above
+the true one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,8 @@ import cips3d
 from cips3d import Camera, pretrained
 from cips3d.data import SyntheticHeads
 from cips3d.editing.invert import SPACES, Inversion, invert
-from cips3d.editing.similarity import Distance, discriminator_distance
 from cips3d.export.media import image_grid, save_image
 from cips3d.metrics.subjects import angle_between
-from cips3d.models.discriminator import ProgressiveDiscriminator
 
 COUNT, SHOWN = 50, 8
 #: The embedded dataset's own seed is 0: these are other heads.
@@ -62,7 +61,7 @@ def main() -> None:
 def inverted(index: int, wrong: bool) -> dict[str, Any]:
     """Figures of one head's inversion, after each step, and "sheet", a picture of it."""
     torch.set_num_threads(1)
-    generator = cips3d.load("heads")
+    generator, discriminator = cips3d.load("heads"), pretrained.load_main_discriminator("heads")
     side = generator.config.resolution
     heads = SyntheticHeads(resolution=side, seed=UNSEEN)
     camera = heads.cameras([index])
@@ -71,20 +70,11 @@ def inverted(index: int, wrong: bool) -> dict[str, Any]:
     # towards the other side, as a start that mistakes left for right
     start = Camera.orbit(yaw - WRONG * torch.where(yaw < 0, -1.0, 1.0), pitch) if wrong else None
     began = time.perf_counter()
-    found = invert(generator, image, start=start, features=features(), seed=index)
+    found = invert(generator, image, start=start, discriminator=discriminator, seed=index)
     figures: dict[str, Any] = {"seconds": time.perf_counter() - began}
     for space, step in zip(SPACES, (*found.earlier, found), strict=True):
         figures[space] = measured(step, heads, index, camera, image)
     return figures | {"sheet": drawn(found, heads, index, image)}
-
-
-def features() -> Distance | None:
-    discriminators = pretrained.load_discriminators("heads")
-    if discriminators is None:
-        return None
-    main = discriminators["main"]
-    assert isinstance(main, ProgressiveDiscriminator)
-    return discriminator_distance(main)
 
 
 @torch.inference_mode()

@@ -82,6 +82,21 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
     assert plus.generator is generator
 
 
+def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Generator) -> None:
+    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+    assert discriminator.pose is not None
+    discriminator.pose.weight.zero_()
+    discriminator.pose.bias.copy_(torch.tensor([0.25, -0.1]))
+    image = picture_of(generator, Camera.orbit(0.2))
+    config = replace(FEW, steps=(1, 1, 1, 1))
+    found = invert(generator, image, "w", discriminator=discriminator, config=config)
+    yaw, pitch = found.camera.yaw_pitch()
+    assert float(yaw) == pytest.approx(0.25, abs=0.03) and float(pitch) == pytest.approx(-0.1, abs=0.03)
+    elsewhere = invert(generator, image, "w", start=Camera.orbit(-0.4), discriminator=discriminator, config=config)
+    assert float(elsewhere.camera.yaw_pitch()[0]) == pytest.approx(-0.4, abs=0.03)
+    assert elsewhere.loss > invert(generator, image, "w", start=Camera.orbit(-0.4), config=config).loss  # features count
+
+
 def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
     image = picture_of(generator, Camera.orbit(0.2))
     first, again = (invert(generator, image, "w", config=FEW, seed=5) for _ in range(2))

@@ -120,6 +120,16 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
     return discriminators.eval().requires_grad_(False)
 
 
+def load_main_discriminator(name: str | Path) -> ProgressiveDiscriminator | None:
+    """The one of `load_discriminators` that judged the model's pictures."""
+    discriminators = load_discriminators(name)
+    if discriminators is None:
+        return None
+    main = discriminators["main"]
+    assert isinstance(main, ProgressiveDiscriminator)
+    return main
+
+
 def _discriminators_file(model: Path) -> Path:
     return model.with_suffix(".discriminators.safetensors")
 

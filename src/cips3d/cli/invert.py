@@ -19,12 +19,11 @@ from cips3d.data.images import read_picture
 from cips3d.editing.invert import Inversion, InversionConfig, Space
 from cips3d.editing.invert import invert as find
 from cips3d.editing.sheets import inversion_sheet
-from cips3d.editing.similarity import Distance, discriminator_distance, lpips_distance
+from cips3d.editing.similarity import lpips_distance
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.files import atomic_path
-from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 
 
@@ -56,7 +55,8 @@ def invert(
             each block; tuned, with the network's weights fitted as well (nearest to the picture).
         features: what sees likeness besides colours: the model's discriminator, LPIPS (package lpips), or nothing. Default: the
             discriminator if the model came with it.
-        yaw: start from this camera, degrees. Default: several cameras, and the best is kept.
+        yaw: start from this camera, degrees. Default: the one that the model's discriminator sees in the picture, where the
+            model came with one that tells poses; else several, and the best is kept.
         pitch: of that camera, degrees.
         predictor: start from the camera that "module:object" in Python sees in the picture (see `cips3d eval`), or, of the
             embedded heads, their own network: "heads".
@@ -80,9 +80,16 @@ def invert(
         raise UserError(f"{out}: is a file; give a folder for the results")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
+    discriminator = pretrained.load_main_discriminator(model)
+    if discriminator is not None:
+        discriminator = discriminator.to(picture.device)
+    elif features == "discriminator":
+        raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
     config = InversionConfig()
     if mirror is not None:
         config = replace(config, mirror_weight=mirror)
+    if features == "none":
+        config = replace(config, feature_weight=0.0)
     first, second, third, fourth = (max(1, round(effort * steps)) for steps in config.steps)
     config = replace(config, steps=(first, second, third, fourth))
     with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
@@ -93,7 +100,8 @@ def invert(
 
         found = find(
             generator, picture, space, start=_start(generator, picture, yaw, pitch, predictor),
-            features=_features(features, model, generator), config=config, seed=seed, progress=show,
+            features=lpips_distance(picture.device) if features == "lpips" else None, discriminator=discriminator,
+            config=config, seed=seed, progress=show,
         )  # fmt: skip
     _write(out, image, model, picture, found)
 
@@ -109,20 +117,6 @@ def _start(
         return None
     with torch.no_grad():
         return Camera.orbit(*seer.pose(picture.cpu()), poses.radius, poses.fov)
-
-
-def _features(kind: str | None, model: str, generator: Generator) -> Distance | None:
-    device = generator.shape_mean.device
-    if kind == "lpips":
-        return lpips_distance(device)
-    discriminators = None if kind == "none" else pretrained.load_discriminators(model)
-    if discriminators is None:
-        if kind == "discriminator":
-            raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
-        return None
-    main = discriminators["main"].to(device)
-    assert isinstance(main, ProgressiveDiscriminator)
-    return discriminator_distance(main)
 
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:

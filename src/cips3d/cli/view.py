@@ -37,7 +37,10 @@ def view(
     keep_freed_memory()
     generator = to_device(pretrained.load(model), device)
     other = None if blend is None else to_device(pretrained.load(blend), device)
-    with Viewer(generator, other, host, port, name=Path(model).name) as viewer:
+    discriminator = pretrained.load_main_discriminator(model)
+    if discriminator is not None:
+        discriminator = discriminator.to(generator.shape_mean.device)
+    with Viewer(generator, other, discriminator, host, port, name=Path(model).name) as viewer:
         print(f"{model}: {viewer.url}   (Ctrl-C ends the viewer)", flush=True)
         while True:
             time.sleep(3600)

@@ -25,9 +25,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.editing.similarity import Distance, pixel_distance
+from cips3d.editing.similarity import Distance, discriminator_distance, pixel_distance
 from cips3d.errors import UserError
 from cips3d.metrics.subjects import View, warped
+from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Styles
 from cips3d.training.gradients import automatic_chunk, checkpointed
@@ -94,6 +95,7 @@ def invert(
     *,
     start: Camera | None = None,
     features: Distance | None = None,
+    discriminator: ProgressiveDiscriminator | None = None,
     config: InversionConfig | None = None,
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
@@ -105,8 +107,10 @@ def invert(
         image: a square picture in [-1, 1], framed as those that the model was trained on; it is compared at the model's
             resolution.
         space: how far to go (see above).
-        start: cameras to start from, such as a pose network's; by default several of the prior.
-        features: distance of features (see `cips3d.editing.similarity`); by default colours alone.
+        start: cameras to start from, such as a pose network's; by default the one that the discriminator sees, if it tells
+            poses, or several of the prior.
+        features: distance of features (see `cips3d.editing.similarity`); by default of the discriminator's.
+        discriminator: that the generator was trained against; without one (and without `features`) colours alone count.
         config: how much is done.
         seed: of all draws.
         progress: called with the share that is done, in [0, 1], and the step's name.
@@ -116,8 +120,10 @@ def invert(
     """
     config = config or InversionConfig()
     target = _checked(generator, image)
+    if features is None and discriminator is not None:
+        features = discriminator_distance(discriminator)
     work = _Work(generator, target, features, config, torch.Generator().manual_seed(seed), space, progress)
-    codes = work.fitted(work.first_codes(_start_cameras(generator, start)), small=True)
+    codes = work.fitted(work.first_codes(_start_cameras(generator, target, start, discriminator)), small=True)
     codes = work.fitted(codes.best(work.losses(codes)), small=False)
     found = work.result(codes)
     if space != "w":
@@ -360,12 +366,20 @@ def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side sid
     return F.interpolate(image, (side, side), mode="bilinear", antialias=image.shape[-1] > side, align_corners=False)
 
 
-def _start_cameras(generator: Generator, start: Camera | None) -> Camera:
+def _start_cameras(
+    generator: Generator, target: Tensor, start: Camera | None, discriminator: ProgressiveDiscriminator | None
+) -> Camera:
     poses = generator.config.poses
-    like = generator.shape_mean
     if start is not None:
-        return start.to(like)
-    yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(like)
+        return start.to(target)
+    if discriminator is not None and discriminator.config.pose_head:
+        # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
+        with torch.no_grad():
+            _, told = discriminator.judge(target)
+        assert told is not None
+        yaw, pitch = told.unbind(-1)
+        return Camera.orbit(yaw, pitch.clamp(-1.5, 1.5), poses.radius, poses.fov)
+    yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(target)
     return Camera.orbit(yaws, poses.pitch_mean, poses.radius, poses.fov)
 
 

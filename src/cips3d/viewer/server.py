@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import viser
 
 from cips3d.errors import UserError
+from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.viewer.pictures import warmed_up
 from cips3d.viewer.session import Session, Workers
@@ -29,6 +30,7 @@ class Viewer:
     Args:
         generator: the model; rendered where it is.
         other: one to blend it with.
+        discriminator: that the model was trained against, for pictures that are inverted (see `cips3d.editing.invert`).
         host: the address to listen on; others than 127.0.0.1 can be reached by other machines.
         port: 0 takes any that is free.
         name: of the model, shown above the controls.
@@ -44,12 +46,13 @@ class Viewer:
         self,
         generator: Generator,
         other: Generator | None = None,
+        discriminator: ProgressiveDiscriminator | None = None,
         host: str = "127.0.0.1",
         port: int = 8080,
         name: str = "model",
     ) -> None:
         _check_address(host, port)
-        self._subjects = Subjects(generator, other)
+        self._subjects = Subjects(generator, other, discriminator)
         self._pace = warmed_up(generator)
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()

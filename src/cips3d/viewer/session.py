@@ -344,7 +344,8 @@ class Session:
 
         try:
             yield 0.0
-            found = invert(self._subjects.generator, image, progress=tell)
+            subjects = self._subjects
+            found = invert(subjects.generator, image, discriminator=subjects.discriminator, progress=tell)
             self._show_inversion(found.generator, found.styles, found.camera)
         except _ClientGone:
             return

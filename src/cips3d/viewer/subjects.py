@@ -8,6 +8,7 @@ import itertools
 import torch
 
 from cips3d.editing.blend import check_same_nerf, interpolate, mix_styles
+from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, Styles
 from cips3d.viewer.view import Choice
@@ -22,15 +23,18 @@ class Subjects:
     Args:
         generator: the model.
         other: one to blend it with.
+        discriminator: that the model was trained against, for inversion.
 
     Raises:
         UserError: if the two cannot be blended.
     """
 
-    def __init__(self, generator: Generator, other: Generator | None = None) -> None:
+    def __init__(
+        self, generator: Generator, other: Generator | None = None, discriminator: ProgressiveDiscriminator | None = None
+    ) -> None:
         if other is not None:
             check_same_nerf(generator, other)
-        self.generator, self.other = generator, other
+        self.generator, self.other, self.discriminator = generator, other, discriminator
         self._inversions: dict[int | None, tuple[Generator, Styles]] = {}
         self._numbers = itertools.count()
         self.find = functools.lru_cache(_KEPT_STYLES)(self._find)
