@@ -21,6 +21,7 @@ from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.models.baselines import GENERATORS, Cips2d, ColourField, PiGan, build_generator, picture_coordinates
 from cips3d.models.cost import generator_cost
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import Architecture, Generator, GeneratorConfig
 from cips3d.models.records import Latents, RayDraws, Sampling, Styles
 from cips3d.training import gradients
@@ -321,6 +322,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
+TELLING = {"discriminator": DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)}
+
+
 def run_config(architecture: Architecture, data: str = "heads", **changes: Any) -> TrainConfig:
     """Two steps of four pictures."""
     stage = {name: changes.pop(name) for name in tuple(changes) if name in Stage.__dataclass_fields__}
@@ -391,7 +395,9 @@ def test_presets_differ_from_heads_32_by_the_generator(architecture: Architectur
     assert theirs.generator.architecture == architecture
     assert parameters(theirs)["generator"] == pytest.approx(parameters(ours)["generator"], rel=0.03)
     stages = tuple(replace(stage, auxiliary=False) for stage in ours.stages)
-    same = replace(theirs, generator=ours.generator, transmittance_weight=ours.transmittance_weight)
+    assert theirs.pose_weight == (0.0 if architecture == "cips-2d" else ours.pose_weight)  # cips-2d shows no pose
+    weights = {"transmittance_weight": ours.transmittance_weight, "pose_weight": ours.pose_weight}
+    same = replace(theirs, generator=ours.generator, **weights)
     assert same == replace(ours, stages=stages) and theirs.transmittance_weight == transmittance_weight
 
 
@@ -403,6 +409,7 @@ def test_presets_differ_from_heads_32_by_the_generator(architecture: Architectur
         ("cips-2d", {"auxiliary": True}, "cips-2d has no auxiliary picture; give auxiliary=false"),
         ("cips-2d", {"transmittance_weight": 0.5}, "cips-2d has no density; give transmittance_weight=0"),
         ("cips-2d", {"cameras": "learned"}, "same from every camera; give cameras=prior"),
+        ("cips-2d", {"pose_weight": 15.0} | TELLING, "same from every camera; give cameras=prior and pose_weight=0"),
         ("pi-gan", {"frozen": ("inr", "nerf")}, "frozen names inr, which pi-gan does not have"),
         ("cips-2d", {"frozen": ("nerf",)}, "its parts are appearance_mapping, embedding, inr"),
         ("cips-3d", {"frozen": ("embedding",)}, "frozen names embedding, which cips-3d does not have"),

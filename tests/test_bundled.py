@@ -31,17 +31,19 @@ def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: p
     assert generator.config.resolution == 64
     with pytest.raises(cips3d.UserError):
         cips3d.load("./heads")
-    size = (Path(pretrained.__file__).parent / "bundled" / pretrained.BUNDLED["heads"]).stat().st_size
-    assert size < 4 * 2**20
+    files = list((Path(pretrained.__file__).parent / "bundled").glob("*.safetensors"))
+    assert len(files) == 2  # and its discriminators
+    assert sum(path.stat().st_size for path in files) < 4 * 2**20
+    assert pretrained.load_main_discriminator("heads") is not None
 
 
 def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects) -> None:
     network = load_head_network()
     view = heads.from_prior(1)
-    assert consistency.pose_error(view, network) < 10  # the aim is 5: experiments/results/bundled.json
+    assert consistency.pose_error(view, network) < 5  # experiments/results/bundled.json
     assert consistency.identity_consistency(heads, network) > 0.7
     _, alike = consistency.depth_error(view, network)
-    assert alike > 0.5
+    assert alike > 0.8
     assert two_hypothesis_score(heads) < 0.05
 
 
@@ -50,4 +52,4 @@ def test_its_heads_have_the_depth_of_heads(heads: Subjects) -> None:
     view = heads.from_prior(1)
     spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
     assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
-    assert consistency.depth_distance(view, truth) < 0.03
+    assert consistency.depth_distance(view, truth) < 0.015

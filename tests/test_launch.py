@@ -132,7 +132,7 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     )  # fmt: skip
     assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]
     channels = {side: 4 for side in (4, 8, 16, 32, 64)}
-    small = DiscriminatorConfig(channels)
+    small = DiscriminatorConfig(channels, pose_head=True)
     return replace(config, discriminator=small, aux_discriminator=small)
 
 
