@@ -1,5 +1,10 @@
 """Checks every annotated shape, dtype and type of the package at run time, in all tests."""
 
+import os
+
+# Before torch is imported: processes that tests start have one thread each too, or they would wait for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 
 import hypothesis
