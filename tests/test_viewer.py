@@ -666,7 +666,9 @@ def test_a_users_picture_in_a_browser(
 ) -> None:
     asked: list[torch.Tensor] = []
 
-    def invert(generator: Generator, image: torch.Tensor, progress: Callable[[float, str], None]) -> Inversion:
+    def invert(
+        generator: Generator, image: torch.Tensor, discriminator: None, progress: Callable[[float, str], None]
+    ) -> Inversion:
         asked.append(image)
         progress(0.5, "w")
         styles = generator.map(generator.sample_latents(1, 77))

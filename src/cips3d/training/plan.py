@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from cips3d.camera import Camera
 from cips3d.models import volume
 from cips3d.models.baselines import build_generator
+from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, RenderOutput
 from cips3d.training import gradients, losses
@@ -239,8 +240,14 @@ def _average(module: nn.Module, processes: int) -> None:
 def _in_half_precision(module: nn.Module) -> None:
     """Makes a module compute in 16 bits, as autocast would have it; the meta device has no autocast."""
     module.to(torch.bfloat16)
-    module.register_forward_pre_hook(lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args))
-    module.register_forward_hook(lambda _, __, result: result.float())
+    entries = exits = [module]
+    if isinstance(module, ProgressiveDiscriminator):  # which is called by its method `judge`
+        entries = [part for part in (*module.from_rgb.values(), module.label) if part is not None]
+        exits = [part for part in (module.logit, module.pose) if part is not None]
+    for part in entries:
+        part.register_forward_pre_hook(lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args))
+    for part in exits:
+        part.register_forward_hook(lambda _, __, result: result.float())
 
 
 def _numbers(module: nn.Module) -> int:
