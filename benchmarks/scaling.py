@@ -6,8 +6,8 @@ presets) does not shrink when the batch is shared, so the speed-up grows with th
 their memory's bandwidth and their clock: two runs at once that know nothing of each other, each with the whole batch, tell what
 two cores of this machine can do together at most, and so what of a loss is the machine's.
 
-    python benchmarks/scaling.py                                              (heads-64, about two minutes)
-    python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32², five minutes)
+    python benchmarks/scaling.py                                              (heads-64)
+    python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32²)
 """
 
 from __future__ import annotations
@@ -53,13 +53,17 @@ def measure(processes: int, core: int, config: TrainConfig, pipe: Connection) ->
 def at_once(runs: int, processes: int, config: TrainConfig) -> float:
     """Pictures a second of so many runs together."""
     context = multiprocessing.get_context("spawn")
-    pipes = []
+    running = []
     for core in range(runs):
         here, there = context.Pipe()
-        context.Process(target=measure, args=(processes, core, config, there)).start()
+        process = context.Process(target=measure, args=(processes, core, config, there))
+        process.start()
         there.close()  # so that a process that dies is noticed
-        pipes.append(here)
-    return sum(pipe.recv() for pipe in pipes)
+        running.append((process, here))
+    rate = sum(pipe.recv() for _, pipe in running)
+    for process, _ in running:
+        process.join()  # what comes next has the cores to itself
+    return rate
 
 
 def main() -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.editing.blend import interpolate, mix_styles, swap_layers
 from cips3d.models.baselines import build_generator
+from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.training.presets import PRESETS
+from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.steps import Networks, freeze_blocks
 from cips3d.training.trainer import Trainer
 
@@ -87,6 +89,14 @@ def test_the_discriminators_go_on_from_where_they_were(model: str, tmp_path: Pat
     anew = Networks(replace(config, discriminator=other), torch.device("cpu")).discriminators
     assert not torch.equal(anew["main"](image), saved["main"](image))
     assert torch.equal(anew["aux"](image), saved["aux"](image))
+
+
+def test_discriminators_that_tell_no_poses_go_on_too() -> None:
+    base = preset("heads-32")
+    silent = replace(base.discriminator, pose_head=False), replace(base.aux_discriminator, pose_head=False)
+    discriminators = nn.ModuleDict({name: ProgressiveDiscriminator(c) for name, c in zip(("main", "aux"), silent, strict=True)})
+    config = transfer(base.generator, "model", "heads-cartoon", discriminators)
+    assert (config.discriminator, config.aux_discriminator) == silent and config.pose_weight == 0
 
 
 def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str, tmp_path: Path) -> None:

@@ -99,8 +99,7 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
     variables, whole = dict(os.environ), torch.get_num_threads()
     os.environ |= environment
     torch.set_num_threads(threads)
-    rank = int(environment["LOCAL_RANK"])
-    cores = _stay_on_cores(slice(rank * threads, (rank + 1) * threads))
+    cores = _stay_on_cores(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]))
     AcceleratorState._reset_state(reset_partial_state=True)  # else an earlier Accelerator of this process would answer
     try:
         yield
@@ -115,15 +114,17 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _stay_on_cores(share: slice) -> set[int]:
-    """Binds this process to a share of the cores that it may use, where the system lets it; returns all of them.
+def _stay_on_cores(rank: int, count: int) -> set[int]:
+    """Binds this process to its share of the cores that it may use, where the system lets it; returns all of them.
+
+    All of them are shared out, be there fewer threads or not: else several jobs would crowd on the first ones.
 
     A process that moves from core to core leaves its caches behind: two bound ones train 5% faster (benchmarks/scaling.py).
     """
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         return set()
     cores = os.sched_getaffinity(0)
-    own = sorted(cores)[share]
+    own = sorted(cores)[rank * len(cores) // count : (rank + 1) * len(cores) // count]
     if own:
         os.sched_setaffinity(0, own)
     return cores

@@ -220,7 +220,7 @@ def transfer(
         name = next((key for key, make in PRESETS.items() if _same_networks(make().generator, generator)), None)
     if name is None:
         raise UserError(f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset")
-    base = preset(name)
+    base = replace(preset(name), pose_weight=0.0)  # with its NeRF frozen, a model shows poses as it can
     side = generator.resolution
     stage = next((stage for stage in reversed(base.stages) if stage.resolution == side), None)
     if stage is None:

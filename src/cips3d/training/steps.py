@@ -97,7 +97,7 @@ class Networks:
         With them the poses that each of those with a `pose_head` tells.
         """
         logits, poses = [], []
-        for name, pictures in zip(("main", "aux"), images, strict=False):
+        for name, pictures in zip(("main", "aux")[: len(images)], images, strict=True):
             discriminator = self.discriminators[name]
             assert isinstance(discriminator, ProgressiveDiscriminator)
             logit, pose = discriminator.judge(pictures, alpha, cameras)
