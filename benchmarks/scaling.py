@@ -4,7 +4,8 @@ All run the real `Trainer` on the embedded heads, with its log, from the same ne
 one core's rate. What a step costs whatever the batch (about 50 ms of Python, optimisers and small operations for the small
 presets) does not shrink when the batch is shared, so the speed-up grows with the batch and with the networks. Cores also share
 their memory's bandwidth and their clock: two runs at once that know nothing of each other, each with the whole batch, tell what
-two cores of this machine can do together at most, and so what of a loss is the machine's.
+two cores of this machine can do together at most, and so what of a loss is the machine's. The share of the time in which a
+process ran tells waiting from work: they meet three times a step, and what the machine delays in one, the other waits for.
 
     python benchmarks/scaling.py                                              (heads-64)
     python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32²)
@@ -33,12 +34,13 @@ from cips3d.training.trainer import Trainer
 WARM_UP = 2
 
 
-def train(config: TrainConfig, folder: Path) -> float:
-    """Pictures a second of a run, its first steps apart."""
+def train(config: TrainConfig, folder: Path) -> tuple[float, float]:
+    """Pictures a second of a run, and the share of the time in which this process ran; its first steps apart."""
     keep_freed_memory()
-    times: list[float] = []
-    Trainer(config, folder).run(lambda share, figures: times.append(time.perf_counter()))
-    return (len(times) - WARM_UP) * config.stages[0].batch / (times[-1] - times[WARM_UP - 1])
+    times: list[tuple[float, float]] = []
+    Trainer(config, folder).run(lambda share, figures: times.append((time.perf_counter(), time.process_time())))
+    wall, running = (after - before for before, after in zip(times[WARM_UP - 1], times[-1], strict=True))
+    return (len(times) - WARM_UP) * config.stages[0].batch / wall, running / wall
 
 
 def measure(processes: int, core: int, config: TrainConfig, pipe: Connection) -> None:
@@ -50,8 +52,8 @@ def measure(processes: int, core: int, config: TrainConfig, pipe: Connection) ->
         pipe.send(run_in_processes(processes, train, config, Path(folder) / "run"))
 
 
-def at_once(runs: int, processes: int, config: TrainConfig) -> float:
-    """Pictures a second of so many runs together."""
+def at_once(runs: int, processes: int, config: TrainConfig) -> tuple[float, float]:
+    """Pictures a second of so many runs together, and the share of the time in which their main processes ran."""
     context = multiprocessing.get_context("spawn")
     running = []
     for core in range(runs):
@@ -60,10 +62,10 @@ def at_once(runs: int, processes: int, config: TrainConfig) -> float:
         process.start()
         there.close()  # so that a process that dies is noticed
         running.append((process, here))
-    rate = sum(pipe.recv() for _, pipe in running)
+    rates, shares = zip(*(pipe.recv() for _, pipe in running), strict=True)
     for process, _ in running:
         process.join()  # what comes next has the cores to itself
-    return rate
+    return sum(rates), statistics.mean(shares)
 
 
 def main() -> None:
@@ -81,15 +83,17 @@ def main() -> None:
     config = replace(
         base, data="heads", stages=(stage,), precision="no", workers=0, checkpoint_kimg=1000, sample_kimg=1000, log_steps=1000
     )
-    rates: dict[str, list[float]] = {"one process": [], "two processes": [], "two runs apart": []}
+    cases: dict[str, list[tuple[float, float]]] = {"one process": [], "two processes": [], "two runs apart": []}
     for _ in range(options.turns):
-        for found, (runs, processes) in zip(rates.values(), ((1, 1), (1, 2), (2, 1)), strict=True):
+        for found, (runs, processes) in zip(cases.values(), ((1, 1), (1, 2), (2, 1)), strict=True):
             found.append(at_once(runs, processes, config))
     print(f"{options.preset} at {stage.resolution}², batch {batch}")
-    ideal = 2 * statistics.median(rates["one process"])
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"{name}: {middle:.1f} images/s ({min(found):.1f} to {max(found):.1f}), {middle / ideal:.0%} of twice the one")
+    ideal = 2 * statistics.median(rate for rate, _ in cases["one process"])
+    for name, found in cases.items():
+        rates, shares = zip(*found, strict=True)
+        middle, spread = statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
+        share = f"{middle / ideal:.0%} of twice the one; running {statistics.mean(shares):.1%} of the time"
+        print(f"{name}: {middle:.1f} images/s ({spread}), {share}")
 
 
 if __name__ == "__main__":
