@@ -1,7 +1,7 @@
 """An experiment of our own: does the auxiliary discriminator still matter with each of the later techniques?
 
 Mirror symmetry with and without it: as the small preset is, without its loss of poses that are told (pi-GAN's code), and with
-relativistic pairing (R3GAN), DiffAugment and a learned camera prior. Two seeds each: about two and a half hours on two cores.
+relativistic pairing (R3GAN), DiffAugment and a learned camera prior. Two seeds each: about two hours on two cores.
 """
 
 from __future__ import annotations

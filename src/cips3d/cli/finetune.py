@@ -43,8 +43,10 @@ def finetune(
             came with its discriminators.
         preset: whose rates and discriminators are taken. Default: the one that has the model's networks.
         seed: of all draws.
-        set: any other setting of the configuration; docs/training.md lists them.
-        processes: that share each batch on this machine's CPU. Default: one per core; one where there is a GPU.
+        set: any other setting of the configuration; docs/training.md explains the usual ones, a run's config.json names
+            all.
+        processes: that share each batch on this machine's CPU. Default: one per core, if the batch divides and each gets 4
+            pictures or more; one where there is a GPU.
     """
     check_finite(kimg=kimg)
     check_seed(seed)

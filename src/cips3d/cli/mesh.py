@@ -32,7 +32,7 @@ def mesh(
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of a random one.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
-        resolution: points of the density grid along its longest side; 512 takes eight times as long as 256, and 0.5 GB for the
+        resolution: points of the density grid along its longest side; 512 takes four times as long as 256, and 0.5 GB for the
             grid.
         level: density of the surface. Default: found, so that the surface is where the pictures show it.
         no_colors: leave out the vertex colours, which take about a third of the time.

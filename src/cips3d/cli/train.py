@@ -36,18 +36,20 @@ def train(
     runs the same command on many GPUs and machines.
 
     Args:
-        run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events and model.safetensors.
+        run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events, model.safetensors and, beside it,
+            its discriminators.
         preset: what to train: heads-32 or heads-64 (a laptop's CPU); ffhq-64, -128, -256, -512, -1024 (the authors' released
             settings, eight GPUs); ffhq-512-paper (the paper's text); afhq-cats-256; table-2-direction, -fixed, -learned,
-            -full (the paper's ablations). Default: heads-32 for a new run.
+            -full (the paper's ablations); heads-32-pi-gan, -cips-2d (its rivals). Default: heads-32 for a new run.
         data: "heads", "heads-cartoon", or a folder or zip of pictures. Default: the preset's.
         kimg: length of the last stage, in thousands of real pictures shown. Default: the preset's.
         minutes: end the whole run after about this time, each stage having a share of it.
         batch: pictures per step over all processes. Default: the preset's.
         seed: of initial weights and all draws. Default: the preset's.
         set: any other setting of the configuration, such as loss=relativistic or stages.0.batch=8 (stages.* for all);
-            docs/training.md lists them.
-        processes: that share each batch on this machine's CPU. Default: one per core; one where there is a GPU.
+            docs/training.md explains the usual ones, a run's config.json names all.
+        processes: that share each batch on this machine's CPU. Default: one per core, if every batch divides and each gets 4
+            pictures or more; one where there is a GPU.
     """
     if processes is not None:
         at_least(1, processes=processes)
