@@ -50,9 +50,8 @@ def main() -> None:
     axes = figure.subplots()
     for look, distance in DISTANCES.items():
         data = pictures(look)
-        config = transfer(base.config, "heads", str(data), pretrained.load_discriminators("heads"))
-        stage = replace(config.stages[0], kimg=KIMG)
-        config = replace(config, stages=(stage,), metrics=(distance,), metrics_kimg=2.5)
+        config = transfer(base.config, "heads", str(data), pretrained.load_discriminators("heads"), KIMG)
+        config = replace(config, metrics=(distance,), metrics_kimg=2.5)
         transferred, curve = trained(config, RUNS / f"transfer-{look}")
         values[look] = {"distance": distance, "curve": curve} | compared(base, transferred)
         axes.plot(*zip(*curve, strict=True), "o-", label=f"{look} ({distance})")
@@ -90,8 +89,7 @@ def pictures(look: str) -> Path:
 
 def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[float, float]]]:
     """The transferred model, and its distance to the new pictures along the run, from the base model's at 0 on."""
-    if not (folder / MODEL_FILE).exists():
-        train_here(config, folder)
+    train_here(config, folder)  # goes on with a run that was interrupted, and takes one that has ended as it is
     (distance,) = config.metrics
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return pretrained.load(folder / MODEL_FILE), [(line["images"] / 1000, line[distance]) for line in log if distance in line]

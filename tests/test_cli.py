@@ -277,6 +277,8 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert values["pose_error"] == pytest.approx(float(cosine.rad2deg().mean()), rel=1e-3)
     assert values["identity_consistency"] == pytest.approx(1)
     assert json.loads(out.read_text())["record"]["predictor"] == sight
+    cli.main(["eval", model, "--metrics", "fd4_heads", "--count", "2", "--predictor", "heads", "--json-file", str(out)])
+    assert json.loads(out.read_text())["record"]["predictor"] == "heads"
 
 
 #: Sees everything from the front, and one subject only.
@@ -285,6 +287,8 @@ SIGHT = SimpleNamespace(
 )
 #: Gives a column instead of one angle for each picture.
 COLUMN = SimpleNamespace(pose=lambda images: (torch.zeros(len(images), 1),) * 2, identity=SIGHT.identity)
+#: Gives both angles in one tensor, which for two pictures could be taken for yaws and pitches.
+STACKED = SimpleNamespace(pose=lambda images: torch.zeros(len(images), 2), identity=SIGHT.identity)
 FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIGHT.identity)
 
 
@@ -295,7 +299,8 @@ FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIG
         (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
         (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
         (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),
-        (["--predictor", "test_cli:COLUMN"], r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures"),
+        (["--predictor", "test_cli:COLUMN"], r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch"),
+        (["--predictor", "test_cli:STACKED"], r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch"),
         (["--predictor", "test_cli:FAILING"], "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing"),
         (["--count", "1"], "--count: 1; it must be at least 2"),
         (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
@@ -304,7 +309,7 @@ FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIG
 )
 def test_eval_refuses(model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, FAILING=FAILING))
+    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING))
     assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options))
 
 
@@ -313,6 +318,8 @@ def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:
     for name, source in (("a", model), ("b", tmp_path / "hub")):
         cli.main(["sample", str(source), str(tmp_path / f"{name}.png"), "--count", "1"])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    for folder in (".", tmp_path / "hub", "somebody/model"):
+        assert pretrained.load_main_discriminator(folder) is None
 
 
 def test_data_heads_and_training_on_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,6 +244,16 @@ def test_options_that_make_no_sense(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "config.json").touch()  # a run
+    for out in (folder, tmp_path):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out)])
+        assert exit.value.code == 2 and "give another folder" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     for name in ("broken.png", "missing.png"):

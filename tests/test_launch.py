@@ -100,6 +100,23 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     assert not multiprocessing.active_children()
 
 
+def end_on(rank: int, how: str) -> None:
+    total_of_ranks()
+    if int(os.environ["RANK"]) == rank:
+        if how == "memory":
+            raise MemoryError
+        os.kill(os.getpid(), signal.SIGKILL)
+    total_of_ranks()
+
+
+def test_a_process_that_the_system_ends_or_that_lacks_memory_is_told_of() -> None:
+    with pytest.raises(UserError, match=f"a training process was ended by signal {signal.SIGKILL:d}; resume"):
+        run_in_processes(2, end_on, 1, "kill")
+    with pytest.raises(UserError, match="there is not enough memory"):
+        run_in_processes(2, end_on, 1, "memory")
+    assert not multiprocessing.active_children()
+
+
 # ---------------------------------------------------------------- the command
 def start(run: Path, processes: int = 2) -> subprocess.Popen[str]:
     """The command, in a process group of its own as in a terminal."""

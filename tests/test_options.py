@@ -190,6 +190,24 @@ def test_labels_that_are_missing(tmp_path: Path, data: str, changes: dict[str, A
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_of_labelled_data_has_their_cameras(tmp_path: Path, labelled: str) -> None:
+    config = one_stage(labelled, cameras="labels", mirror=False)
+    yaw, pitch = Camera.from_label(SyntheticHeads(6, 8).camera_labels(range(6))).yaw_pitch()
+    poses = pretrained.load(Trainer(config, tmp_path / "run").run()).config.poses
+    found = poses.yaw_mean, poses.yaw_std, poses.pitch_mean, poses.pitch_std
+    expected = yaw.mean(), yaw.std(correction=0), pitch.mean(), pitch.std(correction=0)
+    assert found == pytest.approx([float(x) for x in expected], abs=0.02)
+    assert poses.kind == "gaussian" and (poses.radius, poses.fov) == (1.0, 12.0)
+
+
+def test_labels_of_other_cameras_than_the_models_are_refused(tmp_path: Path) -> None:
+    far = SyntheticHeads(6, 8, poses=PoseDistribution(radius=2.7, fov=18.8))
+    write_heads(tmp_path / "far.zip", far)
+    says = r"labels' cameras stand at 2.7 with a field of view of 18.8 .* set generator.poses.radius=2.7 .*extent to 4.25"
+    with pytest.raises(UserError, match=says):
+        Trainer(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
+
+
 def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     config = one_stage(data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True)
@@ -211,15 +229,26 @@ def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, m
     torch.testing.assert_close(told, shown[: len(told)])
 
 
-def test_a_pose_weight_needs_heads_that_tell_poses(data: str) -> None:
+def test_a_pose_weight_and_heads_that_tell_poses_go_together(data: str) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
-    with pytest.raises(UserError, match="pose_weight needs discriminators with pose_head"):
-        one_stage(data, pose_weight=15.0, discriminator=telling)
+    for changes in ({"pose_weight": 15.0, "discriminator": telling}, {"discriminator": telling}):  # one without, one untrained
+        with pytest.raises(UserError, match="pose_weight and the discriminators' pose_head go together"):
+            one_stage(data, **changes)
+
+
+def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label() -> None:
+    torch.manual_seed(0)
+    telling = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True))
+    images = torch.rand(3, 3, 8, 8)
+    _, expected = telling.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
+    torch.testing.assert_close(telling.told_poses(images), expected)
+    torch.testing.assert_close(telling.told_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected)
+    assert ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).told_poses(images) is None
 
 
 def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
     heads = SyntheticHeads(5, 8)
-    source = DatasetCameras(heads, mirror=False)
+    source = DatasetCameras(heads, False, heads.poses)
     labels = source.camera(source.draw(2000, torch.Generator().manual_seed(0))).to_label()
     nearest = torch.cdist(labels, heads.camera_labels(range(5))).argmin(dim=1)
     assert torch.bincount(nearest, minlength=5).tolist() == pytest.approx([400] * 5, abs=80)

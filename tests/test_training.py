@@ -154,12 +154,13 @@ def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1_weight: f
 def test_the_generator_is_to_show_the_pose() -> None:
     torch.manual_seed(0)
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
-    networks = Networks(tiny.config(discriminator=telling, aux_discriminator=telling), torch.device("cpu"))
+    config = tiny.config(discriminator=telling, aux_discriminator=telling, pose_weight=1000.0)
+    networks = Networks(config, torch.device("cpu"))
     image = torch.zeros(4, 3, 8, 8, requires_grad=True)
     yaw = torch.linspace(-0.5, 0.5, 4)
     poses = torch.stack([yaw, torch.zeros(4)], dim=1)
     fake = rendered(image, torch.zeros(4, 3, 8, 8))
-    generator_step(networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=1000.0))
+    generator_step(networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=config.pose_weight))
     gradient = image.grad
     assert gradient is not None
     told = networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0], networks.judge([image.detach()], 1.0)[1][0]
@@ -440,6 +441,21 @@ def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{16:012d}.safetensors"]
+
+
+def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+
+    def stop(share: float, figures: dict[str, float]) -> None:
+        if figures["images"] >= 24:  # the first checkpoint was written at 16
+            assert (tmp_path / MODEL_FILE).exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stop)
+    saved = pretrained.load(tmp_path / MODEL_FILE).state_dict()
+    now = trainer.networks.ema.state_dict()
+    assert all(torch.equal(saved[name], now[name]) for name in saved)  # an interrupt writes both again
 
 
 def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,10 +15,13 @@ from torch import nn
 
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
+from cips3d.camera import PoseDistribution
 from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+from cips3d.editing.subject import Subject
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
+from cips3d.models.records import Styles
 from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.steps import Networks, freeze_blocks
 from cips3d.training.trainer import Trainer
@@ -95,8 +99,27 @@ def test_discriminators_that_tell_no_poses_go_on_too() -> None:
     base = preset("heads-32")
     silent = replace(base.discriminator, pose_head=False), replace(base.aux_discriminator, pose_head=False)
     discriminators = nn.ModuleDict({name: ProgressiveDiscriminator(c) for name, c in zip(("main", "aux"), silent, strict=True)})
-    config = transfer(base.generator, "model", "heads-cartoon", discriminators)
+    config = transfer(base.generator, "model", "heads-cartoon", discriminators, 10.0)
     assert (config.discriminator, config.aux_discriminator) == silent and config.pose_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "taken", "weight"),
+    [("heads-32", 32, "heads-32", 15), ("heads-64", 64, "heads-64", 15), ("ffhq-256", 256, "ffhq-256", 0),
+     ("ffhq-64", 64, "ffhq-64", 0)],
+)  # fmt: skip
+def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, taken: str, weight: float) -> None:
+    generator = replace(preset(name).generator, resolution=side, poses=PoseDistribution(yaw_mean=0.1))
+    config = transfer(generator, "model", "heads-cartoon", None, 10.0)
+    assert [stage.resolution for stage in config.stages] == [side]
+    assert config.discriminator == preset(taken).discriminator and config.pose_weight == weight
+
+
+def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -> None:
+    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.01
+    before, after = (pretrained.load(path).inr.state_dict() for path in (model, tmp_path / "run" / "model.safetensors"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str, tmp_path: Path) -> None:
@@ -104,13 +127,13 @@ def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str,
     pretrained.save(pretrained.load(model), alone)
     assert pretrained.load_discriminators(alone) is None
     cli.main(["finetune", str(alone), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.01"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 3.0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["start"] == str(alone)
     with pytest.raises(SystemExit):
         cli.main(["finetune", str(alone), str(tmp_path / "run2"), "--data", "heads-cartoon", "--freeze-d", "1"])
 
 
 def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_path: Path) -> None:
-    stage = replace(tiny.config().stages[1], warm_up_kimg=1.0)
+    stage = replace(tiny.config().stages[1], warm_up_kimg=0.031)  # of 0.032
     trainer = Trainer(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
     first = copy.deepcopy(trainer.networks)
     trainer.run()
@@ -119,6 +142,11 @@ def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_pa
     both = first.discriminators, trainer.networks.discriminators
     moved = [not torch.equal(*pair) for pair in zip(*(part.parameters() for part in both), strict=True)]
     assert any(moved)
+
+
+def test_a_stage_that_only_warms_up_is_refused() -> None:
+    with pytest.raises(UserError, match="its generator would not train: warm_up_kimg is 1"):
+        replace(tiny.config().stages[1], warm_up_kimg=1.0)
 
 
 def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path: Path) -> None:
@@ -265,3 +293,19 @@ def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) ->
               "--columns", "3", "--resolution", "8"])  # fmt: skip
     width, height = Image.open(tmp_path / "sheet.png").size
     assert ((height + 2) // 10, (width + 2) // 10) == (3, 4)
+
+
+def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
+    base = pair[0]
+    pretrained.save(base, tmp_path / "model.safetensors")
+    plain = base.map(base.sample_latents(1, 9))
+    assert isinstance(plain.appearance, torch.Tensor)
+    by_block = Styles(plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.inr_blocks)])  # as w+ has it
+    Subject(by_block, CAMERA).save(tmp_path / "subject.safetensors")
+    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
+              "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert ((sheet.shape[0] + 2) // 10, (sheet.shape[1] + 2) // 10) == (2, 3)
+    mixed = mix_styles(base, by_block, base.sample_latents(1, 3), from_block=1)
+    assert torch.equal(mixed.appearance[0], by_block.appearance[0])
+    assert not torch.equal(mixed.appearance[1], by_block.appearance[1])

@@ -98,7 +98,7 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
     """The discriminators that a model was trained against, "main" and "aux"; None where the model came without them.
 
     Args:
-        name: of the model, as for `load`; those of models on the hub are not looked for.
+        name: of the model, as for `load`; they are looked for beside a file, not in the hub's form or on the hub.
 
     Raises:
         UserError: if their file is damaged.
@@ -108,8 +108,8 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
             folder = stack.enter_context(as_file(files("cips3d") / "bundled"))
             path = _discriminators_file(folder / BUNDLED[str(name)])
         else:
-            path = _discriminators_file(Path(name))
-        if not path.is_file():
+            path = _discriminators_file(Path(name)) if Path(name).is_file() else None
+        if path is None or not path.is_file():
             return None
         entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
     if not isinstance(entries, dict):

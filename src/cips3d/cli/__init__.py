@@ -6,13 +6,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import torch
 from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
 from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
-from cips3d.errors import UserError
+from cips3d.errors import NOT_ENOUGH_MEMORY, UserError, is_out_of_memory
 
 app = SubcommandApp()
 app.command(demo.demo)
@@ -55,23 +54,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"cips3d: error: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        print(
-            "cips3d: error: there is not enough memory for this; take smaller pictures, batches or networks "
-            "(cips3d plan and cips3d info tell what they need)",
-            file=sys.stderr,
-        )
+        print(f"cips3d: error: {NOT_ENOUGH_MEMORY}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was the reason, which torch tells of CPUs in words only."""
-    words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory", "overflow when unpacking long")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def error_line(error: UserError) -> str:

@@ -90,6 +90,7 @@ def mix(
     rows: int = 4,
     columns: int = 4,
     seed: int = 0,
+    subject: Derived[Path] = None,
     psi: Psi = 0.7,
     resolution: Derived[int] = None,
     device: str = "auto",
@@ -103,6 +104,7 @@ def mix(
         rows: subjects that give shape, and appearance in the blocks before.
         columns: subjects that give appearance.
         seed: of the latents.
+        subject: the subject of a picture, a file of `cips3d invert`, in place of those on the left.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
         resolution: side of a picture in pixels. Default: the model's.
         device: cpu, cuda, mps, …; auto takes the fastest.
@@ -114,7 +116,8 @@ def mix(
         raise UserError(f"{out}: pictures are written as PNG; end the name in .png")
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(rows + columns, seed)
-    sheet = mixing_sheet(generator, latents[:rows], latents[rows:], from_block, _side(generator, resolution), psi=psi)
+    left = latents[:rows] if subject is None else Subject.load(subject, generator).styles
+    sheet = mixing_sheet(generator, left, latents[rows:], from_block, _side(generator, resolution), psi=psi)
     save_image(out, sheet)
     print(out)
 

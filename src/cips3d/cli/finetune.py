@@ -58,9 +58,9 @@ def finetune(
     discriminators = pretrained.load_discriminators(model)
     if freeze_d and discriminators is None:
         raise UserError("--freeze-d: this model came without its discriminators, and new ones must train; leave it out")
-    config = transfer(generator.config, model, data, discriminators, preset)
+    config = transfer(generator.config, model, data, discriminators, kimg, preset)
     (stage,) = config.stages
-    stage = replace(stage, kimg=kimg, batch=batch or stage.batch, augment=augment or 0.0)
+    stage = replace(stage, batch=batch or stage.batch, augment=augment or 0.0)
     config = replace(
         config, stages=(stage,), seed=seed, frozen_discriminator_blocks=freeze_d,
         augment_target=config.augment_target if augment is None else None,

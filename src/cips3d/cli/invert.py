@@ -24,6 +24,7 @@ from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.files import atomic_path
+from cips3d.metrics.consistency import seen_pose
 from cips3d.models.generator import Generator
 
 
@@ -78,6 +79,8 @@ def invert(
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
+    if (out / "model.safetensors").resolve() == Path(model).resolve() or (out / "config.json").exists():
+        raise UserError(f"{out}: holds a run or the model itself, which the tuned model would replace; give another folder")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
     discriminator = pretrained.load_main_discriminator(model)
@@ -116,7 +119,7 @@ def _start(
     if seer is None:
         return None
     with torch.no_grad():
-        return Camera.orbit(*seer.pose(picture.cpu()), poses.radius, poses.fov)
+        return Camera.orbit(*seen_pose(seer, picture.cpu()), poses.radius, poses.fov)
 
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:

@@ -19,7 +19,7 @@ def named_predictor(name: str | None) -> Predictor | None:
     if name is None:
         return None
     if name == "heads":
-        return load_head_network()
+        return _Named(name, load_head_network())
     sys.path.insert(0, os.getcwd())  # where a user's module lies, as for `python -m`
     try:
         found = pkgutil.resolve_name(name)
@@ -40,8 +40,7 @@ class _Named:
         return self.name
 
     def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        yaw, pitch = self._called("pose", images)
-        return yaw, pitch
+        return self._called("pose", images)
 
     def identity(self, images: Tensor) -> Tensor:
         return self._called("identity", images)

@@ -67,12 +67,12 @@ def swap_layers(content: Generator, style: Generator, from_block: int) -> Genera
 
 
 def mix_styles(
-    generator: Generator, content: Latents, style: Latents, from_block: int, psi: float | tuple[float, float] = 1.0
+    generator: Generator, content: Latents | Styles, style: Latents, from_block: int, psi: float | tuple[float, float] = 1.0
 ) -> Styles:
     """Styles of subjects with others' appearance in the blocks from `from_block` on (style mixing, Karras et al. 2019).
 
     Args:
-        content: shape, and the appearance of the blocks before.
+        content: shape, and the appearance of the blocks before; styles, such as an inverted picture's, are taken as they are.
         style: the appearance of the blocks from there on; as many, or one.
         psi: truncation (see `Generator.map`).
 
@@ -84,10 +84,12 @@ def mix_styles(
     blocks = generator.config.inr_blocks
     if not 0 <= from_block <= blocks:
         raise UserError(f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks")
-    first, second = generator.map(content, psi), generator.map(style, psi)
-    assert isinstance(first.appearance, Tensor) and isinstance(second.appearance, Tensor)
-    later = second.appearance.expand_as(first.appearance)
-    return Styles(first.shape, [first.appearance] * from_block + [later] * (blocks - from_block))
+    first = content if isinstance(content, Styles) else generator.map(content, psi)
+    later = generator.map(style, psi).appearance
+    assert isinstance(later, Tensor)
+    earlier = [first.appearance] * blocks if isinstance(first.appearance, Tensor) else first.appearance
+    later = later.expand_as(earlier[0])
+    return Styles(first.shape, [*earlier[:from_block], *[later] * (blocks - from_block)])
 
 
 def check_same_nerf(base: Generator, other: Generator) -> None:

@@ -208,7 +208,7 @@ class _Normal:
 
     def __init__(self, samples: Float[Tensor, "count width"]) -> None:
         self.mean = samples.mean(dim=0)
-        values, vectors = torch.linalg.eigh(torch.cov(samples.T.double()))
+        values, vectors = torch.linalg.eigh(torch.cov(samples.T.cpu().double()))  # Apple's GPUs have no float64
         deviations = values.clamp(min=float(values.max()) * 1e-4).sqrt()
         self.matrix = (vectors * deviations).T.to(samples)
         self.inverse = (vectors / deviations).to(samples)
@@ -372,11 +372,9 @@ def _start_cameras(
     poses = generator.config.poses
     if start is not None:
         return start.to(target)
-    if discriminator is not None and discriminator.config.pose_head:
-        # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
-        with torch.no_grad():
-            _, told = discriminator.judge(target)
-        assert told is not None
+    with torch.no_grad():
+        told = None if discriminator is None else discriminator.told_poses(target)
+    if told is not None:  # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
         yaw, pitch = told.unbind(-1)
         return Camera.orbit(yaw, pitch.clamp(-1.5, 1.5), poses.radius, poses.fov)
     yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(target)

@@ -47,20 +47,20 @@ def views_sheet(
 
 @torch.inference_mode()
 def mixing_sheet(
-    generator: Generator, content: Latents, style: Latents, from_block: int, resolution: int, *, psi: Psi = 1.0
+    generator: Generator, content: Codes, style: Latents, from_block: int, resolution: int, *, psi: Psi = 1.0
 ) -> Sheet:
     """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; all frontal."""
     camera = orbit_cameras(generator, [0.0])
+    content = content if isinstance(content, Styles) else generator.map(content, psi)
 
-    def frontal(latents: Latents) -> torch.Tensor:
-        return generator.render(latents, camera, resolution, psi=psi).image
+    def frontal(codes: Codes) -> torch.Tensor:
+        return generator.render(codes, camera, resolution, psi=psi).image
 
     top = frontal(style)
     pictures = [torch.ones_like(top[:1]), top]
     for i in range(len(content)):
-        row = Latents(content[i].shape.expand(len(style), -1), content[i].appearance.expand(len(style), -1))
-        mixed = mix_styles(generator, row, style, from_block, psi)
-        pictures += [frontal(content[i]), generator.render(mixed, camera, resolution).image]
+        row = content[i].map(lambda w: w.expand(len(style), -1))
+        pictures += [frontal(content[i]), frontal(mix_styles(generator, row, style, from_block, psi))]
     return image_grid(torch.cat(pictures), columns=len(style) + 1)
 
 

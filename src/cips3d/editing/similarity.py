@@ -39,12 +39,9 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
     Of every block's activations, each pixel's vector scaled to length 1, as LPIPS has it (Zhang et al. 2018), the mean squared
     difference; pictures larger than the discriminator takes are reduced first.
     """
-    largest = max(discriminator.config.channels)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        if a.shape[-1] > largest:
-            a, b = (F.interpolate(x, (largest, largest), mode="area") for x in (a, b))
-        pairs = zip(discriminator.features(a), discriminator.features(b), strict=True)
+        pairs = zip(*(discriminator.features(discriminator.reduced(x)) for x in (a, b)), strict=True)
         parts = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in pairs]
         return torch.stack(parts).mean(dim=0)
 

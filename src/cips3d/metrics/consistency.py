@@ -54,6 +54,28 @@ def warp_error(subjects: Subjects) -> float:
     return float(torch.cat(values).nanmean())
 
 
+def seen_pose(
+    predictor: Predictor, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Yaw and pitch in radians that the predictor sees in pictures, on their device.
+
+    Raises:
+        UserError: if it does not give one of each for every picture.
+    """
+    found = predictor.pose(images)
+    if not isinstance(found, tuple) or [getattr(angles, "shape", None) for angles in found] != 2 * [images.shape[:1]]:
+        raise UserError(f"predictor: pose gave {_form(found)} for {len(images)} pictures; give yaw and pitch, a tensor each")
+    yaw, pitch = found
+    return yaw.to(images), pitch.to(images)
+
+
+def _form(found: object) -> str:
+    """What a user's object returned, in a few words."""
+    if isinstance(found, tuple):
+        return " and ".join(map(_form, found))
+    return str(tuple(found.shape)) if isinstance(found, Tensor) else type(found).__name__
+
+
 @torch.no_grad()
 def pose_error(view: View, predictor: Predictor) -> float:
     """Mean angle between the cameras that took the pictures and those that the predictor sees in them, degrees.
@@ -62,10 +84,7 @@ def pose_error(view: View, predictor: Predictor) -> float:
         UserError: if the predictor does not give one yaw and one pitch for each picture.
     """
     yaw, pitch = view.camera.yaw_pitch()
-    seen_yaw, seen_pitch = predictor.pose(view.out.image)
-    if seen_yaw.shape != yaw.shape or seen_pitch.shape != yaw.shape:
-        raise UserError(f"predictor: pose gave {tuple(seen_yaw.shape)} and {tuple(seen_pitch.shape)} for {len(yaw)} pictures")
-    return float(angle_between(yaw, pitch, seen_yaw.to(yaw), seen_pitch.to(pitch)).mean())
+    return float(angle_between(yaw, pitch, *seen_pose(predictor, view.out.image)).mean())
 
 
 @torch.no_grad()
@@ -76,8 +95,8 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
         UserError: if the predictor does not give one vector for each picture.
     """
     vectors = [predictor.identity(subjects.at(yaw).out.image) for yaw in YAWS]
-    if any(vector.dim() != 2 or len(vector) != subjects.count for vector in vectors):
-        raise UserError(f"predictor: identity gave {tuple(vectors[0].shape)} for {subjects.count} pictures")
+    if any(not isinstance(vector, Tensor) or vector.dim() != 2 or len(vector) != subjects.count for vector in vectors):
+        raise UserError(f"predictor: identity gave {_form(vectors[0])} for {subjects.count} pictures; give a row for each")
     vectors = [F.normalize(vector, dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
     return float(torch.cat(pairs).mean())

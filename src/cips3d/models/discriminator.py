@@ -174,15 +174,33 @@ class ProgressiveDiscriminator(nn.Module):
         Raises:
             UserError: if the resolution has no block.
         """
-        x = self.features(images, alpha)[-1]
-        if self.config.stddev_group:
-            x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
-        x = self.hidden(self.final_conv(x).flatten(1))
+        x = self._hidden(images, alpha)
         logit = self.logit(x)
         if self.label is not None:
             assert cameras is not None
             logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
         return logit, None if self.pose is None else self.pose(x)
+
+    def told_poses(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 2"] | None:
+        """Yaw and pitch in radians of pictures whose cameras nobody knows; None without a `pose_head`.
+
+        Pictures larger than the discriminator takes are reduced first.
+
+        Raises:
+            UserError: if the resolution has no block.
+        """
+        return None if self.pose is None else self.pose(self._hidden(self.reduced(images), 1.0))
+
+    def reduced(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 3 res2 res2"]:
+        """Pictures that are larger than any resolution of the configuration, at the largest one; others as they are."""
+        largest = max(self.config.channels)
+        return images if images.shape[-1] <= largest else F.interpolate(images, (largest, largest), mode="area")
+
+    def _hidden(self, images: Float[Tensor, "batch 3 res res"], alpha: float) -> Float[Tensor, "batch channels"]:
+        x = self.features(images, alpha)[-1]
+        if self.config.stddev_group:
+            x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
+        return self.hidden(self.final_conv(x).flatten(1))
 
     def features(
         self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0

@@ -96,6 +96,8 @@ class GeneratorConfig(Configuration):
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.embedding_octaves < 0:
+            raise UserError(f"generator configuration: embedding_octaves is {self.embedding_octaves}; it must be 0 or more")
         for name in ("shape_mapping_layers", "appearance_mapping_layers", "nerf_layers", "inr_blocks", "embedding_octaves"):
             if getattr(self, name) > MOST_LAYERS:
                 raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at most {MOST_LAYERS}")

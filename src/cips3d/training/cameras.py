@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from cips3d.camera import Camera, PoseDistribution, mirrored_label
 from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.errors import UserError
+
+#: By how much labels' radius and field of view may differ from the model's; how many of them are looked at.
+_UNLIKE, _ENOUGH = 0.05, 4096
 
 
 class LearnedPoses(nn.Module):
@@ -57,10 +61,23 @@ class DatasetCameras:
     Args:
         dataset: has labels.
         mirror: half of the cameras are mirrored, as the real pictures are.
+        prior: the model's, whose radius and field of view they must have: rays are sampled about that distance.
+
+    Raises:
+        UserError: if they have another radius or field of view, or a label is of a camera that is no centred pinhole.
     """
 
-    def __init__(self, dataset: SyntheticHeads | ImageDataset, mirror: bool) -> None:
-        self.dataset, self.mirror = dataset, mirror
+    def __init__(self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution) -> None:
+        self.dataset, self.mirror, self.prior = dataset, mirror, prior
+        cameras = self._some()
+        radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))
+        if abs(radius / prior.radius - 1) > _UNLIKE or abs(fov / prior.fov - 1) > _UNLIKE:
+            scale = _height(radius, fov) / _height(prior.radius, prior.fov)
+            raise UserError(
+                f"{dataset.description()['name']}: its labels' cameras stand at {radius:.3g} with a field of view of {fov:.4g} "
+                f"degrees, the model's at {prior.radius:g} with {prior.fov:g}; set generator.poses.radius={radius:.4g} "
+                f"generator.poses.fov={fov:.4g} and generator.extent to {scale:.4g} times what it is"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
         """Uniform numbers in [0, 1): which picture, and whether mirrored. In float64, or large datasets would have gaps."""
@@ -77,6 +94,22 @@ class DatasetCameras:
         if self.mirror:
             labels = torch.where((mirrored < 0.5)[:, None], mirrored_label(labels), labels)
         return Camera.from_label(labels)
+
+    def distribution(self) -> PoseDistribution:
+        """A normal prior with the mean and spread of the labels' angles, for who draws cameras from the model later."""
+        yaw, pitch = self._some().yaw_pitch()
+        (yaw_mean, yaw_std), (pitch_mean, pitch_std) = ((float(x.mean()), float(x.std(correction=0))) for x in (yaw, pitch))
+        return replace(
+            self.prior, kind="gaussian", yaw_mean=yaw_mean, yaw_std=yaw_std, pitch_mean=pitch_mean, pitch_std=pitch_std
+        )
+
+    def _some(self) -> Camera:
+        return self.camera(self.draw(_ENOUGH, torch.Generator().manual_seed(0)))
+
+
+def _height(radius: float, fov: float) -> float:
+    """Of what a camera at that distance sees around the origin."""
+    return 2 * radius * math.tan(math.radians(fov) / 2)
 
 
 CameraSource = PoseDistribution | LearnedPoses | DatasetCameras

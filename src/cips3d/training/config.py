@@ -88,6 +88,10 @@ class Stage(Configuration):
         for name in ("fade_kimg", "warm_up_kimg"):
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 raise UserError(f"stage: {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.warm_up_kimg >= self.kimg:
+            raise UserError(
+                f"stage: its generator would not train: warm_up_kimg is {self.warm_up_kimg}, the whole stage {self.kimg} kimg"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class TrainConfig(Configuration):
     generated pictures, for both sides (pi-GAN's released code: 15); 0 for none"""
     share_fakes: bool = False
     """one set of generated pictures for the discriminator's and the generator's step, instead of a fresh one for each"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     """autocast of implicit network and discriminators (sines and compositing stay float32)"""
     seed: int = 0
     wandb: str | None = None
@@ -221,9 +225,11 @@ class TrainConfig(Configuration):
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
             raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
         heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
-        if self.pose_weight and not all(heads[: 1 + any(stage.auxiliary for stage in self.stages)]):
+        judging = heads[: 1 + any(stage.auxiliary for stage in self.stages)]
+        if any(told != bool(self.pose_weight) for told in judging):  # an untrained head would tell inversion anything
             raise UserError(
-                "training configuration: pose_weight needs discriminators with pose_head; set pose_head=true in both"
+                "training configuration: pose_weight and the discriminators' pose_head go together; give all of them, or set "
+                "pose_weight=0 discriminator.pose_head=false aux_discriminator.pose_head=false"
             )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
             raise UserError("training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical")

@@ -13,17 +13,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils.other import get_free_port
 
-from cips3d.errors import UserError
+from cips3d.errors import NOT_ENOUGH_MEMORY, UserError, is_out_of_memory
 from cips3d.training.config import Stage
 
 #: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
 LEAST_LOCAL_BATCH = 4
+#: Seconds for which a process waits to hear why another one has ended.
+_PATIENCE = 5.0
 
 Result = TypeVar("Result")
 
@@ -83,7 +86,7 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helper.join()
         return result
     except RuntimeError as error:  # what a collective says whose partner has ended
-        message = _reported(pipes)
+        message = None if is_out_of_memory(error) else _reported(pipes) or _killed(helpers)
         if message is None:
             raise
         raise UserError(message) from error
@@ -145,8 +148,10 @@ def _help(
         pipe.send(str(error))
     except KeyboardInterrupt:
         pass  # all processes have agreed to stop
-    except RuntimeError:
-        if not wait([main.sentinel], timeout=1.0):  # with the main process gone nobody is left to tell
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            pipe.send(NOT_ENOUGH_MEMORY)
+        elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # with the main process gone nobody is left to tell
             raise
 
 
@@ -158,8 +163,17 @@ def _end_with(sentinel: int) -> None:
 
 def _reported(pipes: list[Connection]) -> str | None:
     """The first error that a helper has reported, or is about to."""
-    for pipe in wait(pipes, timeout=5.0):
+    for pipe in wait(pipes, timeout=_PATIENCE):
         assert isinstance(pipe, Connection)
         with contextlib.suppress(EOFError):
             return pipe.recv()
     return None
+
+
+def _killed(helpers: list[SpawnProcess]) -> str | None:
+    """What to say of a helper that a signal has ended."""
+    wait([helper.sentinel for helper in helpers], timeout=_PATIENCE)
+    signals = [-helper.exitcode for helper in helpers if helper.exitcode is not None and helper.exitcode < 0]
+    if not signals:
+        return None
+    return f"a training process was ended by signal {signals[0]}; resume, with fewer --processes if memory was short"

@@ -96,7 +96,7 @@ def step_cost(
         visible: share of the samples that are seen and need features and gradients (see `visible_share`).
         processes: with more than one, gradients are averaged.
     """
-    networks = Networks(config, META)
+    networks = Networks(config, META, fresh=False)
     if config.precision != "no":
         inr = [part for name, part in networks.generator.named_children() if name == "inr"]  # pi-gan has none
         for module in (*inr, *networks.discriminators.values()):
@@ -139,14 +139,14 @@ def visible_share(config: TrainConfig) -> float:
     for assumed in (0.0, 1.0):
         token = volume.assumed_share.set(assumed)
         with torch.no_grad(), Account() as account:
-            _generate(Networks(config, META).generator, config, stage, 1)
+            _generate(Networks(config, META, fresh=False).generator, config, stage, 1)
         volume.assumed_share.reset(token)
         counts.append(account.flops)
     if counts[0] == counts[1]:  # cips-2d has no samples
         return 1.0
     with torch.no_grad(), Account() as account:
         cpu = torch.device("cpu")
-        _small_picture(Networks(config, cpu).generator, config, stage.resolution, cpu)
+        _small_picture(Networks(config, cpu, fresh=False).generator, config, stage.resolution, cpu)
     return max(0.5, (account.flops - counts[0]) / (counts[1] - counts[0]))
 
 
@@ -171,7 +171,7 @@ def _small_picture(generator: Generator, config: TrainConfig, side: int, device:
 
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Trainable numbers of each network."""
-    networks = Networks(config, META)
+    networks = Networks(config, META, fresh=False)
     counts = {"generator": _numbers(networks.generator)}
     names = {"main": "discriminator", "aux": "auxiliary discriminator"}
     return counts | {names[name]: _numbers(module) for name, module in networks.discriminators.items()}

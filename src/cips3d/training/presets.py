@@ -16,6 +16,9 @@ from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
 from cips3d.training.config import Stage, TrainConfig
 
+#: Weight of the loss of told poses, where there is one (pi-GAN's released code).
+POSE_WEIGHT = 15.0
+
 
 def _heads_32() -> TrainConfig:
     """The small preset: the embedded heads at 16² and 32² on a laptop's CPU."""
@@ -37,7 +40,7 @@ def _heads_32() -> TrainConfig:
         ema_decay=0.995,
         density_noise=0.0,
         transmittance_weight=0.5, transmittance_target=0.5,
-        pose_weight=15.0,
+        pose_weight=POSE_WEIGHT,
         share_fakes=True,
         stages=(
             Stage(16, kimg=60, batch=16, generator_lr=5e-4, discriminator_lr=3e-3),
@@ -68,6 +71,7 @@ def _heads_32_with(**changes: Any) -> TrainConfig:
         small,
         generator=generator,
         transmittance_weight=0.0 if flat else small.transmittance_weight,
+        discriminator=replace(small.discriminator, pose_head=not flat),
         pose_weight=0.0 if flat else small.pose_weight,
         stages=tuple(replace(stage, auxiliary=False) for stage in small.stages),
     )
@@ -197,7 +201,7 @@ WARM_UP_KIMG = (1.0, 3.0)
 
 
 def transfer(
-    generator: GeneratorConfig, model: str, data: str, discriminators: nn.ModuleDict | None, name: str | None = None
+    generator: GeneratorConfig, model: str, data: str, discriminators: nn.ModuleDict | None, kimg: float, name: str | None = None
 ) -> TrainConfig:
     """Transfer to another domain (Section 4.4): one stage at the model's resolution with everything that makes V_r frozen.
 
@@ -208,8 +212,9 @@ def transfer(
         model: its name, as for `cips3d.load`.
         data: the new pictures.
         discriminators: those that it was trained against, if there are any.
+        kimg: length, thousands of pictures shown; at most the first quarter of it warms the discriminators up.
         name: of the preset whose rates and, without discriminators, whose discriminators are taken; by default the first one
-            with the model's networks.
+            with the model's networks and resolution.
 
     Raises:
         UserError: if the model has no implicit network, or no preset fits it.
@@ -217,21 +222,22 @@ def transfer(
     if generator.architecture != "cips-3d":
         raise UserError(f"{model}: is a {generator.architecture}; only cips-3d has a NeRF that can stay while the rest learns")
     if name is None:
-        name = next((key for key, make in PRESETS.items() if _same_networks(make().generator, generator)), None)
+        name = next((key for key, make in PRESETS.items() if _fits(make(), generator)), None)
     if name is None:
         raise UserError(f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset")
-    base = replace(preset(name), pose_weight=0.0)  # with its NeRF frozen, a model shows poses as it can
+    base = preset(name)
     side = generator.resolution
     stage = next((stage for stage in reversed(base.stages) if stage.resolution == side), None)
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
     if discriminators is not None:
         configs = [part.config for part in discriminators.values() if isinstance(part, ProgressiveDiscriminator)]
-        base = replace(base, discriminator=configs[0], aux_discriminator=configs[1])
+        told = POSE_WEIGHT if configs[0].pose_head else 0.0
+        base = replace(base, discriminator=configs[0], aux_discriminator=configs[1], pose_weight=told)
     frozen = tuple(part for part in NERF_PARTS if part != "background" or generator.background == "plain")
     stage = replace(
-        stage, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
-        warm_up_kimg=WARM_UP_KIMG[discriminators is None], generator_lr=2e-4, discriminator_lr=2e-3,
+        stage, kimg=kimg, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
+        warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4), generator_lr=2e-4, discriminator_lr=2e-3,
     )  # fmt: skip
     return replace(
         base, stages=(stage,), data=data, start=model, generator=generator, cameras="prior", augment_target=0.6,
@@ -239,5 +245,7 @@ def transfer(
     )  # fmt: skip
 
 
-def _same_networks(a: GeneratorConfig, b: GeneratorConfig) -> bool:
-    return replace(a, poses=b.poses, resolution=b.resolution) == b
+def _fits(config: TrainConfig, generator: GeneratorConfig) -> bool:
+    """Whether a preset trains such networks at the generator's resolution."""
+    same = replace(config.generator, poses=generator.poses, resolution=generator.resolution) == generator
+    return same and any(stage.resolution == generator.resolution for stage in config.stages)

@@ -31,7 +31,7 @@ class Networks:
     Args:
         config: architectures, Adam's β₂, the seed, and the model to start from.
         device: where they live.
-        fresh: take the weights of that model; else the caller puts those of a checkpoint in their place.
+        fresh: take the weights of that model; else they stay random, or the caller puts those of a checkpoint in their place.
 
     Raises:
         UserError: if the model to start from cannot be read or has other networks.

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cips3d import pretrained
-from cips3d.camera import mirrored_label
+from cips3d.camera import PoseDistribution, mirrored_label
 from cips3d.configuration import read_json
 from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
 from cips3d.errors import UserError
@@ -73,8 +73,9 @@ class Trainer:
         measures: called every `metrics_kimg` and at the end, besides the configuration's metrics; what they return is logged.
 
     Raises:
-        UserError: if a metric cannot be measured, the data cannot be read or lacks the labels that the configuration needs, the
-            directory cannot be written or holds another run, or a checkpoint is damaged.
+        UserError: if a metric cannot be measured, the data cannot be read or lacks the labels that the configuration needs or
+            has those of other cameras, the directory cannot be written or holds another run, a checkpoint is damaged, or the
+            device does not have the precision.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Trainer:
     ) -> None:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
-        self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
+        self.accelerator = accelerator or _accelerator(config)
         processes = self.accelerator.num_processes
         for stage in config.stages:
             if stage.batch % (processes * stage.accumulate):
@@ -106,6 +107,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
         self.networks = Networks(config, self.accelerator.device, fresh=not saved)
+        self._cameras: CameraSource = self.networks.poses or config.generator.poses
+        if config.cameras == "labels":
+            self._cameras = DatasetCameras(self.dataset, config.mirror, config.generator.poses)
         self.counters = checkpoint.Counters()
         if saved:
             self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
@@ -137,7 +141,9 @@ class Trainer:
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
                     self.save()
-            path = self.save_model()  # before the metrics, which may take long or fail
+            path = self.run_dir / MODEL_FILE
+            if not path.exists():  # of a run that had ended
+                self.save_model()
             at = self.counters
             if self.measures and at.measured != at.images:
                 figures = self._measured()
@@ -223,10 +229,10 @@ class Trainer:
 
     @property
     def _averaged(self) -> Generator:
-        """The averaged generator with the camera prior as it has been learned so far."""
-        ema, poses = self.networks.ema, self.networks.poses
-        if poses is not None:
-            ema.config = replace(ema.config, poses=poses.distribution())
+        """The averaged generator with the camera prior as it has been learned so far, or as the labels have it."""
+        ema = self.networks.ema
+        if not isinstance(self._cameras, PoseDistribution):
+            ema.config = replace(ema.config, poses=self._cameras.distribution())
         return ema
 
     def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
@@ -342,12 +348,6 @@ class Trainer:
         return fake_draws(c.generator, self._sampling, stage.resolution, noise_std, key, positions, device, self._cameras)
 
     @property
-    def _cameras(self) -> CameraSource:
-        if self.config.cameras == "labels":
-            return DatasetCameras(self.dataset, self.config.mirror)
-        return self.networks.poses or self.config.generator.poses
-
-    @property
     def _sampling(self) -> Sampling:
         return self.config.sampling or self.networks.generator.sampling
 
@@ -453,7 +453,8 @@ class Trainer:
 
     # ---------------------------------------------------------------- files
     def save(self) -> None:
-        """Writes a checkpoint and deletes those that are no longer needed (main process only)."""
+        """Writes the model, then a checkpoint, and deletes those that are no longer needed (main process only)."""
+        self.save_model()  # first: whoever is stopped in between resumes and writes it again
         if self.accelerator.is_main_process:
             folder = self.run_dir / "checkpoints"
             path = checkpoint.checkpoint_path(folder, self.counters.images)
@@ -461,19 +462,21 @@ class Trainer:
             checkpoint.prune(folder)
         self.accelerator.wait_for_everyone()
 
-    def save_model(self) -> Path:
-        """Writes the averaged generator, with its mean styles, as a one-file model, and returns its path.
-
-        The discriminators go to a file beside it.
-        """
-        path = self.run_dir / MODEL_FILE
+    def save_model(self) -> None:
+        """Writes the averaged generator, with its mean styles, as a one-file model, and the discriminators beside it."""
         if self.accelerator.is_main_process:
-            ema = self._averaged
+            ema, path = self._averaged, self.run_dir / MODEL_FILE
             ema.update_style_means()
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
-        return path
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=config.precision)
+    except ValueError as error:  # a device that cannot do it
+        raise UserError(f"precision {config.precision}: {error}; set precision=no") from None
 
 
 def resume_config(run_dir: Path) -> TrainConfig:

@@ -57,13 +57,14 @@ class Subjects:
         inversion = self._inversions.get(choice.inversion)
         if inversion is not None:
             base, styles = inversion
-            return self._blended(base, choice.blend), base.truncate(styles, psi)
-        generator = self._blended(self.generator, choice.blend)
-        latents = self._latents(choice.shape_seed, choice.appearance_seed)
+            generator, content = self._blended(base, choice.blend), base.truncate(styles, psi)
+        else:
+            generator = self._blended(self.generator, choice.blend)
+            content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
-            return generator, generator.map(latents, psi)
+            return generator, content
         style = self._latents(choice.shape_seed, choice.mix_seed)
-        return generator, mix_styles(generator, latents, style, choice.mix_from, psi)
+        return generator, mix_styles(generator, content, style, choice.mix_from, psi)
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
         """z_s of one seed with z_a of another; with equal seeds what `cips3d sample --count 1` draws."""
