@@ -47,7 +47,7 @@ YAWS = tuple(range(-24, 25, 6))
 SEEDS = (0, 1, 2)
 #: Of each model, that views, geometry and symmetry are measured on.
 SUBJECTS = 96
-#: Thousands of real pictures shown at 16² and at 32² in every comparison: with its figures a quarter of an hour on a core for CIPS-3D.
+#: Thousands of real pictures shown at 16² and at 32² in every comparison: a quarter of an hour on a core with figures.
 KIMG = (20.0, 10.0)
 
 
@@ -98,7 +98,9 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     print(f"training {folder}, unless it has ended", flush=True)
     train_here(config, folder, processes=1)
     generator = pretrained.load(folder / MODEL_FILE)
-    figures = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS, reference=False).as_json()
+    figures = evaluate(
+        generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS, reference=False
+    ).as_json()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     speeds = {line["resolution"]: line["images_per_second"] for line in log}
     content = {

@@ -397,7 +397,8 @@ def test_presets_differ_from_heads_32_by_the_generator(architecture: Architectur
     stages = tuple(replace(stage, auxiliary=False) for stage in ours.stages)
     assert theirs.pose_weight == (0.0 if architecture == "cips-2d" else ours.pose_weight)  # cips-2d shows no pose
     weights = {"transmittance_weight": ours.transmittance_weight, "pose_weight": ours.pose_weight}
-    same = replace(theirs, generator=ours.generator, **weights)
+    same = replace(theirs, generator=ours.generator, discriminator=ours.discriminator, **weights)
+    assert replace(theirs.discriminator, pose_head=True) == ours.discriminator
     assert same == replace(ours, stages=stages) and theirs.transmittance_weight == transmittance_weight
 
 

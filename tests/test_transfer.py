@@ -301,7 +301,7 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
     plain = base.map(base.sample_latents(1, 9))
     assert isinstance(plain.appearance, torch.Tensor)
     by_block = Styles(plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.inr_blocks)])  # as w+ has it
-    Subject(by_block, CAMERA).save(tmp_path / "subject.safetensors")
+    Subject(by_block, CAMERA[0]).save(tmp_path / "subject.safetensors")
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))

@@ -201,7 +201,12 @@ WARM_UP_KIMG = (1.0, 3.0)
 
 
 def transfer(
-    generator: GeneratorConfig, model: str, data: str, discriminators: nn.ModuleDict | None, kimg: float, name: str | None = None
+    generator: GeneratorConfig,
+    model: str,
+    data: str,
+    discriminators: nn.ModuleDict | None,
+    kimg: float,
+    name: str | None = None,
 ) -> TrainConfig:
     """Transfer to another domain (Section 4.4): one stage at the model's resolution with everything that makes V_r frozen.
 

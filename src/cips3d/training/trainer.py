@@ -87,7 +87,10 @@ class Trainer:
     ) -> None:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
-        self.accelerator = accelerator or _accelerator(config)
+        try:
+            self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
+        except ValueError as error:  # a device that cannot do it
+            raise UserError(f"precision {config.precision}: {error}; set precision=no") from None
         processes = self.accelerator.num_processes
         for stage in config.stages:
             if stage.batch % (processes * stage.accumulate):
@@ -470,13 +473,6 @@ class Trainer:
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=config.precision)
-    except ValueError as error:  # a device that cannot do it
-        raise UserError(f"precision {config.precision}: {error}; set precision=no") from None
 
 
 def resume_config(run_dir: Path) -> TrainConfig:
