@@ -75,7 +75,7 @@ class FilmSiren(nn.Module):
             self.gain.weight.mul_(0.25)
             self.phase.weight.mul_(0.25)
 
-    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, batch in out], Float[Tensor, "batch 1 out"]]:
+    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, "batch in_dim out"], Float[Tensor, "batch 1 out"]]:
         """Weights M and offset c such that the layer is sin(x M + c): the gain is folded into the weights once per style."""
         gain = 15 * self.gain(w) + 30
         matrix = self.linear.weight.t() * gain[:, None, :]
@@ -105,7 +105,7 @@ class ModulatedLinear(nn.Module):
         nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE)
         nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
 
-    def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, batch in out]:
+    def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in_dim out"]:
         """W'': the weights for each style."""
         weight = self.weight * (self.affine(w) + 1)[:, :, None]
         return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
