@@ -1,6 +1,6 @@
 """Fig. 12: how many rays need gradients? n_r of 8² to 32² at 32², and all of them by checkpoints of chunks.
 
-As large a share of the rays at 16². One seed each: three quarters of an hour on two cores.
+As large a share of the rays at 16². One seed each: an hour on two cores.
 """
 
 from __future__ import annotations
