@@ -27,7 +27,7 @@ benchmarks: .venv/.dev
 
 # All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was. The head
 # network is no experiment: it is what they are measured with.
-experiments: .venv/.dev
+experiments: .venv/.efficientnet
 	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py %/head_network.py,$(wildcard experiments/*.py))); do \
 	    $(BIN)/python $$script; done
 
@@ -47,6 +47,10 @@ $(BIN)/pip:
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.runtime $@
+
+.venv/.efficientnet: .venv/.dev
+	$(INSTALL) -e '.[dev,efficientnet]'
+	touch $@
 
 .venv-fidelity/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-fidelity

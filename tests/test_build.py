@@ -95,6 +95,20 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
     assert [float(some[i].float().mean()) for i in range(2)] == pytest.approx([0, 80], abs=6)
 
 
+def test_a_phones_video_is_upright(tmp_path: Path) -> None:
+    frames = [np.zeros((32, 48, 3), dtype=np.uint8) for _ in range(2)]
+    for frame in frames:
+        frame[:16] = 255  # the upper half is white
+    save_frames(tmp_path / "clip.mp4", frames, fps=10)
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 44  # of the track's header: to be shown turned clockwise by 90 degrees
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "clip.mp4").write_bytes(content)
+    build_zip(tmp_path / "clip.mp4", tmp_path / "out.zip", Recipe(16))
+    upright = ImageDataset(tmp_path / "out.zip", 16)[0].float().mean(dim=(0, 1))
+    assert float(upright[:6].mean()) < 60 and float(upright[-6:].mean()) > 190  # now the right half is
+
+
 def test_bad_pictures_stop_or_are_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "2.png").write_text("no picture")
     picture(folder / "3.png", 4, 4)

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips3d.camera import Camera
+import tiny
+from cips3d.camera import Camera, PoseDistribution
 from cips3d.data import SyntheticHeads
 from cips3d.metrics.consistency import depth_distance, depth_error, identity_consistency, pose_error, warp_error
 from cips3d.metrics.geometry import SOLID
 from cips3d.metrics.head_network import HeadNetwork, load_head_network
 from cips3d.metrics.subjects import Subjects, View, angle_between, warped
 from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
+from cips3d.models.baselines import build_generator
 from cips3d.models.records import RenderOutput
 
 COUNT = 48
@@ -200,3 +202,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_sides_are_counted_from_where_the_prior_looks() -> None:
+    poses = PoseDistribution(yaw_mean=0.4, pitch_mean=-0.1)
+    subjects = Subjects(
+        3, poses, 0.12, lambda camera: RenderOutput(*[torch.zeros(3, 3, 1, 1)] * 2, *[torch.zeros(3, 1, 1, 1)] * 3)
+    )
+    yaw, pitch = subjects.at(0.2, 0.05).camera.yaw_pitch()
+    torch.testing.assert_close((yaw, pitch), (torch.full((3,), 0.6), torch.full((3,), -0.05)))
+
+
+def test_many_subjects_are_rendered_as_few_are() -> None:
+    torch.manual_seed(0)
+    generator = build_generator(tiny.GENERATOR).requires_grad_(False)
+    latents = generator.sample_latents(11, 0)
+    camera = PoseDistribution().sample(11, torch.Generator().manual_seed(0))
+    found, expected = (
+        Subjects.generated(generator, latents, 8, psi=0.7).seen(camera).out,
+        generator.render(latents, camera, 8, psi=0.7),
+    )
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), value, atol=1e-5, rtol=1e-5)

@@ -263,6 +263,11 @@ def test_autocast_leaves_geometry_alone() -> None:
     for name in ("depth", "opacity", "last_weight", "feature"):
         assert torch.equal(getattr(fast, name), getattr(exact, name)), name
     assert (fast.rgb - exact.rgb).abs().max() < 0.05
+    camera = Camera.orbit(torch.zeros(2))
+    exact_picture = generator.render(styles, camera, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        picture = generator.render(styles, camera, 8)
+    assert torch.equal(picture.depth, exact_picture.depth) and torch.equal(picture.opacity, exact_picture.opacity)
 
 
 def test_backgrounds() -> None:

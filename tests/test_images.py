@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cips3d.camera import Camera
+from cips3d.data import sources
 from cips3d.data.images import ImageDataset
 from cips3d.errors import UserError
 
@@ -291,6 +292,31 @@ def test_decompression_bomb(tmp_path, monkeypatch, pixels):
     line = refusal(root, 8)
     assert "bomb.png" in line
     assert "safe to decode" in line
+
+
+def test_postscript_under_a_pictures_name_is_not_run(tmp_path):
+    image = encoded(noise(8, 8), "EPS")
+    assert "is no picture that can be read" in refusal(write_folder(tmp_path, {"a.png": image}), 8)
+
+
+@pytest.mark.parametrize("name", ["a.png", "dataset.json"])
+def test_a_zip_bomb_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "MOST_BYTES", 1000)
+    monkeypatch.setattr(sources, "MOST_OTHER_BYTES", 2000)
+    path = write_zip(tmp_path, {"0.png": encoded(noise(8, 8))} | {name: b" " * 2001})
+    assert f"{name} in {path}: unpacks to 2001 bytes" in refusal(path, 8)
+
+
+@pytest.mark.parametrize(("at", "value"), [(6, 84), (9, 8)])  # a version to come; a name in UTF-8
+def test_a_damaged_directory_of_a_zip(tmp_path, at, value):
+    path = write_zip(tmp_path, {"a\xff.png": encoded(noise(8, 8))})
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + at] = value
+    name = content.index("a\xff.png".encode(), directory)
+    content[name + 1] = 0xFF  # no UTF-8
+    path.write_bytes(content)
+    assert "pictures.zip: is damaged" in refusal(path, 8)
 
 
 def test_encrypted_member(tmp_path):

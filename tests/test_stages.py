@@ -17,6 +17,7 @@ from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.training import trainer as trainer_module
+from cips3d.training.checkpoint import checkpoints
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.losses import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
@@ -161,6 +162,24 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     assert trainer.networks.generator_optimizer.param_groups[0]["lr"] == 0.5 * trainer.config.stages[1].generator_lr
     assert trainer.counters.skipped == 3
     assert Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5  # and so it is after a restart
+
+
+def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer_module.generator_step
+    trainer = Trainer(tiny.config(data), tmp_path)
+
+    def always_spoilt(*args: Any, **options: Any) -> Any:
+        result = step(*args, **options)
+        if trainer.counters.step >= 7:  # the checkpoint after eight steps would begin in the middle of it
+            next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
+        return result
+
+    monkeypatch.setattr(trainer_module, "generator_step", always_spoilt)
+    with pytest.raises(UserError, match=r"even with learning rates times 0\.00390625"):
+        trainer.run()
+    assert [int(path.stem) for path in checkpoints(tmp_path / "checkpoints")] == [16]
 
 
 def test_divergence_before_the_first_checkpoint_is_the_users_to_mend(

@@ -144,7 +144,7 @@ def _frames(path: Path) -> Iterator[_Entry]:
     """The frames of a video, decoded one at a time."""
     number = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{shown(path)}: has no pictures in it, only sound; give a video")
             for frame in container.decode(video=0):
@@ -152,13 +152,21 @@ def _frames(path: Path) -> Iterator[_Entry]:
                 limit = Image.MAX_IMAGE_PIXELS
                 if limit is not None and frame.width * frame.height > limit:
                     raise UserError(f"{place}: has more than the {limit} pixels that are safe to decode; scale the video down")
-                yield f"{number}", place, lambda frame=frame: nullcontext(frame.to_image())
+                yield f"{number}", place, lambda frame=frame, place=place: nullcontext(_upright(frame, place))
                 number += 1
     except (av.error.FFmpegError, OSError) as error:
         where = "cannot be read" if number == 0 else f"is damaged after frame {number - 1}"
         raise UserError(f"{shown(path)}: {where} ({first_line(error)}); convert it, or give its pictures") from error
     if number == 0:
         raise UserError(f"{shown(path)}: holds no frame that can be decoded; convert it, or give its pictures")
+
+
+def _upright(frame: av.VideoFrame, place: str) -> Image.Image:
+    """A frame's picture, turned as the video says that it is to be shown (as phones do, held upright)."""
+    try:
+        return frame.to_image().rotate(frame.rotation, expand=True)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise UserError(f"{place}: cannot be converted to RGB ({first_line(error)}); convert the video") from error
 
 
 def _png(image: Image.Image) -> bytes:

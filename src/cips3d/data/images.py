@@ -202,6 +202,8 @@ def _label_file(source: Source) -> Any:
             return json.load(file)
     except (FileNotFoundError, KeyError):  # as a folder and a zip say that there is none
         return None
+    except UserError:
+        raise
     except Exception as error:
         place = shown(source.place(LABEL_FILE))
         raise UserError(f"{place}: is no readable JSON ({first_line(error)}); mend or remove it") from error

@@ -1,6 +1,7 @@
 """Where a user's pictures lie, a folder or a zip, and how they are opened: safely, upright, as RGB.
 
-A decompression bomb and a zip with members that point outside it are refused; every fault names its picture.
+Decompression bombs, of pixels and of bytes, and a zip with members that point outside it are refused; every fault names its
+picture. Nothing but the decoders of known formats is tried: Pillow would hand PostScript, whatever its name, to Ghostscript.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from cips3d.errors import UserError
 
 #: File names that are taken for pictures, in any case; other files are passed over.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+#: Pillow's decoders for them, by content.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+#: Bytes of a zip's member when unpacked, at most: of a picture, and of any other file.
+MOST_BYTES, MOST_OTHER_BYTES = 2**28, 2**30
 
 
 class Folder:
@@ -65,6 +70,9 @@ class Zip:
         return names
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
+        size, most = self._opened().getinfo(name).file_size, MOST_BYTES if is_picture(name) else MOST_OTHER_BYTES
+        if size > most:
+            raise UserError(f"{shown(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it")
         return self._opened().open(name)
 
     def place(self, name: str) -> str:
@@ -120,7 +128,7 @@ def open_source(path: Path) -> Source:
     source = Zip(path)
     try:
         source.names()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:  # the last two of damaged headers
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); give a readable folder or zip") from error
         if path.suffix.lower() == ".zip":
@@ -160,7 +168,7 @@ def opened_picture(source: Source, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with source.open(name) as file, Image.open(file) as image:
+            with source.open(name) as file, Image.open(file, formats=FORMATS) as image:
                 yield image
     except UserError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from cips3d.models.records import Latents, RenderOutput, Sampling
 SOLID = 0.5
 #: A point is hidden where the other camera sees something nearer by more than this, world units.
 HIDDEN = 0.01
+#: Generated subjects that are rendered together: of more, few rays each fit a chunk, and every chunk modulates all weights.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Subjects:
         """Those that a generator makes of these latents."""
 
         def show(camera: Camera) -> RenderOutput:
-            return generator.render(latents, camera, resolution, psi=psi, sampling=sampling)
+            pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(latents), _AT_ONCE)]
+            outs = [generator.render(latents[i], camera[i], resolution, psi=psi, sampling=sampling) for i in pieces]
+            return RenderOutput(*(torch.cat([getattr(out, field.name) for out in outs]) for field in fields(RenderOutput)))
 
         return Subjects(len(latents), generator.config.poses, generator.config.extent, show)
 
@@ -80,8 +84,9 @@ class Subjects:
         return Subjects(len(indices), heads.poses, FAR_DEPTH - 1, show)
 
     def at(self, yaw: float, pitch: float = 0.0) -> View:
-        """All of them from one side, radians."""
-        return self.seen(Camera.orbit(torch.full((self.count,), yaw), pitch, self.poses.radius, self.poses.fov))
+        """All of them from one side, radians away from the prior's mean."""
+        yaws = torch.full((self.count,), self.poses.yaw_mean + yaw)
+        return self.seen(Camera.orbit(yaws, self.poses.pitch_mean + pitch, self.poses.radius, self.poses.fov))
 
     def from_prior(self, seed: int) -> View:
         """Each from a random camera of the prior."""

@@ -168,7 +168,8 @@ class RayOutput:
     def stacked(self) -> Float[Tensor, "batch rays 9"]:
         """rgb, aux_rgb, depth, opacity and last_weight side by side."""
         scalars = torch.stack([self.depth, self.opacity, self.last_weight], dim=-1)
-        return torch.cat([self.rgb, self.aux_rgb, scalars.to(self.rgb)], dim=-1)
+        # under autocast colours have 16 bits, in which all of a head's depths are a handful of values
+        return torch.cat([self.rgb.to(scalars), self.aux_rgb.to(scalars), scalars], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _afhq_cats_256() -> TrainConfig:
     hence the adapted augmentation (StyleGAN2-ADA); the stages are a quarter as long as those of FFHQ.
     """
     faces = _ffhq(256)
-    poses = PoseDistribution(yaw_std=0.5, pitch_std=0.4)
+    poses = PoseDistribution("uniform", yaw_std=0.5, pitch_std=0.4)
     return replace(
         faces,
         data="datasets/afhq-cats.zip",

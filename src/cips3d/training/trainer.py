@@ -49,6 +49,8 @@ from cips3d.training.steps import (
 MODEL_FILE = "model.safetensors"
 #: Steps in a row with NaN or infinite gradients after which the run goes back to its newest checkpoint.
 SKIPS_TO_ROLL_BACK = 3
+#: Halved learning rates below this share of the configuration's end the run.
+LEAST_RATE_SCALE = 2.0**-8
 #: An adapted augmentation probability moves every so many steps, at the pace of 0 to 1 in so many pictures, and to this at
 #: most, above which augmentations show in the generated pictures (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2 and 3.2).
 AUGMENT_STEPS, AUGMENT_PICTURES, MOST_AUGMENT = 4, 500_000, 0.8
@@ -206,7 +208,7 @@ class Trainer:
             main = self.accelerator.is_main_process
             seconds = time.perf_counter() - began if main else 0.0
             at.stage_seconds, stop, alarmed = self._totals(seconds, float(bool(interrupts)), float(bool(alarms)))
-            if self._passed(c.checkpoint_kimg, stage.batch):
+            if self._passed(c.checkpoint_kimg, stage.batch) and not at.skipped_in_a_row:  # none that begins with a fault
                 self.save()
             if alarmed and c.stop_on_alarm:
                 self.save()
@@ -382,7 +384,7 @@ class Trainer:
         """Puts the newest checkpoint back, with half the learning rates.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there is none, or that was done often in vain.
         """
         saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
         if not saved:
@@ -391,6 +393,11 @@ class Trainer:
                 "give lower learning rates (generator_lr, discriminator_lr) and start anew"
             )
         scale, skipped, at_images = self.counters.rate_scale / 2, self.counters.skipped, self.counters.images
+        if scale < LEAST_RATE_SCALE:
+            raise UserError(
+                f"{self.run_dir}: no finite gradients at {at_images} pictures, even with learning rates times {2 * scale:g}; "
+                "look for damaged pictures (cips3d data check), or start anew with other settings"
+            )
         self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
         self.counters.rate_scale, self.counters.skipped = scale, skipped
         if self.accelerator.is_main_process:
@@ -463,6 +470,8 @@ class Trainer:
             path = checkpoint.checkpoint_path(folder, self.counters.images)
             checkpoint.save_state(path, self.networks.modules, self.networks.optimizers, self.counters)
             checkpoint.prune(folder)
+            for path in self.run_dir.glob(".model*.safetensors"):  # what a killed process left half-written
+                path.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:
