@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cips3d import pretrained
 from cips3d.cli.train import train_here
@@ -179,6 +182,11 @@ def table(
     return {
         "medians": medians, "runs": runs, "records": records, "minutes": round(sum(x["minutes"] for x in found.values()), 1)
     }  # fmt: skip
+
+
+def sweeps(records: Mapping[str, Sequence[str]]) -> UInt8[np.ndarray, "height width 3"]:
+    """The pictures of a table's records, one below the other."""
+    return np.concatenate([np.asarray(Image.open(RECORDS / f"{name}.png")) for names in records.values() for name in names])
 
 
 def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, ...] = SEEDS) -> Figure:

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-from common import RECORDS, RESULTS, SEEDS, Result, clearly_mirrored, small_config, staged, table
-from PIL import Image
+from common import RESULTS, SEEDS, Result, clearly_mirrored, small_config, staged, sweeps, table
 
 from cips3d.export.media import save_image
 from cips3d.training.config import TrainConfig
@@ -47,8 +45,7 @@ def main() -> None:
     claim = "Without the auxiliary discriminator heads are mirror-symmetric, with it they are not (Table 2, Fig. 5)"
     result = Result("table_2", claim)
     found = table(ROWS, FIGURES)
-    sweeps = [np.asarray(Image.open(RECORDS / f"{name}.png")) for names in found["records"].values() for name in names]
-    save_image(RESULTS / "table_2_sweeps.png", np.concatenate(sweeps))
+    save_image(RESULTS / "table_2_sweeps.png", sweeps(found["records"]))
     without, with_it = (found["runs"][name]["two_hypothesis_score"] for name in ("learned", "full"))
     result.write({"paper_fid": PAPER} | found, clearly_mirrored(without, with_it), seeds=SEEDS)
 

@@ -31,16 +31,16 @@ processes = multiprocessing.get_context("forkserver")  # a new process each, but
 processes.set_forkserver_preload(["cips3d.training.trainer", "tiny", "torch._dynamo"])  # which optimisers import
 
 
-def train(run_dir: Path, data: str, shares: Connection, die_in_checkpoint: int) -> None:
+def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
     """The run that gets killed: two stages with a checkpoint after every fourth step. Sends the share done after every step.
 
-    Or kills itself in the middle of writing the `die_in_checkpoint`-th checkpoint.
+    Or kills itself in the middle of writing the `die_in_file`-th file: a model, its discriminators, a checkpoint, in turns.
     """
     torch.set_num_threads(1)
     stages = (Stage(4, kimg=0.048, batch=4), Stage(8, kimg=0.192, batch=4, generator_lr=1e-3, fade_kimg=0.05))
     config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.16)
-    if die_in_checkpoint:
-        pretrained.save_file = dying_writer(pretrained.save_file, die_in_checkpoint)
+    if die_in_file:
+        pretrained.save_file = dying_writer(pretrained.save_file, die_in_file)
     shares.send(0.0)
     Trainer(config, run_dir).run(lambda share, _: shares.send(share))
 
@@ -61,9 +61,9 @@ def dying_writer(write: Callable[..., None], at: int) -> Callable[..., None]:
 
 
 # ---------------------------------------------------------------- the tests
-def start(run_dir: Path, data: str, die_in_checkpoint: int = 0) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+def start(run_dir: Path, data: str, die_in_file: int = 0) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     shares, far_end = processes.Pipe(duplex=False)
-    process = processes.Process(target=train, args=(run_dir, data, far_end, die_in_checkpoint))
+    process = processes.Process(target=train, args=(run_dir, data, far_end, die_in_file))
     process.start()
     far_end.close()
     return process, shares
@@ -87,14 +87,16 @@ def kill_and_finish(run_dir: Path, data: str, at: float, delay: float) -> None:
     finish(run_dir, data)
 
 
-def die_and_finish(run_dir: Path, data: str) -> None:
-    process, _ = start(run_dir, data, die_in_checkpoint=3)
+def die_and_finish(run_dir: Path, data: str, die_in_file: int) -> None:
+    """With the third checkpoint half on the disk, or the model that is written before it."""
+    process, _ = start(run_dir, data, die_in_file)
     process.join(100)
     assert process.exitcode == -signal.SIGKILL
     folder = run_dir / "checkpoints"
     whole = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert whole == [f"{images:012d}.safetensors" for images in (16, 32)]
-    assert len(list(folder.iterdir())) == 3  # and the half one
+    half = [path for path in (*folder.iterdir(), *run_dir.iterdir()) if path.name.startswith(".")]
+    assert len(half) == 1
     finish(run_dir, data)
 
 
@@ -111,7 +113,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         for kill in range(KILLS):
             at, delay = moments.uniform(0, 0.95), moments.uniform(0, 0.05)
             jobs[f"killed-{kill}"] = pool.submit(kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay)
-        jobs["died-in-checkpoint"] = pool.submit(die_and_finish, tmp_path / "died-in-checkpoint", data)
+        jobs["died-in-checkpoint"] = pool.submit(die_and_finish, tmp_path / "died-in-checkpoint", data, 9)
+        jobs["died-in-model"] = pool.submit(die_and_finish, tmp_path / "died-in-model", data, 7)
         for job in jobs.values():
             job.result()
     whole = tmp_path / "whole"
@@ -126,6 +129,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert read_log(run) == log, name
         assert files(run / "samples") == files(whole / "samples"), name
         assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), name  # no half-written ones
+        assert not list(run.glob(".*")), name
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
