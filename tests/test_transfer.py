@@ -110,7 +110,8 @@ def test_discriminators_that_tell_no_poses_go_on_too() -> None:
 )  # fmt: skip
 def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, taken: str, weight: float) -> None:
     generator = replace(preset(name).generator, resolution=side, poses=PoseDistribution(yaw_mean=0.1))
-    config = transfer(generator, "model", "heads-cartoon", None, 10.0)
+    config = transfer(generator, "model", "heads-cartoon", None, 20.0)
+    assert config.stages[0].warm_up_kimg == 3.0
     assert [stage.resolution for stage in config.stages] == [side]
     assert config.discriminator == preset(taken).discriminator and config.pose_weight == weight
 
@@ -127,7 +128,7 @@ def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str,
     pretrained.save(pretrained.load(model), alone)
     assert pretrained.load_discriminators(alone) is None
     cli.main(["finetune", str(alone), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.01"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["start"] == str(alone)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.0025
     with pytest.raises(SystemExit):
         cli.main(["finetune", str(alone), str(tmp_path / "run2"), "--data", "heads-cartoon", "--freeze-d", "1"])
 

@@ -467,11 +467,15 @@ class Trainer:
         self.save_model()  # first: whoever is stopped in between resumes and writes it again
         if self.accelerator.is_main_process:
             folder = self.run_dir / "checkpoints"
-            path = checkpoint.checkpoint_path(folder, self.counters.images)
-            checkpoint.save_state(path, self.networks.modules, self.networks.optimizers, self.counters)
+            checkpoint.save_state(
+                checkpoint.checkpoint_path(folder, self.counters.images),
+                self.networks.modules,
+                self.networks.optimizers,
+                self.counters,
+            )
             checkpoint.prune(folder)
-            for path in self.run_dir.glob(".model*.safetensors"):  # what a killed process left half-written
-                path.unlink(missing_ok=True)
+            for half_written in self.run_dir.glob(".model*.safetensors"):  # by a process that was killed
+                half_written.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 
     def save_model(self) -> None:
