@@ -1,4 +1,5 @@
-"""Makes the pictures of the pages in docs/pictures/: those of the bundled model by commands, the drawings by drawings.py.
+"""Makes the pictures of the pages in docs/pictures/: those of the bundled model by commands, the drawings by drawings.py, that
+of the viewer by screenshot.py.
 
 python docs/pictures.py               # all, which takes minutes
 python docs/pictures.py orbit.svg     # the named ones
@@ -30,8 +31,10 @@ COMMANDS = {
 }
 #: Where a command writes the picture, if not under its own name.
 WRITTEN_AS = {"inversion.png": "found/report.png"}
-#: Pictures in docs/ that training runs have made (results.md), by `make demo` and by the long run of heads-32; and a browser.
-OF_RUNS = {"heads.png", "heads-hour.png", "viewer.png"}
+#: Made in a browser.
+SCREENSHOTS = {"viewer.png"}
+#: Pictures in docs/ that `make demo` has made.
+OF_RUNS = {"heads.png"}
 
 
 def make(name: str, folder: Path, small: bool = False) -> Path:
@@ -39,6 +42,11 @@ def make(name: str, folder: Path, small: bool = False) -> Path:
     out = folder.resolve() / name
     if name in DRAWINGS:
         DRAWINGS[name](out)
+        return out
+    if name in SCREENSHOTS:
+        import screenshot  # needs playwright
+
+        screenshot.viewer(out)
         return out
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as work:
@@ -54,5 +62,5 @@ def make(name: str, folder: Path, small: bool = False) -> Path:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or [*DRAWINGS, *COMMANDS]:
+    for name in sys.argv[1:] or [*DRAWINGS, *COMMANDS, *SCREENSHOTS]:
         print(make(name, HERE / "pictures"))

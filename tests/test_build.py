@@ -95,6 +95,19 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
     assert [float(some[i].float().mean()) for i in range(2)] == pytest.approx([0, 80], abs=6)
 
 
+def test_a_damaged_videos_frames_up_to_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    save_frames(path, list(frames), fps=10)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])  # its index comes first, so that it can be opened
+    with pytest.raises(UserError, match=r"clip\.mp4: is damaged after frame"):
+        build_zip(path, tmp_path / "all.zip", Recipe(16))
+    written, left_out = build_zip(path, tmp_path / "some.zip", Recipe(16), skip_bad=True)
+    assert 0 < written < 20 and "is damaged after frame" in left_out[0]
+    assert len(ImageDataset(tmp_path / "some.zip", 16)) == written
+
+
 def test_a_phones_video_is_upright(tmp_path: Path) -> None:
     frames = [np.zeros((32, 48, 3), dtype=np.uint8) for _ in range(2)]
     for frame in frames:
@@ -223,6 +236,16 @@ def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report.sheet is not None and report.sheet.size == (6 * 96, 96)
     assert "2 of its pictures" in error_of(capsys, "data", "check", data, "--resolution", "16")
     assert check(data).faults == 1
+
+
+def test_labels_that_training_would_refuse_are_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", seed=i)
+    labels = [["0.png", [0.0] * 25], ["1.png", [1, 2, 3]]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    report = check(tmp_path)
+    assert report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
+    assert "2 of its pictures" in error_of(capsys, "data", "check", tmp_path)
 
 
 def test_colour_statistics(tmp_path: Path) -> None:

@@ -113,6 +113,16 @@ def test_a_batch_can_be_taken_apart_and_joined() -> None:
     assert torch.equal(again.fov, cameras.fov)
 
 
+@pytest.mark.parametrize("corner_aligned", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (2, 3)])
+def test_pixels_are_square_in_pictures_that_are_not(height: int, width: int, corner_aligned: bool) -> None:
+    cam = camera(0.3, 0.1, fov=20.0)
+    plane = project(cam, cam.rays(height, width, corner_aligned).directions[0] + cam.position[0]).view(height, width, 2)
+    across, down = plane[0, 1, 0] - plane[0, 0, 0], plane[0, 0, 1] - plane[1, 0, 1]
+    torch.testing.assert_close(across, down)
+    torch.testing.assert_close(plane[..., 0], -plane[..., 0].flip(1))
+
+
 def test_corner_aligned_grid_reaches_the_edge() -> None:
     cam = camera(0.0, 0.0, fov=30.0)
     plane = project(cam, cam.rays(4, 4, corner_aligned=True).directions[0] + cam.position[0])

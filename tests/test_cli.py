@@ -20,6 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import tiny
@@ -34,6 +35,7 @@ from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage
+from cips3d.training.logs import write_config
 from cips3d.training.presets import PRESETS
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -436,6 +438,13 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["mesh", "MODEL", "OUT.ply", "--seed", "-1"], "--seed"),
         (["mesh", "MODEL", "OUT.ply", "--device", "abacus"], "--device abacus"),
         (["render", "MODEL", "OUT.txt"], "OUT.txt"),
+        (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--yaw", "3"], "--yaw and --pitch"),
+        (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--pitch", "3"], "--yaw and --pitch"),
+        (["finetune", "MODEL", "OUT", "--data", "heads", "--batch", "0"], "--batch"),
+        (["finetune", "MODEL", "OUT", "--data", "heads", "--processes", "-1"], "--processes"),
+        (["invert", "nowhere.png", "MODEL", "OUT", "--pitch", "3"], "--pitch"),
+        (["invert", "nowhere.png", "MODEL", "OUT", "--space", "w", "--mirror", "0"], "--mirror"),
+        (["info", "MODEL", "--batch", "4"], "--batch"),
         (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
         (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
         (["render", "MODEL", "OUT.mp4", "--seeds", "1", "-1"], "--seeds"),
@@ -520,6 +529,21 @@ def test_damaged_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert names(tmp_path) == ["models"]
 
 
+def test_the_folder_of_a_run_is_no_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path / "run", tiny.config())
+    pretrained.save(pretrained.load(model), tmp_path / "run" / "model.safetensors")
+    assert f"give the model in it, {tmp_path}/run/model.safetensors" in refusal(
+        capsys, "sample", tmp_path / "run", tmp_path / "out.png"
+    )
+
+
+def test_a_blend_replaces_no_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path / "run", tiny.config())
+    for out in (Path(model), tmp_path / "run" / "model.safetensors"):
+        assert f"{out}: is one of the models or a run's" in refusal(capsys, "blend", model, model, out, "--amount", "0.5")
+    assert names(tmp_path / "run") == ["config.json"]
+
+
 @pytest.mark.parametrize("verb", ["sample", "render", "info", "import-official"])
 @pytest.mark.parametrize("name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300])
 def test_missing_models(verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -533,6 +557,13 @@ def test_a_model_that_the_hub_does_not_have(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "nobody/nothing" in refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
+
+    def unknown(*_: Any, **__: Any) -> str:  # as the hub's mixin hears it where there is a network
+        raise HfHubHTTPError("404", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", unknown)
+    line = refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
+    assert "nobody/nothing: there is no such model" in line
 
 
 # ---------------------------------------------------------------- datasets that cannot be used
@@ -691,8 +722,9 @@ def unwritable(tmp_path: Path) -> list[Path]:
 
 
 def test_places_that_cannot_be_written(
-    model: str, solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, solid_model: str, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr("cips3d.cli.invert.find", None)  # it is said before the work
     for place in unwritable(tmp_path):
         for command in (
             ["train", place, "--preset", "tiny"],
@@ -702,6 +734,9 @@ def test_places_that_cannot_be_written(
             ["render", model, place / "a.png", "--count", "1", "--views", "1"],
             ["render", model, place / "a.mp4", "--count", "1", "--seconds", "0.1"],
             ["mesh", solid_model, place / "a.glb", "--resolution", "8", "--no-colors"],
+            ["blend", model, model, place / "a.png"],
+            ["mix", model, place / "a.png"],
+            ["invert", Path(pictures) / "0.png", model, place / "a"],
             ["data", "heads", place / "a.zip", "--count", "1", "--resolution", "8"],
             ["data", "heads", place / "a", "--count", "1", "--resolution", "8"],
         ):

@@ -38,6 +38,8 @@ if not DOCS.is_dir():
 sys.path.insert(0, str(DOCS))
 import commands as shown  # noqa: E402
 
+from chromium import CHROMIUM  # noqa: E402
+
 PAGES = pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
 
 
@@ -65,6 +67,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recorded = load_file(ROOT / "tests" / "data" / "generator.safetensors")
     official = {key.removeprefix("param/"): value.float() for key, value in recorded.items() if key.startswith("param/")}
     torch.save(official, folder / "G_ema.pth")
+    recorded = load_file(ROOT / "tests" / "data" / "training_step_discriminator.safetensors")
+    prefix = "discriminator_before/"
+    torch.save({key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)}, folder / "D.pth")
     Trainer(brief(), folder / "runs" / "mine").run()
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
     return folder
@@ -195,7 +200,7 @@ def maker() -> Iterator[ModuleType]:
 def test_every_picture_is_made_by_the_script(maker: ModuleType) -> None:
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
     shown_ones = {name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")}
-    made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS]}
+    made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS, *maker.SCREENSHOTS]}
     assert shown_ones <= made | maker.OF_RUNS
     assert made == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == made & shown_ones
     assert all(text in pages for texts in maker.COMMANDS.values() for text in texts)  # readers are told how
@@ -210,6 +215,13 @@ def test_pictures_can_be_made(maker: ModuleType, reader: Path) -> None:
             Image.open(out).verify()
         else:
             assert "<svg" in out.read_text()[:2000]
+
+
+def test_the_picture_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) -> None:
+    pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    assert Image.open(maker.make("viewer.png", reader)).width == 720 + 526
 
 
 # ---------------------------------------------------------------- the site

@@ -74,6 +74,7 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
         return float(pixel_distance(step.generator.render(step.styles, step.camera, 8).image, image))
 
     assert distance(found) < 0.9 * distance(plus) and distance(plus) < 1.001 * distance(w)
+    assert [step.loss for step in (w, plus, found)] == pytest.approx([distance(step) for step in (w, plus, found)], rel=1e-4)
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
     for name, tensor in generator.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -95,6 +96,15 @@ def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Gener
     elsewhere = invert(generator, image, "w", start=Camera.orbit(-0.4), discriminator=discriminator, config=config)
     assert float(elsewhere.camera.yaw_pitch()[0]) == pytest.approx(-0.4, abs=0.03)
     assert elsewhere.loss > invert(generator, image, "w", start=Camera.orbit(-0.4), config=config).loss  # features count
+
+
+def test_a_network_of_one_block_takes_each_steps_own_number() -> None:
+    one = build_generator(replace(tiny.GENERATOR, inr_blocks=1)).eval().requires_grad_(False)
+    told: list[tuple[float, str]] = []
+    config = replace(FEW, steps=(1, 2, 3, 4))
+    invert(one, picture_of(one, Camera.orbit(0.1)), config=config, progress=lambda *said: told.append(said))
+    assert [step for _, step in told] == ["w"] * 3 + ["w+"] * 3 + ["tuned"] * 4
+    assert told[-1][0] == pytest.approx(1.0)
 
 
 def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
@@ -229,7 +239,7 @@ def test_invert_writes_everything_that_is_needed_to_go_on(folder: Path, generato
         (["--yaw", "3", "--predictor", "heads"], "--yaw and --predictor"),
         (["--effort", "0"], "--effort"),
         (["--mirror", "-1"], "--mirror"),
-        (["--pitch", "90"], "--pitch"),
+        (["--yaw", "0", "--pitch", "90"], "--pitch: 90"),
         (["--features", "discriminator"], "--features discriminator"),
         (["--predictor", "no.such:thing"], "--predictor no.such:thing"),
         (["--seed", "-2"], "--seed"),
@@ -272,6 +282,10 @@ def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: 
     cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
     assert np.array_equal(*pictures)
+    cli.main(["render", model, str(tmp_path / "less.png"), "--subject", str(subject), "--psi", "0.2", *view])
+    cli.main(["render", model, str(tmp_path / "least.png"), "--seeds", "9", "--psi", "0.2", *view])
+    less = [np.asarray(Image.open(tmp_path / name)) for name in ("less.png", "least.png")]
+    assert np.array_equal(*less) and not np.array_equal(less[0], pictures[0])
     cli.main(["blend", model, model, str(tmp_path / "blend.png"), "--subject", str(subject), "--views", "2"])
     assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
     with pytest.raises(SystemExit):

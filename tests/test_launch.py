@@ -25,6 +25,7 @@ from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.launch import default_processes, run_in_processes
 from cips3d.training.logs import write_config
 from cips3d.training.presets import preset
+from cips3d.training.trainer import MODEL_FILE, Trainer
 
 
 def stages(*batches: int) -> tuple[Stage, ...]:
@@ -97,6 +98,18 @@ def test_each_process_has_cores_of_its_own() -> None:
 def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     with pytest.raises(UserError, match=f"^nothing left on {rank}$"):
         run_in_processes(2, fail_on, rank)
+    assert not multiprocessing.active_children()
+
+
+def train(config: TrainConfig, run: Path) -> None:
+    Trainer(config, run).run()
+
+
+def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
+    data = tiny.pictures(tmp_path / "data")
+    for name, workers in (("with", 1), ("without", 0)):
+        run_in_processes(2, train, tiny.config(data, workers=workers), tmp_path / name)
+    assert (tmp_path / "with" / MODEL_FILE).read_bytes() == (tmp_path / "without" / MODEL_FILE).read_bytes()
     assert not multiprocessing.active_children()
 
 

@@ -209,7 +209,9 @@ def test_unknown_kinds_of_video(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 0), ("a.mp4", -1.0), ("a.mp4", float("nan")), ("a.gif", 60)])
+@pytest.mark.parametrize(
+    ("name", "fps"), [("a.mp4", 0), ("a.mp4", -1.0), ("a.mp4", 0.0004), ("a.mp4", float("nan")), ("a.gif", 60)]
+)
 def test_bad_frame_rates(tmp_path, name, fps):
     with pytest.raises(UserError, match=r"^fps: "):
         save_frames(tmp_path / name, moving(2), fps=fps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import cips3d
-from cips3d import cli
+from cips3d import cli, pretrained
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
@@ -142,6 +142,24 @@ def test_discriminator(kind: str, resolution: int, alpha: float) -> None:
 
 
 # ---------------------------------------------------------------- importing checkpoints
+def test_import_official_takes_the_discriminators_too(tmp_path, capsys):
+    of_step, out = recorded("training_step_discriminator"), tmp_path / "model.safetensors"
+    checkpoints = [tmp_path / "G_ema_model.pth", tmp_path / "D_model.pth"]
+    for checkpoint, name in zip(checkpoints, ("generator", "discriminator"), strict=True):
+        torch.save(below(of_step | recorded("training_step_generator"), f"{name}_before/"), checkpoint)
+    words = ["import-official", str(checkpoints[0]), str(out), "--resolution", "16", "--discriminators"]
+    cli.main([*words, str(checkpoints[1])])
+    found = pretrained.load_discriminators(out)
+    expected = discriminators(of_step, "discriminator_before/main_disc.", "discriminator_before/aux_disc.")
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(next(expected.parameters()))
+    for name in ("main", "aux"):
+        torch.testing.assert_close(found[name](images), expected[name](images).to(images))
+    out.unlink()
+    with pytest.raises(SystemExit):
+        cli.main([*words, str(checkpoints[0])])  # the generator's file again
+    assert "main_disc." in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_import_official_makes_a_model_with_the_recorded_pictures(tensors, tmp_path, capsys, dtype):
     checkpoint, out = tmp_path / "G_ema_model.pth", tmp_path / "model.safetensors"

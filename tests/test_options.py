@@ -208,6 +208,26 @@ def test_labels_of_other_cameras_than_the_models_are_refused(tmp_path: Path) -> 
         Trainer(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
 
 
+def test_a_label_of_no_centred_camera_is_named_before_the_run(tmp_path: Path) -> None:
+    data = Path(tiny.pictures(tmp_path / "data"))
+    labels = SyntheticHeads(6, 8).camera_labels(range(6))
+    labels[4, 18] = 0.4  # its principal point lies aside
+    content = {"labels": [[f"{i}.png", label] for i, label in enumerate(labels.tolist())]}
+    (data / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"data: the label of 4\.png"):
+        Trainer(one_stage(str(data), cameras="labels"), tmp_path / "run")
+
+
+def test_a_model_to_start_from_must_render_alike(tmp_path: Path, data: str) -> None:
+    start = tmp_path / "start.safetensors"
+    changed = replace(tiny.GENERATOR, density_gain=2.0, coarse_samples=9)
+    pretrained.save(Generator(changed), start)
+    with pytest.raises(UserError, match=r"has density_gain 2\.0; set generator\.density_gain"):
+        Trainer(one_stage(data, start=str(start)), tmp_path / "run")
+    pretrained.save(Generator(replace(changed, density_gain=tiny.GENERATOR.density_gain)), start)
+    Trainer(one_stage(data, start=str(start)), tmp_path / "run")
+
+
 def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     config = one_stage(data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True)

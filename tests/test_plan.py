@@ -100,6 +100,13 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "dataset heads: 50,000 pictures" in words and "0.10 TFLOP/s (given)" in words
 
 
+def test_a_plan_says_what_is_wrong_with_data_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.pictures(tmp_path / "data", size=4)
+    write_config(tmp_path / "run", tiny.config(data))
+    main(["plan", str(tmp_path / "run"), "--tflops", "0.1"])
+    assert "0.png: is 4x4, smaller than the resolution 8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 import tiny
+from cips3d import pretrained
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
@@ -122,10 +124,25 @@ def test_transmittance_is_rewarded_up_to_the_target() -> None:
     assert not opacity.grad[1].any()  # enough passes
 
 
+def test_a_model_says_which_resolution_it_was_trained_at_last(tmp_path: Path, data: str) -> None:
+    config = tiny.config(data)
+    model = pretrained.load(Trainer(replace(config, stages=config.stages[:1]), tmp_path / "small").run())
+    assert model.config.resolution == 4
+    stopped = Trainer(config, tmp_path / "stopped")
+    found: list[int] = []
+
+    def look(*_: object) -> None:
+        stopped.save_model()
+        found.append(pretrained.load(tmp_path / "stopped" / trainer_module.MODEL_FILE).config.resolution)
+
+    stopped.run(look)
+    assert found == [4] * 4 + [8] * 8
+
+
 # ---------------------------------------------------------------- recovery
-def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -> list[int]:
-    """Makes the generator's gradients NaN at the given steps, once each; the list fills with the steps that ran."""
-    left, ran = set(steps), []
+def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: Iterable[int]) -> list[int]:
+    """Makes the generator's gradients NaN at the given steps, each as often as it is given; returns the steps that ran."""
+    left, ran = list(steps), []
 
     def step(*args: Any, **options: Any) -> Any:
         result = generator_step(*args, **options)
@@ -162,6 +179,18 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     assert trainer.networks.generator_optimizer.param_groups[0]["lr"] == 0.5 * trainer.config.stages[1].generator_lr
     assert trainer.counters.skipped == 3
     assert Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5  # and so it is after a restart
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))  # no step stands twice
+
+
+def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny.config(data), tmp_path)
+    ran = spoil(monkeypatch, trainer, [2, 3, 4, 4])  # the first stage ends after step 3, and is saved
+    trainer.run()
+    assert ran == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert trainer.counters.rate_scale == 0.5
 
 
 def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
@@ -229,11 +258,12 @@ def test_released_settings_from_256_on() -> None:
 
 
 def test_half_precision_trains(tmp_path: Path, data: str) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is the process's
-    trainer = Trainer(tiny.config(data, precision="bf16", log_steps=1), tmp_path)
+    Trainer(tiny.config(data), tmp_path / "other")  # of another precision, in the same process
+    trainer = Trainer(tiny.config(data, precision="bf16", log_steps=1), tmp_path / "run")
     before = generator_weights(trainer)
     trainer.run()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert Trainer(tiny.config(data), tmp_path / "next").accelerator.mixed_precision == "no"
     after = generator_weights(trainer)
     assert trainer.counters.skipped == 0
     assert all(value.dtype == torch.float32 and not torch.equal(value, before[name]) for name, value in after.items())

@@ -116,6 +116,12 @@ def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, ta
     assert config.discriminator == preset(taken).discriminator and config.pose_weight == weight
 
 
+def test_the_authors_models_find_the_preset_of_their_networks() -> None:
+    imported = replace(preset("ffhq-256").generator, corner_aligned=True, coarse_samples=10, fine_samples=10)
+    config = transfer(imported, "official.safetensors", "heads-cartoon", None, 20.0)
+    assert config.discriminator == preset("ffhq-256").discriminator and config.generator == imported
+
+
 def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -> None:
     cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.01
@@ -233,6 +239,10 @@ def test_models_that_do_not_go_together_are_refused(pair: tuple[Generator, Gener
         interpolate(base, elsewhere, 0.5)
     with pytest.raises(UserError, match="sizes differ"):
         interpolate(base, build_generator(replace(tiny.GENERATOR, inr_width=24)), 0.5)
+    elsewhere = copy.deepcopy(other)
+    elsewhere.config = replace(other.config, coarse_samples=9)  # another picture of the same weights
+    with pytest.raises(UserError, match="configurations differ in coarse_samples"):
+        interpolate(base, elsewhere, 0.5)
     with pytest.raises(UserError, match="3 given for 2 blocks"):
         interpolate(base, other, [0.0, 1.0, 1.0])
     with pytest.raises(UserError, match="nan"):

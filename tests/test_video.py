@@ -129,6 +129,12 @@ def test_what_makes_no_video(generator: Generator, tmp_path: Path, options: dict
     assert os.listdir(tmp_path) == []
 
 
+def test_a_video_of_nobody(generator: Generator, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no subject"):
+        cips3d.save_video(tmp_path / "a.mp4", generator, [], ORBIT, 8)
+    assert os.listdir(tmp_path) == []
+
+
 # ---------------------------------------------------------------- from subject to subject
 @pytest.mark.parametrize("frames", [3, 7, 30, 31])
 def test_interpolation_passes_through_its_subjects_and_loops(generator: Generator, frames: int) -> None:

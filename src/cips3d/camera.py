@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cips3d.configuration import Configuration
@@ -166,8 +166,9 @@ class Camera:
 
         Args:
             height, width: picture size in pixels, each ≥ 1. Pixels are square; the field of view spans the height.
-            corner_aligned: the authors' grid, where the outermost pixel centres lie on the edge of the field of view in both
-                directions; the default starts rays at pixel centres, so that a picture keeps its scale at any resolution.
+            corner_aligned: the authors' grid, where the outermost rows' centres lie on the edge of the field of view (and a
+                square's outermost columns'); the default starts rays at pixel centres, so that a picture keeps its scale at any
+                resolution.
             window: the rows and columns of that picture whose rays are made, and no others.
 
         Returns:
@@ -180,7 +181,8 @@ class Camera:
             raise UserError(f"resolution: {height}x{width} has no pixels; both sides must be at least 1")
         like = {"dtype": self.cam_to_world.dtype, "device": self.cam_to_world.device}
         if corner_aligned:
-            x, y = torch.linspace(-1, 1, width, **like), torch.linspace(1, -1, height, **like)
+            y = torch.linspace(1, -1, height, **like)
+            x = torch.linspace(-1, 1, width, **like) * ((width - 1) / max(1, height - 1))
         else:
             x = (torch.arange(width, **like) * 2 + 1 - width) / height
             y = -(torch.arange(height, **like) * 2 + 1 - height) / height
@@ -237,16 +239,20 @@ class Camera:
         Raises:
             UserError: if a label's principal point is not the centre or its focal lengths differ.
         """
-        intrinsics = label[:, 16:].reshape(-1, 3, 3)
-        focal = intrinsics[:, 1, 1]
-        expected = torch.zeros_like(intrinsics)
-        expected[:, 0, 0] = expected[:, 1, 1] = focal
-        expected[:, 0, 2] = expected[:, 1, 2] = 0.5
-        expected[:, 2, 2] = 1.0
-        if not torch.allclose(intrinsics, expected, atol=1e-5):
+        if not bool(is_centred(label).all()):
             raise UserError("camera label: only centred pinhole intrinsics with equal focal lengths are supported")
-        fov = torch.rad2deg(2 * torch.atan(0.5 / focal))
+        fov = torch.rad2deg(2 * torch.atan(0.5 / label[:, 20]))
         return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
+
+
+def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
+    """Whether each label's intrinsics are those of a pinhole camera with its axis through the picture's centre."""
+    intrinsics = label[:, 16:].reshape(-1, 3, 3)
+    expected = torch.zeros_like(intrinsics)
+    expected[:, 0, 0] = expected[:, 1, 1] = intrinsics[:, 1, 1]
+    expected[:, 0, 2] = expected[:, 1, 2] = 0.5
+    expected[:, 2, 2] = 1.0
+    return torch.isclose(intrinsics, expected, atol=1e-5).flatten(1).all(dim=1)
 
 
 def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:

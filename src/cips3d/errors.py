@@ -1,11 +1,14 @@
-"""What the user can mend: the one exception for it, and a lack of memory; the command line prints a line, exit status 2."""
+"""What the user can mend: the one exception for it, and what a machine lacks; the command line prints a line, exit status 2."""
 
 import torch
 
-#: What to say where memory was the reason.
-NOT_ENOUGH_MEMORY = (
+_NOT_ENOUGH_MEMORY = (
     "there is not enough memory for this; take smaller pictures, batches or networks "
     "(cips3d plan and cips3d info tell what they need)"
+)
+_DATA_WORKER = (
+    "workers: a data loading process has died, as one does where memory or shared memory (docker's --shm-size) is short; "
+    "give more of it, or set workers=0"
 )
 
 
@@ -16,7 +19,10 @@ class UserError(Exception):
     """
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was the reason of an error, which torch tells of CPUs in words only."""
+def machine_fault(error: Exception) -> str | None:
+    """What to say of an error whose reason is the machine: a lack of memory, which torch tells of CPUs in words only."""
+    if str(error).startswith("DataLoader worker"):
+        return _DATA_WORKER
     words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory", "overflow when unpacking long")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    return _NOT_ENOUGH_MEMORY if short else None

@@ -11,6 +11,16 @@ from pathlib import Path
 from cips3d.errors import UserError
 
 
+class _Undone(Exception):
+    """Nothing shall be written after all."""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises the error of `atomic_path` now, not when the work is done whose result the file shall hold; leaves no file."""
+    with contextlib.suppress(_Undone), atomic_path(path):
+        raise _Undone
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty temporary file beside `path`, with the same suffix, that takes its place when the block ends without an error.

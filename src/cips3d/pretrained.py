@@ -156,6 +156,11 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def is_of_run(path: Path) -> bool:
+    """Whether a file lies in a folder of `cips3d train`, or one in the hub's form."""
+    return (path.parent / "config.json").exists()
+
+
 def _load_file(path: Path) -> Generator:
     entry, weights = read_tensors(path, "cips3d", "a cips3d model")
     generator = build_generator(from_dict(GeneratorConfig, entry, str(path)))
@@ -170,6 +175,10 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
         raise UserError(f"model {name}: is not a model folder (it has no config.json)")
     try:
         return _HubForm.from_pretrained(name)
+    except UserError as error:
+        if is_of_run(Path(name) / "model.safetensors"):
+            raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/model.safetensors") from None
+        raise UserError(f"model {name}: {error}") from None
     except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"
         raise UserError(f"model {name}: {what} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
@@ -180,7 +189,9 @@ class _HubForm(Generator):
 
     @classmethod
     def _from_pretrained(cls, **arguments: Any) -> Generator:
-        config = from_dict(GeneratorConfig, arguments.get("config"), "config.json")
+        if arguments.get("config") is None:  # the mixin goes on without it
+            raise UserError("there is no such model on the Hugging Face hub, or it has no config.json; check its name")
+        config = from_dict(GeneratorConfig, arguments["config"], "config.json")
         return GENERATORS[config.architecture]._from_pretrained(**arguments)
 
 
@@ -340,6 +351,23 @@ def import_official_discriminator(official: dict[str, Tensor], source: str) -> P
     renamed = {official_discriminator_name(key): tensor for key, tensor in official.items() if "down_blur" not in key}
     load_weights(discriminator, renamed, source)
     return discriminator
+
+
+def import_official_discriminators(path: str | Path) -> torch.nn.ModuleDict:
+    """Both discriminators, "main" and "aux", from one of the authors' `D_*.pth` files.
+
+    Raises:
+        UserError: if the file cannot be read, a tensor is missing or has an unexpected shape.
+    """
+    official = read_official(path)
+    parts = {"main": "main_disc.", "aux": "aux_disc."}
+    of_each = {
+        name: {key.removeprefix(prefix): tensor for key, tensor in official.items() if key.startswith(prefix)}
+        for name, prefix in parts.items()
+    }
+    return torch.nn.ModuleDict(
+        {name: import_official_discriminator(of_each[name], f"{path} ({prefix}*)") for name, prefix in parts.items()}
+    )
 
 
 def official_discriminator_name(key: str) -> str:

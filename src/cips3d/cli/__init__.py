@@ -11,7 +11,7 @@ from tyro import conf
 from tyro.extras import SubcommandApp
 
 from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
-from cips3d.errors import NOT_ENOUGH_MEMORY, UserError, is_out_of_memory
+from cips3d.errors import UserError, machine_fault
 
 app = SubcommandApp()
 app.command(demo.demo)
@@ -54,9 +54,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"cips3d: error: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        fault = machine_fault(error)
+        if fault is None:
             raise
-        print(f"cips3d: error: {NOT_ENOUGH_MEMORY}", file=sys.stderr)
+        print(f"cips3d: error: {fault}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)

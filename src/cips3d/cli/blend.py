@@ -5,13 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, Numbers, Psi, at_least, check_finite, check_seed, to_device
+from cips3d.cli.options import (
+    RANDOM_PSI,
+    Derived,
+    Numbers,
+    SubjectPsi,
+    at_least,
+    check_finite,
+    check_seed,
+    chosen,
+    to_device,
+)
 from cips3d.editing.blend import interpolate, swap_layers
 from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
-from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
-from cips3d.models.generator import Generator
+from cips3d.files import check_writable
+from cips3d.pretrained import is_of_run
+
+#: Degrees to either side, where nothing else is asked for.
+_TURN = 25.0
 
 
 def blend(
@@ -25,9 +38,9 @@ def blend(
     count: int = 4,
     seed: int = 0,
     subject: Derived[Path] = None,
-    psi: Psi = 0.7,
+    psi: SubjectPsi = None,
     resolution: Derived[int] = None,
-    yaw: float = 25.0,
+    yaw: Derived[float] = None,
     views: int = 5,
     device: str = "auto",
 ) -> None:
@@ -47,8 +60,9 @@ def blend(
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
+            Default: 0.7, and 1 with --subject.
         resolution: side of a picture in pixels. Default: the model's.
-        yaw: how far to turn to either side, degrees.
+        yaw: how far to turn to either side, degrees; on the way between the models, where the camera stands. Default: 25; 0.
         views: columns.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
@@ -61,14 +75,18 @@ def blend(
         raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (the blended model)")
     if suffix == ".safetensors" and not given:
         raise UserError(f"{out}: a blended model needs an amount; give one of --amount, --from-block and --weights")
-    at_least(1, count=count, views=views)
+    at_least(1, count=count, views=views, resolution=resolution)
     check_finite(psi=psi, yaw=yaw)
     check_seed(seed)
+    if suffix == ".safetensors" and (out.resolve() in (Path(base).resolve(), Path(other).resolve()) or is_of_run(out)):
+        raise UserError(f"{out}: is one of the models or a run's, which the blended one would replace; give another name")
+    check_writable(out)
     first, second = (to_device(pretrained.load(name), device) for name in (base, other))
-    side = _side(first, resolution)
-    codes = first.sample_latents(count, seed) if subject is None else Subject.load(subject, first).styles
+    side = resolution or first.config.resolution
+    codes = first.sample_latents(count, seed) if subject is None else chosen(first, subject, count, seed, psi)
+    psi = RANDOM_PSI if psi is None else psi
     if not given:
-        save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi))
+        save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi, yaw=yaw or 0.0))
         print(out)
         return
     if from_block is not None:
@@ -78,7 +96,8 @@ def blend(
     if suffix == ".safetensors":
         pretrained.save(blended, out)
     else:
-        save_image(out, views_sheet([first, blended, second], codes, yaw, views, side, psi=psi))
+        turn = _TURN if yaw is None else yaw
+        save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))
     print(out)
 
 
@@ -91,7 +110,7 @@ def mix(
     columns: int = 4,
     seed: int = 0,
     subject: Derived[Path] = None,
-    psi: Psi = 0.7,
+    psi: SubjectPsi = None,
     resolution: Derived[int] = None,
     device: str = "auto",
 ) -> None:
@@ -106,23 +125,19 @@ def mix(
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of those on the left.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
+            Default: 0.7, and 1 with --subject.
         resolution: side of a picture in pixels. Default: the model's.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
-    at_least(1, rows=rows, columns=columns)
+    at_least(1, rows=rows, columns=columns, resolution=resolution)
     check_finite(psi=psi)
     check_seed(seed)
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: pictures are written as PNG; end the name in .png")
+    check_writable(out)
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(rows + columns, seed)
-    left = latents[:rows] if subject is None else Subject.load(subject, generator).styles
-    sheet = mixing_sheet(generator, left, latents[rows:], from_block, _side(generator, resolution), psi=psi)
-    save_image(out, sheet)
+    left = latents[:rows] if subject is None else chosen(generator, subject, rows, seed, psi)
+    psi, side = RANDOM_PSI if psi is None else psi, resolution or generator.config.resolution
+    save_image(out, mixing_sheet(generator, left, latents[rows:], from_block, side, psi=psi))
     print(out)
-
-
-def _side(generator: Generator, resolution: int | None) -> int:
-    if resolution is not None:
-        at_least(1, resolution=resolution)
-    return generator.config.resolution if resolution is None else resolution

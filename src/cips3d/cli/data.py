@@ -71,7 +71,7 @@ def build(
         skip_bad: leave out pictures that cannot be used instead of stopping at the first.
         allow_upscaling: take pictures smaller than the resolution too.
     """
-    at_least(1, resolution=resolution, every=every, **({} if max_images is None else {"max_images": max_images}))
+    at_least(1, resolution=resolution, every=every, max_images=max_images)
     recipe = Recipe(resolution, crop, filter, allow_upscaling)
     with tqdm(unit=" pictures", leave=False) as bar:
         written, left_out = build_zip(source, out, recipe, every, max_images, skip_bad, lambda done: bar.update(done - bar.n))
@@ -84,15 +84,14 @@ def build(
 def check(path: Path, /, resolution: Derived[int] = None, sheet: Derived[Path] = None) -> None:
     """Decode every picture of a dataset and report what would stop or spoil a training run.
 
-    Exit status 2 if a picture cannot be read or is too small.
+    Exit status 2 if a picture cannot be read, is too small, or lacks the camera label that others have.
 
     Args:
         path: a folder or zip of pictures.
         resolution: of the training run; smaller pictures are faults. Default: none are.
         sheet: also write a contact sheet of up to 64 pictures to this .png.
     """
-    if resolution is not None:
-        at_least(1, resolution=resolution)
+    at_least(1, resolution=resolution)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet: {sheet}; give a path that ends in .png")
     with tqdm(unit=" pictures", leave=False) as bar:

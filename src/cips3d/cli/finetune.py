@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, Settings, check_finite, check_seed
+from cips3d.cli.options import Derived, Settings, at_least, check_finite, check_seed
 from cips3d.cli.train import print_outcome, train_here
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
@@ -49,6 +49,7 @@ def finetune(
             pictures or more; one where there is a GPU.
     """
     check_finite(kimg=kimg)
+    at_least(1, batch=batch, processes=processes)
     check_seed(seed)
     if augment is not None and not 0 <= augment <= 1:
         raise UserError(f"--augment: {augment}; give a probability from 0 to 1")

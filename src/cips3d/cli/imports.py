@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import at_least
+from cips3d.cli.options import Derived, at_least
+from cips3d.files import check_writable
 
 
-def import_official(checkpoint: Path, out: Path, /, resolution: int = 256) -> None:
+def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discriminators: Derived[Path] = None) -> None:
     """Convert a generator checkpoint of the authors' code (a .pth state_dict) into a one-file model.
 
     The .pth is a pickle; it is read without running anything in it, and refused if it holds more than tensors.
@@ -17,10 +18,16 @@ def import_official(checkpoint: Path, out: Path, /, resolution: int = 256) -> No
         checkpoint: the authors' file, such as G_ema_model.pth.
         out: the .safetensors model to write.
         resolution: the resolution that it was trained at, pixels (the file does not tell).
+        discriminators: the authors' file with both of them, such as D_model.pth; written beside OUT, where finetune, invert
+            and view find them.
     """
     at_least(1, resolution=resolution)
+    check_writable(out)
     official = pretrained.read_official(checkpoint)
     generator = pretrained.import_official_generator(official, str(checkpoint), resolution)
+    judges = None if discriminators is None else pretrained.import_official_discriminators(discriminators)
     pretrained.save(generator, out)
+    if judges is not None:
+        pretrained.save_discriminators(judges, out)
     count = sum(parameter.numel() for parameter in generator.parameters())
     print(f"{out}: {count:,} parameters, INR {generator.config.inr_blocks} blocks × {generator.config.inr_width}")

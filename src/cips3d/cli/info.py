@@ -21,9 +21,7 @@ def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = No
         batch: pictures in memory at a time while training. Default: the preset's.
         geometry: also measure a model's geometry against the embedded heads (for models trained on them).
     """
-    for name, value in (("resolution", resolution), ("batch", batch)):
-        if value is not None:
-            at_least(1, **{name: value})
+    at_least(1, resolution=resolution, batch=batch)
     if what in PRESETS:
         if geometry:
             raise UserError(f"--geometry: {what} is a preset, which has learned nothing yet; give a model")
@@ -33,6 +31,8 @@ def info(what: str, /, resolution: Derived[int] = None, batch: Derived[int] = No
         raise UserError(
             f"{what}: neither a preset ({', '.join(PRESETS)}) nor a model ({', '.join(pretrained.BUNDLED)}, a file, a folder)"
         )
+    if batch is not None:
+        raise UserError(f"--batch: {what} is a model, which trains no more; give it with the name of a preset")
     generator = pretrained.load(what)
     side = resolution or generator.config.resolution
     print(_table(f"{what} at {side}²", {"generator": generator_cost(generator.config, side)}))

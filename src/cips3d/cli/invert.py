@@ -23,9 +23,12 @@ from cips3d.editing.similarity import lpips_distance
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.consistency import seen_pose
 from cips3d.models.generator import Generator
+
+#: File of the model in the results' folder.
+MODEL = "model.safetensors"
 
 
 def invert(
@@ -36,7 +39,7 @@ def invert(
     space: Space = "tuned",
     features: Derived[Literal["discriminator", "lpips", "none"]] = None,
     yaw: Derived[float] = None,
-    pitch: float = 0.0,
+    pitch: Derived[float] = None,
     predictor: Derived[str] = None,
     mirror: Derived[float] = None,
     effort: float = 1.0,
@@ -45,8 +48,9 @@ def invert(
 ) -> None:
     """Find a picture's subject and camera in a model, so that it can be turned, edited and exported.
 
-    Writes in OUT: subject.safetensors, for the option --subject of render, blend, mix and mesh; model.safetensors, tuned to the
-    picture; inversion.json with the camera; report.png, the picture, what each step made of it, and the subject from all sides.
+    Writes in OUT: subject.safetensors, for the option --subject of render, blend, mix and mesh; model.safetensors, with --space
+    tuned fitted to the picture; inversion.json with the camera; report.png, the picture, what each step made of it, and the
+    subject from all sides.
 
     Args:
         image: the picture, framed as those that the model was trained on; its central square is used.
@@ -58,28 +62,32 @@ def invert(
             discriminator if the model came with it.
         yaw: start from this camera, degrees. Default: the one that the model's discriminator sees in the picture, where the
             model came with one that tells poses; else several, and the best is kept.
-        pitch: of that camera, degrees.
+        pitch: of that camera, degrees. Default: 0.
         predictor: start from the camera that "module:object" in Python sees in the picture (see `cips3d eval`), or, of the
             embedded heads, their own network: "heads".
-        mirror: weight of the likeness between the side that the picture hides and the mirrored picture; 0 for subjects whose
-            sides differ. Default: 0.3.
+        mirror: weight, while tuning, of the likeness between the side that the picture hides and the mirrored picture; 0 for
+            subjects whose sides differ. Default: 0.3.
         effort: so many times the usual number of steps.
         seed: of all draws.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
-    check_finite(pitch=pitch, effort=effort, yaw=yaw or 0.0, mirror=mirror or 0.0)
+    check_finite(pitch=pitch, effort=effort, yaw=yaw, mirror=mirror)
     check_seed(seed)
     if yaw is not None and predictor is not None:
         raise UserError("--yaw and --predictor: both give a camera to start from; give only one of them")
+    if pitch is not None and yaw is None:
+        raise UserError("--pitch: is of the camera that --yaw gives; give both")
+    if mirror is not None and space != "tuned":
+        raise UserError(f"--mirror: only tuning looks at the mirrored picture; leave it out, or --space {space}")
     if not 0 < effort <= 100:
         raise UserError(f"--effort: {effort}; give a number above 0 and at most 100")
     if mirror is not None and mirror < 0:
         raise UserError(f"--mirror: {mirror}; give 0 or more")
-    if abs(pitch) >= 90:
+    if pitch is not None and abs(pitch) >= 90:
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
-    if (out / "model.safetensors").resolve() == Path(model).resolve() or (out / "config.json").exists():
+    if (out / MODEL).resolve() == Path(model).resolve() or pretrained.is_of_run(out / MODEL):
         raise UserError(f"{out}: holds a run or the model itself, which the tuned model would replace; give another folder")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
@@ -95,6 +103,9 @@ def invert(
         config = replace(config, feature_weight=0.0)
     first, second, third, fourth = (max(1, round(effort * steps)) for steps in config.steps)
     config = replace(config, steps=(first, second, third, fourth))
+    start = _start(generator, picture, yaw, pitch or 0.0, predictor)
+    seen_by = lpips_distance(picture.device) if features == "lpips" else None
+    check_writable(out / MODEL)
     with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
 
         def show(share: float, step: str) -> None:
@@ -102,9 +113,8 @@ def invert(
             bar.update(share - bar.n)
 
         found = find(
-            generator, picture, space, start=_start(generator, picture, yaw, pitch, predictor),
-            features=lpips_distance(picture.device) if features == "lpips" else None, discriminator=discriminator,
-            config=config, seed=seed, progress=show,
+            generator, picture, space, start=start, features=seen_by, discriminator=discriminator, config=config, seed=seed,
+            progress=show,
         )  # fmt: skip
     _write(out, image, model, picture, found)
 
@@ -124,7 +134,7 @@ def _start(
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
     Subject(found.styles, found.camera).save(out / "subject.safetensors")
-    pretrained.save(found.generator, out / "model.safetensors")
+    pretrained.save(found.generator, out / MODEL)
     save_image(out / "report.png", inversion_sheet(picture, found))
     yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
     content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
@@ -132,5 +142,5 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
-    where = f"{out / 'model.safetensors'} turn.mp4 --subject {out / 'subject.safetensors'}"
+    where = f"{out / MODEL} turn.mp4 --subject {out / 'subject.safetensors'}"
     print(f"the subject and the model: try cips3d render {where}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, Psi, check_finite, check_seed, chosen, to_device
+from cips3d.cli.options import Derived, SubjectPsi, check_finite, check_seed, chosen, to_device
 from cips3d.errors import UserError
+from cips3d.files import check_writable
 
 
 def mesh(
@@ -15,7 +16,7 @@ def mesh(
     /,
     seed: int = 0,
     subject: Derived[Path] = None,
-    psi: Psi = 0.7,
+    psi: SubjectPsi = None,
     resolution: int = 256,
     level: Derived[float] = None,
     no_colors: bool = False,
@@ -32,6 +33,7 @@ def mesh(
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of a random one.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
+            Default: 0.7, and 1 with --subject.
         resolution: points of the density grid along its longest side; 512 takes four times as long as 256, and 0.5 GB for the
             grid.
         level: density of the surface. Default: found, so that the surface is where the pictures show it.
@@ -44,13 +46,12 @@ def mesh(
 
     check_suffix(out)
     check_seed(seed)
-    check_finite(psi=psi)
+    check_finite(psi=psi, level=level)
     if not FEWEST <= resolution <= MOST:
         raise UserError(f"--resolution: {resolution}; give {FEWEST} to {MOST}")
-    if level is not None:
-        check_finite(level=level)
-        if level <= 0:
-            raise UserError(f"--level: {level}; give a positive number")
+    if level is not None and level <= 0:
+        raise UserError(f"--level: {level}; give a positive number")
+    check_writable(out)
     generator = to_device(pretrained.load(model), device)
     styles = chosen(generator, subject, 1, seed, psi)
     found = extract_mesh(generator, styles, resolution, level=level, colors=not no_colors, largest=not all_parts)

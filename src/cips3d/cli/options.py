@@ -24,6 +24,9 @@ Derived = Annotated[T | None, arg(help_behavior_hint="")]
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 #: Truncation of both codes, or of each.
 Psi = Annotated[float | tuple[float, float], arg(metavar="PSI | SHAPE APPEARANCE")]
+#: Truncation, by default `RANDOM_PSI` of random subjects, and none of a picture's.
+SubjectPsi = Annotated[float | tuple[float, float] | None, arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint="")]
+RANDOM_PSI = 0.7
 #: Size of a picture; None stands for the model's training resolution.
 Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
 
@@ -31,20 +34,27 @@ Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT 
 Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
 
 
-def check_finite(**options: float | tuple[float, ...]) -> None:
+def check_finite(**options: float | tuple[float, ...] | None) -> None:
     """Raises UserError for the first option that is, or holds, NaN or infinity."""
     for name, given in options.items():
-        for value in given if isinstance(given, tuple) else (given,):
+        for value in _values(given):
             if not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
 
 
-def at_least(least: int, **options: int | tuple[int, ...]) -> None:
+def at_least(least: int, **options: int | tuple[int, ...] | None) -> None:
     """Raises UserError for the first option that is, or holds, a number below `least`."""
     for name, given in options.items():
-        for value in given if isinstance(given, tuple) else (given,):
+        for value in _values(given):
             if value < least:
                 raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
+
+
+def _values(given: T | tuple[T, ...] | None) -> tuple[T, ...]:
+    """The numbers of an option; none of one that is left out."""
+    if given is None:
+        return ()
+    return given if isinstance(given, tuple) else (given,)
 
 
 def check_seed(*seeds: int, option: str = "--seed") -> None:
@@ -66,15 +76,21 @@ def share_bar(name: str) -> Iterator[Callable[[float], None]]:
         yield show
 
 
-def chosen(generator: Generator, subject: Path | None, count: int, seed: int, psi: float | tuple[float, float]) -> Styles:
-    """The subject of a file of `cips3d invert`, as it is; without one `count` random subjects, truncated.
+def chosen(
+    generator: Generator, subject: Path | None, count: int, seed: int, psi: float | tuple[float, float] | None
+) -> Styles:
+    """The subject of a file of `cips3d invert`; without one `count` random subjects.
+
+    Args:
+        psi: truncation; None for the default, which leaves a file's subject as it is.
 
     Raises:
         UserError: if the file cannot be read or is a subject of another model.
     """
-    if subject is not None:
-        return Subject.load(subject, generator).styles
-    return generator.map(generator.sample_latents(count, seed), psi)
+    if subject is None:
+        return generator.map(generator.sample_latents(count, seed), RANDOM_PSI if psi is None else psi)
+    styles = Subject.load(subject, generator).styles
+    return styles if psi is None else generator.truncate(styles, psi)
 
 
 def to_device(generator: Generator, device: str) -> Generator:

@@ -108,7 +108,9 @@ def _dataset(config: TrainConfig) -> str:
     side = max(stage.resolution for stage in config.stages)
     try:
         pictures = len(open_dataset(config.data, side))
-    except UserError:
+    except UserError as error:
+        if Path(config.data).exists():
+            return f"dataset {error}"
         return f"dataset {config.data}: not here; at {side}² a picture takes {3 * side**2 / 2**10:,.0f} KiB uncompressed"
     shown = sum(stage.kimg for stage in config.stages) * 1000 / pictures
     size = f"{3 * side**2 * pictures / 2**30:,.2f} GiB uncompressed at {side}²"

@@ -12,12 +12,24 @@ from tyro.conf import arg
 
 from cips3d import pretrained, trajectories
 from cips3d.camera import Camera
-from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, chosen, share_bar, to_device
+from cips3d.cli.options import (
+    RANDOM_PSI,
+    Derived,
+    Resolution,
+    SubjectPsi,
+    at_least,
+    check_finite,
+    check_seed,
+    chosen,
+    share_bar,
+    to_device,
+)
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import view_sheet
 from cips3d.export.tiles import KINDS, Kind
 from cips3d.export.video import interpolated, video_frames
+from cips3d.files import check_writable
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents
 
@@ -33,7 +45,7 @@ def render(
     seed: int = 0,
     seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...", help_behavior_hint="")] = (),
     subject: Derived[Path] = None,
-    psi: Psi = 0.7,
+    psi: SubjectPsi = None,
     show: Annotated[tuple[Kind, ...], arg(metavar="image|nerf|depth ...", help_behavior_hint="")] = (),
     resolution: Resolution = None,
     supersample: int = 1,
@@ -59,6 +71,7 @@ def render(
             second and so on, and the last into the first again.
         subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
+            Default: 0.7, and 1 with --subject.
         show: the picture, the NeRF's picture, the depth (bright is near), beside or below each other. Default: all in a grid,
             the picture in a video.
         resolution: size of a picture in pixels, any. Default: the model's training resolution.
@@ -74,8 +87,8 @@ def render(
         fps: frames per second of the video.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
-    at_least(1, count=count, views=views, fps=fps, supersample=supersample)
-    check_finite(psi=psi, pitch=pitch, yaw=yaw or 0.0, fov=fov or 0.0, seconds=seconds or 0.0)
+    at_least(1, count=count, views=views, fps=fps, supersample=supersample, resolution=resolution)
+    check_finite(psi=psi, pitch=pitch, yaw=yaw, fov=fov, seconds=seconds)
     check_seed(seed)
     check_seed(*seeds, option="--seeds")
     if seeds and subject is not None:
@@ -85,23 +98,25 @@ def render(
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
     if seconds is not None and seconds <= 0:
         raise UserError(f"--seconds: {seconds}; give a positive number")
-    if resolution is not None:
-        at_least(1, resolution=resolution)
     path = path or ("arc" if is_grid else "orbit")
     if path not in _PATHS and not path.lower().endswith(".json"):
         raise UserError(f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes")
+    if path not in _PATHS and (yaw is not None or pitch):
+        raise UserError(f"--yaw and --pitch: the keyframes in {path} say where the camera is; leave them out")
+    check_writable(out)
     generator = to_device(pretrained.load(model), device)
     frames = views if is_grid else _video_length(path, seconds, fps, len(seeds))
     cameras = _cameras(generator, path, frames, fps, yaw, pitch, fov)
-    styles = generator.map(_by_seeds(generator, seeds), psi) if seeds else chosen(generator, subject, count, seed, psi)
+    if seeds:
+        styles = generator.map(_by_seeds(generator, seeds), RANDOM_PSI if psi is None else psi)
+    else:
+        styles = chosen(generator, subject, count, seed, psi)
     if is_grid:
         with share_bar("views") as bar:
-            save_image(
-                out,
-                lambda: view_sheet(
-                    generator, styles, cameras, resolution, show=show or KINDS, supersample=supersample, progress=bar
-                ),
+            sheet = view_sheet(
+                generator, styles, cameras, resolution, show=show or KINDS, supersample=supersample, progress=bar
             )
+        save_image(out, sheet)
     else:
         subjects = [interpolated(styles, len(cameras))] if seeds else [styles[i] for i in range(len(styles))]
         made = video_frames(generator, subjects, cameras, resolution, show=show or "image", supersample=supersample)

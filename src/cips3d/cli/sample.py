@@ -14,6 +14,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, subject_grid
 from cips3d.export.tiles import PictureFormat, pictures
+from cips3d.files import check_writable
 
 
 def sample(
@@ -45,9 +46,7 @@ def sample(
         separate: write one file per subject.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
-    at_least(1, count=count, supersample=supersample)
-    if resolution is not None:
-        at_least(1, resolution=resolution)
+    at_least(1, count=count, supersample=supersample, resolution=resolution)
     check_finite(psi=psi, pitch=pitch, yaw=0.0 if yaw == "random" else yaw)
     check_seed(seed)
     if not separate and out.suffix.lower() != ".png":
@@ -60,11 +59,10 @@ def sample(
     else:
         cameras = orbit_cameras(generator, [yaw] * count, pitch)
     if not separate:
+        check_writable(out)
         with share_bar("pictures") as bar:
-            save_image(
-                out,
-                lambda: subject_grid(generator, latents, cameras, resolution, psi=psi, supersample=supersample, progress=bar),
-            )
+            grid = subject_grid(generator, latents, cameras, resolution, psi=psi, supersample=supersample, progress=bar)
+        save_image(out, grid)
         print(out)
         return
     form = PictureFormat.of(generator, resolution, "image", supersample)

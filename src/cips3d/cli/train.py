@@ -32,8 +32,8 @@ def train(
 ) -> None:
     """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
 
-    Without options an existing run is resumed with its own configuration, to the bit. `accelerate launch -m cips3d train …`
-    runs the same command on many GPUs and machines.
+    Without options an existing run is resumed with its own configuration: on CPUs, with as many processes, to the bit; on GPUs
+    with the same data and draws. `accelerate launch -m cips3d train …` runs the same command on many GPUs and machines.
 
     Args:
         run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events, model.safetensors and, beside it,
@@ -51,8 +51,7 @@ def train(
         processes: that share each batch on this machine's CPU. Default: one per core, if every batch divides and each gets 4
             pictures or more; one where there is a GPU.
     """
-    if processes is not None:
-        at_least(1, processes=processes)
+    at_least(1, processes=processes)
     options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
     given = [name for name, value in options.items() if value is not None] + ["set"] * bool(set)
     if (run_dir / "config.json").exists() and not given:

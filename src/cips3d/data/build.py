@@ -99,7 +99,7 @@ def build_zip(
     written: list[tuple[str, Any]] = []
     left_out: list[str] = []
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for number, (name, place, opened) in enumerate(entries):
+        for number, (name, place, opened) in enumerate(_up_to_damage(entries, left_out) if skip_bad else entries):
             if number % every:
                 continue
             if most is not None and len(written) >= most:
@@ -124,6 +124,14 @@ def build_zip(
         content = {"labels": None if labels is None else written, "cips3d": record}
         archive.writestr(zipfile.ZipInfo(LABEL_FILE), json.dumps(content))
     return len(written), left_out
+
+
+def _up_to_damage(entries: Iterator[_Entry], left_out: list[str]) -> Iterator[_Entry]:
+    """The entries up to where a damaged video cannot be read on."""
+    try:
+        yield from entries
+    except UserError as error:
+        left_out.append(str(error))
 
 
 def _entries(path: Path) -> tuple[Iterator[_Entry], dict[str, Any] | None]:

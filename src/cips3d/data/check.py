@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cips3d.data.images import FILTERS, central_square, read_labels
+from cips3d.data.images import FILTERS, LABEL_FILE, are_classes, camera_label, central_square, read_labels
 from cips3d.data.sources import open_source, opened_picture, picture_names, shown, upright_rgb
 from cips3d.errors import UserError
 
@@ -32,6 +32,7 @@ class DataReport:
         names: all pictures.
         unreadable: what is wrong with those that cannot be decoded.
         too_small: those whose shorter side is below the resolution asked about.
+        unlabelled: what is wrong with the labels of those that have none or a bad one, where others have a camera's.
         duplicates: groups of names with the same pixels.
         sides: shorter side of each readable picture, pixels.
         not_square: how many are cropped in training.
@@ -47,6 +48,7 @@ class DataReport:
     labels: str
     unreadable: list[str] = field(default_factory=list)
     too_small: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     sides: list[int] = field(default_factory=list)
     not_square: int = 0
@@ -59,7 +61,7 @@ class DataReport:
     @property
     def faults(self) -> int:
         """Pictures that would stop a training run."""
-        return len(self.unreadable) + len(self.too_small)
+        return len(self.unreadable) + len(self.too_small) + len(self.unlabelled)
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -77,6 +79,7 @@ class DataReport:
         for title, entries in (
             ("unreadable", self.unreadable),
             (f"smaller than {self.resolution}", self.too_small),
+            ("without a camera label", self.unlabelled),
             ("the same pixels", [" = ".join(group) for group in self.duplicates]),
         ):
             if entries:
@@ -103,6 +106,12 @@ def check(
     names = picture_names(source)
     labels = read_labels(source)
     report = DataReport([shown(name) for name in names], resolution, _kind(labels, names))
+    if labels is not None and not are_classes(labels):
+        for name in names:
+            try:
+                camera_label(labels, name, shown(source.place(LABEL_FILE)))
+            except UserError as error:
+                report.unlabelled.append(str(error))
     digests: dict[bytes, list[str]] = {}
     total, squares, pixels = np.zeros(3), np.zeros(3), 0
     shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}
@@ -143,7 +152,7 @@ def check(
 def _kind(labels: dict[str, object] | None, names: list[str]) -> str:
     if labels is None:
         return "none"
-    kind = "class numbers" if all(type(label) is int for label in labels.values()) else "cameras"
+    kind = "class numbers" if are_classes(labels) else "cameras"
     missing = sum(name not in labels for name in names)
     return kind + (f", missing for {missing:,} pictures" if missing else "")
 

@@ -135,10 +135,10 @@ class ImageDataset(Dataset):
 
     def _read_labels(self) -> Float[Tensor, "count 25"] | None:
         by_name = read_labels(self._source)
-        if by_name is None or all(type(label) is int for label in by_name.values()):
+        if by_name is None or are_classes(by_name):
             return None
         place = shown(self._source.place(LABEL_FILE))
-        return torch.tensor([_camera_label(by_name, name, place) for name in self.names], dtype=torch.float32)
+        return torch.tensor([camera_label(by_name, name, place) for name in self.names], dtype=torch.float32)
 
 
 def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
@@ -184,6 +184,11 @@ def read_labels(source: Source) -> dict[str, Any] | None:
         raise UserError(f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it') from error
 
 
+def are_classes(labels: dict[str, Any]) -> bool:
+    """Whether labels are class numbers, which no network here looks at."""
+    return all(type(label) is int for label in labels.values())
+
+
 def read_recipe(source: Source) -> dict[str, Any] | None:
     """What `cips3d data build` recorded in a dataset.json; None where it made none.
 
@@ -216,7 +221,12 @@ def central_square(image: Image.Image, resolution: int, filter: Image.Resampling
     return image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
 
 
-def _camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
+def camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
+    """A picture's label of 25 numbers.
+
+    Raises:
+        UserError: if it has none, or another one.
+    """
     label = by_name.get(name)
     if label is None:
         raise UserError(f"{place}: has no label for {shown(name)}; add one, or remove the picture or the labels")

@@ -20,6 +20,11 @@ from cips3d.models.records import Latents, Styles
 
 #: Beginnings of the names of what decides shape, pose and rendered feature, which two models must share to be blended.
 NERF_PARTS = ("nerf.", "shape_mapping.", "background.")
+#: Fields of the configuration that change pictures of the same weights.
+_SHARED_FIELDS = (
+    "background", "coarse_samples", "corner_aligned", "density_blob", "density_gain", "extent", "fine_samples",
+    "residual_from_block", "rgb_from_block", "rgb_tanh",
+)  # fmt: skip
 
 
 def interpolate(base: Generator, other: Generator, amount: float | Sequence[float], mapping: float | None = None) -> Generator:
@@ -108,11 +113,7 @@ def check_same_nerf(base: Generator, other: Generator) -> None:
                 f"models: they cannot be blended, since their NeRFs differ ({name}): give a model and what cips3d finetune "
                 "made of it, or two that were made of the same one"
             )
-    differing = [
-        name
-        for name in ("extent", "residual_from_block", "rgb_from_block", "rgb_tanh", "density_gain", "density_blob")
-        if getattr(base.config, name) != getattr(other.config, name)
-    ]
+    differing = [name for name in _SHARED_FIELDS if getattr(base.config, name) != getattr(other.config, name)]
     if differing:
         raise UserError(f"models: they cannot be blended, since their configurations differ in {differing[0]}")
 

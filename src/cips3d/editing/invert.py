@@ -77,7 +77,7 @@ class Inversion:
         camera: that it was taken with.
         styles: of its subject.
         generator: the model, with a tuned implicit network after "tuned".
-        loss: weighted distance at the end.
+        loss: distance to the picture, of colours and weighted features, in units of [-1, 1].
         earlier: what the steps before came to, "w" first.
     """
 
@@ -123,11 +123,11 @@ def invert(
     if features is None and discriminator is not None:
         features = discriminator_distance(discriminator)
     work = _Work(generator, target, features, config, torch.Generator().manual_seed(seed), space, progress)
-    codes = work.fitted(work.first_codes(_start_cameras(generator, target, start, discriminator)), small=True)
-    codes = work.fitted(codes.best(work.losses(codes)), small=False)
+    codes = work.fitted(work.first_codes(_start_cameras(generator, target, start, discriminator)), 0)
+    codes = work.fitted(codes.best(work.losses(codes, small=True)), 1)
     found = work.result(codes)
     if space != "w":
-        codes = work.fitted(codes.by_block(), small=False)
+        codes = work.fitted(codes.by_block(), 2)
         found = replace(work.result(codes), earlier=(found,))
     if space == "tuned":
         found = replace(work.tuned(codes), earlier=(*found.earlier, replace(found, earlier=())))
@@ -253,10 +253,13 @@ class _Work:
         yaw, pitch = cameras.yaw_pitch()
         return _Codes(self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen])
 
-    def fitted(self, codes: _Codes, small: bool) -> _Codes:
-        """The codes after Adam with a rate that falls as a cosine; hypotheses do not see each other."""
-        by_block = codes.appearance.shape[1] > 1
-        steps = self.config.steps[0 if small else 2 if by_block else 1]
+    def fitted(self, codes: _Codes, kind: int) -> _Codes:
+        """The codes after Adam with a rate that falls as a cosine; hypotheses do not see each other.
+
+        Args:
+            kind: of steps, as in `InversionConfig.steps`.
+        """
+        small, steps = kind == 0, self.config.steps[kind]
         rate, camera_rate = self.config.style_rate, self.config.camera_rate
         later = 1.0 if small else 0.5
         optimizer = torch.optim.Adam(
@@ -272,10 +275,10 @@ class _Work:
             self.losses(codes, small).sum().backward()
             optimizer.step()
             schedule.step()
-            self._tell("w+" if by_block else "w")
+            self._tell(SPACES[max(0, kind - 1)])
         return codes
 
-    def losses(self, codes: _Codes, small: bool = True) -> Float[Tensor, " hypotheses"]:
+    def losses(self, codes: _Codes, small: bool) -> Float[Tensor, " hypotheses"]:
         """Distance to the picture and what keeps the codes usual."""
         side = min(_SMALL, self.target.shape[-1]) if small else self.target.shape[-1]
         out = self._rendered(self.generator, codes.styles(), codes.camera(), side)
@@ -284,9 +287,12 @@ class _Work:
 
     def result(self, codes: _Codes) -> Inversion:
         with torch.no_grad():
-            loss = float(self.losses(codes, small=False))
-            styles = codes.styles().map(torch.Tensor.detach)
-            return Inversion(_detached(codes.camera()), styles, self.generator, loss)
+            return self._found(self.generator, codes.styles().map(torch.Tensor.detach), _detached(codes.camera()))
+
+    @torch.no_grad()
+    def _found(self, generator: Generator, styles: Styles, camera: Camera) -> Inversion:
+        image = generator.render(styles, camera, self.target.shape[-1]).image
+        return Inversion(camera, styles, generator, float(self._distance(image)))
 
     # ---------------------------------------------------------------- step 3
     def tuned(self, codes: _Codes) -> Inversion:
@@ -297,12 +303,9 @@ class _Work:
         optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
         side = self.target.shape[-1]
         mirrored, unseen = self._mirrored(camera, styles, side)
-        steps = self.config.steps[3]
-        loss = torch.zeros(())
-        for _ in range(steps):
+        for _ in range(self.config.steps[3]):
             optimizer.zero_grad(set_to_none=True)
-            loss = self._distance(self._rendered(generator, styles, camera, side).image).sum()
-            total = loss
+            total = self._distance(self._rendered(generator, styles, camera, side).image).sum()
             other = self.generator.config.poses.sample(1, self.draws).to(self.target)
             with torch.no_grad():
                 before = self.generator.render(styles, other, side).image
@@ -315,7 +318,7 @@ class _Work:
             total.backward()
             optimizer.step()
             self._tell("tuned")
-        return Inversion(camera, styles, generator.requires_grad_(False), float(loss.detach()))
+        return self._found(generator.requires_grad_(False), styles, camera)
 
     @torch.no_grad()
     def _mirrored(self, camera: Camera, styles: Styles, side: int) -> tuple[Camera, Bool[Tensor, "1 1 side side"]]:

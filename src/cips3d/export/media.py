@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,7 +37,7 @@ _INFERNO = torch.tensor(
 )
 
 _MUXER_OPTIONS = {".mp4": {"movflags": "faststart"}, ".gif": {"loop": "0"}}  # plays while it loads; plays for ever
-_MAX_FPS = {".mp4": 1000, ".gif": 50}
+_MIN_FPS, _MAX_FPS = 0.01, {".mp4": 1000, ".gif": 50}
 _CRF = "18"  # x264's quality; 18 is visually lossless
 _BT709 = 1  # FFmpeg's number for the primaries and the transfer curve of high-definition video
 
@@ -105,14 +105,8 @@ def depth_picture(
     return colour * 2 - 1
 
 
-def save_image(
-    path: str | os.PathLike[str],
-    picture: UInt8[np.ndarray, "height width 3"] | Callable[[], UInt8[np.ndarray, "height width 3"]],
-) -> None:
+def save_image(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes a PNG, whole or not at all.
-
-    Args:
-        picture: the pixels, or a function that makes them: called when it is known that the file can be made.
 
     Raises:
         UserError: if `path` does not end in .png, or the file cannot be written.
@@ -120,7 +114,7 @@ def save_image(
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are written as PNG; end the name in .png")
     with atomic_path(path) as temporary:
-        Image.fromarray(picture() if callable(picture) else picture).save(temporary, format="PNG")
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: float = 30) -> None:
@@ -130,7 +124,7 @@ def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray,
         path: `.mp4` (H.264, 4:2:0; an odd height or width is padded by repeating its last row or column) or `.gif` (256 colours
             per frame, endless, frame times rounded to hundredths of a second).
         frames: pictures of one size.
-        fps: frames per second, > 0; at most 50 in a GIF, which players slow down beyond that.
+        fps: frames per second, 0.01 to 1000; at most 50 in a GIF, which players slow down beyond that.
 
     Raises:
         UserError: if the suffix is another one, `fps` is out of range, there are no frames, their sizes differ, or the file
@@ -139,8 +133,8 @@ def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray,
     suffix = Path(path).suffix.lower()
     if suffix not in _MUXER_OPTIONS:
         raise UserError(f"{path}: cannot write a video of kind {suffix or '(no suffix)'!r}; end the name in .mp4 or .gif")
-    if not 0 < fps <= _MAX_FPS[suffix]:
-        raise UserError(f"fps: {fps} is no frame rate for {suffix}; give a number above 0 and at most {_MAX_FPS[suffix]}")
+    if not _MIN_FPS <= fps <= _MAX_FPS[suffix]:
+        raise UserError(f"fps: {fps} is no frame rate for {suffix}; give a number from {_MIN_FPS} to {_MAX_FPS[suffix]}")
     write = _write_gif if suffix == ".gif" else _write_mp4
     try:
         with atomic_path(path) as temporary, av.open(str(temporary), "w", options=_MUXER_OPTIONS[suffix]) as container:

@@ -64,6 +64,8 @@ def video_frames(
     """The frames of `save_video`, made one after the other."""
     form = PictureFormat.of(generator, resolution, show, supersample)
     subjects = [codes] if isinstance(codes, Latents | Styles) else list(codes)
+    if not subjects:
+        raise UserError("video: there is no subject to show; give at least one")
     styles = [one if isinstance(one, Styles) else generator.map(one, psi) for one in subjects]
     count = max(len(cameras), *(len(one) for one in styles))
     for number in (len(cameras), *(len(one) for one in styles)):

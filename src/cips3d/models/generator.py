@@ -29,6 +29,10 @@ MOST_LAYERS = 100
 Architecture = Literal["cips-3d", "pi-gan", "cips-2d"]
 
 
+#: Fields of a configuration that say where rays go and are sampled; whether networks are alike does not depend on them.
+RENDERING_FIELDS = ("poses", "resolution", "corner_aligned", "coarse_samples", "fine_samples")
+
+
 @dataclass(frozen=True)
 class GeneratorConfig(Configuration):
     """Everything that fixes a generator's architecture. The defaults are the paper's size with the authors' settings."""
@@ -109,6 +113,10 @@ class GeneratorConfig(Configuration):
             raise UserError(f"generator configuration: residual_from_block is {self.residual_from_block}; give at least 1")
         if not math.isfinite(self.extent) or self.extent <= 0:
             raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
+        for name in ("density_gain", "density_blob"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be a finite number")
+        Sampling(self.coarse_samples, self.fine_samples)  # which checks them
 
 
 class Generator(

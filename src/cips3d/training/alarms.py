@@ -12,7 +12,7 @@ from torch import Tensor
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
 from cips3d.metrics.subjects import Subjects
-from cips3d.metrics.symmetry import mirror_jump
+from cips3d.metrics.symmetry import mirror_jump, two_hypothesis_score
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 
@@ -41,8 +41,12 @@ LIMITS = (
     # a plane seen through a lens of 12 degrees scores 2.4, the embedded heads 16 (tests/test_alarms.py)
     Limit("diversity", 0.25, False, "collapse: the generated pictures are nearly all alike"),
     Limit("non_flatness", 3.0, False, "flat geometry: the pictures are painted on a plane"),
+    # 0 for the embedded heads, 1 for the same mirrored (tests/test_consistency.py)
     Limit(
-        "mirror_jump", 3.0, True, "mirrored geometry: pictures flip at the frontal view; is the auxiliary discriminator off?"
+        "two_hypothesis_score",
+        0.5,
+        True,
+        "mirrored geometry: pictures flip at the frontal view; is the auxiliary discriminator off?",
     ),
     Limit("r1_penalty", 10.0, True, "runaway R1: steep discriminators; raise r1_gamma or lower discriminator_lr"),
 )
@@ -70,12 +74,12 @@ class Watch:
 
     @torch.no_grad()
     def figures(self, generator: Generator, sampling: Sampling) -> dict[str, float]:
-        """Diversity, non-flatness and mirror jump of fixed subjects.
+        """Diversity, non-flatness and mirror symmetry of fixed subjects.
 
         Returns:
             "diversity": the mean over pixels and channels of the standard deviation over generated pictures, seen from cameras
-            of the prior, in units of the real pictures'; "non_flatness" and "mirror_jump" as in `cips3d.metrics`, where the
-            generator has a geometry.
+            of the prior, in units of the real pictures'; "non_flatness", "mirror_jump" and "two_hypothesis_score" as in
+            `cips3d.metrics`, where the generator has a geometry.
         """
         draws = torch.Generator().manual_seed(0)
         latents = generator.sample_latents(SUBJECTS, draws)
@@ -85,9 +89,11 @@ class Watch:
         figures = {"diversity": spread(out.image) / max(real, 1e-6)}
         if "nerf" not in generator.parts:
             return figures
+        subjects = Subjects.generated(generator, latents, side, sampling=sampling)
         return figures | {
             "non_flatness": non_flatness(out, generator.config.poses.radius, generator.config.extent),
-            "mirror_jump": mirror_jump(Subjects.generated(generator, latents, side, sampling=sampling)),
+            "mirror_jump": mirror_jump(subjects),
+            "two_hypothesis_score": two_hypothesis_score(subjects),
         }
 
     def alarms(self, figures: dict[str, float]) -> Sequence[str]:

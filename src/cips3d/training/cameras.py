@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.camera import Camera, PoseDistribution, mirrored_label
+from cips3d.camera import Camera, PoseDistribution, is_centred, mirrored_label
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
 
@@ -69,6 +69,13 @@ class DatasetCameras:
 
     def __init__(self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution) -> None:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
+        if isinstance(dataset, ImageDataset) and dataset.labels is not None:
+            aside = (~is_centred(dataset.labels)).nonzero()
+            if len(aside):
+                raise UserError(
+                    f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is no centred pinhole camera's with equal "
+                    "focal lengths; mend the labels, or set cameras=prior"
+                )
         cameras = self._some()
         radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))
         if abs(radius / prior.radius - 1) > _UNLIKE or abs(fov / prior.fov - 1) > _UNLIKE:
@@ -84,11 +91,7 @@ class DatasetCameras:
         return torch.rand(count, 2, generator=generator, dtype=torch.float64)
 
     def camera(self, draws: Float[Tensor, "count 2"]) -> Camera:
-        """The pictures' cameras.
-
-        Raises:
-            UserError: if a label is of a camera that is no centred pinhole.
-        """
+        """The pictures' cameras."""
         index, mirrored = draws.unbind(-1)
         labels = self.dataset.camera_labels((index * len(self.dataset)).long().tolist())
         if self.mirror:

@@ -10,6 +10,7 @@ the same picture for the same draws; they differ in the gradients and in the mem
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import lru_cache
 
@@ -145,7 +146,8 @@ def process_memory(accelerator: Accelerator) -> int:
     device = accelerator.device
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total // accelerator.num_processes
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)  # as torchrun says it on several machines
+    return psutil.virtual_memory().total // here
 
 
 @lru_cache

@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils.other import get_free_port
 
-from cips3d.errors import NOT_ENOUGH_MEMORY, UserError, is_out_of_memory
+from cips3d.errors import UserError, machine_fault
 from cips3d.training.config import Stage
 
 #: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
@@ -74,7 +74,8 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
     for rank in range(1, count):
         pipe, far_end = context.Pipe(duplex=False)
         environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments), daemon=True)
+        # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
+        helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments))
         helper.start()
         far_end.close()  # so that reading from a helper that has ended ends too
         helpers.append(helper)
@@ -86,7 +87,7 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helper.join()
         return result
     except RuntimeError as error:  # what a collective says whose partner has ended
-        message = None if is_out_of_memory(error) else _reported(pipes) or _killed(helpers)
+        message = None if machine_fault(error) else _reported(pipes) or _killed(helpers)
         if message is None:
             raise
         raise UserError(message) from error
@@ -149,8 +150,9 @@ def _help(
     except KeyboardInterrupt:
         pass  # all processes have agreed to stop
     except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            pipe.send(NOT_ENOUGH_MEMORY)
+        fault = machine_fault(error)
+        if fault is not None:
+            pipe.send(fault)
         elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # with the main process gone nobody is left to tell
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import socket
 import time
@@ -72,9 +73,13 @@ class RunLog:
         self.board = Board(run_dir, images)
         self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
 
-    def write(self, step: int, images: int, figures: dict[str, Any]) -> None:
-        """One line, flushed, and the same numbers for TensorBoard (whose step is the number of real pictures shown)."""
-        self.file.write(json.dumps({"step": step, "images": images} | figures) + "\n")
+    def write(self, step: int, images: int, figures: dict[str, float]) -> None:
+        """One line, flushed, and the same numbers for TensorBoard, whose step is the number of real pictures shown.
+
+        Numbers that are not finite are null in the line.
+        """
+        written = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
+        self.file.write(json.dumps({"step": step, "images": images} | written) + "\n")
         self.file.flush()
         self.board.write(images, figures)
         if self.wandb is not None:

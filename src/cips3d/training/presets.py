@@ -12,7 +12,7 @@ from torch import nn
 from cips3d.camera import PoseDistribution
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.generator import RENDERING_FIELDS, GeneratorConfig
 from cips3d.models.records import Sampling
 from cips3d.training.config import Stage, TrainConfig
 
@@ -251,6 +251,6 @@ def transfer(
 
 
 def _fits(config: TrainConfig, generator: GeneratorConfig) -> bool:
-    """Whether a preset trains such networks at the generator's resolution."""
-    same = replace(config.generator, poses=generator.poses, resolution=generator.resolution) == generator
+    """Whether a preset trains such networks, whatever is sampled of them, at the generator's resolution."""
+    same = replace(config.generator, **{name: getattr(generator, name) for name in RENDERING_FIELDS}) == generator
     return same and any(stage.resolution == generator.resolution for stage in config.stages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cips3d import pretrained
+from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator
+from cips3d.models.generator import RENDERING_FIELDS, Generator
 from cips3d.models.records import RenderOutput
 from cips3d.training import losses
 from cips3d.training.augment import AugmentDraws, diff_augment
@@ -61,7 +62,12 @@ class Networks:
 
     def _start_from(self, model: str) -> None:
         """Takes the weights of a model, and those of the discriminators beside it that are of the configuration's form."""
-        pretrained.load_weights(self.generator, pretrained.load(model).state_dict(), model)
+        found = pretrained.load(model)
+        pretrained.load_weights(self.generator, found.state_dict(), model)
+        ours, theirs = self.generator.config, found.config
+        for name in (field.name for field in fields(ours) if field.name not in RENDERING_FIELDS):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise UserError(f"start: {model} has {name} {getattr(theirs, name)}; set generator.{name} to it")
         for name, found in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
             own = self.discriminators[name]
             if found.config == own.config:

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -90,6 +93,8 @@ class Trainer:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
         try:
+            if accelerator is None:
+                _forget_other_precision(config.precision)
             self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
         except ValueError as error:  # a device that cannot do it
             raise UserError(f"precision {config.precision}: {error}; set precision=no") from None
@@ -110,14 +115,14 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_config(self.run_dir, config)
         self.accelerator.wait_for_everyone()
-        saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
-        self.networks = Networks(config, self.accelerator.device, fresh=not saved)
+        saved = self._newest_checkpoint()
+        self.networks = Networks(config, self.accelerator.device, fresh=saved is None)
         self._cameras: CameraSource = self.networks.poses or config.generator.poses
         if config.cameras == "labels":
             self._cameras = DatasetCameras(self.dataset, config.mirror, config.generator.poses)
         self.counters = checkpoint.Counters()
-        if saved:
-            self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
+        if saved is not None:
+            self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
 
     # ---------------------------------------------------------------- the run
     def run(self, progress: Callable[[float, dict[str, float]], None] | None = None) -> Path:
@@ -142,12 +147,15 @@ class Trainer:
                         self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
                     except _Diverged:
                         self._roll_back()
+                        if log is not None:  # without the lines of what is done again
+                            log.close()
+                            log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
                         continue
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
                     self.save()
             path = self.run_dir / MODEL_FILE
-            if not path.exists():  # of a run that had ended
+            if self._agreed(not path.exists()):  # of a run that had ended
                 self.save_model()
             at = self.counters
             if self.measures and at.measured != at.images:
@@ -234,8 +242,10 @@ class Trainer:
 
     @property
     def _averaged(self) -> Generator:
-        """The averaged generator with the camera prior as it has been learned so far, or as the labels have it."""
-        ema = self.networks.ema
+        """The averaged generator, with the last stage's resolution and the camera prior that is learned or that labels have."""
+        ema, at = self.networks.ema, self.counters
+        last = max(0, at.stage - (at.stage_images == 0))
+        ema.config = replace(ema.config, resolution=self.config.stages[last].resolution)
         if not isinstance(self._cameras, PoseDistribution):
             ema.config = replace(ema.config, poses=self._cameras.distribution())
         return ema
@@ -386,8 +396,8 @@ class Trainer:
         Raises:
             UserError: if there is none, or that was done often in vain.
         """
-        saved = checkpoint.checkpoints(self.run_dir / "checkpoints")
-        if not saved:
+        saved = self._newest_checkpoint()
+        if saved is None:
             raise UserError(
                 f"{self.run_dir}: no finite gradients in {SKIPS_TO_ROLL_BACK} steps in a row before the first checkpoint; "
                 "give lower learning rates (generator_lr, discriminator_lr) and start anew"
@@ -398,8 +408,8 @@ class Trainer:
                 f"{self.run_dir}: no finite gradients at {at_images} pictures, even with learning rates times {2 * scale:g}; "
                 "look for damaged pictures (cips3d data check), or start anew with other settings"
             )
-        self.counters = checkpoint.load_state(saved[-1], self.networks.modules, self.networks.optimizers)
-        self.counters.rate_scale, self.counters.skipped = scale, skipped
+        self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
+        self.counters = replace(self.counters, rate_scale=scale, skipped=skipped, skipped_in_a_row=0)
         if self.accelerator.is_main_process:
             logger.warning(
                 "%d pictures: no finite gradients in %d steps in a row; back to the checkpoint at %d, learning rates times %g",
@@ -461,7 +471,18 @@ class Trainer:
         assert isinstance(total, Tensor)
         return total.tolist()
 
+    def _agreed(self, value: Any) -> Any:
+        """The main process's value, on all: others may see an older state of a shared disk."""
+        holder = [value]
+        broadcast_object_list(holder)
+        return holder[0]
+
     # ---------------------------------------------------------------- files
+    def _newest_checkpoint(self) -> Path | None:
+        folder = self.run_dir / "checkpoints"
+        newest = self._agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), None))
+        return None if newest is None else folder / newest
+
     def save(self) -> None:
         """Writes the model, then a checkpoint, and deletes those that are no longer needed (main process only)."""
         self.save_model()  # first: whoever is stopped in between resumes and writes it again
@@ -486,6 +507,12 @@ class Trainer:
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
+
+
+def _forget_other_precision(precision: str) -> None:
+    """Lets a new Accelerator have this precision, though an earlier run of this process had another one."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
 
 
 def resume_config(run_dir: Path) -> TrainConfig:

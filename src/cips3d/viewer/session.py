@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -93,9 +94,11 @@ class Session:
         self._config = subjects.generator.config
         self._stage = Stage(client)
         self._meshed: Choice | None = None
+        self._switches = 0
         self.coarse_side = 0
         self._keyframes: list[dict[str, Any]] = []
         self._inversion: int | None = None
+        self._drawing = threading.Lock()
         self.pose = _pose(client.camera)
         self.controls = Controls(client.gui, subjects.generator, subjects.other is not None)
         self._connect()
@@ -139,8 +142,12 @@ class Session:
         controls.add_keyframe.on_click(self._when(self._add_keyframe))
         controls.clear_path.on_click(self._when(self._clear_path))
         controls.save_path.on_click(self._when(self._save_path))
-        controls.save_picture.on_click(self._when(lambda: self._save("picture file", self._picture_file())))
         controls.save_mesh.on_click(self._when(lambda: self._save("mesh file", self._mesh_file())))
+
+        @controls.save_picture.on_click
+        def _(_: viser.GuiEvent) -> None:  # not in the event loop, nor a worker's thread: the browser may take its time to draw
+            with self._told():
+                self._save_picture()
 
         @controls.upload.on_upload
         def _(_: viser.GuiEvent) -> None:  # not in the event loop: large pictures take time to decode
@@ -218,7 +225,7 @@ class Session:
             self._workers.pictures.forget(self._id)
             self._workers.meshes.forget((self._id, "mesh"))
             self._stage.clear(for_mesh)
-            self._meshed = None
+            self._meshed, self._switches = None, self._switches + 1
             self._reset_view()
         self._request()
 
@@ -229,6 +236,7 @@ class Session:
             return
         generator, styles = self._subjects.find(view.choice)
         coarse, fine = _SHOWN_MESHES
+        switches = self._switches
         self._say("making the mesh …")
         self._stage.show_mesh(glb(extract_mesh(generator, styles, coarse)))
         yield 0.0
@@ -241,7 +249,8 @@ class Session:
         mesh = extract_mesh(generator, styles, fine)
         self._stage.show_mesh(glb(mesh))
         self._say(f"{len(mesh.faces):,} triangles")
-        self._meshed = view.choice
+        if switches == self._switches:  # else the scene has been cleared meanwhile
+            self._meshed = view.choice
 
     # ---------------------------------------------------------------- camera
     def _reset_view(self) -> None:
@@ -278,7 +287,8 @@ class Session:
     def _add_keyframe(self) -> None:
         view = self._view()
         if view is not None:
-            self._set_path([*self._keyframes, keyframe(view.camera)])
+            last = self._keyframes[-1] if self._keyframes else None
+            self._set_path([*self._keyframes, keyframe(view.camera, last)])
 
     def _clear_path(self) -> None:
         self._set_path([])
@@ -302,22 +312,27 @@ class Session:
         if not self._stage.closed:
             self._client.send_file_download(name, content, save_immediately=True)
 
+    def _save_picture(self) -> None:
+        """The refined picture of the view; of a mesh what the browser draws, once at a time."""
+        if not self._stage.has_mesh:
+            self._save("picture file", self._picture_file())
+        elif self._drawing.acquire(blocking=False):
+            height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
+            try:
+                self._download("view.png", png(self._client.get_render(height, width, transport_format="png", timeout=20)))
+            except (RuntimeError, TimeoutError):
+                raise UserError("the browser drew no picture; keep the viewer's tab in front while it is saved") from None
+            finally:
+                self._drawing.release()
+
     def _picture_file(self) -> Steps[None]:
-        """The refined picture of the view, as it is without a canvas; of a mesh what the browser draws."""
+        """The refined picture, as it is without a canvas."""
         view = self._view()
         if view is None:
             return
-        if self._stage.has_mesh:
-            height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
-            try:
-                pixels = self._client.get_render(height, width, transport_format="png", timeout=20)
-            except (RuntimeError, TimeoutError):
-                raise UserError("the browser drew no picture; keep the viewer's tab in front while it is saved") from None
-        else:
-            generator, styles = self._subjects.find(view.choice)
-            out = yield from self._strips(generator, styles, view, view.side, view.sampling)
-            pixels = pixels_of(out, view.mode)
-        self._download("view.png", png(pixels))
+        generator, styles = self._subjects.find(view.choice)
+        out = yield from self._strips(generator, styles, view, view.side, view.sampling)
+        self._download("view.png", png(pixels_of(out, view.mode)))
 
     def _mesh_file(self) -> Steps[None]:
         view = self._view()
@@ -357,6 +372,9 @@ class Session:
         last, self._inversion = self._inversion, self._subjects.add(generator, styles)
         if last is not None:
             self._subjects.remove(last)
+        if self._stage.closed:
+            self._subjects.remove(self._inversion)
+            return
         self.controls.set(psi_shape=1.0, psi_appearance=1.0)
         self.controls.show_inversion.visible = True
         self.controls.show_inversion.value = True

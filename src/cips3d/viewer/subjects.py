@@ -49,6 +49,8 @@ class Subjects:
     def remove(self, number: int) -> None:
         """Forgets an inverted picture; whoever asks for it again gets the seeds' subject."""
         self._inversions.pop(number, None)
+        self.find.cache_clear()
+        self._blended.cache_clear()
 
     @torch.no_grad()
     def _find(self, choice: Choice) -> tuple[Generator, Styles]:

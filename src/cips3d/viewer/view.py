@@ -189,16 +189,21 @@ def viser_pose(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     return quaternion_from_matrix(matrix), matrix[:3, 3]
 
 
-def keyframe(camera: Camera) -> dict[str, Any]:
+def keyframe(camera: Camera, last: dict[str, Any] | None = None) -> dict[str, Any]:
     """One camera as `cips3d.trajectories.keyframes` reads it: yaw, pitch and field of view in degrees, and the radius.
 
     A camera that does not look at the origin, or is not upright, is given by its 25 numbers ("label").
+
+    Args:
+        last: the keyframe before; the yaw is given such that the shorter way leads here from there.
     """
     yaw, pitch = camera.yaw_pitch()
     radius = camera.position.norm(dim=-1)
     if not torch.allclose(Camera.orbit(yaw, pitch, radius).cam_to_world, camera.cam_to_world, atol=1e-3):
         return {"label": camera.to_label()[0].tolist()}
-    angles = {"yaw": math.degrees(float(yaw)), "pitch": math.degrees(float(pitch))}
+    degrees = math.degrees(float(yaw))
+    before = degrees if last is None else last.get("yaw", degrees)
+    angles = {"yaw": degrees + 360 * round((before - degrees) / 360), "pitch": math.degrees(float(pitch))}
     return {name: round(value, 4) for name, value in (angles | {"fov": float(camera.fov), "radius": float(radius)}).items()}
 
 
