@@ -94,6 +94,8 @@ def main() -> None:
         middle, spread = statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
         share = f"{middle / ideal:.0%} of twice the one; running {statistics.mean(shares):.1%} of the time"
         print(f"{name}: {middle:.1f} images/s ({spread}), {share}")
+    together, apart = (statistics.median(rate for rate, _ in cases[name]) for name in ("two processes", "two runs apart"))
+    print(f"two processes make {together / apart:.0%} of what two runs apart do")
 
 
 if __name__ == "__main__":

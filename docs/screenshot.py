@@ -19,8 +19,8 @@ from chromium import CHROMIUM, FLAGS
 from cips3d.export.media import save_image
 from cips3d.viewer.server import Viewer
 
-_WINDOW = {"width": 720, "height": 432}
-_PANEL = 526  # pixels from the left where the panel begins
+_WINDOW = {"width": 800, "height": 500}
+_PANEL = 476  # pixels from the left where the panel begins
 _SEED = 5
 
 
@@ -40,6 +40,8 @@ def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
     page.set_default_timeout(60_000)
     page.goto(served.url)
     page.get_by_text("samples,").wait_for()
+    for button in page.locator(".mantine-Notification-closeButton").all():  # of a warning that there is no GPU
+        button.click()
     served.sessions[0].controls.set(shape_seed=_SEED, appearance_seed=_SEED)
     page.mouse.move(300, 250)
     page.mouse.down()
@@ -49,6 +51,7 @@ def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
     page.get_by_role("combobox", name="Show").click()
     page.get_by_role("option", name="mesh", exact=True).click()
     page.get_by_text("triangles").wait_for()
+    page.mouse.move(20, 480)  # away from what tells of itself where the mouse rests
     return [image, _settled(page)[:, :_PANEL]]
 
 

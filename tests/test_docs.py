@@ -221,7 +221,7 @@ def test_the_picture_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) 
     pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
-    assert Image.open(maker.make("viewer.png", reader)).width == 720 + 526
+    assert Image.open(maker.make("viewer.png", reader)).width == 800 + 476
 
 
 # ---------------------------------------------------------------- the site
