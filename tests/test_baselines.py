@@ -371,7 +371,8 @@ def test_parts_are_the_networks(architecture: Architecture) -> None:
 
 def test_only_a_geometry_can_be_flat_or_mirrored() -> None:
     watch = Watch.of(SyntheticHeads(4, 8))
-    for architecture, names in (("pi-gan", {"diversity", "non_flatness", "mirror_jump"}), ("cips-2d", {"diversity"})):
+    of_geometry = {"non_flatness", "mirror_jump", "two_hypothesis_score"}
+    for architecture, names in (("pi-gan", {"diversity"} | of_geometry), ("cips-2d", {"diversity"})):
         generator = small(architecture, dtype=torch.float32)
         assert watch.figures(generator, generator.sampling).keys() == names
 

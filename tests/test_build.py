@@ -243,6 +243,7 @@ def test_labels_that_training_would_refuse_are_faults(tmp_path: Path, capsys: py
         picture(tmp_path / f"{i}.png", seed=i)
     labels = [["0.png", [0.0] * 25], ["1.png", [1, 2, 3]]]
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert check(tmp_path, 32).faults == 3  # a small one without a label counts once
     report = check(tmp_path)
     assert report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
     assert "2 of its pictures" in error_of(capsys, "data", "check", tmp_path)

@@ -1,11 +1,11 @@
-"""atomic_path: a file appears whole or not at all."""
+"""A file appears whole or not at all, and whether it can is known before."""
 
 import os
 
 import pytest
 
 from cips3d.errors import UserError
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, check_writable
 
 
 def test_replaces_the_file_at_the_end(tmp_path):
@@ -17,6 +17,15 @@ def test_replaces_the_file_at_the_end(tmp_path):
             temporary.write_text(content)
         assert target.read_text() == content
     assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_looking_whether_a_file_can_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "old").write_text("old")
+    check_writable(tmp_path / "old")
+    check_writable(tmp_path / "new" / "deep" / "a.txt")
+    with pytest.raises(UserError, match="cannot write"):
+        check_writable(tmp_path / "old" / "a.txt")
+    assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
 
 
 def test_an_ordinary_files_permissions(tmp_path):

@@ -157,8 +157,8 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor
 
 
 def is_of_run(path: Path) -> bool:
-    """Whether a file lies in a folder of `cips3d train`, or one in the hub's form."""
-    return (path.parent / "config.json").exists()
+    """Whether a file is, or would be, the model of a run of `cips3d train`, or of a folder in the hub's form."""
+    return path.name == "model.safetensors" and (path.parent / "config.json").exists()
 
 
 def _load_file(path: Path) -> Generator:
@@ -176,7 +176,7 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
     try:
         return _HubForm.from_pretrained(name)
     except UserError as error:
-        if is_of_run(Path(name) / "model.safetensors"):
+        if is_folder and "stages" in json.loads((Path(name) / "config.json").read_text()):
             raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/model.safetensors") from None
         raise UserError(f"model {name}: {error}") from None
     except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:

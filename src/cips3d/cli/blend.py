@@ -125,7 +125,7 @@ def mix(
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of those on the left.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
-            Default: 0.7, and 1 with --subject.
+            Default: 0.7, and 1 for the picture's subject.
         resolution: side of a picture in pixels. Default: the model's.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """

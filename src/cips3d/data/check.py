@@ -33,6 +33,7 @@ class DataReport:
         unreadable: what is wrong with those that cannot be decoded.
         too_small: those whose shorter side is below the resolution asked about.
         unlabelled: what is wrong with the labels of those that have none or a bad one, where others have a camera's.
+        faulty: the names of all of these.
         duplicates: groups of names with the same pixels.
         sides: shorter side of each readable picture, pixels.
         not_square: how many are cropped in training.
@@ -49,6 +50,7 @@ class DataReport:
     unreadable: list[str] = field(default_factory=list)
     too_small: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
+    faulty: set[str] = field(default_factory=set)
     duplicates: list[list[str]] = field(default_factory=list)
     sides: list[int] = field(default_factory=list)
     not_square: int = 0
@@ -61,7 +63,7 @@ class DataReport:
     @property
     def faults(self) -> int:
         """Pictures that would stop a training run."""
-        return len(self.unreadable) + len(self.too_small) + len(self.unlabelled)
+        return len(self.faulty)
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -112,6 +114,7 @@ def check(
                 camera_label(labels, name, shown(source.place(LABEL_FILE)))
             except UserError as error:
                 report.unlabelled.append(str(error))
+                report.faulty.add(name)
     digests: dict[bytes, list[str]] = {}
     total, squares, pixels = np.zeros(3), np.zeros(3), 0
     shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}
@@ -123,6 +126,7 @@ def check(
                 rgb = upright_rgb(image)
         except UserError as error:
             report.unreadable.append(str(error))
+            report.faulty.add(name)
             progress(number + 1, len(names))
             continue
         side = min(rgb.size)
@@ -137,6 +141,7 @@ def check(
         report.grey += bool((array[..., :1] == array).all())
         if resolution is not None and side < resolution:
             report.too_small.append(f"{shown(name)} ({rgb.width}x{rgb.height})")
+            report.faulty.add(name)
         if number in shown_ones:
             thumbnails.append(central_square(rgb, SHEET_SIDE, FILTERS["lanczos"]))
         progress(number + 1, len(names))

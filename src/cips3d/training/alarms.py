@@ -41,12 +41,12 @@ LIMITS = (
     # a plane seen through a lens of 12 degrees scores 2.4, the embedded heads 16 (tests/test_alarms.py)
     Limit("diversity", 0.25, False, "collapse: the generated pictures are nearly all alike"),
     Limit("non_flatness", 3.0, False, "flat geometry: the pictures are painted on a plane"),
-    # 0 for the embedded heads, 1 for the same mirrored (tests/test_consistency.py)
+    # 0 for the embedded heads, 1 for the same mirrored (tests/test_consistency.py); and 1 for subjects that are symmetric
     Limit(
         "two_hypothesis_score",
         0.5,
         True,
-        "mirrored geometry: pictures flip at the frontal view; is the auxiliary discriminator off?",
+        "mirrored geometry: pictures flip at the frontal view; is the auxiliary discriminator off, or are subjects symmetric?",
     ),
     Limit("r1_penalty", 10.0, True, "runaway R1: steep discriminators; raise r1_gamma or lower discriminator_lr"),
 )

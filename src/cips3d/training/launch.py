@@ -71,16 +71,16 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         "OMP_NUM_THREADS": str(threads),  # accelerate would set torch's threads to all cores, for each process
     }
     helpers, pipes = [], []
-    for rank in range(1, count):
-        pipe, far_end = context.Pipe(duplex=False)
-        environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
-        helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments))
-        helper.start()
-        far_end.close()  # so that reading from a helper that has ended ends too
-        helpers.append(helper)
-        pipes.append(pipe)
     try:
+        for rank in range(1, count):
+            pipe, far_end = context.Pipe(duplex=False)
+            environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
+            helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments))
+            helper.start()
+            helpers.append(helper)
+            far_end.close()  # so that reading from a helper that has ended ends too
+            pipes.append(pipe)
         with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
             result = work(*arguments)
         for helper in helpers:

@@ -65,13 +65,21 @@ class RunLog:
 
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, images: int) -> None:
         self.run_dir = run_dir
-        path = run_dir / "log.jsonl"
+        self._open(step, images)
+        self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
+
+    def _open(self, step: int, images: int) -> None:
+        path = self.run_dir / "log.jsonl"
         kept = _lines_until(path, step)
         with atomic_path(path) as temporary:
             temporary.write_text("".join(kept))
         self.file = path.open("a")
-        self.board = Board(run_dir, images)
-        self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
+        self.board = Board(self.run_dir, images)
+
+    def go_back(self, step: int, images: int) -> None:
+        """Drops what was logged after that step, as a resumed run does. (Weights & Biases keeps its newest figures.)"""
+        self._close_files()
+        self._open(step, images)
 
     def write(self, step: int, images: int, figures: dict[str, float]) -> None:
         """One line, flushed, and the same numbers for TensorBoard, whose step is the number of real pictures shown.
@@ -94,11 +102,14 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files; what a full disk has not taken by now is lost."""
+        self._close_files()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _close_files(self) -> None:
         for file in (self.file, self.board.file):
             with contextlib.suppress(OSError):
                 file.close()
-        if self.wandb is not None:
-            self.wandb.finish()
 
 
 class Board:

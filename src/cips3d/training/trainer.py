@@ -148,8 +148,7 @@ class Trainer:
                     except _Diverged:
                         self._roll_back()
                         if log is not None:  # without the lines of what is done again
-                            log.close()
-                            log = RunLog(self.run_dir, self.config, self.counters.step, self.counters.images)
+                            log.go_back(self.counters.step, self.counters.images)
                         continue
                     at = self.counters
                     self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
