@@ -10,13 +10,12 @@ is a quarter of the rays; checkpointed and partial gradients take 4,096 rays at 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import resource
 import time
 from multiprocessing.connection import Connection
 
 import torch
+from memory import give_back_at_once, peak
 
 from cips3d.models.generator import Generator, GeneratorConfig
 from cips3d.models.records import RenderOutput
@@ -26,14 +25,12 @@ from cips3d.training.draws import fake_draws
 THREADS, CHUNK = 2, 4096
 WAYS = ("full", "partial", "checkpointed")
 RESOLUTIONS = (64, 128, 256)
-#: mallopt's number for the size from which a block is the operating system's own.
-M_MMAP_THRESHOLD = -3
 
 
 def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
     """A process: seconds of the second of two passes, or peak MB above the start."""
     if memory:
-        assert ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
+        give_back_at_once()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig())
@@ -57,11 +54,6 @@ def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
         seconds = time.perf_counter() - start
         del out
     pipe.send(peak() - before if memory else seconds)
-
-
-def peak() -> float:
-    """Peak resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts KiB
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ of 64 KiB or more back at once, so that it is what tensors need; "glibc" is with
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import re
 import tempfile
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from memory import give_back_at_once
 
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.plan import in_mode, step_cost, visible_share
@@ -25,8 +25,6 @@ from cips3d.training.presets import preset
 from cips3d.training.trainer import Trainer
 
 THREADS, STEPS, CHUNK = 2, 2, 4096
-#: mallopt's number for the size from which a block is the operating system's own.
-M_MMAP_THRESHOLD = -3
 
 
 def configurations() -> dict[str, TrainConfig]:
@@ -50,7 +48,7 @@ def measure(config: TrainConfig, give_back: bool, pipe: Connection) -> None:
     """A process: peak bytes above what it held after a small run."""
     torch.set_num_threads(THREADS)
     if give_back:
-        assert ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
+        give_back_at_once()
     heads = preset("heads-32")
     run(replace(heads, stages=(replace(heads.stages[0], batch=2),)))
     before = resident("VmRSS")

@@ -11,7 +11,6 @@ Peak memory is each process's own.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from baseline import generate
+from memory import peak
 from torch.utils.flop_counter import FlopCounterMode
 
 from cips3d.camera import Camera
@@ -91,11 +91,6 @@ def prepare(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
     torch.manual_seed(0)
     keep_freed_memory()
-
-
-def peak() -> float:
-    """Peak resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts KiB
 
 
 def in_process(function: Callable[..., None], argument: object) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """Training speed of a preset at its last resolution (float32, two threads) against the plain implementation in baseline.py.
 
-All programs go on from the same networks, those of three minutes of training, as the demo does it: how many samples lie in
-density, which decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes
-it.
+What is compared has the paper's losses alone, since the baseline has no others. All programs go on from the same networks,
+those of three minutes of training, as the demo does it: how many samples lie in density, which decides what ours has to
+compute, is then what it is in a real run and not what a fresh generator's noise makes it.
 
 Each program runs in processes of its own, since ours changes the C library's allocator for its whole process; they take turns
 of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`, driven as its
@@ -10,7 +10,7 @@ own loop drives it, and once as `cips3d train` runs it: a process with one threa
 beforehand: loading them is in neither program's time; the last line of the second table says what it would add. The second
 table times the parts of a step one by one.
 
-    python benchmarks/training.py [heads-32 | heads-64]        (about eight minutes)
+    python benchmarks/training.py [heads-32 | heads-64]        (ten minutes; half an hour)
 """
 
 from __future__ import annotations
@@ -52,15 +52,24 @@ PROFILED = ("baseline", "ours, same settings", "ours, preset")
 Parts = dict[str, Callable[[], Any]]
 
 
-def settings(name: str, share_fakes: bool) -> TrainConfig:
-    """The preset's last stage alone."""
+def plain(name: str) -> TrainConfig:
+    """The preset without the losses that the baseline does not have: told poses and transmittance."""
     config = preset(name)
+    return replace(
+        config, pose_weight=0.0, transmittance_weight=0.0, discriminator=replace(config.discriminator, pose_head=False),
+        aux_discriminator=replace(config.aux_discriminator, pose_head=False),
+    )  # fmt: skip
+
+
+def settings(name: str, share_fakes: bool) -> TrainConfig:
+    """The last stage alone."""
+    config = plain(name)
     return replace(config, stages=config.stages[-1:], share_fakes=share_fakes)
 
 
 def trained_networks(name: str, folder: Path) -> Path:
-    """A checkpoint of three minutes of the preset."""
-    run_in_processes(THREADS, train, with_minutes(preset(name), 3.0), folder)
+    """A checkpoint of three minutes of training."""
+    run_in_processes(THREADS, train, with_minutes(plain(name), 3.0), folder)
     return checkpoint.checkpoints(folder / "checkpoints")[-1]
 
 

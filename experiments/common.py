@@ -51,7 +51,7 @@ YAWS = tuple(range(-24, 25, 6))
 SEEDS = (0, 1, 2)
 #: Of each model, that views, geometry and symmetry are measured on.
 SUBJECTS = 96
-#: Thousands of real pictures shown at 16² and at 32² in every comparison, 16 in a step: with figures 23 minutes on a core.
+#: Thousands of real pictures shown at 16² and at 32² in every comparison, 16 in a step: with figures half an hour on a core.
 KIMG, BATCH = (40.0, 20.0), 16
 
 

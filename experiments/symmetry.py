@@ -1,6 +1,6 @@
 """Fig. 5 and 6, Section 3.3: are heads mirrored without the auxiliary discriminator? Two rows of Table 2, three seeds each.
 
-An hour and a quarter on two cores, of which `table_2` then needs no more. Rows of symmetry_sweeps.png: three seeds without the
+An hour and a half on two cores, of which `table_2` then needs no more. Rows of symmetry_sweeps.png: three seeds without the
 auxiliary discriminator, three with it; one subject each, not picked, yaws from −24° to 24°.
 """
 

@@ -1,6 +1,6 @@
 """Table 2 and Fig. 5, 6, 11: view direction, positional encoding and auxiliary discriminator on the embedded heads.
 
-Four configurations of the small preset, three seeds each, alike in all but its columns: two and a half hours on two cores.
+Four configurations of the small preset, three seeds each, alike in all but its columns: three hours on two cores.
 Rows of table_2_sweeps.png: three seeds of each configuration, one subject each, not picked, yaws from −24° to 24°.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -194,14 +194,6 @@ def test_a_symmetric_field_that_turns_is_not_mirrored() -> None:
     ball = Subjects(4, SyntheticHeads().poses, 0.12, show)
     assert two_hypothesis_score(ball) == 0
     assert warp_error(ball) < 0.12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_sides_are_counted_from_where_the_prior_looks() -> None:

@@ -9,8 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import trimesh
 
+from cips3d.camera import Camera
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.models.baselines import build_generator
 from tiny import config as tiny_config
@@ -61,6 +64,15 @@ def test_figure_10_needs_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(module, "COUNT", 9)
     module.main()
     assert json.loads((tmp_path / "figure_10.json").read_text())["values"]["detail_inr"] > 0
+
+
+def test_rays_meet_a_mesh_where_it_is() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.05)
+    points, hit = importlib.import_module("mesh").first_hits(ball, Camera.orbit(0.3, 0.1), 16)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.05, rtol=0.01)
+    position = Camera.orbit(0.3, 0.1).position[0].numpy()
+    assert hit.reshape(16, 16)[6:10, 6:10].all() and not hit.reshape(16, 16)[0].any()
+    assert (points @ position > 0).all()  # on the side of the camera
 
 
 def test_proposition_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

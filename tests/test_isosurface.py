@@ -231,7 +231,8 @@ def test_densities_that_are_no_numbers(bad: float) -> None:
 
 def test_cameras_that_see_nothing_in_common() -> None:
     apart = replace(CONFIG, poses=PoseDistribution(fov=1.0, yaw_std=0.5), extent=1e-3)
-    assert SampledVolume.of(apart).bounds()  # still the origin
+    low, high = SampledVolume.of(apart).bounds()
+    assert all(a < 0 < b for a, b in zip(low, high, strict=True))  # still the origin
     far = SampledVolume(typical_cameras(PoseDistribution()), 1.3, 1.2)
     with pytest.raises(UserError, match="no volume in common"):
         far.bounds()

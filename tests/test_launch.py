@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,7 +137,23 @@ def start(run: Path, processes: int = 2) -> subprocess.Popen[str]:
     """The command, in a process group of its own as in a terminal."""
     words = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{MAIN}"]
     command = [*words, "train", str(run), "--processes", str(processes)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    RUNNING.append(started)
+    return started
+
+
+RUNNING: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Ends what a test that has failed has started."""
+    yield
+    for process in RUNNING:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    RUNNING.clear()
 
 
 MAIN = "if __name__ == '__main__':\n from cips3d.cli import main; main()"
@@ -185,7 +203,8 @@ def test_the_curriculum_of_heads_64_survives_being_killed(tmp_path: Path, heads_
             time.sleep(0.01)
         time.sleep(0.05 * moments.random())
         attempt.kill()
-        attempt.wait(60)
+        ended = attempt.wait(60)
+        assert ended == -signal.SIGKILL or (ended == 0 and len(read_log(broken)) == everything)  # not by a fault of its own
     assert start(broken, processes).wait(300) == 0
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 

@@ -248,7 +248,7 @@ def test_presets_can_be_built_and_written(name: str) -> None:
 
 
 def test_released_settings_from_256_on() -> None:
-    """official/FORMAT.md, training recipe."""
+    """docs/paper-to-code.md, where text and code differ."""
     last = preset("ffhq-256").stages[-1]
     assert (last.generator_lr, last.discriminator_lr, last.auxiliary, last.augment) == (1e-4, 5e-4, False, 1.0)
     assert last.from_average and {"nerf", "shape_mapping"} < set(last.frozen) and last.gradients == "full"

@@ -216,6 +216,27 @@ def test_a_whole_turn_and_the_short_way_back() -> None:
     assert abs(across) == pytest.approx(180, abs=1e-2)
 
 
+@pytest.mark.parametrize(("rolls", "loop", "middle"), [
+    ((170.0, 190.0), False, 180.0), ((-170.0, 170.0), False, 180.0), ((120.0, 240.0, 360.0), False, 240.0),
+    ((90.0, 200.0, 310.0), True, 200.0),
+])  # fmt: skip
+def test_cameras_that_roll_take_the_shorter_way(rolls: tuple[float, ...], loop: bool, middle: float) -> None:
+    """Labels at one place, rolled about the way they look: halfway the path has the roll in the middle, and steps are small."""
+    labels = []
+    for roll in map(math.radians, rolls):
+        pose = Camera.orbit(0.2, 0.1).cam_to_world[0]
+        about_z = torch.tensor([[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1.0]])
+        pose[:3, :3] = pose[:3, :3] @ about_z
+        labels.append(Camera(pose[None], torch.tensor([12.0])).to_label()[0].tolist())
+    path = trajectories.keyframes({"loop": loop, "keyframes": labels}, frames=12 if loop else 13)
+    rotation = path.cam_to_world[:, :3, :3]
+    local = Camera.orbit(0.2, 0.1).cam_to_world[0, :3, :3].T @ rotation
+    found = torch.rad2deg(torch.atan2(local[:, 1, 0], local[:, 0, 0]))
+    assert math.cos(math.radians(float(found[6 if not loop else 4]) - middle)) == pytest.approx(1.0, abs=1e-4)
+    steps = torch.diff(found, append=found[:1]) if loop else torch.diff(found)
+    assert float(((steps + 180) % 360 - 180).abs().max()) < 60
+
+
 def test_labels_and_angles_mean_the_same_and_mix(tmp_path: Path) -> None:
     camera = Camera.orbit(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.1, 1.5, 20.0)
     angle = [{"yaw": math.degrees(yaw), "pitch": math.degrees(0.1), "radius": 1.5, "fov": 20} for yaw in (0.3, -0.2)]

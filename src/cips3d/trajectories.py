@@ -197,6 +197,7 @@ def keyframes(
     places = np.stack([_place(key, f"{name}: keyframe {i}", radius, fov) for i, key in enumerate(keys, 1)])
     for before, (key, place) in zip(places[:-1], zip(keys[1:], places[1:], strict=True), strict=True):
         place[0] = place[0] if key.label is None else _nearest_turn(place[0], before[0])
+        place[4:] = _nearest_rotation(place[4:], before[4:])
     if not 0 < fps <= MOST_FRAMES:
         raise UserError(f"fps: {fps} is no frame rate; give a positive number")
     seconds = [key.seconds for key in keys]
@@ -292,6 +293,19 @@ def _nearest_turn(angle: float, to: float) -> float:
     return angle + 2 * math.pi * round((to - angle) / (2 * math.pi))
 
 
+#: Radians below which a rotation is none; numbers in single precision are no better.
+_NO_TURN = 1e-6
+
+
+def _nearest_rotation(vector: Float[np.ndarray, " 3"], to: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
+    """The vector of the same rotation, whole turns about its axis added, that is nearest to another one."""
+    angle, other = np.linalg.norm(vector), np.linalg.norm(to)
+    if max(angle, other) < _NO_TURN:
+        return vector
+    axis = vector / angle if angle > _NO_TURN else to / other  # no rotation is whole turns about any axis
+    return vector + 2 * np.pi * round((axis @ to - angle) / (2 * np.pi)) * axis
+
+
 def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarray, " knots"]:
     """Frame numbers from 0 to `last` in proportion to the times, no two the same; `last` ≥ the number of intervals."""
     order = np.arange(len(times))
@@ -311,6 +325,7 @@ def _through(
         return PchipInterpolator(knots, places)(frames)
     turn = np.zeros(places.shape[1])
     turn[0] = _nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0]
+    turn[4:] = _nearest_rotation(places[0, 4:], places[-1, 4:]) - places[0, 4:]
     # one turn before and one after: slopes depend on the neighbours only, so that they are the same at both ends
     around = [-1, 0, 1]
     times = np.concatenate([knots[:-1] + k * knots[-1] for k in around] + [[2 * knots[-1]]])

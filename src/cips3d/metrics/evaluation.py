@@ -26,7 +26,7 @@ ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] =
     "depth_error": ("depth against the depth seen in the picture", "world units", 1, "lower"),
     "depth_correlation": ("the same, correlation", "", 1, "higher"),
     "depth_distance": ("distribution of depth against true heads'", "world units", 1, "lower"),
-    "non_flatness": ("non-flatness score (1 is a plane)", "", 1, "true"),
+    "non_flatness": ("non-flatness score (1: a constant depth)", "", 1, "true"),
     "speckle": ("pixels unlike their neighbourhood", "", 1, "true"),
     "last_sample_share": ("opacity on the last sample", "%", 100, "lower"),
     "mirror_jump": ("change at the frontal view, by the usual one", "", 1, "true"),

@@ -174,7 +174,10 @@ def _reported(pipes: list[Connection]) -> str | None:
 
 def _killed(helpers: list[SpawnProcess]) -> str | None:
     """What to say of a helper that a signal has ended."""
-    wait([helper.sentinel for helper in helpers], timeout=_PATIENCE)
+    ended = wait([helper.sentinel for helper in helpers], timeout=_PATIENCE)
+    for helper in helpers:
+        if helper.sentinel in ended:
+            helper.join(_PATIENCE)  # its files close a moment before its exit status can be had
     signals = [-helper.exitcode for helper in helpers if helper.exitcode is not None and helper.exitcode < 0]
     if not signals:
         return None
