@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import trimesh
 
 from cips3d.camera import Camera
+from cips3d.editing.invert import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.models.baselines import build_generator
 from tiny import config as tiny_config
@@ -73,6 +75,18 @@ def test_rays_meet_a_mesh_where_it_is() -> None:
     position = Camera.orbit(0.3, 0.1).position[0].numpy()
     assert hit.reshape(16, 16)[6:10, 6:10].all() and not hit.reshape(16, 16)[0].any()
     assert (points @ position > 0).all()  # on the side of the camera
+
+
+def test_a_head_is_inverted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.import_module("common"), "RUNS", tmp_path)
+    module = importlib.import_module("inversion")
+    monkeypatch.setattr(module, "invert", partial(invert, config=InversionConfig(steps=(1, 1, 1, 1))))
+    found = module.inverted(0, wrong=True)
+    assert found["w"]["camera_degrees"] > 20  # one step does not mend a wrong start
+    assert found["tuned"].keys() == {"camera_degrees", "input_psnr", "novel_psnr"}
+    monkeypatch.setattr(module, "invert", None)
+    assert module.inverted(0, wrong=True) == found
+    assert not module.record(0, wrong=False).exists()
 
 
 def test_proposition_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

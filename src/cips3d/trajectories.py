@@ -299,11 +299,11 @@ _NO_TURN = 1e-6
 
 def _nearest_rotation(vector: Float[np.ndarray, " 3"], to: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
     """The vector of the same rotation, whole turns about its axis added, that is nearest to another one."""
-    angle, other = np.linalg.norm(vector), np.linalg.norm(to)
+    angle, other = float(np.linalg.norm(vector)), float(np.linalg.norm(to))
     if max(angle, other) < _NO_TURN:
         return vector
     axis = vector / angle if angle > _NO_TURN else to / other  # no rotation is whole turns about any axis
-    return vector + 2 * np.pi * round((axis @ to - angle) / (2 * np.pi)) * axis
+    return vector + 2 * np.pi * round((float(axis @ to) - angle) / (2 * np.pi)) * axis
 
 
 def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarray, " knots"]:
