@@ -59,6 +59,14 @@ def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -
     assert not torch.equal(lanczos, box)
 
 
+def test_pictures_are_resized_as_they_were_built(folder: Path, tmp_path: Path) -> None:
+    build_zip(folder, tmp_path / "box.zip", Recipe(16, filter="box", allow_upscaling=True))
+    built = ImageDataset(tmp_path / "box.zip", 8)
+    assert built.filter == "box" and torch.equal(built[0], ImageDataset(tmp_path / "box.zip", 8, "box")[0])
+    assert not torch.equal(built[0], ImageDataset(tmp_path / "box.zip", 8, "lanczos")[0])
+    assert ImageDataset(folder, 8, allow_upscaling=True).filter == "lanczos"
+
+
 def test_equal_sources_give_equal_files(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for path in sorted(folder.iterdir(), reverse=True):

@@ -456,6 +456,8 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
         (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
         (["view", "MODEL", "--port", "70000"], "port"),
+        (["view", "MODEL", "--subject", "OUT.safetensors"], "OUT.safetensors"),
+        (["mix", "MODEL", "OUT.jpg"], "OUT.jpg"),
         (["view", "MODEL", "--port", "-1"], "port"),
         (["data", "heads", "OUT.zip", "--count", "0"], "--count"),
         (["data", "heads", "OUT.zip", "--resolution", "0"], "--resolution"),

@@ -9,15 +9,18 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 from cips3d.camera import Camera
 from cips3d.editing.invert import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.models.baselines import build_generator
+from cips3d.training.config import TrainConfig
 from tiny import config as tiny_config
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -57,6 +60,31 @@ def test_a_run_is_measured_once_and_its_record_stays(monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "runs").exists()
     other = common.measure(replace(config, seed=1))
     assert other["config"]["seed"] == 1 and (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["figure_12", "symmetry", "table_1", "table_2", "techniques"])
+def test_what_is_made_of_runs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With made-up records in place of hours of training."""
+    common, module = importlib.import_module("common"), importlib.import_module(name)
+    (tmp_path / "runs").mkdir()
+    for of in (common, module, importlib.import_module("table_2")):
+        monkeypatch.setattr(of, "RESULTS", tmp_path, raising=False)
+    monkeypatch.setattr(common, "RECORDS", tmp_path / "runs")
+
+    def measured(config: TrainConfig) -> dict[str, Any]:
+        Image.new("RGB", (8, 4)).save(tmp_path / "runs" / f"{common.run_name(config)}.png")
+        flat = config.generator.architecture == "cips-2d"
+        figures = dict.fromkeys(("fd2k_heads", "kd2k_heads"), 10.0 + config.seed)
+        figures |= {} if flat else dict.fromkeys(("two_hypothesis_score", "mirror_jump", "pose_error", "warp_error"), 0.0)
+        return {"figures": figures, "curve": [(20.0, 12.0), (60.0, 10.0)], "minutes": 1.0}
+
+    monkeypatch.setattr(common, "measure", measured)
+    monkeypatch.setattr(common, "measure_all", lambda configs: [measured(config) for config in configs])
+    module.main()
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["holds"] is False and set(found["values"]["runs"]) == set(getattr(module, "ROWS", found["values"]["runs"]))
+    assert all(len(values["fd2k_heads"]) == len(found["seeds"]) for values in found["values"]["runs"].values())
+    assert len(list(tmp_path.glob("*.png"))) == (0 if name == "techniques" else 1)
 
 
 def test_figure_10_needs_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +182,28 @@ def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.Monke
 
 
 # ---------------------------------------------------------------- subjects as files
+def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[torch.Size] = []
+
+    class Lpips(torch.nn.Module):
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            compared.append(a.shape)
+            return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips, __spec__=ModuleSpec("lpips", None)))
+    command = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), "--space", "w", "--effort", "0.02"]
+    cli.main([*command, str(tmp_path / "out")])
+    assert compared
+    compared.clear()
+    cli.main([*command, str(tmp_path / "other"), "--features", "none"])
+    assert not compared
+
+
 @pytest.mark.parametrize("by_block", [False, True])
 def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Path, by_block: bool) -> None:
     styles = generator.map(generator.sample_latents(1, 0))
@@ -230,6 +255,9 @@ def test_invert_writes_everything_that_is_needed_to_go_on(folder: Path, generato
     assert told["yaw"] == pytest.approx(float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3)
     width, height = Image.open(out / "report.png").size
     assert (width, height) == (5 * 10 - 2, 3 * 10 - 2)
+    assert Image.open(out / "views.png").size == (7 * 10 - 2, 2 * 10 - 2)
+    by_block = ["--subject", str(out / "subject.safetensors"), "--seeds", "3", "--views", "1"]  # of one appearance
+    cli.main(["render", str(out / "model.safetensors"), str(out / "both.gif"), *by_block, "--seconds", "0.1"])
 
 
 @pytest.mark.parametrize(
@@ -288,8 +316,9 @@ def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: 
     assert np.array_equal(*less) and not np.array_equal(less[0], pictures[0])
     cli.main(["blend", model, model, str(tmp_path / "blend.png"), "--subject", str(subject), "--views", "2"])
     assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
-    with pytest.raises(SystemExit):
-        cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(subject), "--seeds", "1"])
+    cli.main(["render", model, str(tmp_path / "both.png"), "--subject", str(subject), "--seeds", "9", "--psi", "1", *view])
+    both = np.asarray(Image.open(tmp_path / "both.png"))
+    assert np.array_equal(both[:8], both[-8:]) and np.array_equal(both[:8], pictures[0])
     with pytest.raises(SystemExit):
         cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(folder / "me.png")])
     assert not (tmp_path / "no.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -19,8 +20,10 @@ import pytest
 import torch
 
 import tiny
+from cips3d import cli, pretrained
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
+from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.checkpoint import checkpoints
 from cips3d.training.config import Stage, TrainConfig
@@ -113,6 +116,22 @@ def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_p
         run_in_processes(2, train, tiny.config(data, workers=workers), tmp_path / name)
     assert (tmp_path / "with" / MODEL_FILE).read_bytes() == (tmp_path / "without" / MODEL_FILE).read_bytes()
     assert not multiprocessing.active_children()
+
+
+def measure(model: str, out: str) -> None:
+    cli.main(["eval", model, "--metrics", "fd6_heads", "kd6_heads", "--count", "2", "--json-file", out])
+
+
+def test_processes_share_the_pictures_of_a_distance(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = str(tmp_path / "model.safetensors")
+    pretrained.save(build_generator(tiny.GENERATOR), model)
+    values = []
+    for processes in (1, 2):
+        run_in_processes(processes, measure, model, str(tmp_path / "found.json"))
+        found = json.loads((tmp_path / "found.json").read_text())["values"]
+        values.append([found["fd6_heads"], found["kd6_heads"]])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert capfd.readouterr().out.count("fd6_heads") == 2  # one table from each call
 
 
 def end_on(rank: int, how: str) -> None:

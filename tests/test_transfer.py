@@ -317,6 +317,14 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert ((sheet.shape[0] + 2) // 10, (sheet.shape[1] + 2) // 10) == (2, 3)
+    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "mixed.safetensors"), "--from-block", "1",
+              "--seed", "5", "--rows", "1", "--style", str(tmp_path / "subject.safetensors"), "--yaw", "20"])  # fmt: skip
+    saved = Subject.load(tmp_path / "mixed.safetensors", base)
+    assert float(saved.camera.yaw_pitch()[0]) == pytest.approx(0.349, abs=1e-3)
+    left = base.map(base.sample_latents(5, 5)[0], 0.7)
+    torch.testing.assert_close(saved.styles.shape, left.shape)
+    torch.testing.assert_close(saved.styles.appearance[0], left.appearance)
+    torch.testing.assert_close(saved.styles.appearance[1], by_block.appearance[1])
     mixed = mix_styles(base, by_block, base.sample_latents(1, 3), from_block=1)
     assert torch.equal(mixed.appearance[0], by_block.appearance[0])
     assert not torch.equal(mixed.appearance[1], by_block.appearance[1])

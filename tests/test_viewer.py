@@ -30,6 +30,7 @@ from chromium import CHROMIUM, FLAGS
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.editing.invert import Inversion
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
@@ -448,6 +449,18 @@ def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> Non
         np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1)
 
 
+def test_a_given_subject_is_shown_from_its_camera(generator: Generator) -> None:
+    camera = Camera.orbit(0.3, -0.1)
+    subject = Subject(generator.map(generator.sample_latents(1, 9)), camera)
+    with Viewer(generator, port=0, subject=subject) as viewer, Client(viewer.url) as client:
+        client.rest()
+        (session_,) = viewer.sessions
+        found = camera_from_viser(session_.pose, generator.config.extent)
+        torch.testing.assert_close(found.position, camera.position, atol=1e-3, rtol=0)
+        _, styles = viewer._subjects.find(session_._view().choice)
+        torch.testing.assert_close(styles.shape, subject.styles.shape)
+
+
 def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:
     cameras = [Camera.orbit(0.1 * i) for i in range(10)]
     with ExitStack() as stack:
@@ -626,7 +639,7 @@ def differs(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a - b).mean() > 1)
 
 
-def test_the_page_in_a_browser(browser: Any, viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     ball = trimesh.creation.icosphere(radius=0.1)
     monkeypatch.setattr(session, "extract_mesh", lambda generator, styles, resolution: ball)
     with a_page(browser, viewer) as page:
@@ -649,6 +662,13 @@ def test_the_page_in_a_browser(browser: Any, viewer: Viewer, monkeypatch: pytest
             page.get_by_role("button", name="Picture", exact=True).click()
         saved = Image.open(download.value.path())
         assert saved.height == 16
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Subject", exact=True).click()
+        subject = Subject.load(download.value.path(), generator)
+        again = generator.map(generator.sample_latents(1, 0), (1.5, 0.7))
+        torch.testing.assert_close(subject.styles.shape, again.shape)
+        now = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
+        assert float(subject.camera.yaw_pitch()[0]) == pytest.approx(now, abs=1e-3) != 0
         show(page, "depth")
         depth = shot(page)
         assert differs(turned, depth)

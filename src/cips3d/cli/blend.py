@@ -16,10 +16,12 @@ from cips3d.cli.options import (
     chosen,
     to_device,
 )
-from cips3d.editing.blend import interpolate, swap_layers
+from cips3d.editing.blend import interpolate, mix_styles, swap_layers
 from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
+from cips3d.export.sheets import orbit_cameras
 from cips3d.files import check_writable
 from cips3d.pretrained import is_of_run
 
@@ -110,34 +112,45 @@ def mix(
     columns: int = 4,
     seed: int = 0,
     subject: Derived[Path] = None,
+    style: Derived[Path] = None,
     psi: SubjectPsi = None,
     resolution: Derived[int] = None,
+    yaw: float = 0.0,
     device: str = "auto",
 ) -> None:
     """Mix styles: every subject on the left with the appearance of every one at the top, in some of the blocks.
 
     Args:
         model: as for `cips3d sample`.
-        out: the .png to write.
+        out: the .png to write; or a .safetensors for the first on the left with the first at the top, as a subject for the
+            option --subject of render, mesh and view.
         from_block: first block of the implicit network that takes the appearance of the subject at the top.
         rows: subjects that give shape, and appearance in the blocks before.
         columns: subjects that give appearance.
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of those on the left.
+        style: the subject of a picture in place of those at the top.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
-            Default: 0.7, and 1 for the picture's subject.
+            Default: 0.7, and 1 for pictures' subjects.
         resolution: side of a picture in pixels. Default: the model's.
+        yaw: where the camera stands, degrees.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
     at_least(1, rows=rows, columns=columns, resolution=resolution)
-    check_finite(psi=psi)
+    check_finite(psi=psi, yaw=yaw)
     check_seed(seed)
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: pictures are written as PNG; end the name in .png")
+    if out.suffix.lower() not in (".png", ".safetensors"):
+        raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (a subject)")
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(rows + columns, seed)
     left = latents[:rows] if subject is None else chosen(generator, subject, rows, seed, psi)
-    psi, side = RANDOM_PSI if psi is None else psi, resolution or generator.config.resolution
-    save_image(out, mixing_sheet(generator, left, latents[rows:], from_block, side, psi=psi))
+    top = latents[rows:] if style is None else chosen(generator, style, columns, seed, psi)
+    psi = RANDOM_PSI if psi is None else psi
+    if out.suffix.lower() == ".png":
+        side = resolution or generator.config.resolution
+        save_image(out, mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw))
+    else:
+        camera = orbit_cameras(generator, [yaw])
+        Subject(mix_styles(generator, left[0], top[0], from_block, psi), camera).save(out)
     print(out)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
+from accelerate import Accelerator
 from tyro.conf import arg
 
 from cips3d import pretrained
@@ -46,18 +48,22 @@ def evaluate_model(
         predictor: "module:object" in Python whose methods pose and identity see these in pictures
             (cips3d.metrics.consistency.Predictor). Default: a network of our own for the embedded heads, none else.
         json_file: also write the figures, and what they depend on, to this file.
-        device: cpu, cuda, mps, …; auto takes the fastest.
+        device: cpu, cuda, mps, …; auto takes the fastest. Of `accelerate launch -m cips3d eval …` each process has its own, and
+            they share the pictures of the distances.
     """
     at_least(2, count=count)
     check_seed(seed)
     check_finite(psi=psi)
-    if resolution is not None:
-        at_least(4, resolution=resolution)
-    generator = to_device(pretrained.load(model), device)
+    at_least(4, resolution=resolution)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    processes = Accelerator() if several else None
+    generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
     dataset = open_dataset(data, resolution or generator.config.resolution)
     if metrics is None:
         metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
     found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
+    if processes is not None and not processes.is_main_process:
+        return
     print("\n".join(found.lines()))
     if json_file is not None:
         with atomic_path(json_file) as temporary:

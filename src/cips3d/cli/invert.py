@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +24,15 @@ from cips3d.editing.similarity import lpips_distance
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
+from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.consistency import seen_pose
 from cips3d.models.generator import Generator
 
 #: File of the model in the results' folder.
 MODEL = "model.safetensors"
+#: Of the novel views, degrees.
+_YAWS = (-45, -30, -15, 0, 15, 30, 45)
 
 
 def invert(
@@ -48,9 +52,9 @@ def invert(
 ) -> None:
     """Find a picture's subject and camera in a model, so that it can be turned, edited and exported.
 
-    Writes in OUT: subject.safetensors, for the option --subject of render, blend, mix and mesh; model.safetensors, with --space
-    tuned fitted to the picture; inversion.json with the camera; report.png, the picture, what each step made of it, and the
-    subject from all sides.
+    Writes in OUT: subject.safetensors, for the option --subject of render, blend, mix, mesh and view; model.safetensors, with
+    --space tuned fitted to the picture; inversion.json with the camera; views.png, the subject from seven yaws, and its depth;
+    report.png, the picture, what each step made of it, and the subject from other sides.
 
     Args:
         image: the picture, framed as those that the model was trained on; its central square is used.
@@ -59,7 +63,7 @@ def invert(
         space: how far to go: w, one appearance for all blocks of the implicit network (safest from other sides); w+, one for
             each block; tuned, with the network's weights fitted as well (nearest to the picture).
         features: what sees likeness besides colours: the model's discriminator, LPIPS (package lpips), or nothing. Default: the
-            discriminator if the model came with it.
+            discriminator if the model came with it, else LPIPS if it is installed.
         yaw: start from this camera, degrees. Default: the one that the model's discriminator sees in the picture, where the
             model came with one that tells poses; else several, and the best is kept.
         pitch: of that camera, degrees. Default: 0.
@@ -96,6 +100,8 @@ def invert(
         discriminator = discriminator.to(picture.device)
     elif features == "discriminator":
         raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
+    elif features is None and find_spec("lpips") is not None:
+        features = "lpips"
     config = InversionConfig()
     if mirror is not None:
         config = replace(config, mirror_weight=mirror)
@@ -136,6 +142,8 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
     Subject(found.styles, found.camera).save(out / "subject.safetensors")
     pretrained.save(found.generator, out / MODEL)
     save_image(out / "report.png", inversion_sheet(picture, found))
+    cameras = orbit_cameras(found.generator, _YAWS)
+    save_image(out / "views.png", view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
     yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
     content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
     with atomic_path(out / "inversion.json") as temporary:

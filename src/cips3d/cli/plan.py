@@ -40,18 +40,17 @@ def plan(
         set: settings to change, as in `cips3d train`.
     """
     at_least(1, gpus=gpus)
+    check_finite(tflops=tflops, memory=memory)
     for name, value in (("tflops", tflops), ("memory", memory)):
-        if value is not None:
-            check_finite(**{name: value})
-            if value <= 0:
-                raise UserError(f"--{name}: {value}; give a positive number")
+        if value is not None and value <= 0:
+            raise UserError(f"--{name}: {value}; give a positive number")
     config = with_settings(_config(what), set, "--set")
     for stage in config.stages:
         if stage.batch % (gpus * stage.accumulate):
             raise UserError(f"--gpus: batch {stage.batch} of the stage at {stage.resolution} does not divide among {gpus}")
     limit = _memory(gpus) if memory is None else memory * 2**30
     speed = plans.measured_speed(config) if tflops is None else tflops * 1e12
-    source = "given" if tflops is not None else "measured here" + (", in float32" if config.precision != "no" else "")
+    source = "measured here" if tflops is None else "given"
     share = plans.visible_share(config)
     machines = f"{gpus} x {speed / 1e12:,.2f} TFLOP/s ({source}), {limit / 2**30:,.0f} GiB each"
     print(f"{what} on {machines}, precision {config.precision}")

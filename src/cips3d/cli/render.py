@@ -31,7 +31,7 @@ from cips3d.export.tiles import KINDS, Kind
 from cips3d.export.video import interpolated, video_frames
 from cips3d.files import check_writable
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents
+from cips3d.models.records import Latents, Styles
 
 _PATHS = ("arc", "orbit", "figure-eight", "dolly-zoom")
 _RISE = 1 / 3  # of a figure-eight, as a share of how far it goes to the side
@@ -69,7 +69,7 @@ def render(
         seed: of the latents.
         seeds: subjects one by one, in place of --count and --seed: a row each in a grid; in a video the first turns into the
             second and so on, and the last into the first again.
-        subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
+        subject: the subject of a picture, a file of `cips3d invert`, in place of random ones; with --seeds it is the first.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
             Default: 0.7, and 1 with --subject.
         show: the picture, the NeRF's picture, the depth (bright is near), beside or below each other. Default: all in a grid,
@@ -91,8 +91,6 @@ def render(
     check_finite(psi=psi, pitch=pitch, yaw=yaw, fov=fov, seconds=seconds)
     check_seed(seed)
     check_seed(*seeds, option="--seeds")
-    if seeds and subject is not None:
-        raise UserError("--seeds and --subject: both say what is shown; give only one of them")
     is_grid = out.suffix.lower() == ".png"
     if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
@@ -105,12 +103,15 @@ def render(
         raise UserError(f"--yaw and --pitch: the keyframes in {path} say where the camera is; leave them out")
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
-    frames = views if is_grid else _video_length(path, seconds, fps, len(seeds))
+    in_turn = len(seeds) + (subject is not None) if seeds else 0
+    frames = views if is_grid else _video_length(path, seconds, fps, in_turn)
     cameras = _cameras(generator, path, frames, fps, yaw, pitch, fov)
-    if seeds:
-        styles = generator.map(_by_seeds(generator, seeds), RANDOM_PSI if psi is None else psi)
-    else:
+    if not seeds:
         styles = chosen(generator, subject, count, seed, psi)
+    else:
+        styles = generator.map(_by_seeds(generator, seeds), RANDOM_PSI if psi is None else psi)
+        if subject is not None:
+            styles = _before(chosen(generator, subject, 1, seed, psi), styles)
     if is_grid:
         with share_bar("views") as bar:
             sheet = view_sheet(
@@ -149,6 +150,15 @@ def _cameras(
     if path == "figure-eight":
         return trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
     return trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+
+
+def _before(first: Styles, others: Styles) -> Styles:
+    """A subject, which may have an appearance for each block, and others behind it, which have one for all of them."""
+    shape, appearance = torch.cat([first.shape, others.shape]), others.appearance
+    assert isinstance(appearance, torch.Tensor)
+    if isinstance(first.appearance, torch.Tensor):
+        return Styles(shape, torch.cat([first.appearance, appearance]))
+    return Styles(shape, [torch.cat([w, appearance]) for w in first.appearance])
 
 
 def _by_seeds(generator: Generator, seeds: tuple[int, ...]) -> Latents:

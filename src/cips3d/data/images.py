@@ -41,7 +41,7 @@ class ImageDataset(Dataset):
     Attributes:
         path: the folder or the zip.
         resolution: side of the items, pixels.
-        filter: name of the resampling filter.
+        filter: name of the resampling filter: the one asked for, or that of `cips3d data build`, or "lanczos".
         names: the pictures' paths inside the folder or zip, sorted, with forward slashes.
         labels: (N, 25) camera labels of `dataset.json` in the order of the items (see `Camera.from_label`), or None if there is
             no such file, it has no labels, or its labels are class numbers.
@@ -54,7 +54,7 @@ class ImageDataset(Dataset):
         self,
         path: str | os.PathLike[str],
         resolution: int,
-        filter: Literal["lanczos", "box"] = "lanczos",
+        filter: Literal["lanczos", "box"] | None = None,
         allow_upscaling: bool = False,
     ) -> None:
         """Finds the pictures, reads the labels and checks every header.
@@ -62,7 +62,8 @@ class ImageDataset(Dataset):
         Args:
             path: a folder or a zip of pictures (see `EXTENSIONS`).
             resolution: side of the items, pixels, ≥ 1.
-            filter: resampling; "lanczos" is the sharper one, "box" averages areas.
+            filter: resampling; "lanczos" is the sharper one, "box" averages areas. None takes the one that `cips3d data build`
+                has recorded in the archive, and "lanczos" where there is none.
             allow_upscaling: take pictures whose shorter side is below `resolution` too; else they are refused.
 
         Raises:
@@ -70,13 +71,14 @@ class ImageDataset(Dataset):
         """
         if resolution < 1:
             raise UserError(f"resolution: {resolution} has no pixels; give at least 1")
-        if filter not in FILTERS:
+        if filter is not None and filter not in FILTERS:
             raise UserError(f"filter: {filter!r} is unknown; give one of {', '.join(FILTERS)}")
         self.path = Path(path)
         self.resolution = resolution
-        self.filter = filter
         self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
+        built_with = (read_recipe(self._source) or {}).get("filter")
+        self.filter = filter or (built_with if built_with in FILTERS else "lanczos")
         self.names = picture_names(self._source)
         self.labels = self._read_labels()
         self.validate()

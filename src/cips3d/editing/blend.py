@@ -72,14 +72,18 @@ def swap_layers(content: Generator, style: Generator, from_block: int) -> Genera
 
 
 def mix_styles(
-    generator: Generator, content: Latents | Styles, style: Latents, from_block: int, psi: float | tuple[float, float] = 1.0
+    generator: Generator,
+    content: Latents | Styles,
+    style: Latents | Styles,
+    from_block: int,
+    psi: float | tuple[float, float] = 1.0,
 ) -> Styles:
     """Styles of subjects with others' appearance in the blocks from `from_block` on (style mixing, Karras et al. 2019).
 
     Args:
-        content: shape, and the appearance of the blocks before; styles, such as an inverted picture's, are taken as they are.
+        content: shape, and the appearance of the blocks before.
         style: the appearance of the blocks from there on; as many, or one.
-        psi: truncation (see `Generator.map`).
+        psi: truncation of latents (see `Generator.map`); styles, such as an inverted picture's, are taken as they are.
 
     Raises:
         UserError: if the generator has no implicit network or no such block.
@@ -89,12 +93,9 @@ def mix_styles(
     blocks = generator.config.inr_blocks
     if not 0 <= from_block <= blocks:
         raise UserError(f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks")
-    first = content if isinstance(content, Styles) else generator.map(content, psi)
-    later = generator.map(style, psi).appearance
-    assert isinstance(later, Tensor)
-    earlier = [first.appearance] * blocks if isinstance(first.appearance, Tensor) else first.appearance
-    later = later.expand_as(earlier[0])
-    return Styles(first.shape, [*earlier[:from_block], *[later] * (blocks - from_block)])
+    first, second = (codes if isinstance(codes, Styles) else generator.map(codes, psi) for codes in (content, style))
+    earlier, later = ([w] * blocks if isinstance(w, Tensor) else list(w) for w in (first.appearance, second.appearance))
+    return Styles(first.shape, [*earlier[:from_block], *(w.expand_as(earlier[0]) for w in later[from_block:])])
 
 
 def check_same_nerf(base: Generator, other: Generator) -> None:

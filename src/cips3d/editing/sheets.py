@@ -47,20 +47,27 @@ def views_sheet(
 
 @torch.inference_mode()
 def mixing_sheet(
-    generator: Generator, content: Codes, style: Latents, from_block: int, resolution: int, *, psi: Psi = 1.0
+    generator: Generator,
+    content: Codes,
+    style: Codes,
+    from_block: int,
+    resolution: int,
+    *,
+    psi: Psi = 1.0,
+    yaw: float = 0.0,
 ) -> Sheet:
-    """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; all frontal."""
-    camera = orbit_cameras(generator, [0.0])
-    content = content if isinstance(content, Styles) else generator.map(content, psi)
+    """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; yaw in degrees."""
+    camera = orbit_cameras(generator, [yaw])
+    content, style = (codes if isinstance(codes, Styles) else generator.map(codes, psi) for codes in (content, style))
 
-    def frontal(codes: Codes) -> torch.Tensor:
-        return generator.render(codes, camera, resolution, psi=psi).image
+    def seen(styles: Styles) -> torch.Tensor:
+        return generator.render(styles, camera, resolution).image
 
-    top = frontal(style)
+    top = seen(style)
     pictures = [torch.ones_like(top[:1]), top]
     for i in range(len(content)):
         row = content[i].map(lambda w: w.expand(len(style), -1))
-        pictures += [frontal(content[i]), frontal(mix_styles(generator, row, style, from_block, psi))]
+        pictures += [seen(content[i]), seen(mix_styles(generator, row, style, from_block))]
     return image_grid(torch.cat(pictures), columns=len(style) + 1)
 
 

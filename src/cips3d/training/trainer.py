@@ -196,9 +196,12 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * at.rate_scale
         began, began_images = time.perf_counter() - at.stage_seconds, at.stage_images
-        first = time.perf_counter()
+        first, waited = time.perf_counter(), 0.0
         while self._stage_progress(stage) < 1:
-            figures = self._step(stage, positions, *next(batches), log is not None and at.step % c.log_steps == 0)
+            asked = time.perf_counter()
+            pictures, labels = next(batches)
+            waited += time.perf_counter() - asked
+            figures = self._step(stage, positions, pictures, labels, log is not None and at.step % c.log_steps == 0)
             at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if self._passed(c.sample_kimg, stage.batch):
@@ -206,7 +209,11 @@ class Trainer:
             if self._passed(c.metrics_kimg, stage.batch):
                 figures |= self._measured()
             if figures:
-                figures |= {"images_per_second": speed, "resolution": stage.resolution, "skipped_steps": at.skipped}
+                waiting = waited / (time.perf_counter() - first)
+                figures |= {
+                    "images_per_second": speed, "data_share": waiting, "resolution": stage.resolution,
+                    "skipped_steps": at.skipped,
+                }  # fmt: skip
             alarms = watch.alarms(figures) if watch is not None and at.images >= c.alarm_kimg * 1000 else ()
             for alarm in alarms:
                 logger.warning("%d pictures: %s", at.images, alarm)

@@ -61,6 +61,8 @@ class Controls:
             self.save_mesh = gui.add_button(
                 "Mesh", hint="The subject with its colours, as GLB", visible="mesh" in modes_of(generator)
             )
+            hint = "Its styles, for the commands' option --subject; and the model, where it is another one than at the start"
+            self.save_subject = gui.add_button("Subject", hint=hint, visible=generator.architecture == "cips-3d")
             self.add_keyframe = gui.add_button("Add camera to path")
             self.save_path = gui.add_button("Camera path", hint="As JSON, for cips3d render --path", disabled=True)
             self.clear_path = gui.add_button("Clear camera path", disabled=True)

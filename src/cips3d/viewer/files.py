@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,12 @@ def png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:
 
 def glb(mesh: trimesh.Trimesh) -> bytes:
     """A mesh as a GLB file."""
+    return written("mesh.glb", lambda path: save_mesh(path, mesh))
+
+
+def written(name: str, write: Callable[[Path], None]) -> bytes:
+    """What a function writes to a file of that name."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mesh.glb"
-        save_mesh(path, mesh)
+        path = Path(folder) / name
+        write(path)
         return path.read_bytes()

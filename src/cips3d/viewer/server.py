@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import viser
 
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -34,6 +35,7 @@ class Viewer:
         host: the address to listen on; others than 127.0.0.1 can be reached by other machines.
         port: 0 takes any that is free.
         name: of the model, shown above the controls.
+        subject: of the model, that every client sees at first; a random one by default.
 
     Attributes:
         url: what to open in a browser.
@@ -50,9 +52,10 @@ class Viewer:
         host: str = "127.0.0.1",
         port: int = 8080,
         name: str = "model",
+        subject: Subject | None = None,
     ) -> None:
         _check_address(host, port)
-        self._subjects = Subjects(generator, other, discriminator)
+        self._subjects, self._subject = Subjects(generator, other, discriminator), subject
         self._pace = warmed_up(generator)
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
@@ -106,7 +109,7 @@ class Viewer:
         server.initial_camera.fov = math.radians(poses.fov)
 
     def _open(self, client: viser.ClientHandle) -> None:
-        session = Session(client, self._subjects, self._workers, self._pace)
+        session = Session(client, self._subjects, self._workers, self._pace, self._subject)
         with self._lock:
             # it may have gone before its controls were made
             if client.client_id in self._server.get_clients():

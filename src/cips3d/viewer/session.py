@@ -10,21 +10,24 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import viser
 
+from cips3d import pretrained
 from cips3d.camera import Camera
 from cips3d.editing.invert import invert
+from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.mesh import extract_mesh
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling, Styles
 from cips3d.viewer.controls import Controls
-from cips3d.viewer.files import glb, png, read_upload
+from cips3d.viewer.files import glb, png, read_upload, written
 from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
 from cips3d.viewer.stage import Stage
 from cips3d.viewer.subjects import Subjects
@@ -82,6 +85,7 @@ class Session:
         subjects: of the model, shared by all clients.
         workers: shared by all clients.
         pace: of rendering, shared by all clients.
+        subject: to begin with, instead of a random one.
 
     Attributes:
         controls: the client's panel.
@@ -89,7 +93,9 @@ class Session:
         coarse_side: height of the last coarse picture, pixels.
     """
 
-    def __init__(self, client: viser.ClientHandle, subjects: Subjects, workers: Workers, pace: Pace) -> None:
+    def __init__(
+        self, client: viser.ClientHandle, subjects: Subjects, workers: Workers, pace: Pace, subject: Subject | None = None
+    ) -> None:
         self._client, self._subjects, self._workers, self._pace = client, subjects, workers, pace
         self._config = subjects.generator.config
         self._stage = Stage(client)
@@ -102,13 +108,16 @@ class Session:
         self.pose = _pose(client.camera)
         self.controls = Controls(client.gui, subjects.generator, subjects.other is not None)
         self._connect()
-        self._request()
+        if subject is None:
+            self._request()
+        else:
+            self._show_inversion(subjects.generator, subject.styles, subject.camera)
 
     def close(self) -> None:
         """Does no more for the client."""
         self._stage.close()
         self._workers.pictures.forget(self._id)
-        for kind in ("mesh", "picture file", "mesh file"):
+        for kind in ("mesh", "picture file", "mesh file", "subject file"):
             self._workers.meshes.forget((self._id, kind))
         self._workers.inversions.forget(self._id)
         if self._inversion is not None:
@@ -142,6 +151,7 @@ class Session:
         controls.add_keyframe.on_click(self._when(self._add_keyframe))
         controls.clear_path.on_click(self._when(self._clear_path))
         controls.save_path.on_click(self._when(self._save_path))
+        controls.save_subject.on_click(self._when(lambda: self._save("subject file", self._subject_file())))
         controls.save_mesh.on_click(self._when(lambda: self._save("mesh file", self._mesh_file())))
 
         @controls.save_picture.on_click
@@ -341,6 +351,17 @@ class Session:
         generator, styles = self._subjects.find(view.choice)
         yield 0.0
         self._download("subject.glb", glb(extract_mesh(generator, styles, _SAVED_MESH)))
+
+    def _subject_file(self) -> Steps[None]:
+        view = self._view()
+        if view is None:
+            return
+        generator, styles = self._subjects.find(view.choice)
+        yield 0.0
+        subject = Subject(styles, view.camera)
+        self._download("subject.safetensors", written("subject.safetensors", subject.save))
+        if generator is not self._subjects.generator:  # tuned to a picture, or blended
+            self._download("model.safetensors", written("model.safetensors", partial(pretrained.save, generator)))
 
     # ---------------------------------------------------------------- a user's picture
     def _open_picture(self) -> None:

@@ -1,0 +1,45 @@
+"""Does torch.compile make the generator faster? Forward and backward pass with the implicit network compiled, and without.
+
+The implicit network is what can be compiled once: how many samples the radiance field evaluates depends on the picture. One
+thread, turns; seconds of the process's own time, medians of five.
+
+    python benchmarks/compile.py        (two minutes)
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.training.presets import preset
+
+SIDE, TURNS = 32, 5
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, config, batch in (("paper size", GeneratorConfig(), 2), ("heads-32", preset("heads-32").generator, 8)):
+        eager, compiled = Generator(config), Generator(config)
+        compiled.load_state_dict(eager.state_dict())
+        compiled.inr.compile(dynamic=True)
+        latents = eager.sample_latents(batch, 0)
+        cameras = config.poses.sample(batch, torch.Generator().manual_seed(0))
+
+        def seconds(generator: Generator, latents=latents, cameras=cameras) -> float:
+            start = time.process_time()
+            generator.render(latents, cameras, SIDE).image.square().mean().backward()
+            return time.process_time() - start
+
+        first = seconds(compiled)
+        seconds(eager)
+        turns = [(seconds(eager), seconds(compiled)) for _ in range(TURNS)]
+        ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
+        print(f"{name}, {batch} pictures of {SIDE}²: {ours:.3f} s, compiled {theirs:.3f} s ({ours / theirs:.2f} times as fast)")
+        print(f"  the first pass, with compilation, {first:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
