@@ -535,6 +535,7 @@ def test_a_blend_replaces_no_model(model: str, tmp_path: Path, capsys: pytest.Ca
     write_config(tmp_path / "run", tiny.config())
     for out in (Path(model), tmp_path / "run" / "model.safetensors"):
         assert f"{out}: is one of the models or a run's" in refusal(capsys, "blend", model, model, out, "--amount", "0.5")
+        assert f"{out}: is the model or a run's" in refusal(capsys, "mix", model, out)
     assert names(tmp_path / "run") == ["config.json"]
     cli.main(["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"])  # harms nobody
 

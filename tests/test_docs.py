@@ -33,8 +33,6 @@ from cips3d.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-if not DOCS.is_dir():
-    pytest.skip("a source distribution has no docs/", allow_module_level=True)
 sys.path.insert(0, str(DOCS))
 import commands as shown  # noqa: E402
 

@@ -183,7 +183,7 @@ def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.Monke
 
 # ---------------------------------------------------------------- subjects as files
 def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compared: list[torch.Size] = []
 
@@ -196,12 +196,17 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
             return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
 
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips, __spec__=ModuleSpec("lpips", None)))
+    monkeypatch.setattr("cips3d.cli.invert._LPIPS_SIDE", 8)
     command = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), "--space", "w", "--effort", "0.02"]
     cli.main([*command, str(tmp_path / "out")])
     assert compared
     compared.clear()
     cli.main([*command, str(tmp_path / "other"), "--features", "none"])
-    assert not compared
+    monkeypatch.setattr(Lpips, "__init__", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("of another torch\nat length")))
+    cli.main([*command, str(tmp_path / "third")])  # colours alone serve
+    assert not compared and "of another torch); take another; colours alone count" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, str(tmp_path / "fourth"), "--features", "lpips"])
 
 
 @pytest.mark.parametrize("by_block", [False, True])

@@ -122,11 +122,14 @@ def measure(model: str, out: str) -> None:
     cli.main(["eval", model, "--metrics", "fd6_heads", "kd6_heads", "--count", "2", "--json-file", out])
 
 
-def test_processes_share_the_pictures_of_a_distance(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_processes_share_the_pictures_of_a_distance(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = str(tmp_path / "model.safetensors")
     pretrained.save(build_generator(tiny.GENERATOR), model)
     values = []
     for processes in (1, 2):
+        monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / f"cache-{processes}"))
         run_in_processes(processes, measure, model, str(tmp_path / "found.json"))
         found = json.loads((tmp_path / "found.json").read_text())["values"]
         values.append([found["fd6_heads"], found["kd6_heads"]])

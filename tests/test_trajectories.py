@@ -237,6 +237,22 @@ def test_cameras_that_roll_take_the_shorter_way(rolls: tuple[float, ...], loop: 
     assert float(((steps + 180) % 360 - 180).abs().max()) < 60
 
 
+def test_a_camera_that_has_rolled_round_does_not_unwind() -> None:
+    """Rolls to 350 degrees, then a look aside: the last leg is as short as the cameras' difference."""
+    labels = []
+    for roll, aside in ((0, 0), (120, 0), (240, 0), (350, 0), (360, 10)):
+        z, y = math.radians(roll), math.radians(aside)
+        turn = torch.tensor([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1.0]])
+        look = torch.tensor([[math.cos(y), 0, math.sin(y)], [0, 1.0, 0], [-math.sin(y), 0, math.cos(y)]])
+        pose = Camera.orbit(0.2, 0.1).cam_to_world[0]
+        pose[:3, :3] = pose[:3, :3] @ look @ turn
+        labels.append(Camera(pose[None], torch.tensor([12.0])).to_label()[0].tolist())
+    rotation = trajectories.keyframes(labels, frames=41).cam_to_world[:, :3, :3]
+    steps = rotation[:-1].mT @ rotation[1:]
+    angles = torch.rad2deg(torch.arccos(((steps.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2).clamp(-1, 1)))
+    assert float(angles[:30].sum()) == pytest.approx(350, abs=1) and float(angles[30:].sum()) == pytest.approx(14.1, abs=0.5)
+
+
 def test_labels_and_angles_mean_the_same_and_mix(tmp_path: Path) -> None:
     camera = Camera.orbit(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.1, 1.5, 20.0)
     angle = [{"yaw": math.degrees(yaw), "pitch": math.degrees(0.1), "radius": 1.5, "fov": 20} for yaw in (0.3, -0.2)]

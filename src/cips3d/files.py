@@ -17,7 +17,7 @@ class _Undone(Exception):
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raises the error of `atomic_path` now, not when the work is done whose result the file shall hold; leaves nothing."""
-    made = [folder for folder in Path(os.path.realpath(path)).parents if not folder.exists()]
+    made = [folder for folder in Path(os.path.realpath(path)).parents if not os.path.exists(folder)]
     try:
         with contextlib.suppress(_Undone), atomic_path(path):
             raise _Undone

@@ -176,8 +176,8 @@ def keyframes(
 
     The path is interpolated on the sphere: yaw, pitch and the logarithms of distance and of the picture's half width at unit
     distance, and the rotation against the camera that would look at the origin from there. So cameras that look at the origin
-    do so all the way, upright. Monotone cubic pieces (PCHIP, Fritsch and Carlson 1980): the velocity is continuous and no
-    number goes beyond those of the keyframes on its two sides.
+    do so all the way, upright. Monotone cubic pieces (PCHIP, Fritsch and Carlson 1980): the velocity is continuous (of the
+    rotation, the speed) and no number goes beyond those of the keyframes on its two sides.
 
     Args:
         source: a JSON file, or what would stand in it: a list of keyframes, or {"loop": true, "keyframes": [...]} for a path
@@ -197,7 +197,6 @@ def keyframes(
     places = np.stack([_place(key, f"{name}: keyframe {i}", radius, fov) for i, key in enumerate(keys, 1)])
     for before, (key, place) in zip(places[:-1], zip(keys[1:], places[1:], strict=True), strict=True):
         place[0] = place[0] if key.label is None else _nearest_turn(place[0], before[0])
-        place[4:] = _nearest_rotation(place[4:], before[4:])
     if not 0 < fps <= MOST_FRAMES:
         raise UserError(f"fps: {fps} is no frame rate; give a positive number")
     seconds = [key.seconds for key in keys]
@@ -210,8 +209,10 @@ def keyframes(
         raise UserError(f"{name}: {len(keys)} keyframes do not fit into {frames} frames; give at least as many frames")
     if len(keys) == 1:
         return _cameras(places.repeat(frames, axis=0))
-    last = frames if loop else frames - 1
-    return _cameras(_through(places, _whole_frames(np.cumsum([0.0, *legs]), last), loop)[:frames])
+    knots = _whole_frames(np.cumsum([0.0, *legs]), frames if loop else frames - 1)
+    turn = np.array([_nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0], 0.0, 0.0, 0.0]) if loop else None
+    path = np.concatenate([_through(places[:, :4], knots, turn), _turned(places[:, 4:], knots, loop)], axis=1)
+    return _cameras(path[:frames])
 
 
 def _listed(source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]) -> tuple[str, list[Any], bool]:
@@ -293,19 +294,6 @@ def _nearest_turn(angle: float, to: float) -> float:
     return angle + 2 * math.pi * round((to - angle) / (2 * math.pi))
 
 
-#: Radians below which a rotation is none; numbers in single precision are no better.
-_NO_TURN = 1e-6
-
-
-def _nearest_rotation(vector: Float[np.ndarray, " 3"], to: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
-    """The vector of the same rotation, whole turns about its axis added, that is nearest to another one."""
-    angle, other = float(np.linalg.norm(vector)), float(np.linalg.norm(to))
-    if max(angle, other) < _NO_TURN:
-        return vector
-    axis = vector / angle if angle > _NO_TURN else to / other  # no rotation is whole turns about any axis
-    return vector + 2 * np.pi * round((float(axis @ to) - angle) / (2 * np.pi)) * axis
-
-
 def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarray, " knots"]:
     """Frame numbers from 0 to `last` in proportion to the times, no two the same; `last` ≥ the number of intervals."""
     order = np.arange(len(times))
@@ -315,19 +303,37 @@ def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarr
 
 
 def _through(
-    places: Float[np.ndarray, "keys 7"], knots: Int[np.ndarray, " knots"], loop: bool
-) -> Float[np.ndarray, "frames 7"]:
-    """The places at every whole number from the first to the last knot; a loop has one more knot, where it is closed."""
+    values: Float[np.ndarray, "keys n"], knots: Int[np.ndarray, " knots"], turn: Float[np.ndarray, " n"] | None
+) -> Float[np.ndarray, "frames n"]:
+    """The values at every whole number from the first to the last knot, by monotone cubic pieces.
+
+    Args:
+        turn: of a loop, what a round adds to the values; it has one more knot, where it is closed.
+    """
     from scipy.interpolate import PchipInterpolator
 
     frames = np.arange(knots[-1] + 1)
-    if not loop:
-        return PchipInterpolator(knots, places)(frames)
-    turn = np.zeros(places.shape[1])
-    turn[0] = _nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0]
-    turn[4:] = _nearest_rotation(places[0, 4:], places[-1, 4:]) - places[0, 4:]
+    if turn is None:
+        return PchipInterpolator(knots, values)(frames)
     # one turn before and one after: slopes depend on the neighbours only, so that they are the same at both ends
     around = [-1, 0, 1]
     times = np.concatenate([knots[:-1] + k * knots[-1] for k in around] + [[2 * knots[-1]]])
-    values = np.concatenate([places + k * turn for k in around] + [places[:1] + 2 * turn])
-    return PchipInterpolator(times, values)(frames)
+    rounds = np.concatenate([values + k * turn for k in around] + [values[:1] + 2 * turn])
+    return PchipInterpolator(times, rounds)(frames)
+
+
+def _turned(
+    vectors: Float[np.ndarray, "keys 3"], knots: Int[np.ndarray, " knots"], loop: bool
+) -> Float[np.ndarray, "frames 3"]:
+    """The rotations at those numbers: from each to the next about one axis, the shorter way, with a continuous speed."""
+    from scipy.spatial.transform import Rotation
+
+    keys = Rotation.from_rotvec(np.concatenate([vectors, vectors[:1]]) if loop else vectors)
+    legs = (keys[:-1].inv() * keys[1:]).as_rotvec()
+    sizes = np.linalg.norm(legs, axis=1)
+    sizes[sizes < 1e-9] = 0.0  # rounding
+    angles = np.concatenate([[0.0], np.cumsum(sizes)])
+    gone = _through((angles[:-1] if loop else angles)[:, None], knots, angles[-1:] if loop else None)[:, 0]
+    leg = np.minimum(np.searchsorted(knots, np.arange(len(gone)), side="right") - 1, len(legs) - 1)
+    share = (gone - angles[leg]) / np.where(sizes > 0, sizes, 1.0)[leg]
+    return (keys[leg] * Rotation.from_rotvec(share[:, None] * legs[leg])).as_rotvec()

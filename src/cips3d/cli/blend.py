@@ -141,6 +141,8 @@ def mix(
     check_seed(seed)
     if out.suffix.lower() not in (".png", ".safetensors"):
         raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (a subject)")
+    if out.resolve() == Path(model).resolve() or is_of_run(out):
+        raise UserError(f"{out}: is the model or a run's, which the subject would replace; give another name")
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(rows + columns, seed)

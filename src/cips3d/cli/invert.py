@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from cips3d.data.images import read_picture
 from cips3d.editing.invert import Inversion, InversionConfig, Space
 from cips3d.editing.invert import invert as find
 from cips3d.editing.sheets import inversion_sheet
-from cips3d.editing.similarity import lpips_distance
+from cips3d.editing.similarity import Distance, lpips_distance
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
@@ -31,6 +32,8 @@ from cips3d.models.generator import Generator
 
 #: File of the model in the results' folder.
 MODEL = "model.safetensors"
+#: Pixels, below which VGG has nothing left to look at.
+_LPIPS_SIDE = 32
 #: Of the novel views, degrees.
 _YAWS = (-45, -30, -15, 0, 15, 30, 45)
 
@@ -100,8 +103,6 @@ def invert(
         discriminator = discriminator.to(picture.device)
     elif features == "discriminator":
         raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
-    elif features is None and find_spec("lpips") is not None:
-        features = "lpips"
     config = InversionConfig()
     if mirror is not None:
         config = replace(config, mirror_weight=mirror)
@@ -111,6 +112,8 @@ def invert(
     config = replace(config, steps=(first, second, third, fourth))
     start = _start(generator, picture, yaw, pitch or 0.0, predictor)
     seen_by = lpips_distance(picture.device) if features == "lpips" else None
+    if features is None and discriminator is None:
+        seen_by = _lpips_where_there_is(picture)
     check_writable(out / MODEL)
     with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
 
@@ -123,6 +126,17 @@ def invert(
             progress=show,
         )  # fmt: skip
     _write(out, image, model, picture, found)
+
+
+def _lpips_where_there_is(picture: torch.Tensor) -> Distance | None:
+    """LPIPS if it is installed and can be loaded, and pictures are large enough for it."""
+    if find_spec("lpips") is None or picture.shape[-1] < _LPIPS_SIDE:
+        return None
+    try:
+        return lpips_distance(picture.device)
+    except UserError as error:
+        print(f"{error}; colours alone count", file=sys.stderr)
+        return None
 
 
 def _start(

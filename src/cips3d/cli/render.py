@@ -71,7 +71,7 @@ def render(
             second and so on, and the last into the first again.
         subject: the subject of a picture, a file of `cips3d invert`, in place of random ones; with --seeds it is the first.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
-            Default: 0.7, and 1 with --subject.
+            Default: 0.7, and 1 for a picture's subject.
         show: the picture, the NeRF's picture, the depth (bright is near), beside or below each other. Default: all in a grid,
             the picture in a video.
         resolution: size of a picture in pixels, any. Default: the model's training resolution.

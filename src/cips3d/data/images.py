@@ -78,7 +78,7 @@ class ImageDataset(Dataset):
         self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
         built_with = (read_recipe(self._source) or {}).get("filter")
-        self.filter = filter or (built_with if built_with in FILTERS else "lanczos")
+        self.filter = filter or (built_with if isinstance(built_with, str) and built_with in FILTERS else "lanczos")
         self.names = picture_names(self._source)
         self.labels = self._read_labels()
         self.validate()

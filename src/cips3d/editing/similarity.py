@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from cips3d.data.sources import first_line
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
 
@@ -60,6 +61,6 @@ def lpips_distance(device: torch.device) -> Distance:
         network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except ImportError as error:
         raise UserError(f"features lpips: {error}; pip install lpips torchvision, or take another") from None
-    except OSError as error:
-        raise UserError(f"features lpips: its weights cannot be fetched ({error}); take another") from None
+    except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
+        raise UserError(f"features lpips: it cannot be loaded ({first_line(error)}); take another") from None
     return lambda a, b: network(a, b).flatten()

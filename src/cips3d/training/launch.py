@@ -81,16 +81,17 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helpers.append(helper)
             far_end.close()  # so that reading from a helper that has ended ends too
             pipes.append(pipe)
-        with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
-            result = work(*arguments)
+        try:
+            with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
+                result = work(*arguments)
+        except RuntimeError as error:  # what a collective says whose partner has ended
+            message = None if machine_fault(error) else _reported(pipes) or _killed(helpers)
+            if message is None:
+                raise
+            raise UserError(message) from error
         for helper in helpers:
             helper.join()
         return result
-    except RuntimeError as error:  # what a collective says whose partner has ended
-        message = None if machine_fault(error) else _reported(pipes) or _killed(helpers)
-        if message is None:
-            raise
-        raise UserError(message) from error
     finally:
         for helper in helpers:
             helper.kill()
