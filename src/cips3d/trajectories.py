@@ -336,4 +336,5 @@ def _turned(
     gone = _through((angles[:-1] if loop else angles)[:, None], knots, angles[-1:] if loop else None)[:, 0]
     leg = np.minimum(np.searchsorted(knots, np.arange(len(gone)), side="right") - 1, len(legs) - 1)
     share = (gone - angles[leg]) / np.where(sizes > 0, sizes, 1.0)[leg]
-    return (keys[leg] * Rotation.from_rotvec(share[:, None] * legs[leg])).as_rotvec()
+    before = Rotation.from_quat(keys.as_quat()[leg])
+    return (before * Rotation.from_rotvec(share[:, None] * legs[leg])).as_rotvec()
