@@ -20,7 +20,7 @@ from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.export.video import video_frames
 from cips3d.metrics.geometry import geometry_report
 from cips3d.training.config import with_minutes
-from cips3d.training.presets import preset
+from cips3d.training.presets import for_a_few_minutes, preset
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 _FEW_YAWS, _GAP = (-30.0, 0.0, 30.0), 12  # beside each other; pixels between them
@@ -46,7 +46,7 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     if minutes <= 0:
         raise UserError(f"--minutes: {minutes}; give a positive number")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    config = with_minutes(replace(preset("heads-32"), seed=seed), minutes)
+    config = with_minutes(replace(for_a_few_minutes(preset("heads-32")), seed=seed), minutes)
     print(
         f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine."
     )
