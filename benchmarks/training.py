@@ -34,7 +34,7 @@ from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig, with_minutes
 from cips3d.training.launch import run_in_processes
-from cips3d.training.presets import preset
+from cips3d.training.presets import preset, without_told_poses
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from cips3d.training.trainer import Trainer
 
@@ -54,11 +54,7 @@ Parts = dict[str, Callable[[], Any]]
 
 def plain(name: str) -> TrainConfig:
     """The preset without the losses that the baseline does not have: told poses and transmittance."""
-    config = preset(name)
-    return replace(
-        config, pose_weight=0.0, transmittance_weight=0.0, discriminator=replace(config.discriminator, pose_head=False),
-        aux_discriminator=replace(config.aux_discriminator, pose_head=False),
-    )  # fmt: skip
+    return replace(without_told_poses(preset(name)), transmittance_weight=0.0)
 
 
 def settings(name: str, share_fakes: bool) -> TrainConfig:

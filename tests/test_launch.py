@@ -188,7 +188,7 @@ def wait_for(run: Path, count: int) -> None:
 
 
 #: Moments at which the run of heads-64 is killed.
-KILLS = int(os.environ.get("CIPS3D_KILLS", "1"))
+KILLS = int(os.environ.get("CIPS3D_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from cips3d.models.generator import Generator, GeneratorConfig
 
 #: Models that come with the package, by name.
 BUNDLED = {"heads": "heads-64.safetensors"}
+#: File of a model in a folder of its own: a run's, an inversion's, the hub's form.
+MODEL_FILE = "model.safetensors"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
 
 
@@ -158,7 +160,7 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor
 
 def is_of_run(path: Path) -> bool:
     """Whether a file is, or would be, the model of a run of `cips3d train`, or of a folder in the hub's form."""
-    return path.name == "model.safetensors" and (path.parent / "config.json").exists()
+    return path.name == MODEL_FILE and (path.parent / "config.json").exists()
 
 
 def _load_file(path: Path) -> Generator:
@@ -177,7 +179,7 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
         return _HubForm.from_pretrained(name)
     except UserError as error:
         if is_folder and "stages" in json.loads((Path(name) / "config.json").read_text()):
-            raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/model.safetensors") from None
+            raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}") from None
         raise UserError(f"model {name}: {error}") from None
     except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"

@@ -29,9 +29,8 @@ from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.consistency import seen_pose
 from cips3d.models.generator import Generator
+from cips3d.pretrained import MODEL_FILE
 
-#: File of the model in the results' folder.
-MODEL = "model.safetensors"
 #: Pixels, below which VGG has nothing left to look at.
 _LPIPS_SIDE = 32
 #: Of the novel views, degrees.
@@ -94,7 +93,7 @@ def invert(
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
-    if (out / MODEL).resolve() == Path(model).resolve() or pretrained.is_of_run(out / MODEL):
+    if (out / MODEL_FILE).resolve() == Path(model).resolve() or pretrained.is_of_run(out / MODEL_FILE):
         raise UserError(f"{out}: holds a run or the model itself, which the tuned model would replace; give another folder")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
@@ -114,7 +113,7 @@ def invert(
     seen_by = lpips_distance(picture.device) if features == "lpips" else None
     if features is None and discriminator is None:
         seen_by = _lpips_where_there_is(picture)
-    check_writable(out / MODEL)
+    check_writable(out / MODEL_FILE)
     with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
 
         def show(share: float, step: str) -> None:
@@ -154,7 +153,7 @@ def _start(
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
     Subject(found.styles, found.camera).save(out / "subject.safetensors")
-    pretrained.save(found.generator, out / MODEL)
+    pretrained.save(found.generator, out / MODEL_FILE)
     save_image(out / "report.png", inversion_sheet(picture, found))
     cameras = orbit_cameras(found.generator, _YAWS)
     save_image(out / "views.png", view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
@@ -164,5 +163,5 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
-    where = f"{out / MODEL} turn.mp4 --subject {out / 'subject.safetensors'}"
+    where = f"{out / MODEL_FILE} turn.mp4 --subject {out / 'subject.safetensors'}"
     print(f"the subject and the model: try cips3d render {where}")

@@ -50,16 +50,21 @@ def _heads_32() -> TrainConfig:
     )  # fmt: skip
 
 
+def without_told_poses(config: TrainConfig) -> TrainConfig:
+    """The run without the loss of told poses and what asks for them."""
+    return replace(
+        config, pose_weight=0.0, discriminator=replace(config.discriminator, pose_head=False),
+        aux_discriminator=replace(config.aux_discriminator, pose_head=False),
+    )  # fmt: skip
+
+
 def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
     """The run as it comes farthest in minutes: without told poses, and from a softer body (docs/results.md has figures).
 
     What both do for faces takes tens of thousands of pictures.
     """
-    return replace(
-        config, pose_weight=0.0, generator=replace(config.generator, density_gain=40.0, density_blob=60.0),
-        discriminator=replace(config.discriminator, pose_head=False),
-        aux_discriminator=replace(config.aux_discriminator, pose_head=False),
-    )  # fmt: skip
+    softer = replace(config.generator, density_gain=40.0, density_blob=60.0)
+    return replace(without_told_poses(config), generator=softer)
 
 
 def _heads_32_pi_gan() -> TrainConfig:

@@ -29,6 +29,7 @@ from cips3d.errors import UserError
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling
+from cips3d.pretrained import MODEL_FILE
 from cips3d.training import checkpoint, gradients, losses
 from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
@@ -48,8 +49,6 @@ from cips3d.training.steps import (
     generator_step,
 )
 
-#: File of the averaged generator in a run directory.
-MODEL_FILE = "model.safetensors"
 #: Steps in a row with NaN or infinite gradients after which the run goes back to its newest checkpoint.
 SKIPS_TO_ROLL_BACK = 3
 #: Halved learning rates below this share of the configuration's end the run.
