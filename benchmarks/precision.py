@@ -24,7 +24,7 @@ TURNS, PICTURES, SIDE = 3, 2, 32
 
 def main() -> None:
     torch.manual_seed(0)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     generator = pretrained.load(sys.argv[1]) if len(sys.argv) > 1 else Generator(GeneratorConfig())
     generator.to(device).requires_grad_(True)
     draws = fake_draws(generator.config, generator.sampling, SIDE, 0.0, (0,), range(PICTURES), device)

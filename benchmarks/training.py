@@ -1,8 +1,8 @@
 """Training speed of a preset at its last resolution (float32, two threads) against the plain implementation in baseline.py.
 
 What is compared has the paper's losses alone, since the baseline has no others. All programs go on from the same networks,
-those of three minutes of training, as the demo does it: how many samples lie in density, which decides what ours has to
-compute, is then what it is in a real run and not what a fresh generator's noise makes it.
+those of three minutes of training from the softer body that the demo starts from: how many samples lie in density, which
+decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes it.
 
 Each program runs in processes of its own, since ours changes the C library's allocator for its whole process; they take turns
 of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`, driven as its
@@ -34,7 +34,7 @@ from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig, with_minutes
 from cips3d.training.launch import run_in_processes
-from cips3d.training.presets import preset, without_told_poses
+from cips3d.training.presets import for_a_few_minutes, preset
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from cips3d.training.trainer import Trainer
 
@@ -53,8 +53,8 @@ Parts = dict[str, Callable[[], Any]]
 
 
 def plain(name: str) -> TrainConfig:
-    """The preset without the losses that the baseline does not have: told poses and transmittance."""
-    return replace(without_told_poses(preset(name)), transmittance_weight=0.0)
+    """The preset as three minutes need it, without the loss that the baseline does not have: transmittance."""
+    return replace(for_a_few_minutes(preset(name)), transmittance_weight=0.0)
 
 
 def settings(name: str, share_fakes: bool) -> TrainConfig:

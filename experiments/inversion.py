@@ -66,9 +66,14 @@ def main() -> None:
 
 
 def record(index: int, wrong: bool) -> Path:
-    """Where the figures of one head's inversion in the model that is bundled now are kept, and beside them its picture."""
-    with as_file(files("cips3d") / "bundled" / pretrained.BUNDLED["heads"]) as model:
-        digest = hashlib.blake2b(model.read_bytes(), digest_size=4).hexdigest()
+    """Where the figures of one head's inversion are kept, and beside them its picture: by the model that is bundled, and by
+    what inverts it, as they are now.
+    """
+    hashed = hashlib.blake2b(digest_size=4)
+    for name in (f"bundled/{pretrained.BUNDLED['heads']}", "editing/invert.py", "editing/similarity.py"):
+        with as_file(files("cips3d") / name) as path:
+            hashed.update(path.read_bytes())
+    digest = hashed.hexdigest()
     return RUNS / f"inversion-{digest}" / f"{'wrong' if wrong else 'usual'}-{index:02d}.json"
 
 

@@ -24,9 +24,10 @@ from cips3d.data.heads import FAR_DEPTH, HEAD_HEIGHT
 from cips3d.export.isosurface import Density, SampledVolume, outward_parts, surface, surface_level, typical_cameras
 from cips3d.export.media import image_grid, save_image
 from cips3d.metrics.head_network import DEPTH_SIDE, load_head_network
-from cips3d.metrics.subjects import SOLID, Subjects, View
+from cips3d.metrics.subjects import Subjects, View
 from cips3d.metrics.surfaces import chamfer_distance, head_points, seen_points
 from cips3d.models.generator import Generator
+from cips3d.models.records import SOLID
 
 HEADS, GENERATED, RESOLUTION = 4, 8, 128
 YAWS = tuple(np.radians((-30.0, -15.0, 0.0, 15.0, 30.0)))

@@ -186,6 +186,16 @@ def test_label_of_another_kind_is_refused(index: int, value: float) -> None:
         Camera.from_label(label)
 
 
+def test_a_label_whose_pose_is_not_rigid_is_refused() -> None:
+    label = camera(0.1, 0.2).to_label()
+    scaled, mirrored = label.clone(), label.clone()
+    scaled[:, :16] /= 2.7
+    mirrored[:, :3] *= -1
+    for bad in (scaled, mirrored):
+        with pytest.raises(UserError, match="no rotation and position"):
+            Camera.from_label(torch.cat([label, bad]))
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
 def test_pose_distribution_statistics(kind: str) -> None:
     poses = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.3, pitch_mean=-0.05, pitch_std=0.2)

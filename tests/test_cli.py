@@ -20,20 +20,21 @@ import av
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import tiny
 from cips3d import cli, pretrained
 from cips3d.camera import Camera
-from cips3d.cli import blend, demo, evaluate, finetune, imports, info, invert, mesh, render, sample, train, view
+from cips3d.cli import blend, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
 from cips3d.cli import data as data_verbs
+from cips3d.cli.options import to_device
 from cips3d.data import ImageDataset
 from cips3d.export.media import to_uint8
 from cips3d.metrics import evaluation
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
-from cips3d.training import trainer as trainer_module
 from cips3d.training.config import Stage
 from cips3d.training.logs import write_config
 from cips3d.training.presets import PRESETS
@@ -45,6 +46,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "render": render.render,
     "mesh": mesh.mesh,
     "data heads": data_verbs.heads,
+    "data build": data_verbs.build,
+    "data check": data_verbs.check,
+    "plan": plan.plan,
     "info": info.info,
     "eval": evaluate.evaluate_model,
     "finetune": finetune.finetune,
@@ -283,6 +287,9 @@ COLUMN = SimpleNamespace(pose=lambda images: (torch.zeros(len(images), 1),) * 2,
 #: Gives both angles in one tensor, which for two pictures could be taken for yaws and pitches.
 STACKED = SimpleNamespace(pose=lambda images: torch.zeros(len(images), 2), identity=SIGHT.identity)
 FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIGHT.identity)
+#: As errors of CUDA and of state_dicts are: the first line says what it is.
+WORDY = SimpleNamespace(pose=lambda images: torch.nn.Linear(1, 1).load_state_dict({}), identity=SIGHT.identity)
+ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, identity=SIGHT.identity)
 
 
 @pytest.mark.parametrize(
@@ -294,15 +301,20 @@ FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIG
         (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),
         (["--predictor", "test_cli:COLUMN"], r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch"),
         (["--predictor", "test_cli:STACKED"], r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch"),
+        (["--predictor", "test_cli:WORDY"], "--predictor test_cli:WORDY: pose raised RuntimeError: Error.* in loading"),
+        (["--predictor", "test_cli:ARRAYS"], "predictor: pose gave ndarray and ndarray for 2 pictures; give .* a tensor each"),
         (["--predictor", "test_cli:FAILING"], "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing"),
         (["--count", "1"], "--count: 1; it must be at least 2"),
         (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
         (["--psi", "nan"], "--psi"),
+        (["--json-file", "/"], "cannot write /: it exists and is no ordinary file"),
     ],
 )
 def test_eval_refuses(model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING))
+    monkeypatch.setitem(
+        sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING, ARRAYS=ARRAYS, WORDY=WORDY)
+    )
     assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options))
 
 
@@ -362,7 +374,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["info", "tiny"])
     preset = capsys.readouterr().out
-    assert "tiny at 8²" in preset and "auxiliary" in preset and "training with 4 pictures" in preset
+    assert "tiny at 8²" in preset and "auxiliary" in preset
     cli.main(["info", model, "--geometry", "--resolution", "16"])
     of_model = capsys.readouterr().out
     parameters = sum(p.numel() for p in Generator(tiny.GENERATOR).parameters())
@@ -414,6 +426,9 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["sample", "MODEL", "OUT.png", "--seed", "-1"], "--seed"),
         (["sample", "MODEL", "OUT.png", "--seed", str(2**64)], "--seed"),
         (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
+        (["sample", "MODEL", "OUT.png", "--device", "meta"], "--device meta"),
+        (["sample", "MODEL", "OUT.png", "--count", "1" + 20 * "0"], "--count: it must be at most"),
+        (["sample", "MODEL", "OUT.png", "--resolution", "2000000000"], "--resolution: it must be at most 65536"),
         (["sample", "MODEL", "OUT.jpg"], "OUT.jpg"),
         (["sample", "MODEL", "OUT.png", "--psi", "1", "inf"], "--psi"),
         (["sample", "MODEL", "OUT.png", "--resolution", "8", "-8"], "--resolution"),
@@ -435,7 +450,6 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["finetune", "MODEL", "OUT", "--data", "heads", "--processes", "-1"], "--processes"),
         (["invert", "nowhere.png", "MODEL", "OUT", "--pitch", "3"], "--pitch"),
         (["invert", "nowhere.png", "MODEL", "OUT", "--space", "w", "--mirror", "0"], "--mirror"),
-        (["info", "MODEL", "--batch", "4"], "--batch"),
         (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
         (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
         (["render", "MODEL", "OUT.mp4", "--seeds", "1", "-1"], "--seeds"),
@@ -446,13 +460,14 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.mp4", "--pitch", "95"], "pitch reaches 95"),
         (["render", "MODEL", "OUT.mp4", "--path", "spiral"], "--path: spiral"),
         (["render", "MODEL", "OUT.mp4", "--path", "OUT.json"], "OUT.json"),
-        (["render", "MODEL", "OUT.mp4", "--seconds", "1e300"], "frames"),
+        (["render", "MODEL", "OUT.mp4", "--seconds", "1e300"], "--seconds"),
         (["render", "MODEL", "OUT.mp4", "--resolution", "0"], "--resolution"),
         (["render", "MODEL", "OUT.mp4", "--yaw", "nan"], "--yaw"),
         (["render", "MODEL", "OUT.mp4", "--seconds", "0"], "--seconds"),
         (["render", "MODEL", "OUT.mp4", "--seconds", "nan"], "--seconds"),
         (["render", "MODEL", "OUT.gif", "--fps", "0"], "--fps"),
         (["render", "MODEL", "OUT.gif", "--fps", "1000"], "fps"),
+        (["render", "MODEL", "OUT.gif", "--fps", 400 * "9"], "--fps: it must be at most"),
         (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
         (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
         (["view", "MODEL", "--port", "70000"], "port"),
@@ -463,10 +478,14 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["data", "heads", "OUT.zip", "--resolution", "0"], "--resolution"),
         (["data", "heads", "OUT", "--seed", "-1"], "--seed"),
         (["info", "MODEL", "--resolution", "0"], "--resolution"),
-        (["info", "tiny", "--batch", "0"], "--batch"),
         (["info", "tiny", "--resolution", "7"], "7"),
         (["info", "tiny", "--geometry"], "--geometry"),
         (["import-official", "MODEL", "OUT.safetensors", "--resolution", "0"], "--resolution"),
+        (["import-official", "MODEL", "OUT.pth"], "OUT.pth: the name must end in .safetensors"),
+        (["plan", "tiny", "--memory", "1e300"], "--memory"),
+        (["plan", "tiny", "--tflops", "0"], "--tflops"),
+        (["train", "OUT", "--set", "sample_kimg=1e306"], "--set: 1e+306 is too large"),
+        (["train", "OUT", "--processes", "3"], "--processes: batch 4 of the stage at 4 does not divide among 3"),
         (["demo", "OUT", "--minutes", "0"], "--minutes"),
         (["demo", "OUT", "--minutes", "nan"], "--minutes"),
         (["demo", "OUT", "--heads", "0"], "--heads"),
@@ -534,16 +553,19 @@ def test_the_folder_of_a_run_is_no_model(model: str, tmp_path: Path, capsys: pyt
 def test_a_blend_replaces_no_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(tmp_path / "run", tiny.config())
     for out in (Path(model), tmp_path / "run" / "model.safetensors"):
-        assert f"{out}: is one of the models or a run's" in refusal(capsys, "blend", model, model, out, "--amount", "0.5")
-        assert f"{out}: is the model or a run's" in refusal(capsys, "mix", model, out)
+        for words in (["blend", model, model, out, "--amount", "0.5"], ["mix", model, out], ["import-official", model, out]):
+            assert f"{out}: is " in refusal(capsys, *words)
     assert names(tmp_path / "run") == ["config.json"]
+    subject = tmp_path / "subject.safetensors"
+    cli.main(["mix", model, str(subject)])
+    assert f"{subject}: is what is read" in refusal(capsys, "mix", model, subject, "--style", subject)
     cli.main(["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"])  # harms nobody
 
 
 @pytest.mark.parametrize("verb", ["sample", "render", "info", "import-official"])
 @pytest.mark.parametrize("name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300])
 def test_missing_models(verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = [] if verb == "info" else [tmp_path / "out.png"]
+    out = {"info": [], "import-official": [tmp_path / "out.safetensors"]}.get(verb, [tmp_path / "out.png"])
     assert name in refusal(capsys, verb, name, *out)
     assert names(tmp_path) == []
 
@@ -554,12 +576,32 @@ def test_a_model_that_the_hub_does_not_have(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "nobody/nothing" in refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
 
-    def unknown(*_: Any, **__: Any) -> str:  # as the hub's mixin hears it where there is a network
+    def unknown(*_: Any, **__: Any) -> str:  # as where there is a network
         raise HfHubHTTPError("404", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", unknown)
+    monkeypatch.setattr(pretrained, "hf_hub_download", unknown)
     line = refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
-    assert "nobody/nothing: there is no such model" in line
+    assert "nobody/nothing: is neither a file, a folder nor a model on the Hugging Face hub (404)" in line
+
+
+def test_a_model_on_the_hub(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrained.load(model).save_pretrained(tmp_path)
+    monkeypatch.setattr(pretrained, "hf_hub_download", lambda repo, file: str(tmp_path / file))
+    fetched, own = pretrained.load("somebody/heads").state_dict(), pretrained.load(model).state_dict()
+    assert fetched.keys() == own.keys() and all(torch.equal(fetched[name], own[name]) for name in own)
+
+
+def test_a_device_that_torch_was_built_for_and_that_is_not_there(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert to_device(pretrained.load(model), "auto").shape_mean.device.type == "cpu"
+
+
+def test_a_terminal_without_the_letters(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(tmp_path / "out.txt", "w", encoding="ascii") as narrow:
+        monkeypatch.setattr(sys, "stdout", narrow)
+        cli.main(["info", model])
+    assert "at 8?" in (tmp_path / "out.txt").read_text()
 
 
 # ---------------------------------------------------------------- datasets that cannot be used
@@ -696,17 +738,30 @@ def test_garbage_in_the_log(content: bytes, run: Path, capsys: pytest.CaptureFix
 
 def test_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("x")
+    (tmp_path / ".DS_Store").write_text("x")  # which alone would be no hindrance
     for verb in (["train", tmp_path, "--preset", "tiny"], ["demo", tmp_path]):
         assert "not empty" in refusal(capsys, *verb)
-    assert names(tmp_path) == ["thesis.txt"]
+    assert names(tmp_path) == [".DS_Store", "thesis.txt"]
     assert "is a file" in refusal(capsys, "train", tmp_path / "thesis.txt", "--preset", "tiny")
+    (tmp_path / "thesis.txt").unlink()
+    assert "nowhere" in refusal(capsys, "train", tmp_path, "--preset", "tiny", "--set", "start=nowhere.safetensors")
+    assert names(tmp_path) == [".DS_Store"]  # so that another start can be tried in the same folder
 
 
 def test_a_batch_that_does_not_divide_among_the_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "Accelerator", lambda **_: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
     assert "does not divide among 3" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
+    assert names(tmp_path) == []
+
+
+def test_a_launcher_decides_about_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--processes: a launcher" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--processes", "2")
+    assert "but none finds a GPU" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
     assert names(tmp_path) == []
 
 
@@ -812,25 +867,18 @@ def test_a_log_that_fills_the_disk(
     assert [json.loads(line)["step"] for line in lines[:-1]] == list(range(1, len(lines)))
 
 
-def test_full_disk_in_a_process_of_its_own(tmp_path: Path, pictures: str) -> None:
+def test_a_full_disk(
+    tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
-    program = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import tiny; from cips3d import cli; "
-        "from cips3d.training.presets import PRESETS; "
-        "PRESETS['tiny'] = lambda: tiny.config(checkpoint_kimg=float(sys.argv[3]))\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2); cli.main(sys.argv[4:])"
-    )
-    for size, kimg, words in ((20_000, "0.016", "safetensors"), (3000, "1000", "run")):
+    cli.main(["train", str(tmp_path / "before"), "--preset", "tiny", "--data", pictures])  # what numba compiles is kept
+    for size, kimg, words in ((20_000, 0.016, "safetensors"), (4000, 1000.0, "cannot write in")):
+        monkeypatch.setitem(PRESETS, "tiny", lambda kimg=kimg: tiny.config(checkpoint_kimg=kimg, stages=(Stage(8, 0.2, 4),)))
         run = tmp_path / f"run-{size}"
-        command = ["train", str(run), "--preset", "tiny", "--data", pictures]
-        tests = str(Path(__file__).parent)
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", program, tests, str(size), kimg, *command], capture_output=True, text=True, env=environment
-        )
-        line = the_error_line(done.stderr)
-        assert done.returncode == 2
+        with tiny.full_disk_after(size):
+            line = refusal(capsys, "train", run, "--preset", "tiny", "--data", pictures)
         assert "File too large" in line and words in line
+        assert (run / "log.jsonl").stat().st_size > 0
         assert not (run / "checkpoints").exists() or names(run / "checkpoints") == []
 
 

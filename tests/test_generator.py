@@ -293,7 +293,14 @@ def test_backgrounds() -> None:
 
 
 def test_invalid_configurations() -> None:
-    for bad in ({"inr_width": 0}, {"rgb_from_block": 3}, {"extent": float("nan")}, {"nerf_width": 1}, {"resolution": 0}):
+    for bad in (
+        {"inr_width": 0},
+        {"rgb_from_block": 3},
+        {"extent": float("nan")},
+        {"extent": 1.0},
+        {"nerf_width": 1},
+        {"resolution": 0},
+    ):
         with pytest.raises(UserError):
             replace(TINY, **bad)
     with pytest.raises(UserError, match="samples"):
@@ -438,8 +445,24 @@ def test_a_model_with_other_weights_is_refused(tmp_path: Path, missing: str | No
     if surplus is not None:
         weights[surplus] = torch.zeros(2)
     save_file(weights, path, metadata={"cips3d": json.dumps(to_dict(generator.config))})
-    with pytest.raises(UserError, match=str(missing or surplus)):
-        cips3d.load(path)
+    generator.save_pretrained(tmp_path / "folder")
+    save_file(weights, tmp_path / "folder" / "model.safetensors")
+    for place in (path, tmp_path / "folder"):
+        with pytest.raises(UserError, match=str(missing or surplus)):
+            cips3d.load(place)
+    with pytest.raises(RuntimeError, match=str(missing or surplus)):
+        Generator.from_pretrained(tmp_path / "folder")
+
+
+def test_a_folder_keeps_what_the_model_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = tiny(dtype=torch.float64)
+    generator.config = replace(generator.config, resolution=24)
+    generator.save_pretrained(tmp_path / "heads")
+    monkeypatch.chdir(tmp_path)
+    for name in ("./heads", Path("heads")):  # neither is the bundled model
+        loaded = cips3d.load(name)
+        assert loaded.config == generator.config
+        assert all(torch.equal(tensor, generator.state_dict()[key]) for key, tensor in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -84,6 +85,36 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
         changed = not torch.equal(tensor, found.generator.state_dict()[name])
         assert changed == name.startswith("inr."), name
     assert plus.generator is generator
+
+
+def test_the_hidden_side_is_what_only_the_mirrored_picture_shows() -> None:
+    model = cips3d.load("heads")
+    styles = model.map(model.sample_latents(1, 3), 0.7)
+    for yaw in (0.0, 0.4):
+        image = model.render(styles, Camera.orbit(yaw)).image
+        redder = image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+        work = invert_module._Work(model, redder, None, InversionConfig(), torch.Generator(), "tuned", None)
+        mirrored, wanted, unseen = work._mirrored(Camera.orbit(yaw), styles)
+        there = model.render(styles, Camera.orbit(-yaw))
+        torch.testing.assert_close(mirrored.cam_to_world, Camera.orbit(-yaw).cam_to_world)
+        torch.testing.assert_close(wanted - there.image, redder - image)  # the change, in the other side's light
+        assert not bool((unseen & ~there.solid).any())
+        share = float(unseen.sum() / there.solid.sum())
+        assert share == 0 if yaw == 0 else 0.05 < share < 0.5
+
+
+def test_tuning_holds_other_views(generator: Generator) -> None:
+    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 8, 8)  # none of its own
+    changes = []
+    for weight in (0.0, 30.0):
+        config = replace(FEW, steps=(1, 1, 1, 20), keep_weight=weight, mirror_weight=0.0)
+        found = invert(generator, image, start=Camera.orbit(0.0), config=config)
+        aside = [
+            step.generator.render(step.styles, Camera.orbit(torch.tensor([-0.3, 0.3])), 8).image
+            for step in (found, found.earlier[1])
+        ]
+        changes.append(float((aside[0] - aside[1]).abs().mean()))
+    assert changes[1] < 0.5 * changes[0]
 
 
 def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Generator) -> None:
@@ -240,6 +271,13 @@ def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Pat
         Subject.load(path, generator)
     with pytest.raises(UserError, match="nowhere"):
         Subject.load(tmp_path / "nowhere", generator)
+    styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.1)
+    Subject(replace(styles, shape=styles.shape * torch.nan), camera).save(path)
+    with pytest.raises(UserError, match=r"subject\.safetensors is damaged: it holds NaN"):
+        Subject.load(path, generator)
+    Subject(styles, replace(camera, cam_to_world=camera.cam_to_world * 2)).save(path)
+    with pytest.raises(UserError, match=r"subject\.safetensors is damaged: camera label"):
+        Subject.load(path, generator)
 
 
 # ---------------------------------------------------------------- the command line
@@ -293,8 +331,26 @@ def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path
     for out in (folder, tmp_path):
         with pytest.raises(SystemExit) as exit:
             cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out)])
-        assert exit.value.code == 2 and "give another folder" in capsys.readouterr().err
+        assert exit.value.code == 2 and "would be replaced; give another" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    shutil.copy(folder / "model.safetensors", tmp_path / "mine")  # anybody's
+    with pytest.raises(SystemExit):
+        cli.main(["invert", str(folder / "me.png"), "heads", str(tmp_path / "mine")])
+    assert "is of no inversion" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_that_cannot_be_written_leaves_the_last_inversion_whole(
+    generator: Generator, folder: Path, tmp_path: Path
+) -> None:
+    words = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path), "--effort", "0.03"]
+    cli.main(words)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with tiny.full_disk_after(4000), pytest.raises(SystemExit) as exit:
+        cli.main([*words, "--seed", "1"])
+    assert exit.value.code == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

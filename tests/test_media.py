@@ -1,8 +1,6 @@
 """Pictures and videos, read back from the files that were written."""
 
 import os
-import resource
-from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image, to_uint8
+from tiny import full_disk_after
 
 LEFT, RIGHT = (220, 30, 120), (10, 200, 60)
 
@@ -35,17 +34,6 @@ def moving(count: int, height: int = 32, width: int = 48):
 def decoded(path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-@contextmanager
-def full_disk_after(size: int):
-    """Lets this process write files of at most `size` bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---------------------------------------------------------------- tensors to pictures

@@ -154,6 +154,9 @@ def test_import_official_takes_the_discriminators_too(tmp_path, capsys):
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(next(expected.parameters()))
     for name in ("main", "aux"):
         torch.testing.assert_close(found[name](images), expected[name](images).to(images))
+    with pytest.raises(SystemExit):
+        cli.main(words[:-1])  # another model's discriminators would stand beside it
+    assert "would be taken for this model's discriminators" in capsys.readouterr().err
     out.unlink()
     with pytest.raises(SystemExit):
         cli.main([*words, str(checkpoints[0])])  # the generator's file again

@@ -1,7 +1,10 @@
-"""A configuration that trains in seconds, and pictures for it."""
+"""A configuration that trains in seconds, pictures for it, and a full disk."""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,17 @@ def pictures(folder: Path, count: int = 6, size: int = 8) -> str:
     for i in range(count):
         Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     return str(folder)
+
+
+@contextmanager
+def full_disk_after(size: int) -> Iterator[None]:
+    """Lets this process write files of at most `size` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def config(data: str = "heads", **changes: Any) -> TrainConfig:

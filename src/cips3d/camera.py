@@ -237,8 +237,10 @@ class Camera:
         """Cameras from 25-number labels; inverse of `to_label`.
 
         Raises:
-            UserError: if a label's principal point is not the centre or its focal lengths differ.
+            UserError: if a label's principal point is not the centre, its focal lengths differ, or its pose is not rigid.
         """
+        if not bool(is_rigid(label).all()):
+            raise UserError("camera label: its first 16 numbers are no rotation and position; give a camera-to-world transform")
         if not bool(is_centred(label).all()):
             raise UserError("camera label: only centred pinhole intrinsics with equal focal lengths are supported")
         fov = torch.rad2deg(2 * torch.atan(0.5 / label[:, 20]))
@@ -253,6 +255,16 @@ def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
     expected[:, 0, 2] = expected[:, 1, 2] = 0.5
     expected[:, 2, 2] = 1.0
     return torch.isclose(intrinsics, expected, atol=1e-5).flatten(1).all(dim=1)
+
+
+def is_rigid(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
+    """Whether each label's pose is a rotation and a position."""
+    pose = label[:, :16].reshape(-1, 4, 4).cpu()  # determinants of small matrices are no work for an accelerator
+    rotation = pose[:, :3, :3]
+    products = (rotation[:, :, None] * rotation[:, None]).sum(dim=-1)  # no matrix product, which autocast would make in 16 bits
+    turned = torch.isclose(products, torch.eye(3, dtype=pose.dtype), atol=1e-3).flatten(1).all(dim=1)
+    homogeneous = torch.isclose(pose[:, 3], pose.new_tensor([0.0, 0.0, 0.0, 1.0])).all(dim=1)
+    return (turned & homogeneous & (torch.det(rotation) > 0) & pose.isfinite().flatten(1).all(dim=1)).to(label.device)
 
 
 def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:
@@ -287,8 +299,12 @@ class PoseDistribution(Configuration):
 
     def __post_init__(self) -> None:
         numbers = (self.yaw_mean, self.yaw_std, self.pitch_mean, self.pitch_std, self.radius, self.fov)
-        if not all(math.isfinite(x) for x in numbers) or self.radius <= 0 or not 0 < self.fov < 180:
-            raise UserError(f"camera prior: {numbers}: angles must be finite, radius positive, fov between 0 and 180 degrees")
+        spread = min(self.yaw_std, self.pitch_std) >= 0
+        if not all(math.isfinite(x) for x in numbers) or not spread or self.radius <= 0 or not 0 < self.fov < 180:
+            raise UserError(
+                f"camera prior: {numbers}: angles must be finite, deviations 0 or more, radius positive, fov between 0 and 180 "
+                "degrees"
+            )
 
     def angles(self, draws: Float[Tensor, "batch 2"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""

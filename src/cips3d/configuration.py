@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,9 +48,13 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
 
 
 def _refuse_long_numbers(values: Any) -> None:
-    """Raises UserError for whole numbers that 64 bits do not hold, which JSON and Python allow and tensors do not."""
+    """Raises UserError for whole numbers that 64 bits do not hold, which JSON and Python allow and tensors do not, and for
+    others that would be infinite in other units.
+    """
     if isinstance(values, int) and not -(2**63) <= values < 2**63:
         raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
+    if isinstance(values, float) and 1e100 < abs(values) < math.inf:
+        raise UserError(f"{values:g} is too large; give a number below 1e100")
     for entry in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
         _refuse_long_numbers(entry)
 

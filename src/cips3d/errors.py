@@ -23,6 +23,6 @@ def machine_fault(error: Exception) -> str | None:
     """What to say of an error whose reason is the machine: a lack of memory, which torch tells of CPUs in words only."""
     if str(error).startswith("DataLoader worker"):
         return _DATA_WORKER
-    words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory", "overflow when unpacking long")
+    words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
     short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
     return _NOT_ENOUGH_MEMORY if short else None

@@ -38,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: if the file cannot be written (the folder is read-only, the disk is full, `path` is a folder, …).
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.parent / f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():  # a replacement would destroy a device such as /dev/null

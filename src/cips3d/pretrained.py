@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cips3d.configuration import from_dict, to_dict
+from cips3d.configuration import from_dict, read_json, to_dict
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
-from cips3d.models.baselines import GENERATORS, build_generator
+from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator, GeneratorConfig
 
@@ -61,13 +63,13 @@ def load(name: str | Path) -> Generator:
 
     Args:
         name: "heads", the model that comes with the package; a one-file model; a folder in the hub's form; or a hub id
-            (`user/model`). A folder of a bundled model's name is meant by "./heads".
+            (`user/model`). A folder of a bundled model's name is meant by "./heads", or by a Path.
 
     Raises:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
     path = Path(name)
-    if str(name) in BUNDLED:
+    if _is_bundled(name):
         with as_file(files("cips3d") / "bundled" / BUNDLED[str(name)]) as bundled:
             generator = _load_file(bundled)
     elif path.is_file():
@@ -82,6 +84,10 @@ def load(name: str | Path) -> Generator:
     return generator.eval().requires_grad_(False)
 
 
+def _is_bundled(name: str | Path) -> bool:
+    return isinstance(name, str) and name in BUNDLED
+
+
 def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) -> None:
     """Writes the discriminators that a model was trained against, by name, to a file beside the model's.
 
@@ -93,7 +99,7 @@ def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) 
         UserError: if the file cannot be written.
     """
     entries = {name: to_dict(part.config) for name, part in discriminators.items()}
-    write_tensors(_discriminators_file(Path(model)), discriminators.state_dict(), "cips3d-discriminators", entries)
+    write_tensors(discriminators_file(Path(model)), discriminators.state_dict(), "cips3d-discriminators", entries)
 
 
 def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
@@ -106,11 +112,11 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
         UserError: if their file is damaged.
     """
     with contextlib.ExitStack() as stack:
-        if str(name) in BUNDLED:
+        if _is_bundled(name):
             folder = stack.enter_context(as_file(files("cips3d") / "bundled"))
-            path = _discriminators_file(folder / BUNDLED[str(name)])
+            path = discriminators_file(folder / BUNDLED[str(name)])
         else:
-            path = _discriminators_file(Path(name)) if Path(name).is_file() else None
+            path = discriminators_file(Path(name)) if Path(name).is_file() else None
         if path is None or not path.is_file():
             return None
         entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
@@ -132,14 +138,16 @@ def load_main_discriminator(name: str | Path) -> ProgressiveDiscriminator | None
     return main
 
 
-def _discriminators_file(model: Path) -> Path:
+def discriminators_file(model: Path) -> Path:
+    """Where the discriminators of a model of one file are."""
     return model.with_suffix(".discriminators.safetensors")
 
 
-def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor]]:
+def read_tensors(path: Path, key: str | None, what: str) -> tuple[Any, dict[str, Tensor]]:
     """The JSON under `key` in the header of a safetensors file, and the tensors.
 
     Args:
+        key: None where the header does not matter; None is then returned for it.
         what: the file should be, for an error line.
 
     Raises:
@@ -148,9 +156,9 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if key not in metadata:
+            if key is not None and key not in metadata:
                 raise UserError(f"{path} is a safetensors file but not {what}; its header has no entry {key}")
-            entry = json.loads(metadata[key])
+            entry = None if key is None else json.loads(metadata[key])
             return entry, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not readable as {what} ({error}); it may be truncated: copy or download it again") from None
@@ -158,43 +166,47 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[Any, dict[str, Tensor
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def is_of_run(path: Path) -> bool:
-    """Whether a file is, or would be, the model of a run of `cips3d train`, or of a folder in the hub's form."""
-    return path.name == MODEL_FILE and (path.parent / "config.json").exists()
+def check_replaces_nothing(path: Path, *inputs: str | Path | None) -> None:
+    """Raises UserError for a file to be written that is an input, a run's model or that of a folder in the hub's form."""
+    given = {Path(name).resolve() for name in inputs if name is not None and not _is_bundled(name)}
+    if path.resolve() in given:
+        raise UserError(f"{path}: is what is read, which would be replaced; give another name")
+    if path.name == MODEL_FILE and (path.parent / CONFIG_NAME).exists():
+        raise UserError(f"{path}: is the model of a run or of a model folder, which would be replaced; give another place")
 
 
 def _load_file(path: Path) -> Generator:
     entry, weights = read_tensors(path, "cips3d", "a cips3d model")
-    generator = build_generator(from_dict(GeneratorConfig, entry, str(path)))
-    if "shape_mean" in weights:
-        generator = generator.to(weights["shape_mean"].dtype)  # a double precision model stays one
-    load_weights(generator, weights, str(path))
-    return generator
+    return _built(from_dict(GeneratorConfig, entry, str(path)), weights, path)
 
 
 def _load_hub_form(name: str, is_folder: bool) -> Generator:
-    if is_folder and not (Path(name) / "config.json").is_file():
-        raise UserError(f"model {name}: is not a model folder (it has no config.json)")
+    """A folder, or a repository on the hub, with config.json and model.safetensors."""
+    if is_folder and not (Path(name) / CONFIG_NAME).is_file():
+        raise UserError(f"model {name}: is not a model folder (it has no {CONFIG_NAME})")
     try:
-        return _HubForm.from_pretrained(name)
-    except UserError as error:
-        if is_folder and "stages" in json.loads((Path(name) / "config.json").read_text()):
+        config, path = (
+            Path(name) / file if is_folder else Path(hf_hub_download(name, file)) for file in (CONFIG_NAME, MODEL_FILE)
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {name}: is neither a file, a folder nor a model on the Hugging Face hub ({reason})") from None
+    try:
+        entry = read_json(GeneratorConfig, config)
+    except UserError:
+        if is_folder and '"stages"' in config.read_text():
             raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}") from None
-        raise UserError(f"model {name}: {error}") from None
-    except (HfHubHTTPError, OSError, SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        what = "is not a model folder" if is_folder else "is neither a file, a folder nor a model on the Hugging Face hub"
-        raise UserError(f"model {name}: {what} ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+        raise
+    return _built(entry, read_tensors(path, None, "the weights of a cips3d model")[1], path)
 
 
-class _HubForm(Generator):
-    """A generator of any architecture from the hub: the mixin fetches the configuration, which names the class to load."""
-
-    @classmethod
-    def _from_pretrained(cls, **arguments: Any) -> Generator:
-        if arguments.get("config") is None:  # the mixin goes on without it
-            raise UserError("there is no such model on the Hugging Face hub, or it has no config.json; check its name")
-        config = from_dict(GeneratorConfig, arguments["config"], "config.json")
-        return GENERATORS[config.architecture]._from_pretrained(**arguments)
+def _built(config: GeneratorConfig, weights: dict[str, Tensor], path: Path) -> Generator:
+    """The generator of a configuration with these weights, in their precision: a double precision model stays one."""
+    generator = build_generator(config)
+    if "shape_mean" in weights:
+        generator = generator.to(weights["shape_mean"].dtype)
+    load_weights(generator, weights, str(path))
+    return generator
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -159,7 +159,7 @@ class Keyframe(Configuration):
     def camera(self, radius: float, fov: float) -> Camera:
         """The camera in double precision, with this radius and field of view where the keyframe has none."""
         if self.label is not None:
-            return _checked_pose(Camera.from_label(torch.tensor([self.label], dtype=torch.float64)))
+            return Camera.from_label(torch.tensor([self.label], dtype=torch.float64))
         yaw, pitch = (torch.tensor([math.radians(angle or 0.0)], dtype=torch.float64) for angle in (self.yaw, self.pitch))
         return Camera.orbit(yaw, pitch, radius if self.radius is None else self.radius, fov if self.fov is None else self.fov)
 
@@ -245,15 +245,6 @@ def _keyframe(entry: Any, source: str) -> Keyframe:
     if not isinstance(entry, Mapping):
         raise UserError(f"{source}: {entry!r:.40} is neither an object nor a list of 25 numbers; give one of them")
     return from_dict(Keyframe, dict(entry), source)
-
-
-def _checked_pose(camera: Camera) -> Camera:
-    """The camera, if its pose is rigid."""
-    rotation = camera.cam_to_world[:, :3, :3]
-    rigid = torch.allclose(rotation @ rotation.mT, torch.eye(3, dtype=rotation.dtype), atol=1e-3) and torch.det(rotation) > 0
-    if not rigid or not torch.allclose(camera.cam_to_world[:, 3], rotation.new_tensor([0.0, 0.0, 0.0, 1.0])):
-        raise UserError("the label's first 16 numbers are no rotation and position; give a camera-to-world transform by rows")
-    return camera
 
 
 # ---------------------------------------------------------------- between keyframes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
@@ -38,6 +39,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command line words; those of the process by default.
     """
     warnings.filterwarnings("ignore", module=r"(?!cips3d)")  # a library's advice to developers is noise to users
+    warnings.filterwarnings("default", message="CUDA initialization")  # but not why their GPU is left alone
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal and file has a ², or a file name its bytes
     set_verbosity_error()
     try:
         app.cli(

@@ -23,7 +23,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras
 from cips3d.files import check_writable
-from cips3d.pretrained import is_of_run
+from cips3d.pretrained import check_replaces_nothing
 
 #: Degrees to either side, where nothing else is asked for.
 _TURN = 25.0
@@ -80,8 +80,7 @@ def blend(
     at_least(1, count=count, views=views, resolution=resolution)
     check_finite(psi=psi, yaw=yaw)
     check_seed(seed)
-    if suffix == ".safetensors" and (out.resolve() in (Path(base).resolve(), Path(other).resolve()) or is_of_run(out)):
-        raise UserError(f"{out}: is one of the models or a run's, which the blended one would replace; give another name")
+    check_replaces_nothing(out, base, other, subject)
     check_writable(out)
     first, second = (to_device(pretrained.load(name), device) for name in (base, other))
     side = resolution or first.config.resolution
@@ -141,8 +140,7 @@ def mix(
     check_seed(seed)
     if out.suffix.lower() not in (".png", ".safetensors"):
         raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (a subject)")
-    if out.resolve() == Path(model).resolve() or is_of_run(out):
-        raise UserError(f"{out}: is the model or a run's, which the subject would replace; give another name")
+    check_replaces_nothing(out, model, subject, style)
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(rows + columns, seed)

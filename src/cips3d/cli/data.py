@@ -14,7 +14,7 @@ from cips3d.data.archive import write_heads
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check as check_pictures
 from cips3d.errors import UserError
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, check_writable
 
 app = SubcommandApp()
 
@@ -94,6 +94,8 @@ def check(path: Path, /, resolution: Derived[int] = None, sheet: Derived[Path] =
     at_least(1, resolution=resolution)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet: {sheet}; give a path that ends in .png")
+    if sheet is not None:
+        check_writable(sheet)
     with tqdm(unit=" pictures", leave=False) as bar:
 
         def show(done: int, count: int) -> None:

@@ -12,9 +12,8 @@ import torch
 from tqdm import tqdm
 
 from cips3d import pretrained, trajectories
-from cips3d.cli.options import Derived, at_least, check_finite, check_seed
+from cips3d.cli.options import Derived, at_least, check_seed, positive
 from cips3d.cli.train import train_here
-from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.export.video import video_frames
@@ -41,10 +40,8 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
         seed: of training and of the heads.
     """
     at_least(1, heads=heads, resolution=resolution)
-    check_finite(minutes=minutes)
+    positive(minutes=minutes)
     check_seed(seed)
-    if minutes <= 0:
-        raise UserError(f"--minutes: {minutes}; give a positive number")
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     config = with_minutes(replace(for_a_few_minutes(preset("heads-32")), seed=seed), minutes)
     print(

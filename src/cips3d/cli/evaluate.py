@@ -14,8 +14,9 @@ from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.cli.predictor import named_predictor
 from cips3d.data import SyntheticHeads, open_dataset
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.evaluation import evaluate
+from cips3d.training.launch import check_together
 
 
 def evaluate_model(
@@ -55,8 +56,12 @@ def evaluate_model(
     check_seed(seed)
     check_finite(psi=psi)
     at_least(4, resolution=resolution)
+    if json_file is not None:
+        check_writable(json_file)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = Accelerator() if several else None
+    if processes is not None:
+        check_together(processes.num_processes)
     generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
     dataset = open_dataset(data, resolution or generator.config.resolution)
     if metrics is None:

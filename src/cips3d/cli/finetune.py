@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def finetune(
     check_seed(seed)
     if augment is not None and not 0 <= augment <= 1:
         raise UserError(f"--augment: {augment}; give a probability from 0 to 1")
-    if (run_dir / "config.json").exists():
+    if os.environ.get("RANK", "0") == "0" and (run_dir / "config.json").exists():  # which others may find the first one's
         raise UserError(f"{run_dir}: already holds a run; resume it with cips3d train {run_dir}, or give another folder")
     generator = pretrained.load(model)
     discriminators = pretrained.load_discriminators(model)

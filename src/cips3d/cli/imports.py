@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least
+from cips3d.errors import UserError
 from cips3d.files import check_writable
 
 
@@ -22,6 +23,12 @@ def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discr
             and view find them.
     """
     at_least(1, resolution=resolution)
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: the name must end in .safetensors")
+    pretrained.check_replaces_nothing(out, checkpoint, discriminators)
+    stale = pretrained.discriminators_file(out)
+    if discriminators is None and stale.exists():
+        raise UserError(f"{stale}: would be taken for this model's discriminators; remove it, or give another name than {out}")
     check_writable(out)
     official = pretrained.read_official(checkpoint)
     generator = pretrained.import_official_generator(official, str(checkpoint), resolution)

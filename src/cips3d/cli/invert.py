@@ -93,8 +93,9 @@ def invert(
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
-    if (out / MODEL_FILE).resolve() == Path(model).resolve() or pretrained.is_of_run(out / MODEL_FILE):
-        raise UserError(f"{out}: holds a run or the model itself, which the tuned model would replace; give another folder")
+    pretrained.check_replaces_nothing(out / MODEL_FILE, model)
+    if (out / MODEL_FILE).exists() and not (out / "inversion.json").exists():
+        raise UserError(f"{out}: holds a model that is of no inversion and would be replaced; give another folder")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
     discriminator = pretrained.load_main_discriminator(model)
@@ -152,8 +153,10 @@ def _start(
 
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
-    Subject(found.styles, found.camera).save(out / "subject.safetensors")
-    pretrained.save(found.generator, out / MODEL_FILE)
+    subject = out / "subject.safetensors"
+    with atomic_path(out / MODEL_FILE) as model_there, atomic_path(subject) as subject_there:  # both, or none
+        pretrained.save(found.generator, model_there)
+        Subject(found.styles, found.camera).save(subject_there)
     save_image(out / "report.png", inversion_sheet(picture, found))
     cameras = orbit_cameras(found.generator, _YAWS)
     save_image(out / "views.png", view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
@@ -163,5 +166,5 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
-    where = f"{out / MODEL_FILE} turn.mp4 --subject {out / 'subject.safetensors'}"
+    where = f"{out / MODEL_FILE} turn.mp4 --subject {subject}"
     print(f"the subject and the model: try cips3d render {where}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, SubjectPsi, check_finite, check_seed, chosen, to_device
+from cips3d.cli.options import Derived, SubjectPsi, check_finite, check_seed, chosen, positive, to_device
 from cips3d.errors import UserError
 from cips3d.files import check_writable
 
@@ -46,11 +46,10 @@ def mesh(
 
     check_suffix(out)
     check_seed(seed)
-    check_finite(psi=psi, level=level)
+    check_finite(psi=psi)
+    positive(level=level)
     if not FEWEST <= resolution <= MOST:
         raise UserError(f"--resolution: {resolution}; give {FEWEST} to {MOST}")
-    if level is not None and level <= 0:
-        raise UserError(f"--level: {level}; give a positive number")
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     styles = chosen(generator, subject, 1, seed, psi)

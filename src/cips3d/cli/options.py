@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 from tyro.conf import arg
 
+from cips3d.data.sources import first_line
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
@@ -30,6 +31,9 @@ RANDOM_PSI = 0.7
 #: Size of a picture; None stands for the model's training resolution.
 Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
 
+#: Largest number of anything, and largest side of a picture in pixels, that an option takes.
+_MOST, _MOST_SIDE = 2**31 - 1, 2**16
+
 #: A list of numbers that may be left out.
 Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
 
@@ -43,11 +47,21 @@ def check_finite(**options: float | tuple[float, ...] | None) -> None:
 
 
 def at_least(least: int, **options: int | tuple[int, ...] | None) -> None:
-    """Raises UserError for the first option that is, or holds, a number below `least`."""
+    """Raises UserError for the first option that is, or holds, a number below `least`, or one that no machine could hold."""
     for name, given in options.items():
+        most = _MOST_SIDE if name == "resolution" else _MOST
         for value in _values(given):
             if value < least:
                 raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
+            if value > most:
+                raise UserError(f"--{name.replace('_', '-')}: it must be at most {most}")
+
+
+def positive(**options: float | None) -> None:
+    """Raises UserError for the first option that is not above 0, or not finite even in other units."""
+    for name, value in options.items():
+        if value is not None and not 0 < value <= _MOST:
+            raise UserError(f"--{name.replace('_', '-')}: {value:g}; give a positive number, at most {_MOST}")
 
 
 def _values(given: T | tuple[T, ...] | None) -> tuple[T, ...]:
@@ -96,9 +110,11 @@ def chosen(
 def to_device(generator: Generator, device: str) -> Generator:
     """The generator on the named device; "auto" takes the fastest there is."""
     if device == "auto":
-        found = torch.accelerator.current_accelerator()
+        found = torch.accelerator.current_accelerator(check_available=True)  # else what torch was built for
         device = "cpu" if found is None else found.type
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
         return generator.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}; try cpu or auto") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: {first_line(error)}; try cpu or auto") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,12 +10,12 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from cips3d.cli.options import Derived, Settings, at_least, check_finite
+from cips3d.cli.options import Derived, Settings, at_least, positive
 from cips3d.configuration import read_json, with_settings
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.training import plan as plans
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.presets import PRESETS, preset
 
 
@@ -40,21 +41,16 @@ def plan(
         set: settings to change, as in `cips3d train`.
     """
     at_least(1, gpus=gpus)
-    check_finite(tflops=tflops, memory=memory)
-    for name, value in (("tflops", tflops), ("memory", memory)):
-        if value is not None and value <= 0:
-            raise UserError(f"--{name}: {value}; give a positive number")
+    positive(tflops=tflops, memory=memory)
     config = with_settings(_config(what), set, "--set")
-    for stage in config.stages:
-        if stage.batch % (gpus * stage.accumulate):
-            raise UserError(f"--gpus: batch {stage.batch} of the stage at {stage.resolution} does not divide among {gpus}")
+    check_batches(config.stages, gpus, "--gpus")
     limit = _memory(gpus) if memory is None else memory * 2**30
-    speed = plans.measured_speed(config) if tflops is None else tflops * 1e12
+    speed = plans.measured_speed(config, gpus) if tflops is None else tflops * 1e12
     source = "measured here" if tflops is None else "given"
     share = plans.visible_share(config)
     machines = f"{gpus} x {speed / 1e12:,.2f} TFLOP/s ({source}), {limit / 2**30:,.0f} GiB each"
     print(f"{what} on {machines}, precision {config.precision}")
-    days = 0.0
+    shown = days = 0.0
     rows = []
     for stage in tqdm(config.stages, desc="stages", leave=False):
         costs = {
@@ -62,16 +58,17 @@ def plan(
             for mode in get_args(plans.Mode)
         }
         rate = gpus * speed / costs[stage.gradients].flops
-        days += stage.kimg * 1000 / rate / 86_400
-        rows.append(_row(stage, gpus, costs, limit, rate))
+        kimg = stage.kimg if stage.minutes is None else min(stage.kimg, rate * stage.minutes * 60 / 1000)
+        shown, days = shown + kimg, days + kimg * 1000 / rate / 86_400
+        rows.append(_row(replace(stage, kimg=kimg), gpus, costs, limit, rate))
     for name, numbers in plans.parameters(config).items():
         print(f"  {name:<24}{numbers:>14,} parameters")
     print(f"\n{'stage':<8}{'kimg':>8}{'batch':>7}{'TFLOP/':>9}{'GiB per GPU, by gradients':^36}{'images/s':>11}{'days':>8}")
     print(f"{'':8}{'':8}{'/GPU':>7}{'picture':>9}{'full':>12}{'partial':>12}{'checkpt.':>12}")
     print("\n".join(rows))
     print("* the stage's own gradients; ! more than there is. Partial: as many rays as the stage says, or a quarter.")
-    print(f"in all {sum(stage.kimg for stage in config.stages):,.0f} thousand pictures shown in {days:,.2f} days")
-    print(_dataset(config))
+    print(f"in all {shown:,.0f} thousand pictures shown in {days:,.2f} days")
+    print(_dataset(config, shown))
 
 
 def _row(stage: Stage, gpus: int, costs: dict[plans.Mode, plans.StepCost], limit: float, rate: float) -> str:
@@ -103,7 +100,7 @@ def _memory(processes: int) -> float:
     return psutil.virtual_memory().total / processes
 
 
-def _dataset(config: TrainConfig) -> str:
+def _dataset(config: TrainConfig, kimg: float) -> str:
     side = max(stage.resolution for stage in config.stages)
     try:
         pictures = len(open_dataset(config.data, side))
@@ -111,6 +108,5 @@ def _dataset(config: TrainConfig) -> str:
         if Path(config.data).exists():
             return f"dataset {error}"
         return f"dataset {config.data}: not here; at {side}² a picture takes {3 * side**2 / 2**10:,.0f} KiB uncompressed"
-    shown = sum(stage.kimg for stage in config.stages) * 1000 / pictures
     size = f"{3 * side**2 * pictures / 2**30:,.2f} GiB uncompressed at {side}²"
-    return f"dataset {config.data}: {pictures:,} pictures, {size}; each is shown {shown:,.1f} times"
+    return f"dataset {config.data}: {pictures:,} pictures, {size}; each is shown {1000 * kimg / pictures:,.1f} times"

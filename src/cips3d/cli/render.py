@@ -21,6 +21,7 @@ from cips3d.cli.options import (
     check_finite,
     check_seed,
     chosen,
+    positive,
     share_bar,
     to_device,
 )
@@ -88,14 +89,13 @@ def render(
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
     at_least(1, count=count, views=views, fps=fps, supersample=supersample, resolution=resolution)
-    check_finite(psi=psi, pitch=pitch, yaw=yaw, fov=fov, seconds=seconds)
+    check_finite(psi=psi, pitch=pitch, yaw=yaw, fov=fov)
+    positive(seconds=seconds)
     check_seed(seed)
     check_seed(*seeds, option="--seeds")
     is_grid = out.suffix.lower() == ".png"
     if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
-    if seconds is not None and seconds <= 0:
-        raise UserError(f"--seconds: {seconds}; give a positive number")
     path = path or ("arc" if is_grid else "orbit")
     if path not in _PATHS and not path.lower().endswith(".json"):
         raise UserError(f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes")
@@ -143,13 +143,13 @@ def _cameras(
         return trajectories.keyframes(path, frames, fps, **own)
     stands = path == "dolly-zoom" or frames == 1
     turn, tilt = math.radians((0.0 if stands else 45.0) if yaw is None else yaw), math.radians(pitch)
-    if path == "arc" or (frames == 1 and path != "dolly-zoom"):
+    if path == "dolly-zoom":
+        return trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+    if path == "arc" or frames == 1:
         return trajectories.arc(frames, turn, tilt, **own)
     if path == "orbit":
         return trajectories.orbit(frames, turn, tilt, **own)
-    if path == "figure-eight":
-        return trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
-    return trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+    return trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
 
 
 def _before(first: Styles, others: Styles) -> Styles:

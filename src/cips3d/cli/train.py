@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cips3d.cli.options import Derived, Settings, at_least, check_finite, check_seed
+from cips3d.cli.options import Derived, Settings, at_least, check_seed, positive
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.training import config as configs
 from cips3d.training import presets
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig
+from cips3d.training.config import TrainConfig, check_batches
 from cips3d.training.launch import default_processes, run_in_processes
 from cips3d.training.trainer import Trainer, resume_config
 
@@ -33,7 +34,8 @@ def train(
     """Train a generator, or resume the run in RUN-DIR from its newest checkpoint.
 
     Without options an existing run is resumed with its own configuration: on CPUs, with as many processes, to the bit; on GPUs
-    with the same data and draws. `accelerate launch -m cips3d train …` runs the same command on many GPUs and machines.
+    of the same kind with the same data and draws. `accelerate launch -m cips3d train …` runs the same command on many GPUs and
+    machines.
 
     Args:
         run_dir: folder for config.json, log.jsonl, samples, checkpoints, TensorBoard events, model.safetensors and, beside it,
@@ -82,14 +84,16 @@ def _new_config(
     config = replace(config, stages=tuple(stages), data=data or config.data, seed=config.seed if seed is None else seed)
     if minutes is None:
         return config
-    check_finite(minutes=minutes)
-    if minutes <= 0:
-        raise UserError(f"--minutes: {minutes}; give a positive number")
+    positive(minutes=minutes)
     return configs.with_minutes(config, minutes)
 
 
 def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None) -> Path | None:
     """`run_with_progress` in so many processes of this machine, or in as many as suit it."""
+    if processes is not None and processes > 1:
+        if "WORLD_SIZE" in os.environ:
+            raise UserError("--processes: a launcher has started several already; leave it out")
+        check_batches(config.stages, processes, "--processes")
     return run_in_processes(processes or default_processes(config.stages), run_with_progress, config, run_dir)
 
 
@@ -97,12 +101,12 @@ def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
     """Runs the configuration with a live bar (on the main process); returns the model's path there, None elsewhere."""
     keep_freed_memory()
     trainer = Trainer(config, run_dir)
-    main = trainer.accelerator.is_main_process
+    main, device = trainer.accelerator.is_main_process, trainer.accelerator.device.type
     layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining} {postfix}"
     with tqdm(total=1.0, disable=not main, bar_format=layout, initial=trainer.progress(), mininterval=0.5) as bar:
 
         def show(share: float, figures: dict[str, float]) -> None:
-            bar.set_description_str(f"training {figures['resolution']:.0f}²", refresh=False)
+            bar.set_description_str(f"training {figures['resolution']:.0f}² on {device}", refresh=False)
             bar.set_postfix_str(f"{figures['images_per_second']:.1f} images/s, {figures['images']:.0f} shown", refresh=False)
             bar.update(share - bar.n)
 

@@ -6,13 +6,13 @@ import math
 import typing
 
 import numpy as np
-from numba import njit
 
 from cips3d.data import raycast as rc
+from cips3d.kernels import kernel
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _ellipsoid_depth(ox, oy, oz, axes):
     """How deep an offset from the centre lies in an ellipsoid: exact to first order at its surface, and for balls anywhere.
 
@@ -34,7 +34,7 @@ def _ellipsoid_depth(ox, oy, oz, axes):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def depth_inside(parts, points, out):
     """Writes into `out` how deep points lie inside a union of parts: positive inside, negative outside, world units.
 

@@ -129,7 +129,7 @@ class ImageDataset(Dataset):
             if min(width, height) < self.resolution and not self._allow_upscaling:
                 raise UserError(
                     f"{self._place(name)}: is {width}x{height}, smaller than the resolution {self.resolution}; "
-                    "choose a lower resolution, remove the picture or allow upscaling"
+                    "choose a lower resolution, remove the picture, or enlarge it (cips3d data build --allow-upscaling)"
                 )
 
     def _place(self, name: str) -> str:

@@ -11,7 +11,8 @@ import math
 import typing
 
 import numpy as np
-from numba import njit
+
+from cips3d.kernels import kernel
 
 #: Everything lies inside a ball of this radius around the origin (world units).
 BOUND = 0.118
@@ -37,7 +38,7 @@ ON_ELLIPSOID, ON_SLAB, ON_CARVE, ON_BALL = range(4)
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _sides(center, axes, position, forward, across):
     """Where an ellipsoid begins and ends along one direction of the picture plane, as the slopes of its two tangents."""
     depth, offset, a, b, c = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -58,7 +59,7 @@ def _sides(center, axes, position, forward, across):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _quadric(out, rows, center, position, right, up, forward):
     """Products that give an ellipsoid's intersection with any ray; `rows` map offsets from its centre to its unit sphere.
 
@@ -76,7 +77,7 @@ def _quadric(out, rows, center, position, right, up, forward):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _interval(quadric, gx, gy):
     """Where the ray (gx, gy) enters and leaves an ellipsoid; (1, -1) if it misses."""
     a = gx * (gx * quadric[0] + 2.0 * (gy * quadric[1] + quadric[2])) + gy * (gy * quadric[3] + 2.0 * quadric[4]) + quadric[5]
@@ -89,7 +90,7 @@ def _interval(quadric, gx, gy):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _cast_part(parts, index, position, right, up, forward, depth, owner, face, quadrics, rows):
     """Draw one part into the depth buffer (depths along unnormalised rays), its number into `owner`, the side hit into `face`.
 
@@ -180,7 +181,7 @@ def _cast_part(parts, index, position, right, up, forward, depth, owner, face, q
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def ray_frame(pose, fov):
     """Position, right, up and forward: a ray is position + t·(gx·right + gy·up + forward), gy = ±1 at the picture's edges."""
     frame = np.empty((4, 3))
@@ -191,7 +192,7 @@ def ray_frame(pose, fov):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def cast(parts, pose, fov, height, width):
     """Depth along unnormalised rays (inf: nothing), the number of the part hit (-1: none) and its side, (height, width) each.
 

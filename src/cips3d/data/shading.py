@@ -9,7 +9,6 @@ import math
 import typing
 
 import numpy as np
-from numba import njit
 
 from cips3d.data.raycast import (
     AXES,
@@ -36,6 +35,7 @@ from cips3d.data.raycast import (
     STRIPES,
     ray_frame,
 )
+from cips3d.kernels import kernel
 
 #: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3), strength.
 TINT_COLUMNS = 8
@@ -51,7 +51,7 @@ _INK = 0.09  # grey of the lines
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _forms(parts):
     """The ellipsoids' quadratic forms |q|² = (p - c)ᵀ F (p - c), as (xx, yy, zz, xy, xz, yz); the numbers of soft parts.
 
@@ -77,7 +77,7 @@ def _forms(parts):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@kernel(inline="always")
 def _gradient(parts, forms, index, x, y, z):
     """F (p - c) of a part's ellipsoid, and its |q|²."""
     x, y, z = x - parts[index, CENTER], y - parts[index, CENTER + 1], z - parts[index, CENTER + 2]
@@ -87,7 +87,7 @@ def _gradient(parts, forms, index, x, y, z):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _normal(parts, forms, soft, index, side, x, y, z):
     """Outward unit normal at a point on a side of a part; on one of the `soft` parts a blend with its neighbours."""
     if side == ON_ELLIPSOID:
@@ -121,7 +121,7 @@ def _normal(parts, forms, soft, index, side, x, y, z):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _paint(parts, index, tints, x, y, z, color):
     """Write a part's unlit colour at a point into `color`; returns how strongly light acts on it (1: fully, 0: shadeless)."""
     material = parts[index, MATERIAL]
@@ -161,7 +161,7 @@ def _paint(parts, index, tints, x, y, z, color):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _light_naturally(material, lit, nx, ny, nz, color):
     """Lambert's law with wrapped, warm light and a cool ambient that is brighter from above; gloss on hair and glasses."""
     diffuse = max(0.0, (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] + 0.2) / 1.2)
@@ -177,7 +177,7 @@ def _light_naturally(material, lit, nx, ny, nz, color):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _light_flatly(material, lit, nx, ny, nz, color):
     """Two tones with a hard edge and stronger colours."""
     bright = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] > 0.18
@@ -191,7 +191,7 @@ def _light_flatly(material, lit, nx, ny, nz, color):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _is_ink(depth, group, i, j, step, jump):
     """Whether a nearer neighbour `step` samples away belongs to another group, or stands out by more than `jump`."""
     height, width = depth.shape
@@ -207,7 +207,7 @@ def _is_ink(depth, group, i, j, step, jump):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _ink_map(parts, depth, owner, focal, distance):
     """Which samples an ink line covers."""
     height, width = depth.shape
@@ -225,7 +225,7 @@ def _ink_map(parts, depth, owner, focal, distance):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _is_even(parts, owner, side, top, left, supersampling):
     """Whether one colour serves all samples of a pixel: they show one side of one part without sharp paint, or nothing."""
     index = owner[top, left]
@@ -239,7 +239,7 @@ def _is_even(parts, owner, side, top, left, supersampling):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image):
     """Draw one picture into `image`, (3, height, width) uint8.
 

@@ -170,7 +170,7 @@ def opened_picture(source: Source, name: str) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with source.open(name) as file, Image.open(file, formats=FORMATS) as image:
                 yield image
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
         raise _unreadable(shown(source.place(name)), error) from error

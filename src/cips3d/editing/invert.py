@@ -8,7 +8,8 @@ Three steps, each of which starts from the last one's result:
 2. "w+": a w_a for each block of the implicit network (Abdal et al. 2019).
 3. "tuned": the weights of the implicit network (pivotal tuning, Roich et al. 2022). The radiance field stays, so the result can
    be blended with every model that shares it. Views from random cameras are held to what they were before the tuning, and, of a
-   picture from the side, the surface that only its mirrored picture shows to that one (after Yin et al. 2023).
+   picture from the side, the surface that only its mirrored picture shows gets that one's share of the tuning (after Yin et al.
+   2023): the mirrored change, not the mirrored colours, whose light would come from the wrong side.
 """
 
 from __future__ import annotations
@@ -272,7 +273,7 @@ class _Work:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            self.losses(codes, small).sum().backward()
+            self.losses(codes, small).sum().backward(inputs=list(codes.parameters()))
             optimizer.step()
             schedule.step()
             self._tell(SPACES[max(0, kind - 1)])
@@ -302,7 +303,7 @@ class _Work:
         parameters = list(generator.inr.requires_grad_(True).parameters())
         optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
         side = self.target.shape[-1]
-        mirrored, unseen = self._mirrored(camera, styles, side)
+        mirrored, wanted, unseen = self._mirrored(camera, styles)
         for _ in range(self.config.steps[3]):
             optimizer.zero_grad(set_to_none=True)
             total = self._distance(self._rendered(generator, styles, camera, side).image).sum()
@@ -313,22 +314,27 @@ class _Work:
             total = total + self.config.keep_weight * (after - before).abs().mean()
             if self.config.mirror_weight and bool(unseen.any()):
                 seen = self._rendered(generator, styles, mirrored, side).image
-                difference = (seen - self.target.flip(3)).abs().mean(dim=1, keepdim=True) * unseen
+                difference = (seen - wanted).abs().mean(dim=1, keepdim=True) * unseen
                 total = total + self.config.mirror_weight * difference.mean()
-            total.backward()
+            total.backward(inputs=parameters)
             optimizer.step()
             self._tell("tuned")
         return self._found(generator.requires_grad_(False), styles, camera)
 
     @torch.no_grad()
-    def _mirrored(self, camera: Camera, styles: Styles, side: int) -> tuple[Camera, Bool[Tensor, "1 1 side side"]]:
-        """The camera that sees the mirrored picture, and the pixels of it whose surface the picture itself does not show."""
+    def _mirrored(
+        self, camera: Camera, styles: Styles
+    ) -> tuple[Camera, Float[Tensor, "1 3 side side"], Bool[Tensor, "1 1 side side"]]:
+        """The camera that sees the mirrored picture, what it should see, and where: a surface that the mirrored picture
+        shows and the picture itself does not.
+        """
         yaw, pitch = camera.yaw_pitch()
-        poses = self.generator.config.poses
+        poses, side = self.generator.config.poses, self.target.shape[-1]
         mirrored = Camera.orbit(-yaw, pitch, poses.radius, poses.fov)
         here, there = (View(self.generator.render(styles, c, side), c) for c in (camera, mirrored))
         _, known = warped(here, there)
-        return mirrored, there.solid & ~known
+        wanted = there.out.image + (self.target - here.out.image).flip(3)
+        return mirrored, wanted, there.inner & here.inner.flip(3) & ~known
 
     # ---------------------------------------------------------------- shared
     def _distance(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, " batch"]:
@@ -336,6 +342,8 @@ class _Work:
         loss = pixel_distance(images, target)
         if self.features is None or not self.config.feature_weight:
             return loss
+        # at the size that the network knows: a discriminator's entry for small pictures is as it was when it left that stage
+        images, target = (F.interpolate(x, self.target.shape[2:], mode="bilinear") for x in (images, target))
         return loss + self.config.feature_weight * self.features(images, target)
 
     def _rendered(self, generator: Generator, styles: Styles, camera: Camera, side: int) -> RenderOutput:

@@ -61,4 +61,9 @@ class Subject:
         if label.shape != (1, 25):
             raise UserError(f"{path} is damaged: its camera is no label of 25 numbers; write it again with cips3d invert")
         styles = Styles(shape, appearance[0] if blocks is None else list(appearance))
-        return Subject(styles, Camera.from_label(label))
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (shape, appearance)):
+            raise UserError(f"{path} is damaged: it holds NaN or infinity; write it again with cips3d invert")
+        try:
+            return Subject(styles, Camera.from_label(label))
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}") from None

@@ -155,7 +155,7 @@ def _picture(
 def _check_outside(generator: Generator, cameras: Camera) -> None:
     """Raises UserError for a camera within the sampled volume of a model whose own cameras stand outside."""
     nearest, extent = float(cameras.position.norm(dim=-1).min()), generator.config.extent
-    if nearest <= extent < generator.config.poses.radius:
+    if nearest <= extent:
         raise UserError(
             f"camera: it comes to {nearest:.3g} from the centre, where the subject fills {extent:g} on all sides; keep it "
             "farther away (of a dolly zoom, narrow the field of view)"

@@ -13,7 +13,8 @@ from torch import Tensor
 from cips3d.errors import UserError
 from cips3d.metrics.geometry import correlation
 from cips3d.metrics.head_network import DEPTH_SIDE, HeadNetwork
-from cips3d.metrics.subjects import SOLID, Subjects, View, angle_between, mean_difference, warped
+from cips3d.metrics.subjects import Subjects, View, angle_between, mean_difference, warped
+from cips3d.models.records import SOLID
 
 #: Yaws in radians that a subject's pictures are compared between.
 YAWS = (-0.35, 0.0, 0.35)
@@ -63,7 +64,8 @@ def seen_pose(
         UserError: if it does not give one of each for every picture.
     """
     found = predictor.pose(images)
-    if not isinstance(found, tuple) or [getattr(angles, "shape", None) for angles in found] != 2 * [images.shape[:1]]:
+    tensors = isinstance(found, tuple) and all(isinstance(angles, Tensor) for angles in found)
+    if not tensors or [angles.shape for angles in found] != 2 * [images.shape[:1]]:
         raise UserError(f"predictor: pose gave {_form(found)} for {len(images)} pictures; give yaw and pitch, a tensor each")
     yaw, pitch = found
     return yaw.to(images), pitch.to(images)
@@ -95,9 +97,12 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
         UserError: if the predictor does not give one vector for each picture.
     """
     vectors = [predictor.identity(subjects.at(yaw).out.image) for yaw in YAWS]
-    if any(not isinstance(vector, Tensor) or vector.dim() != 2 or len(vector) != subjects.count for vector in vectors):
-        raise UserError(f"predictor: identity gave {_form(vectors[0])} for {subjects.count} pictures; give a row for each")
-    vectors = [F.normalize(vector, dim=1) for vector in vectors]
+    for vector in vectors:
+        if not isinstance(vector, Tensor) or vector.dim() != 2 or len(vector) != subjects.count:
+            raise UserError(
+                f"predictor: identity gave {_form(vector)} for {subjects.count} pictures; give a tensor, a row for each"
+            )
+    vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
     return float(torch.cat(pairs).mean())
 

@@ -11,7 +11,7 @@ from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics import consistency, symmetry
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity
-from cips3d.metrics.geometry import non_flatness, speckle
+from cips3d.metrics.geometry import last_sample_share, non_flatness, speckle
 from cips3d.metrics.head_network import HeadNetwork, load_head_network
 from cips3d.metrics.subjects import Subjects, View
 from cips3d.models.generator import Generator
@@ -149,7 +149,7 @@ def _figures(
         values["depth_distance"] = consistency.depth_distance(view, truth)
     values["non_flatness"] = non_flatness(out, subjects.poses.radius, subjects.extent)
     values["speckle"] = speckle(out.image)
-    values["last_sample_share"] = float(out.last_weight.sum() / out.opacity.sum().clamp(min=1e-8))
+    values["last_sample_share"] = last_sample_share(out)
     values["mirror_jump"] = symmetry.mirror_jump(subjects)
     values["two_hypothesis_score"] = symmetry.two_hypothesis_score(subjects)
     if network is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
-from cips3d.metrics.subjects import SOLID
+from cips3d.metrics.subjects import Subjects, View
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
 
@@ -75,35 +75,30 @@ def geometry_report(
         resolution: side of the pictures, pixels.
     """
     poses = generator.config.poses
-    latents = generator.sample_latents(count, seed)
     heads = SyntheticHeads(resolution=resolution, poses=poses)
-    views, truths, cameras = [], [], []
-    for yaw in YAWS:
-        camera = Camera.orbit(torch.full((count,), math.radians(yaw)), 0.0, poses.radius, poses.fov)
-        views.append(generator.render(latents, camera, resolution, psi=psi))
-        truths.append(heads.render(range(count), camera))
-        cameras.append(camera.to(generator.shape_mean))
-    front = views[YAWS.index(0.0)]
-    solid = front.opacity > SOLID
-    agreement = [
-        _carried_correlation(view, camera, front, cameras[YAWS.index(0.0)])
-        for view, camera, yaw in zip(views, cameras, YAWS, strict=True)
-        if yaw != 0
-    ]
-    true_front = truths[YAWS.index(0.0)]
+    subjects = Subjects.generated(generator, generator.sample_latents(count, seed), resolution, psi)
+    true_subjects = Subjects.true(heads, range(count), generator.shape_mean.device)
+    cameras = [Camera.orbit(torch.full((count,), math.radians(yaw)), 0.0, poses.radius, poses.fov) for yaw in YAWS]
+    views, truths = ([of.seen(camera) for camera in cameras] for of in (subjects, true_subjects))
+    front, true_front = (of[YAWS.index(0.0)] for of in (views, truths))
+    agreement = [_carried_correlation(view, front) for view in views if view is not front]
     return GeometryReport(
-        last_sample_share=float(front.last_weight.sum() / front.opacity.sum().clamp(min=1e-8)),
-        coverage=float(solid.float().mean()),
-        relief=_mean_spread(front.depth, solid),
-        true_relief=_mean_spread(true_front.depth, true_front.mask),
+        last_sample_share=last_sample_share(front.out),
+        coverage=float(front.solid.float().mean()),
+        relief=_mean_spread(front),
+        true_relief=_mean_spread(true_front),
         view_agreement=sum(agreement) / len(agreement),
         shape_correlation={
-            yaw: _correlation_with_mean(view, truth.depth, truth.mask)
-            for yaw, view, truth in zip(YAWS, views, truths, strict=True)
+            yaw: _correlation_with_mean(view, truth) for yaw, view, truth in zip(YAWS, views, truths, strict=True)
         },
-        speckle=speckle(front.image),
-        true_speckle=speckle(true_front.images.float() / 127.5 - 1),
+        speckle=speckle(front.out.image),
+        true_speckle=speckle(true_front.out.image),
     )
+
+
+def last_sample_share(out: RenderOutput) -> float:
+    """The share of all opacity that lies on the deepest sample of its ray, in [0, 1]; 0 where there is none."""
+    return float(out.last_weight.detach().sum() / out.opacity.detach().sum().clamp(min=1e-8))
 
 
 def speckle(images: Float[Tensor, "batch 3 height width"]) -> float:
@@ -124,7 +119,7 @@ def non_flatness(out: RenderOutput, radius: float, extent: float, bins: int = 64
         extent: half depth of the sampled volume, which the bins divide, world units.
     """
     scores = []
-    for depth, solid in zip(out.depth, out.opacity > SOLID, strict=True):
+    for depth, solid in zip(out.depth, out.solid, strict=True):
         counts = torch.histc(depth[solid].float(), bins, radius - extent, radius + extent)
         shares = counts[counts > 0] / counts.sum()
         scores.append(float((-(shares * shares.log()).sum()).exp()))
@@ -141,36 +136,34 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     return float(a @ b) / scale if scale > 1e-12 else 0.0
 
 
-def _mean_spread(depth: Tensor, solid: Tensor) -> float:
-    spreads = [float(d[s].std()) for d, s in zip(depth, solid, strict=True) if int(s.sum()) > 2]
+def _mean_spread(view: View) -> float:
+    """Mean over heads of the standard deviation of the depth of their solid pixels."""
+    spreads = [float(d[s].std()) for d, s in zip(view.out.depth, view.solid, strict=True) if int(s.sum()) > 2]
     return sum(spreads) / len(spreads) if spreads else 0.0
 
 
-def _correlation_with_mean(view: RenderOutput, true_depth: Tensor, true_mask: Tensor) -> float:
+def _correlation_with_mean(view: View, truth: View) -> float:
     """Mean over heads of the correlation with the true mean depth, where most true heads and this head are solid."""
-    often = true_mask.float().mean(dim=0)
-    mean_depth = (true_depth * true_mask).sum(dim=0) / true_mask.sum(dim=0).clamp(min=1)
-    values = []
-    for depth, opacity in zip(view.depth, view.opacity, strict=True):
-        both = (often > 0.5) & (opacity > SOLID).cpu()
-        values.append(correlation(depth.cpu()[both], mean_depth[both]))
+    often = truth.solid.float().mean(dim=0) > 0.5
+    mean_depth = (truth.out.depth * truth.solid).sum(dim=0) / truth.solid.sum(dim=0).clamp(min=1)
+    both = [solid & often for solid in view.solid]
+    values = [correlation(depth[b], mean_depth[b]) for depth, b in zip(view.out.depth, both, strict=True)]
     return sum(values) / len(values)
 
 
-def _carried_correlation(view: RenderOutput, camera: Camera, front: RenderOutput, front_camera: Camera) -> float:
+def _carried_correlation(view: View, front: View) -> float:
     """Correlation of the front's depth with the depth of `view`'s surface points as the front camera sees them.
 
     Of the points that fall on one pixel the front camera sees the nearest; the others are hidden and do not count.
     """
-    height, width = view.depth.shape[2:]
-    rays = camera.rays(height, width)
-    place, distance = front_camera.project(rays.origins + view.depth.flatten(1)[..., None] * rays.directions)
+    height, width = view.out.depth.shape[2:]
+    place, distance = front.camera.project(view.points)
     column = torch.floor((place[..., 0] * height / width + 1) * width / 2).long()
     row = torch.floor((place[..., 1] + 1) * height / 2).long()
-    usable = (view.opacity.flatten(1) > SOLID) & (distance > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    usable = view.solid.flatten(1) & (distance > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     pixel = (row * width + column).where(usable, height * width)  # what does not count goes to a pixel of its own
     carried = distance.new_full((len(distance), height * width + 1), torch.inf)
     carried = carried.scatter_reduce(1, pixel, distance, "amin")[:, :-1]
-    seen = (front.opacity.flatten(1) > SOLID) & torch.isfinite(carried)
-    values = [correlation(c[s], f[s]) for c, f, s in zip(carried, front.depth.flatten(1), seen, strict=True)]
+    seen = front.solid.flatten(1) & torch.isfinite(carried)
+    values = [correlation(c[s], f[s]) for c, f, s in zip(carried, front.out.depth.flatten(1), seen, strict=True)]
     return sum(values) / len(values)

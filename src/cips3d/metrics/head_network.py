@@ -32,6 +32,8 @@ KINDS: Mapping[str, int] = {
 }  # fmt: skip
 #: Colours that it estimates, red, green and blue in [0, 1].
 COLORS = ("skin_color", "hair_color", "cloth_color", "background")
+#: Kinds that tell heads apart: all heads of a style are cartoons, or none.
+_TRAITS = tuple(kind for kind in KINDS if kind != "cartoon")
 #: World units that one unit of its depth output stands for.
 _DEPTH_SCALE = 0.05
 _WEIGHTS = "head_network.safetensors"
@@ -81,7 +83,7 @@ class HeadNetwork(nn.Module):
         )
         self.to_depth = nn.Conv2d(16, 2, 3, padding=1)
         self.identity_mean: Tensor
-        self.register_buffer("identity_mean", torch.zeros(sum(KINDS.values()) + 3 * len(COLORS)))
+        self.register_buffer("identity_mean", torch.zeros(sum(KINDS[kind] for kind in _TRAITS) + 3 * len(COLORS)))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
         """Reads pictures in [-1, 1] of any square size, on any device."""
@@ -117,7 +119,7 @@ class HeadNetwork(nn.Module):
     def identity(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch identity"]:
         """Vectors that point the same way for pictures of one head, and on average at right angles for two heads.
 
-        They are the probabilities of all kinds and the colours, minus their mean over the embedded dataset.
+        They are the probabilities of all kinds but the style and the colours, minus their mean over the embedded dataset.
         """
         return _traits(self(images)) - self.identity_mean
 
@@ -148,7 +150,7 @@ def _stage(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def _traits(reading: HeadReading) -> Float[Tensor, "batch identity"]:
-    probabilities = [logits.softmax(dim=1) for logits in reading.kinds.values()]
+    probabilities = [reading.kinds[kind].softmax(dim=1) for kind in _TRAITS]
     return torch.cat([*probabilities, *reading.colors.values()], dim=1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from cips3d.data.heads import FAR_DEPTH
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RenderOutput, Sampling
 
-#: A pixel shows the subject where the opacity is above this.
-SOLID = 0.5
 #: A point is hidden where the other camera sees something nearer by more than this, world units.
 HIDDEN = 0.01
 #: Generated subjects that are rendered together: of more, few rays each fit a chunk, and every chunk modulates all weights.
@@ -35,7 +33,19 @@ class View:
     @property
     def solid(self) -> Bool[Tensor, "batch 1 height width"]:
         """Where the subject is."""
-        return self.out.opacity > SOLID
+        return self.out.solid
+
+    @property
+    def inner(self) -> Bool[Tensor, "batch 1 height width"]:
+        """Solid pixels without an empty neighbour, whose colours hold nothing of the background's."""
+        return F.max_pool2d(1 - self.solid.to(self.out.depth), 3, 1, 1) < 0.5
+
+    @property
+    def points(self) -> Float[Tensor, "batch pixels 3"]:
+        """Where each pixel's ray ends at its depth, row by row; world."""
+        height, width = self.out.depth.shape[2:]
+        rays = self.camera.rays(height, width)
+        return rays.origins + self.out.depth.flatten(1)[..., None] * rays.directions
 
     @property
     def depth_from_centre(self) -> Float[Tensor, "batch 1 height width"]:
@@ -68,7 +78,8 @@ class Subjects:
         def show(camera: Camera) -> RenderOutput:
             pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(latents), _AT_ONCE)]
             outs = [generator.render(latents[i], camera[i], resolution, psi=psi, sampling=sampling) for i in pieces]
-            return RenderOutput(*(torch.cat([getattr(out, field.name) for out in outs]) for field in fields(RenderOutput)))
+            out = RenderOutput(*(torch.cat([getattr(out, field.name) for out in outs]) for field in fields(RenderOutput)))
+            return replace(out, image=out.image.clamp(-1, 1), aux_image=out.aux_image.clamp(-1, 1))
 
         return Subjects(len(latents), generator.config.poses, generator.config.extent, show)
 
@@ -106,9 +117,7 @@ def warped(source: View, target: View) -> tuple[Float[Tensor, "batch 3 height wi
     are solid and nothing stands before the point in the source's view.
     """
     height, width = target.out.depth.shape[2:]
-    rays = target.camera.rays(height, width)
-    points = rays.origins + target.out.depth.flatten(1)[..., None] * rays.directions
-    place, distance = source.camera.project(points)
+    place, distance = source.camera.project(target.points)
     grid = (place * place.new_tensor([height / width, 1.0])).unflatten(1, (height, width))
 
     def sampled(picture: Tensor, mode: str = "bilinear") -> Tensor:
@@ -116,9 +125,8 @@ def warped(source: View, target: View) -> tuple[Float[Tensor, "batch 3 height wi
 
     inside = (grid.abs() <= 1).all(dim=-1)[:, None]
     free = distance.view_as(target.out.depth) <= sampled(source.out.depth, "nearest") + HIDDEN
-    # no neighbour is empty: a colour mixed with the background's would be no fault of the depth
-    empty_near = F.max_pool2d(1 - source.solid.to(source.out.depth), 3, 1, 1)
-    solid = sampled(empty_near, "nearest") < 0.5
+    # a colour mixed with the background's would be no fault of the depth
+    solid = sampled(source.inner.to(source.out.depth), "nearest") > 0.5
     return sampled(source.out.image), target.solid & solid & inside & free
 
 

@@ -10,7 +10,7 @@ from scipy.spatial import KDTree
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.metrics.subjects import View
+from cips3d.metrics.subjects import Subjects, View
 
 #: Cameras that see an embedded head from all around: yaws at each pitch, degrees.
 _YAWS, _PITCHES = tuple(range(0, 360, 45)), (-75.0, -35.0, 0.0, 35.0, 75.0)
@@ -34,11 +34,7 @@ def chamfer_distance(a: Float[np.ndarray, "a 3"], b: Float[np.ndarray, "b 3"]) -
 
 def seen_points(view: View) -> Float[np.ndarray, "points 3"]:
     """The surface points (world) that a view's solid pixels show, of all its subjects."""
-    out, camera = view.out, view.camera
-    height, width = out.depth.shape[2:]
-    rays = camera.rays(height, width)
-    points = rays.origins + out.depth.flatten(1)[..., None] * rays.directions
-    return points[view.solid.flatten(1)].cpu().double().numpy()
+    return view.points[view.solid.flatten(1)].cpu().double().numpy()
 
 
 def thinned(points: Float[np.ndarray, "points 3"], spacing: float) -> Float[np.ndarray, "fewer 3"]:
@@ -61,7 +57,5 @@ def head_points(
     if cameras is None:
         yaw, pitch = torch.meshgrid(*(torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES)), indexing="ij")
         cameras = Camera.orbit(yaw.flatten(), pitch.flatten(), 1.0, _FOV)
-    batch = heads.render([index] * len(cameras), cameras, side)
-    rays = cameras.rays(side, side)
-    points = rays.origins + batch.depth.flatten(1)[..., None].to(rays.origins) * rays.directions
-    return thinned(points[batch.mask.flatten(1)].double().numpy(), spacing)
+    enlarged = SyntheticHeads(heads.size, side, heads.seed, heads.style, heads.poses)
+    return thinned(seen_points(Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)), spacing)

@@ -35,8 +35,9 @@ def mirror_jump(subjects: Subjects) -> float:
 def two_hypothesis_score(subjects: Subjects) -> float:
     """Share of subjects whose I(−δ) is closer to the mirrored I(+δ) than to I(+δ) warped by depth to −δ.
 
-    0 for subjects that turn, 1 for mirrored ones, whatever their colours; both differences are taken over the pixels where the
-    warped picture is known. Subjects without any such pixel do not count; NaN where that is all of them.
+    0 for subjects that turn, 1 for mirrored ones, and for ones that are as good as symmetric, whose mirrored views are true.
+    Both differences are taken over the pixels where the warped picture is known. Subjects without any such pixel do not count;
+    NaN where that is all of them.
     """
     left, right = subjects.at(-DELTA), subjects.at(DELTA)
     turned, known = warped(right, left)

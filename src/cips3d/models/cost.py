@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cips3d.camera import Camera
+from cips3d.camera import Rays
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import GeneratorConfig
@@ -22,7 +22,7 @@ class Cost:
     Attributes:
         parameters: trainable numbers.
         flops: operations of matrix products and convolutions (2 per multiply-add) of a forward pass, per picture.
-        saved_bytes: float32 activations per picture that a forward pass keeps for its backward pass.
+        saved_bytes: float32 activations that a forward pass keeps for its backward pass, for each picture.
 
     A generator's figures are the most there can be: every sample lies in density and is seen (see `volume.visible_samples`).
     """
@@ -37,7 +37,7 @@ def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
     with torch.device("meta"):
         generator = build_generator(config)
     styles = Styles(generator.shape_mean[None], generator.appearance_mean[None])
-    rays = Camera.orbit(0.0).rays(resolution, resolution).to("meta")
+    rays = Rays(*(torch.empty(1, resolution**2, 3, device="meta") for _ in range(2)))
     saved = _SavedBytes()
     with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
         generator.render_rays(styles, rays, generator.sampling)
@@ -45,14 +45,17 @@ def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
 
 
 def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
-    """Cost of judging one picture of `resolution`² pixels."""
+    """Cost of judging one picture of `resolution`² pixels; what is kept once for all pictures of a batch is not in it."""
     with torch.device("meta"):
         discriminator = ProgressiveDiscriminator(config)
-        image = torch.empty(1, 3, resolution, resolution)
-    saved = _SavedBytes()
-    with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
-        discriminator(image)
-    return Cost(_count(discriminator), flops.get_total_flops(), saved.total)
+        images, labels = torch.empty(2, 3, resolution, resolution), torch.empty(2, 25)
+    kept = []
+    for count in (1, 2):
+        saved = _SavedBytes()
+        with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
+            discriminator(images[:count], cameras=labels[:count] if config.camera_label else None)
+        kept.append(saved.total)
+    return Cost(_count(discriminator), flops.get_total_flops() // 2, kept[1] - kept[0])
 
 
 class _SavedBytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -113,6 +114,11 @@ class GeneratorConfig(Configuration):
             raise UserError(f"generator configuration: residual_from_block is {self.residual_from_block}; give at least 1")
         if not math.isfinite(self.extent) or self.extent <= 0:
             raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
+        if self.extent >= self.poses.radius:
+            raise UserError(
+                f"generator configuration: extent is {self.extent:g}, half the depth of the volume; it must be less than the "
+                f"cameras' distance, poses.radius, {self.poses.radius:g}"
+            )
         for name in ("density_gain", "density_blob"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be a finite number")
@@ -157,6 +163,15 @@ class Generator(
         shape_width, appearance_width = self._style_widths(c)
         self.register_buffer("shape_mean", torch.zeros(shape_width))
         self.register_buffer("appearance_mean", torch.zeros(appearance_width))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self._hub_mixin_config = self.config  # the mixin, which writes it after this, has the constructor's
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> Generator:
+        """The mixin's, which would leave weights that the file lacks random."""
+        return super()._from_pretrained(strict=strict, **arguments)
 
     def _make_parts(self, c: GeneratorConfig) -> None:
         """Makes what `parts` names."""

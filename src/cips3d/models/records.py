@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cips3d.configuration import Configuration
 from cips3d.errors import UserError
+
+#: A pixel shows the subject where more of the light than this ends at it.
+SOLID = 0.5
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class RayOutput:
         aux_rgb: (B, N, 3) colours of the auxiliary head on the rendered feature (the "NeRF image").
         depth: (B, N) expected depth along the ray, Σ w t + (1 − Σ w)·far, world units.
         opacity: (B, N) Σ w in [0, 1].
-        last_weight: (B, N) the share of Σ w that lies on the deepest sample: near 1 where the ray sees the far plane only.
+        last_weight: (B, N) what of Σ w lies on the deepest sample: near 1 where the ray sees the far plane only.
         feature: (B, N, feature_dim) rendered features V_r.
     """
 
@@ -187,3 +190,8 @@ class RenderOutput:
     depth: Float[Tensor, "batch 1 height width"]
     opacity: Float[Tensor, "batch 1 height width"]
     last_weight: Float[Tensor, "batch 1 height width"]
+
+    @property
+    def solid(self) -> Bool[Tensor, "batch 1 height width"]:
+        """Where the subject is: most of the light ends before the deepest sample, which some backgrounds make opaque."""
+        return self.opacity - self.last_weight > SOLID

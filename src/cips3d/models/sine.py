@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from numba import njit
 from torch import Tensor
+
+from cips3d.kernels import kernel
 
 #: With more threads torch's sine should be the faster one (reckoned): ours, on one thread, takes a third per element.
 MOST_THREADS = 4
@@ -87,7 +88,7 @@ class _Sine(torch.autograd.Function):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _turned(x, k, turns):
     """(−1)^turns sin(x − k π), for x − k π in [−π/2, π/2]."""
     r = ((x - k * _PI_1) - k * _PI_2) - k * _PI_3
@@ -101,14 +102,14 @@ def _turned(x, k, turns):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _sine_of(x):
     k = (x * _OVER_PI + _ROUND) - _ROUND
     return _turned(x, k, k)
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _shifted_sine(x, shift, out):
     for b in range(x.shape[0]):
         for n in range(x.shape[1]):
@@ -117,7 +118,7 @@ def _shifted_sine(x, shift, out):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _shifted_sine_in_place(x, shift):
     # _shifted_sine(x, shift, x) would take the path without vector instructions that LLVM keeps for overlapping arrays
     for b in range(x.shape[0]):
@@ -127,7 +128,7 @@ def _shifted_sine_in_place(x, shift):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _sine_along(start, slope, t, first, last, out):
     for b in range(t.shape[0]):
         point = 0
@@ -139,7 +140,7 @@ def _sine_along(start, slope, t, first, last, out):
 
 
 @typing.no_type_check
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _cosine_times(x, shift, factor, out):
     for b in range(x.shape[0]):
         for n in range(x.shape[1]):

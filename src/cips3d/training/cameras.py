@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.camera import Camera, PoseDistribution, is_centred, mirrored_label
+from cips3d.camera import Camera, PoseDistribution, is_centred, is_rigid, mirrored_label
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
 
@@ -64,17 +64,17 @@ class DatasetCameras:
         prior: the model's, whose radius and field of view they must have: rays are sampled about that distance.
 
     Raises:
-        UserError: if they have another radius or field of view, or a label is of a camera that is no centred pinhole.
+        UserError: if they have another radius or field of view, or a label is not of a centred pinhole camera in a rigid pose.
     """
 
     def __init__(self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution) -> None:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
         if isinstance(dataset, ImageDataset) and dataset.labels is not None:
-            aside = (~is_centred(dataset.labels)).nonzero()
+            aside = (~(is_centred(dataset.labels) & is_rigid(dataset.labels))).nonzero()
             if len(aside):
                 raise UserError(
-                    f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is no centred pinhole camera's with equal "
-                    "focal lengths; mend the labels, or set cameras=prior"
+                    f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is not of a rotation, a position and a "
+                    "centred pinhole camera with equal focal lengths; mend the labels, or set cameras=prior"
                 )
         cameras = self._some()
         radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -131,6 +132,8 @@ class TrainConfig(Configuration):
     augment_target: float | None = None
     """adapts the probability of DiffAugment such that the mean sign of the discriminator's real logits stays at this value
     (StyleGAN2-ADA, Karras et al. 2020: 0.6); stages then give no probability of their own"""
+    augment_kimg: float = 500.0
+    """thousands of pictures in which an adapted probability can go from 0 to 1"""
     adam_beta2: float = 0.999
     grad_clip: float | None = 10.0
     """largest norm of all gradients of one optimiser"""
@@ -222,6 +225,13 @@ class TrainConfig(Configuration):
             )
         if self.augment_target is not None and not -1 < self.augment_target < 1:
             raise UserError(f"training configuration: augment_target is {self.augment_target}; it must lie between -1 and 1")
+        if self.augment_target is not None and self.loss == "relativistic":  # which leaves the logits' zero free
+            raise UserError(
+                "training configuration: augment_target goes by the sign of real logits, which loss=relativistic leaves free; "
+                "set augment_target=null (of cips3d finetune: give --augment)"
+            )
+        if not 0 < self.augment_kimg < math.inf:
+            raise UserError(f"training configuration: augment_kimg is {self.augment_kimg}; it must be a positive number")
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
             raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
         heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
@@ -277,3 +287,16 @@ def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
         peers = at_final if stage.resolution == final else below
         stages.append(replace(stage, minutes=minutes / peers * (0.5 if below else 1.0)))
     return replace(config, stages=tuple(stages))
+
+
+def check_batches(stages: Iterable[Stage], processes: int, source: str) -> None:
+    """Raises UserError for the first stage whose batch does not divide among so many processes, and each part into its pieces.
+
+    Args:
+        source: what says how many, for the error line.
+    """
+    for stage in stages:
+        if stage.batch % (processes * stage.accumulate):
+            pieces = "" if stage.accumulate == 1 else f" of {stage.accumulate} pieces each"
+            place = f"batch {stage.batch} of the stage at {stage.resolution}"
+            raise UserError(f"{source}: {place} does not divide among {processes} processes{pieces}; give other numbers")

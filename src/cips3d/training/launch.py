@@ -39,11 +39,12 @@ def default_processes(stages: Iterable[Stage]) -> int:
     """
     if torch.accelerator.is_available() or "WORLD_SIZE" in os.environ or not torch.distributed.is_available():
         return 1
-    batches = [stage.batch for stage in stages]
+    stages = list(stages)
     fitting = [
         count
         for count in range(1, torch.get_num_threads() + 1)
-        if all(batch % count == 0 and batch // count >= LEAST_LOCAL_BATCH for batch in batches)
+        if all(stage.batch % (count * stage.accumulate) == 0 for stage in stages)
+        and all(stage.batch // count >= LEAST_LOCAL_BATCH for stage in stages)
     ]
     return max(fitting, default=1)
 
@@ -67,6 +68,7 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(get_free_port()),
+        "LOCAL_WORLD_SIZE": str(count),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": str(threads),  # accelerate would set torch's threads to all cores, for each process
     }
@@ -77,10 +79,16 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
             helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments))
-            helper.start()
+            with _interrupts_ignored():  # the helper starts so, and hears none while it imports
+                helper.start()
             helpers.append(helper)
             far_end.close()  # so that reading from a helper that has ended ends too
             pipes.append(pipe)
+        for pipe in pipes:
+            try:
+                pipe.recv()  # that it is there; unlike the wait for it in a collective, a Ctrl-C ends this one
+            except EOFError:
+                raise UserError(_killed(helpers) or "a training process ended before it had begun; see above") from None
         try:
             with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
                 result = work(*arguments)
@@ -96,6 +104,28 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         for helper in helpers:
             helper.kill()
             helper.join()
+
+
+def check_together(processes: int) -> None:
+    """Raises UserError if a launcher has started more processes than `accelerate` takes for one job."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > processes:
+        raise UserError(
+            f"the launcher has started {started} processes, but none finds a GPU; set ACCELERATE_USE_CPU=true, or start one"
+        )
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """In the main thread, which alone can say so, and a process started here: a Ctrl-C does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -138,8 +168,11 @@ def _stay_on_cores(rank: int, count: int) -> set[int]:
 def _help(
     environment: dict[str, str], threads: int, pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    """A process that is not the main one: does the work and reports a user's error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears a Ctrl-C and tells the others
+    """A process that is not the main one: does the work and reports that it is there, and a user's error.
+
+    It hears no Ctrl-C, which the main process does and tells the others.
+    """
+    pipe.send(None)
     main = multiprocessing.parent_process()
     assert main is not None
     threading.Thread(target=_end_with, args=(main.sentinel,), daemon=True).start()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
+import secrets
 import socket
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cips3d.configuration import read_json, to_dict
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, check_writable
 from cips3d.models.generator import Generator
 from cips3d.training.config import TrainConfig
 
@@ -30,23 +31,34 @@ SAMPLE_HEADS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
 SAMPLE_RESOLUTION = 64
 
 
-def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.json into a new run directory, or checks that a used one holds the same configuration.
-
-    Raises:
-        UserError: if the directory cannot be written or holds another run.
+def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
+    """Raises UserError if the configuration cannot run there: the directory holds another run, or what is none, or cannot be
+    written; or Weights & Biases is asked for and not installed.
     """
     path = run_dir / "config.json"
     if path.exists():
         if read_json(TrainConfig, path) != config:
             raise UserError(f"{run_dir} holds a run with another configuration; give another folder, or resume with its own")
-        return
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} is a file; give a folder for the run")
-    if run_dir.is_dir() and any(run_dir.iterdir()):
-        raise UserError(f"{run_dir} is not empty and holds no run; give another folder")
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    else:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"{run_dir} is a file; give a folder for the run")
+        if run_dir.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.iterdir()):
+            raise UserError(f"{run_dir} is not empty and holds no run; give another folder")
+        check_writable(path)
+    if config.wandb is not None and find_spec("wandb") is None:
+        raise UserError("wandb: the package is not installed; pip install wandb, or leave the setting out")
+
+
+def write_config(run_dir: Path, config: TrainConfig) -> None:
+    """Writes config.json, if the run directory has none yet.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 class RunLog:
@@ -142,11 +154,13 @@ class Board:
 
 def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     """A run at Weights & Biases that a resumed run goes on with."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] (optional)
-    except ImportError:
-        raise UserError("wandb: the package is not installed; pip install wandb, or leave the setting out") from None
-    key = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
+    import wandb  # pyright: ignore[reportMissingImports] (optional; `check_run_dir` has found it)
+
+    path = run_dir / "wandb-id.txt"  # so that a new run in a folder of an old one's name is another
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(secrets.token_hex(8))
+    key = path.read_text()
     try:
         return wandb.init(project=config.wandb, name=run_dir.name, id=key, resume="allow", dir=run_dir, config=to_dict(config))
     except wandb.Error as error:

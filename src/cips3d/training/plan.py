@@ -150,12 +150,26 @@ def visible_share(config: TrainConfig) -> float:
     return max(0.5, (account.flops - counts[0]) / (counts[1] - counts[0]))
 
 
-def measured_speed(config: TrainConfig, seconds: float = 3.0) -> float:
+def measured_speed(config: TrainConfig, processes: int = 1, seconds: float = 3.0) -> float:
     """Operations a second that this machine reaches in a generator's forward and backward pass on a small picture.
 
     In the run's own precision, where the machine has it.
+
+    Args:
+        processes: that share the machine's cores, where it has no accelerator; the speed is that of one of them.
+        seconds: of measuring, about.
     """
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, threads // processes))
+    try:
+        return _speed(config, device, seconds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _speed(config: TrainConfig, device: torch.device, seconds: float) -> float:
     generator = build_generator(config.generator).to(device)
     halved = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 

@@ -227,7 +227,8 @@ def transfer(
 ) -> TrainConfig:
     """Transfer to another domain (Section 4.4): one stage at the model's resolution with everything that makes V_r frozen.
 
-    The augmentation adapts (StyleGAN2-ADA), since the new pictures may be few.
+    The augmentation adapts (StyleGAN2-ADA), since the new pictures may be few, at the pace that such a short run needs (theirs,
+    when it resumes: 100 thousand pictures).
 
     Args:
         generator: the model's configuration.
@@ -263,7 +264,8 @@ def transfer(
     )  # fmt: skip
     return replace(
         base, stages=(stage,), data=data, start=model, generator=generator, cameras="prior", augment_target=0.6,
-        density_noise=0.0, transmittance_weight=0.0, sample_kimg=5.0, alarm_kimg=10.0, metrics=(),
+        augment_kimg=min(100.0, kimg), density_noise=0.0, transmittance_weight=0.0, sample_kimg=5.0, alarm_kimg=10.0,
+        metrics=(),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import RENDERING_FIELDS, Generator
+from cips3d.models.layers import without_autocast
 from cips3d.models.records import RenderOutput
 from cips3d.training import losses
 from cips3d.training.augment import AugmentDraws, diff_augment
@@ -234,7 +235,8 @@ def discriminator_step(
         penalties.append(_mean_squared_gradient(logits, leaves) if weight > 0 else None)
         if penalties[-1] is not None:
             loss = loss + weight * penalties[-1]
-    (share * loss).backward()
+    with without_autocast(loss.device):  # gradients have the precision of what they are of, unless told otherwise
+        (share * loss).backward()
     real_main = real_logits[: len(real)].detach()
     return StepResult(
         loss.detach(), real_main.mean(), fake_logits[: len(real)].detach().mean(), real_main.sign().mean(), *penalties
@@ -244,7 +246,8 @@ def discriminator_step(
 def _mean_squared_gradient(logits: Tensor, leaves: list[Tensor]) -> Tensor:
     """Mean of |∂D/∂x|² over the pictures of both discriminators."""
     parts = zip(logits.split(len(leaves[0])), leaves, strict=True)
-    return torch.cat([losses.squared_gradient(part, image) for part, image in parts]).mean()
+    with without_autocast(logits.device):
+        return torch.cat([losses.squared_gradient(part, image) for part, image in parts]).mean()
 
 
 def generator_step(
@@ -276,10 +279,11 @@ def generator_step(
     # first to the pictures only: gradients of the discriminators' parameters are then not computed
     # what depends on frozen parts alone has no gradient to pass on
     trained = [picture for picture in pictures if picture.requires_grad]
-    gradients: list[Tensor | None] = [*torch.autograd.grad(share * loss, trained)]
-    if regulariser is not None and regulariser.requires_grad:
-        trained, gradients = [*trained, share * regulariser], [*gradients, None]
-    torch.autograd.backward(trained, gradients)
+    with without_autocast(loss.device):
+        gradients: list[Tensor | None] = [*torch.autograd.grad(share * loss, trained)]
+        if regulariser is not None and regulariser.requires_grad:
+            trained, gradients = [*trained, share * regulariser], [*gradients, None]
+        torch.autograd.backward(trained, gradients)
     return StepResult(loss.detach())
 
 

@@ -27,6 +27,7 @@ from cips3d.configuration import read_json
 from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
 from cips3d.errors import UserError
 from cips3d.metrics.fidelity import Fidelity
+from cips3d.metrics.geometry import last_sample_share
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.pretrained import MODEL_FILE
@@ -34,11 +35,12 @@ from cips3d.training import checkpoint, gradients, losses
 from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
 from cips3d.training.cameras import CameraSource, DatasetCameras
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
 from cips3d.training.feeding import pieces, real_batches
 from cips3d.training.interrupts import first_interrupt_noted
-from cips3d.training.logs import RunLog, write_config
+from cips3d.training.launch import check_together
+from cips3d.training.logs import RunLog, check_run_dir, write_config
 from cips3d.training.steps import (
     Judging,
     Networks,
@@ -53,9 +55,9 @@ from cips3d.training.steps import (
 SKIPS_TO_ROLL_BACK = 3
 #: Halved learning rates below this share of the configuration's end the run.
 LEAST_RATE_SCALE = 2.0**-8
-#: An adapted augmentation probability moves every so many steps, at the pace of 0 to 1 in so many pictures, and to this at
-#: most, above which augmentations show in the generated pictures (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2 and 3.2).
-AUGMENT_STEPS, AUGMENT_PICTURES, MOST_AUGMENT = 4, 500_000, 0.8
+#: An adapted augmentation probability moves every so many steps, and to this at most, above which augmentations show in the
+#: generated pictures (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2 and 3.2).
+AUGMENT_STEPS, MOST_AUGMENT = 4, 0.8
 
 #: Figures of the averaged generator for the log, measured by all processes together against the dataset of the stage.
 Measure = Callable[[Generator, SyntheticHeads | ImageDataset], dict[str, float]]
@@ -91,19 +93,8 @@ class Trainer:
     ) -> None:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
-        try:
-            if accelerator is None:
-                _forget_other_precision(config.precision)
-            self.accelerator = accelerator or Accelerator(mixed_precision=config.precision)
-        except ValueError as error:  # a device that cannot do it
-            raise UserError(f"precision {config.precision}: {error}; set precision=no") from None
-        processes = self.accelerator.num_processes
-        for stage in config.stages:
-            if stage.batch % (processes * stage.accumulate):
-                pieces = "" if stage.accumulate == 1 else f" of {stage.accumulate} pieces each"
-                raise UserError(
-                    f"stage at {stage.resolution}: batch {stage.batch} does not divide among {processes} processes{pieces}"
-                )
+        self.accelerator = accelerator or _accelerator(config.precision)
+        check_batches(config.stages, self.accelerator.num_processes, "stages")
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
         if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
@@ -112,7 +103,7 @@ class Trainer:
             weights = None if config.inception_weights is None else Path(config.inception_weights)
             self.measures.append(Fidelity(config.metrics, weights))
         if self.accelerator.is_main_process:
-            write_config(self.run_dir, config)
+            check_run_dir(self.run_dir, config)
         self.accelerator.wait_for_everyone()
         saved = self._newest_checkpoint()
         self.networks = Networks(config, self.accelerator.device, fresh=saved is None)
@@ -122,6 +113,8 @@ class Trainer:
         self.counters = checkpoint.Counters()
         if saved is not None:
             self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
+        if self.accelerator.is_main_process:  # not before, so that what was refused can be set right in the same folder
+            write_config(self.run_dir, config)
 
     # ---------------------------------------------------------------- the run
     def run(self, progress: Callable[[float, dict[str, float]], None] | None = None) -> Path:
@@ -355,7 +348,7 @@ class Trainer:
         (signs,) = self._totals(float(d.real_sign))
         at.real_signs += signs / self.accelerator.num_processes
         if (at.step + 1) % AUGMENT_STEPS == 0:
-            step = AUGMENT_STEPS * batch / AUGMENT_PICTURES
+            step = AUGMENT_STEPS * batch / (c.augment_kimg * 1000)
             too_sure = at.real_signs / AUGMENT_STEPS > c.augment_target
             at.augment = min(MOST_AUGMENT, max(0.0, at.augment + (step if too_sure else -step)))
             at.real_signs = 0.0
@@ -434,10 +427,10 @@ class Trainer:
             named["r1_penalty"] = 0.5 * c.r1_gamma * d.squared_gradient
         named |= {
             "opacity": fake.opacity.mean(),
-            "last_sample_share": fake.last_weight.mean(),
             "depth_std": fake.depth.flatten(1).std(dim=1).mean(),
         }
         figures = {key: float(value.detach()) for key, value in named.items() if value is not None}
+        figures["last_sample_share"] = last_sample_share(fake)
         if self.networks.poses is not None:
             poses = self.networks.poses.distribution()
             figures |= {name: getattr(poses, name) for name in ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")}
@@ -514,10 +507,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 
-def _forget_other_precision(precision: str) -> None:
-    """Lets a new Accelerator have this precision, though an earlier run of this process had another one."""
+def _accelerator(precision: str) -> Accelerator:
+    """An Accelerator of this precision, though an earlier run of this process may have had another one.
+
+    Raises:
+        UserError: if the device does not have it, or the launcher's processes find no device and so do not find each other.
+    """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise UserError(f"the launcher: {error}; start with accelerate launch or torchrun") from None
+        raise UserError(f"precision {precision}: {error}; set precision=no") from None
+    check_together(accelerator.num_processes)
+    return accelerator
 
 
 def resume_config(run_dir: Path) -> TrainConfig:

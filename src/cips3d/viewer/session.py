@@ -71,8 +71,8 @@ class Workers:
             worker.close()
 
 
-class _ClientGone(Exception):
-    """Nobody is left to wait for an inversion."""
+class _GivenUp(Exception):
+    """Nobody waits for an inversion any more: the client has gone, or has sent another picture."""
 
 
 class Session:
@@ -104,6 +104,7 @@ class Session:
         self.coarse_side = 0
         self._keyframes: list[dict[str, Any]] = []
         self._inversion: int | None = None
+        self._newest_picture: torch.Tensor | None = None
         self._drawing = threading.Lock()
         self.pose = _pose(client.camera)
         self.controls = Controls(client.gui, subjects.generator, subjects.other is not None)
@@ -366,7 +367,7 @@ class Session:
     # ---------------------------------------------------------------- a user's picture
     def _open_picture(self) -> None:
         upload = self.controls.upload.value
-        image = read_upload(upload.name, upload.content, self._config.resolution)
+        image = self._newest_picture = read_upload(upload.name, upload.content, self._config.resolution)
         self._workers.inversions.submit(self._id, self._guarded(self._inversion_steps(image)))
 
     def _inversion_steps(self, image: torch.Tensor) -> Steps[None]:
@@ -374,8 +375,8 @@ class Session:
         notification = self._client.add_notification("Finding the subject …", "", loading=True, with_close_button=False)
 
         def tell(share: float, _: str) -> None:
-            if self._stage.closed:
-                raise _ClientGone
+            if self._stage.closed or self._newest_picture is not image:
+                raise _GivenUp
             notification.body = f"{share:.0%}"
 
         try:
@@ -383,7 +384,7 @@ class Session:
             subjects = self._subjects
             found = invert(subjects.generator, image, discriminator=subjects.discriminator, progress=tell)
             self._show_inversion(found.generator, found.styles, found.camera)
-        except _ClientGone:
+        except _GivenUp:
             return
         finally:
             if not self._stage.closed:
