@@ -32,9 +32,8 @@ from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.metrics.evaluation import evaluate
-from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.config import TrainConfig
-from cips3d.training.presets import preset
+from cips3d.training.presets import preset, without_told_poses
 from cips3d.training.trainer import MODEL_FILE
 
 matplotlib.use("Agg")
@@ -60,22 +59,14 @@ def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> Train
 
     The losses are the paper's, but for the reward for empty space, so nobody tells poses; rates at 32² suit the smaller batch.
     """
-    base = preset(name)
+    base = without_told_poses(preset(name))
     first, second, *_ = base.stages
     second = replace(second, kimg=KIMG[1], batch=BATCH, generator_lr=3e-4, discriminator_lr=3e-3)
     cut = replace(
-        base, stages=(replace(first, kimg=KIMG[0], batch=BATCH), second), seed=seed, pose_weight=0.0, sample_kimg=30.0,
-        metrics=(DISTANCE,), metrics_kimg=20.0, **told(base, False),
+        base, stages=(replace(first, kimg=KIMG[0], batch=BATCH), second), seed=seed, sample_kimg=30.0, metrics=(DISTANCE,),
+        metrics_kimg=20.0,
     )  # fmt: skip
     return replace(cut, **changes)
-
-
-def told(config: TrainConfig, asked: bool) -> dict[str, DiscriminatorConfig]:
-    """The fields with the configuration's discriminators, asked for poses or not."""
-    return {
-        "discriminator": replace(config.discriminator, pose_head=asked),
-        "aux_discriminator": replace(config.aux_discriminator, pose_head=asked),
-    }
 
 
 def staged(config: TrainConfig, **changes: Any) -> TrainConfig:

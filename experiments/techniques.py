@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from common import Result, clearly_mirrored, small_config, staged, table, told
+from common import Result, clearly_mirrored, small_config, staged, table
 from table_2 import ROWS as TABLE_2
 
 from cips3d.models.discriminator import DiscriminatorConfig
@@ -21,23 +21,20 @@ from cips3d.training.presets import POSE_WEIGHT
 SEEDS = (0,)
 
 
-def labelled() -> dict[str, DiscriminatorConfig]:
-    """The fields with discriminators that judge a picture together with its camera label."""
+def discriminators(**changes: bool) -> dict[str, DiscriminatorConfig]:
+    """The fields with both discriminators changed."""
     base = small_config()
-    return {
-        "discriminator": replace(base.discriminator, camera_label=True),
-        "aux_discriminator": replace(base.aux_discriminator, camera_label=True),
-    }
+    return {name: replace(getattr(base, name), **changes) for name in ("discriminator", "aux_discriminator")}
 
 
 #: Changes of the run, and of its stages. (The reward for empty space is in all of them.)
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "paper": ({}, {}),
-    "told-poses": ({"pose_weight": POSE_WEIGHT} | told(small_config(), True), {}),
+    "told-poses": ({"pose_weight": POSE_WEIGHT} | discriminators(pose_head=True), {}),
     "relativistic": ({"loss": "relativistic", "r2_gamma": 0.2}, {}),
     "diffaugment": ({}, {"augment": 0.5}),
     "learned-cameras": ({"cameras": "learned"}, {}),
-    "camera-labels": (labelled(), {}),
+    "camera-labels": (discriminators(camera_label=True), {}),
 }
 FIGURES = ("two_hypothesis_score", "bangs_flip", "mirror_jump", "fd2k_heads", "pose_error", "depth_correlation")
 

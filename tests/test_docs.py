@@ -219,7 +219,10 @@ def test_the_picture_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) 
     pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
-    assert Image.open(maker.make("viewer.png", reader)).width == 800 + 476
+    picture = np.asarray(Image.open(maker.make("viewer.png", reader)).convert("L"), dtype=float)
+    image, mesh = picture[:, :476], picture[:, 800:]  # each without the panel
+    assert image.mean() < 200  # the new model's grey, before which the window is white
+    assert mesh.std() > 10
 
 
 # ---------------------------------------------------------------- the site

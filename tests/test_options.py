@@ -27,7 +27,8 @@ from cips3d.training.cameras import DatasetCameras, LearnedPoses
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import fake_draws
 from cips3d.training.steps import StepResult
-from cips3d.training.trainer import AUGMENT_PICTURES, AUGMENT_STEPS, MOST_AUGMENT, Trainer
+from cips3d.training.trainer import AUGMENT_STEPS, MOST_AUGMENT, Trainer
+from official import relative
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,9 @@ def one_stage(data: str, **changes: Any) -> TrainConfig:
 def test_gradients_of_pieces_add_up_to_those_of_the_batch(
     tmp_path: Path, data: str, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[int, list[Tensor]] = {}
-    for pieces in (1, 2, 4):
-        found = seen.setdefault(pieces, [])
+    seen: dict[tuple[int, float], list[Tensor]] = {}
+    for pieces, reward in ((1, 0.0), (1, 0.5), (2, 0.5), (4, 0.5)):
+        found = seen.setdefault((pieces, reward), [])
 
         def update(self: Trainer, optimizer: torch.optim.Optimizer, found: list[Tensor] = found) -> bool:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -62,12 +63,15 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(
             return True  # no step, so that all see the same weights
 
         monkeypatch.setattr(Trainer, "_update", update)
-        config = one_stage(data, accumulate=pieces, kimg=0.004, loss=loss, r1_every=1, r2_gamma=2.0)
-        Trainer(config, tmp_path / str(pieces)).run()
-    assert len(seen[1]) == 2
+        config = one_stage(
+            data, accumulate=pieces, kimg=0.004, loss=loss, r1_every=1, r2_gamma=2.0, transmittance_weight=reward,
+            transmittance_target=1.0,
+        )  # fmt: skip
+        Trainer(config, tmp_path / f"{pieces}-{reward}").run()
+    whole = seen[1, 0.5]
+    assert [relative(*pair) > 0.01 for pair in zip(seen[1, 0.0], whole, strict=True)] == [False, True]  # the generator's alone
     for pieces in (2, 4):
-        for mine, whole in zip(seen[pieces], seen[1], strict=True):
-            assert float((mine - whole).norm() / whole.norm()) < 1e-5
+        assert all(relative(*pair) < 1e-5 for pair in zip(seen[pieces, 0.5], whole, strict=True))
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"accumulate": 3}, "3 equal pieces"), ({"accumulate": 0}, "at least 1")])
@@ -89,11 +93,16 @@ def test_augmentation_rises_while_the_discriminator_is_too_sure(tmp_path: Path, 
     for step in range(3 * AUGMENT_STEPS):
         at.step = step
         trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=4)
-    assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / AUGMENT_PICTURES)
+    assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / 500_000)
     for step in range(3 * AUGMENT_STEPS, 40 * AUGMENT_STEPS):
         at.step = step
         trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=50_000)
     assert at.augment == expected * MOST_AUGMENT
+
+
+def test_a_probability_that_adapts_needs_the_logits_zero(data: str) -> None:
+    with pytest.raises(UserError, match="augment_target goes by the sign of real logits"):
+        one_stage(data, augment_target=0.6, loss="relativistic")
 
 
 def test_the_adapted_probability_is_what_pictures_are_changed_with(tmp_path: Path, data: str) -> None:
@@ -208,10 +217,14 @@ def test_labels_of_other_cameras_than_the_models_are_refused(tmp_path: Path) -> 
         Trainer(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
 
 
-def test_a_label_of_no_centred_camera_is_named_before_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [18, 0])
+def test_a_label_of_no_camera_is_named_before_the_run(index: int, tmp_path: Path) -> None:
     data = Path(tiny.pictures(tmp_path / "data"))
     labels = SyntheticHeads(6, 8).camera_labels(range(6))
-    labels[4, 18] = 0.4  # its principal point lies aside
+    if index == 18:
+        labels[4, 18] = 0.4  # its principal point lies aside
+    else:
+        labels[4, :16] /= 2.7  # scaled, where its position alone should be
     content = {"labels": [[f"{i}.png", label] for i, label in enumerate(labels.tolist())]}
     (data / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"data: the label of 4\.png"):

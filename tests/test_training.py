@@ -29,6 +29,7 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
+from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import RealOrder, fake_draws, mirrored
 from cips3d.training.feeding import real_batches
@@ -187,6 +188,53 @@ def test_relativistic_steps_compare_partners() -> None:
     assert image.grad is not None and image.grad.any()
 
 
+def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_were() -> None:
+    networks = linear_networks()
+    real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for pictures in (real, image, aux_image):
+        pictures.requires_grad_()
+    draws = AugmentDraws.sample([0, 1])
+    fake, judging = rendered(image, aux_image), Judging(augment=draws, relativistic=True)
+    margins, penalties = [], []
+    for name, generated in (("main", image), ("aux", aux_image)):
+        logits = [networks.discriminators[name](diff_augment(pictures, draws)) for pictures in (real, generated)]
+        margins.append(logits[0] - logits[1])
+        penalties += [losses.squared_gradient(*pair) for pair in zip(logits, (real, generated), strict=True)]
+    r1, r2 = (torch.cat(penalties[kind::2]).mean() for kind in (0, 1))
+    softplus, margin = torch.nn.functional.softplus, torch.cat(margins)
+    loss = discriminator_step(networks, real.detach(), fake, judging, r1_weight=3.0, r2_weight=5.0).loss
+    assert loss.item() == pytest.approx((softplus(-margin).mean() + 3 * r1 + 5 * r2).item(), rel=1e-5)
+    expected = softplus(margin).mean()
+    loss = generator_step(networks, fake, judging, real=real.detach()).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close([image.grad, aux_image.grad], [*torch.autograd.grad(expected, [image, aux_image])])
+
+
+def test_gradients_of_what_is_float32_are_float32_under_autocast() -> None:
+    """Sines and compositing keep their precision on the way forward, and so does their way back."""
+    networks, w = linear_networks(), torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pixels, gradients = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)), []
+    for dtype in (torch.bfloat16, None):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            with torch.autocast("cpu", enabled=False):
+                image = (w @ pixels).unflatten(2, (4, 4))
+            generator_step(networks, rendered(image, image), Judging())
+        assert w.grad is not None
+        gradients.append(w.grad)
+        w.grad = None
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+
+
+def test_a_regulariser_reaches_the_generator_beside_the_pictures() -> None:
+    networks = linear_networks()
+    image, aux_image, opacity = torch.zeros(4, 3, 4, 4).requires_grad_(), torch.zeros(4, 3, 4, 4), torch.rand(4, 1, 4, 4)
+    opacity.requires_grad_()
+    generator_step(networks, rendered(image, aux_image), Judging(auxiliary=False), 3 * opacity.sum(), share=0.5)
+    torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3))
+    of_picture = -0.5 * networks.discriminators["main"].w.detach() / 4
+    torch.testing.assert_close(image.grad, (0.5 * of_picture).expand_as(image))
+
+
 # ---------------------------------------------------------------- draws and order
 def test_draws_do_not_depend_on_the_number_of_processes() -> None:
     make = lambda positions, key=(0, 5, "D"): fake_draws(  # noqa: E731
@@ -327,6 +375,20 @@ def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
     assert {"d_loss", "g_loss", "d_real_logit", "d_fake_logit", "last_sample_share", "depth_std"} <= lines[0].keys()
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{i:012d}.png" for i in (20, 40)]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{i:012d}.safetensors" for i in (32, 48)]
+
+
+def test_gradients_are_clipped_to_one_norm_for_each_optimiser(tmp_path: Path, data: str) -> None:
+    trainer = Trainer(tiny.config(data, stages=(Stage(8, kimg=0.008, batch=4),), grad_clip=1e-3), tmp_path)
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(found)))
+
+    for optimizer in trainer.networks.optimizers.values():
+        optimizer.register_step_pre_hook(note)
+    trainer.run()
+    assert norms == [pytest.approx(1e-3, rel=0.01)] * 4
 
 
 # ---------------------------------------------------------------- the end of a stage, and interrupts
@@ -506,32 +568,53 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
 
 # ---------------------------------------------------------------- many processes
 def two_process_config(data: str) -> TrainConfig:
-    return tiny.config(data, mirror=True, sampling=Sampling(4, 2))
+    """With all that processes have to agree on."""
+    return tiny.config(
+        data, mirror=True, sampling=Sampling(4, 2), cameras="learned", augment_target=-0.9, augment_kimg=0.04,
+        transmittance_weight=0.5, transmittance_target=1.0,
+    )  # fmt: skip
 
 
 def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) -> None:
-    """One process of a run in float64: gradients of one step before and after averaging, then the whole run."""
+    """One process of a run in float64: gradients of one step before and after averaging, then the whole run.
+
+    Of several processes, the second hears a Ctrl-C after the fifth step, and all go on from where they stop.
+    """
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+
+    def ctrl_c(*_: object) -> None:
+        if rank == 1 and trainer.counters.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         accelerator = Accelerator(cpu=True)
         assert accelerator.num_processes == processes
-        trainer = Trainer(two_process_config(data), Path(folder) / f"run-{processes}", accelerator)
-        for discriminator in trainer.networks.discriminators.values():  # the trainer makes pictures float32
-            assert isinstance(discriminator, ProgressiveDiscriminator)
-            for entry in discriminator.from_rgb.values():
-                entry.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        trainer = trainer_of_rank(accelerator, folder, data)
         result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
+        if processes > 1:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.run(ctrl_c)
+            result["stopped"] = dict(vars(trainer.counters))
+            trainer = trainer_of_rank(accelerator, folder, data)
         trainer.run()
-        result["weights"] = weights(trainer.networks)
-        result["agreed"] = trainer._totals(10.0 + rank, float(rank == 1))
+        result |= {"weights": weights(trainer.networks), "augment": trainer.counters.augment}
         torch.save(result, Path(folder) / f"{processes}-{rank}.pt")
     finally:
         torch.set_default_dtype(default)
+
+
+def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Trainer:
+    trainer = Trainer(two_process_config(data), Path(folder) / f"run-{accelerator.num_processes}", accelerator)
+    for discriminator in trainer.networks.discriminators.values():  # the trainer makes pictures float32
+        assert isinstance(discriminator, ProgressiveDiscriminator)
+        for entry in discriminator.from_rgb.values():
+            entry.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+    return trainer
 
 
 def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
@@ -544,7 +627,8 @@ def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
     discriminator_step(n, real, fake, Judging(0.5, True), r1_weight=5.0)
     generator_step(n, fake, Judging(0.5, True))
     result = {}
-    for name, module in (("generator", n.generator), ("discriminators", n.discriminators)):
+    for name in ("generator", "discriminators", "poses"):
+        module = n.modules[name]
         if average:
             average_gradients(module.parameters(), trainer.accelerator)
         result |= {f"{name}/{key}": p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
@@ -594,10 +678,14 @@ def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, An
     assert (one - two).abs().max() < 1e-6
 
 
-def test_all_processes_stop_at_the_same_step(ranks: dict[str, dict[str, Any]]) -> None:
-    assert ranks["1-0"]["agreed"] == [10.0, 0.0]
-    for rank in ("2-0", "2-1"):  # only the second one was interrupted
-        assert ranks[rank]["agreed"] == [21.0, 1.0]
+def test_all_processes_adapt_the_augmentation_alike(ranks: dict[str, dict[str, Any]]) -> None:
+    assert [ranks[rank]["augment"] for rank in ("2-0", "2-1")] == [ranks["1-0"]["augment"]] * 2
+    assert ranks["1-0"]["augment"] > 0
+
+
+def test_a_ctrl_c_to_one_process_stops_all_at_the_same_step(ranks: dict[str, dict[str, Any]]) -> None:
+    assert ranks["2-0"]["stopped"] == ranks["2-1"]["stopped"]
+    assert ranks["2-0"]["stopped"]["step"] == 6
 
 
 def weights_at_the_start(ranks: dict[str, dict[str, Any]]) -> Tensor:
@@ -613,7 +701,7 @@ def test_only_the_main_process_writes(ranks: dict[str, dict[str, Any]], tmp_path
     run = next(tmp_path_factory.getbasetemp().glob("ranks*")) / "run-2"
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
-    assert len(list(run.glob("events.*"))) == 1
+    assert len(list(run.glob("events.*"))) == 2  # one before the interrupt and one after it
     stored = load_file(run / "checkpoints" / f"{48:012d}.safetensors")
     assert torch.equal(stored["averaged/module.inr.blocks.0.first.weight"], ranks["2-1"]["weights"][
         "averaged/module.inr.blocks.0.first.weight"

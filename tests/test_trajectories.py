@@ -314,7 +314,7 @@ DAMAGED: dict[str, tuple[bytes | str | Any, str]] = {
     "label in words": ([changed(3, "x")], "keyframe 1: label.3"),
     "label with NaN": ([changed(3, math.nan)], "keyframe 1: nan"),
     "label that is no rotation": ([changed(0, 5.0)], "keyframe 1: camera label: its first 16 numbers"),
-    "label that mirrors": ([[-x if i in (0, 4, 8) else x for i, x in enumerate(LABEL)]], "keyframe 1: camera label: its first 16"),
+    "label that mirrors": ([[-x if i in (0, 4, 8) else x for i, x in enumerate(LABEL)]], "keyframe 1: camera label: its"),
     "label with a last row": ([changed(12, 1.0)], "keyframe 1: camera label: its first 16 numbers"),
     "label with other intrinsics": ([changed(18, 0.7)], "keyframe 1: camera label"),
     "label without focal length": ([[0.0 if i in (16, 20) else x for i, x in enumerate(LABEL)]], "keyframe 1: camera"),

@@ -181,6 +181,15 @@ def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
     assert all(p.requires_grad for p in discriminator.parameters())
 
 
+def test_what_freeze_d_freezes_keeps_its_bits(model: str, tmp_path: Path) -> None:
+    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.008", "--freeze-d", "1"])
+    before, after = (pretrained.load_discriminators(path) for path in (model, tmp_path / "run" / "model.safetensors"))
+    assert before is not None and after is not None
+    trained = dict(after["main"].named_parameters())
+    moved = {name for name, p in before["main"].named_parameters() if not torch.equal(p, trained[name])}
+    assert "final_conv.weight" in moved and not any(name.startswith(("from_rgb.", "blocks.")) for name in moved)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -13,7 +13,6 @@ import torch
 
 import cips3d
 from cips3d import trajectories
-from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.tiles import depth_range
@@ -181,8 +180,3 @@ def test_styles_are_taken_like_latents() -> None:
     styles = Styles(torch.arange(6.0).view(3, 2), torch.arange(3.0).view(3, 1))
     assert styles[1].shape.tolist() == [[2, 3]] and styles[-1].appearance.tolist() == [[2]]
     assert len(styles[1:]) == 2 and len(styles[torch.tensor([2, 0, 0])]) == 3
-
-
-def test_a_camera_path_turns_the_subject(generator: Generator) -> None:
-    still = [frame for frame in video_frames(generator, generator.sample_latents(1, 0), Camera.cat([ORBIT[0]] * 3), 8)]
-    assert np.array_equal(still[0], still[2])

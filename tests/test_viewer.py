@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -32,10 +33,11 @@ from cips3d.camera import Camera, PoseDistribution
 from cips3d.editing.invert import Inversion
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
+from cips3d.export.mesh import glb
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 from cips3d.viewer import pictures
-from cips3d.viewer.files import LONGEST_FILE, glb, png, read_upload
+from cips3d.viewer.files import LONGEST_FILE, png, read_upload
 from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
 from cips3d.viewer.subjects import Subjects
 from cips3d.viewer.view import (
@@ -434,6 +436,11 @@ def expected_picture(generator: Generator, camera: Camera, size: int | tuple[int
     return pixels_of(out, "image")
 
 
+def assert_shown(client: Client, generator: Generator, subject: Subject) -> None:
+    expected = pixels_of(generator.render(subject.styles, subject.camera, 16), "image")
+    np.testing.assert_allclose(client.picture, expected, atol=1)
+
+
 def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> None:
     side = 2 * generator.config.resolution
     with Client(viewer.url, Camera.orbit(0.5)) as client:
@@ -450,15 +457,10 @@ def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> Non
 
 
 def test_a_given_subject_is_shown_from_its_camera(generator: Generator) -> None:
-    camera = Camera.orbit(0.3, -0.1)
-    subject = Subject(generator.map(generator.sample_latents(1, 9)), camera)
+    subject = Subject(generator.map(generator.sample_latents(1, 9)), Camera.orbit(0.3, -0.1))
     with Viewer(generator, port=0, subject=subject) as viewer, Client(viewer.url) as client:
         client.rest()
-        (session_,) = viewer.sessions
-        found = camera_from_viser(session_.pose, generator.config.extent)
-        torch.testing.assert_close(found.position, camera.position, atol=1e-3, rtol=0)
-        _, styles = viewer._subjects.find(session_._view().choice)
-        torch.testing.assert_close(styles.shape, subject.styles.shape)
+        assert_shown(client, generator, subject)
 
 
 def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:
@@ -518,6 +520,113 @@ def test_nobody_can_open_a_tunnel_to_the_public(viewer: Viewer) -> None:
         client.send("ShareUrlRequest")
         time.sleep(0.2)
         assert not any(message["type"] == "ShareUrlUpdated" for message in client.messages)
+
+
+def files(client: Client) -> dict[str, bytes]:
+    """What has come to be saved, by name."""
+    found = {}
+    for start in [message for message in client.messages if message["type"] == "FileTransferStartDownload"]:
+        parts = [message for message in client.messages if message["type"] == "FileTransferPart"]
+        content = [part["content"] for part in parts if part["transfer_uuid"] == start["transfer_uuid"]]
+        if len(content) == start["part_count"]:
+            found[start["filename"]] = b"".join(content)
+    return found
+
+
+def saved(client: Client, button: str, folder: Path, *names: str) -> list[Path]:
+    """The files of those names that come when a button is pressed, in a folder."""
+    client.set(button, True)
+    client.wait_for(lambda client: set(names) <= files(client).keys())
+    for name in names:
+        (folder / name).write_bytes(files(client)[name])
+    return [folder / name for name in names]
+
+
+def assert_shown_is_saved(client: Client, folder: Path) -> None:
+    """A subject that another model than the viewer's shows is saved with that."""
+    subject, model = saved(client, "Subject", folder, "subject.safetensors", "model.safetensors")
+    generator = pretrained.load(model)
+    assert_shown(client, generator, Subject.load(subject, generator))
+
+
+@pytest.fixture
+def other(generator: Generator) -> Generator:
+    """The generator with other colours."""
+    changed = copy.deepcopy(generator)
+    changed.inr.to_rgb[0].weight.add_(1.0)
+    return changed
+
+
+def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
+    viewer: Viewer, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meshed: list[torch.Tensor] = []
+
+    def extract_mesh(generator: Generator, styles: Any, resolution: int) -> trimesh.Trimesh:
+        meshed.append(styles.shape)
+        return trimesh.creation.icosphere(subdivisions=1)
+
+    monkeypatch.setattr(session, "extract_mesh", extract_mesh)
+    with Client(viewer.url) as client:
+        client.rest()
+        saved(client, "Subject", tmp_path, "subject.safetensors")
+        (mesh,) = saved(client, "Mesh", tmp_path, "subject.glb")
+        assert len(trimesh.load(mesh, force="mesh").faces) == 80
+        assert files(client).keys() == {"subject.safetensors", "subject.glb"}
+    torch.testing.assert_close(meshed, [generator.map(generator.sample_latents(1, 0), 0.7).shape])
+
+
+def test_a_blended_subject_is_saved_with_its_model(generator: Generator, other: Generator, tmp_path: Path) -> None:
+    with Viewer(generator, other, port=0) as viewer, Client(viewer.url) as client:
+        client.rest()
+        before = client.picture.astype(int)
+        client.set("Second model", 0.5)
+        client.rest()
+        assert differs(client.picture, before)
+        assert_shown_is_saved(client, tmp_path)
+
+
+def upload(client: Client, name: str, grey: int) -> None:
+    content = png(np.full((8, 8, 3), grey, np.uint8))
+    button = {"source_component_uuid": client.controls["Open a picture"], "transfer_uuid": name}
+    client.send(
+        "FileTransferStartUpload", filename=name, mime_type="image/png", part_count=1, size_bytes=len(content), **button
+    )
+    client.send("FileTransferPart", part_index=0, content=content, **button)
+
+
+def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
+    viewer: Viewer, generator: Generator, other: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject(generator.map(generator.sample_latents(1, 77)), Camera.orbit(0.4))
+    begun, finished = [], []
+
+    def invert(
+        generator: Generator, image: torch.Tensor, discriminator: None, progress: Callable[[float, str], None]
+    ) -> Inversion:
+        is_first, end = bool(image.mean() < 0), time.monotonic() + 10
+        begun.append(is_first)
+        while is_first and time.monotonic() < end:  # as long as anybody waits for it
+            progress(0.5, "w")
+            time.sleep(0.01)
+        finished.append(is_first)
+        return Inversion(subject.camera, subject.styles, other, loss=0.0)
+
+    monkeypatch.setattr(session, "invert", invert)
+    with Client(viewer.url) as client:
+        client.rest()
+        upload(client, "dark.png", 50)
+        until(lambda: begun == [True])
+        upload(client, "bright.png", 200)
+        client.rest()
+        assert (begun, finished) == ([True, False], [False])
+        assert_shown(client, other, subject)
+        assert_shown_is_saved(client, tmp_path)
+        notices, gone = (
+            {message["uuid"] for message in client.messages if message["type"] == kind}
+            for kind in ("NotificationShowMessage", "RemoveNotificationMessage")
+        )
+        assert len(notices) == 2 and notices == gone  # neither stays, nor is there one of an error
 
 
 def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -639,6 +748,12 @@ def differs(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a - b).mean() > 1)
 
 
+def downloaded(page: Any, button: str) -> Path:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button, exact=True).click()
+    return download.value.path()
+
+
 def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     ball = trimesh.creation.icosphere(radius=0.1)
     monkeypatch.setattr(session, "extract_mesh", lambda generator, styles, resolution: ball)
@@ -658,13 +773,8 @@ def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generato
             page.keyboard.press("ArrowRight")
         until(lambda: viewer.sessions[0].controls.values()["psi_shape"] == 1.5)
         assert differs(turned, shot(page))
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Picture", exact=True).click()
-        saved = Image.open(download.value.path())
-        assert saved.height == 16
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Subject", exact=True).click()
-        subject = Subject.load(download.value.path(), generator)
+        assert Image.open(downloaded(page, "Picture")).height == 16
+        subject = Subject.load(downloaded(page, "Subject"), generator)
         again = generator.map(generator.sample_latents(1, 0), (1.5, 0.7))
         torch.testing.assert_close(subject.styles.shape, again.shape)
         now = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
@@ -675,12 +785,12 @@ def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generato
         show(page, "mesh")
         page.get_by_text("triangles").wait_for()
         assert differs(depth, shot(page))
+        drawn, pose = Image.open(downloaded(page, "Picture")), viewer.sessions[0].pose
+        assert drawn.size == (pose.width, pose.height) and np.asarray(drawn).std() > 1
         show(page, "image")
         page.get_by_text("samples,").wait_for()
         page.get_by_role("button", name="Add camera to path").click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Camera path (1)").click()
-        (entry,) = json.loads(Path(download.value.path()).read_text())["keyframes"]
+        (entry,) = json.loads(downloaded(page, "Camera path (1)").read_text())["keyframes"]
         assert entry == pytest.approx({"yaw": 0, "pitch": 0, "fov": 12, "radius": 1}, abs=1e-3)
 
 
@@ -716,11 +826,3 @@ def test_a_users_picture_in_a_browser(
         assert asked[0].shape == (1, 3, 8, 8)
         yaw = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
         assert yaw == pytest.approx(0.4, abs=1e-3)
-
-
-def test_a_page_that_crashes_leaves_the_server_serving(browser: Any, viewer: Viewer) -> None:
-    with a_page(browser, viewer) as page:
-        page.goto("about:blank")
-        until(lambda: not viewer.sessions)
-    with Client(viewer.url) as client:
-        client.rest()

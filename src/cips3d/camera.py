@@ -332,7 +332,10 @@ class PoseDistribution(Configuration):
 
     def camera(self, draws: Float[Tensor, "batch 2"]) -> Camera:
         """Cameras for given standard draws (see `angles`)."""
-        yaw, pitch = self.angles(draws)
+        return self.at(*self.angles(draws))
+
+    def at(self, yaw: Numbers, pitch: Numbers = 0.0) -> Camera:
+        """The camera at these angles (radians), with the prior's distance and field of view, looking at the origin."""
         return Camera.orbit(yaw, pitch, self.radius, self.fov)
 
 

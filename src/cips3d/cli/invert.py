@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from cips3d import pretrained
 from cips3d.camera import Camera
-from cips3d.cli.options import Derived, check_finite, check_seed, to_device
+from cips3d.cli.options import Derived, check_finite, check_seed, share_bar, to_device
 from cips3d.cli.predictor import named_predictor
 from cips3d.data.images import read_picture
 from cips3d.editing.invert import Inversion, InversionConfig, Space
@@ -115,15 +114,10 @@ def invert(
     if features is None and discriminator is None:
         seen_by = _lpips_where_there_is(picture)
     check_writable(out / MODEL_FILE)
-    with tqdm(total=1.0, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}", mininterval=0.5) as bar:
-
-        def show(share: float, step: str) -> None:
-            bar.set_description_str(f"inverting, {step}", refresh=False)
-            bar.update(share - bar.n)
-
+    with share_bar("inverting") as bar:
         found = find(
             generator, picture, space, start=start, features=seen_by, discriminator=discriminator, config=config, seed=seed,
-            progress=show,
+            progress=bar,
         )  # fmt: skip
     _write(out, image, model, picture, found)
 
@@ -144,12 +138,12 @@ def _start(
 ) -> Camera | None:
     poses = generator.config.poses
     if yaw is not None:
-        return Camera.orbit(math.radians(yaw), math.radians(pitch), poses.radius, poses.fov)
+        return poses.at(math.radians(yaw), math.radians(pitch))
     seer = named_predictor(predictor)
     if seer is None:
         return None
     with torch.no_grad():
-        return Camera.orbit(*seen_pose(seer, picture.cpu()), poses.radius, poses.fov)
+        return poses.at(*seen_pose(seer, picture.cpu()))
 
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:

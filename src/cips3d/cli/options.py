@@ -79,12 +79,14 @@ def check_seed(*seeds: int, option: str = "--seed") -> None:
 
 
 @contextlib.contextmanager
-def share_bar(name: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar, from the first second on, for a function that tells the share that is done."""
+def share_bar(name: str) -> Iterator[Callable[..., None]]:
+    """A progress bar, from the first second on, for a function that tells the share that is done, and perhaps of what."""
     layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
-    with tqdm(total=1.0, desc=name, bar_format=layout, delay=1) as bar:
+    with tqdm(total=1.0, desc=name, bar_format=layout, delay=1, mininterval=0.5) as bar:
 
-        def show(share: float) -> None:
+        def show(share: float, step: str | None = None) -> None:
+            if step is not None:
+                bar.set_description_str(f"{name}, {step}", refresh=False)
             bar.update(share - bar.n)
 
         yield show

@@ -150,12 +150,16 @@ class _Codes(nn.Module):
         self.shape, self.appearance = nn.Parameter(shape), nn.Parameter(appearance)
 
     def camera(self) -> Camera:
-        poses = self.space.poses
-        return Camera.orbit(self.yaw, self.pitch.clamp(-1.5, 1.5), poses.radius, poses.fov)
+        return self.space.poses.at(self.yaw, self.pitch.clamp(-1.5, 1.5))
 
     def styles(self) -> Styles:
         w = self.space.appearance(self.appearance)
         return Styles(self.space.shape(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
+
+    @torch.no_grad()
+    def fixed(self) -> tuple[Camera, Styles]:
+        """Both as they are now."""
+        return self.camera(), self.styles()
 
     def best(self, losses: Float[Tensor, " hypotheses"]) -> _Codes:
         """The hypothesis of the smallest loss alone."""
@@ -287,18 +291,17 @@ class _Work:
         return loss + self.config.spread_weight * codes.spread()
 
     def result(self, codes: _Codes) -> Inversion:
-        with torch.no_grad():
-            return self._found(self.generator, codes.styles().map(torch.Tensor.detach), _detached(codes.camera()))
+        return self._found(self.generator, *codes.fixed())
 
     @torch.no_grad()
-    def _found(self, generator: Generator, styles: Styles, camera: Camera) -> Inversion:
+    def _found(self, generator: Generator, camera: Camera, styles: Styles) -> Inversion:
         image = generator.render(styles, camera, self.target.shape[-1]).image
         return Inversion(camera, styles, generator, float(self._distance(image)))
 
     # ---------------------------------------------------------------- step 3
     def tuned(self, codes: _Codes) -> Inversion:
         """The implicit network fitted to the picture, with camera and styles as they are."""
-        camera, styles = _detached(codes.camera()), codes.styles().map(torch.Tensor.detach)
+        camera, styles = codes.fixed()
         generator = copy.deepcopy(self.generator)
         parameters = list(generator.inr.requires_grad_(True).parameters())
         optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
@@ -319,7 +322,7 @@ class _Work:
             total.backward(inputs=parameters)
             optimizer.step()
             self._tell("tuned")
-        return self._found(generator.requires_grad_(False), styles, camera)
+        return self._found(generator.requires_grad_(False), camera, styles)
 
     @torch.no_grad()
     def _mirrored(
@@ -329,8 +332,8 @@ class _Work:
         shows and the picture itself does not.
         """
         yaw, pitch = camera.yaw_pitch()
-        poses, side = self.generator.config.poses, self.target.shape[-1]
-        mirrored = Camera.orbit(-yaw, pitch, poses.radius, poses.fov)
+        side = self.target.shape[-1]
+        mirrored = self.generator.config.poses.at(-yaw, pitch)
         here, there = (View(self.generator.render(styles, c, side), c) for c in (camera, mirrored))
         _, known = warped(here, there)
         wanted = there.out.image + (self.target - here.out.image).flip(3)
@@ -387,10 +390,6 @@ def _start_cameras(
         told = None if discriminator is None else discriminator.told_poses(target)
     if told is not None:  # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
         yaw, pitch = told.unbind(-1)
-        return Camera.orbit(yaw, pitch.clamp(-1.5, 1.5), poses.radius, poses.fov)
+        return poses.at(yaw, pitch.clamp(-1.5, 1.5))
     yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(target)
-    return Camera.orbit(yaws, poses.pitch_mean, poses.radius, poses.fov)
-
-
-def _detached(camera: Camera) -> Camera:
-    return Camera(camera.cam_to_world.detach(), camera.fov.detach())
+    return poses.at(yaws, poses.pitch_mean)

@@ -230,10 +230,11 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
         elif suffix == ".obj":
             temporary.write_text(export_obj(mesh, include_normals=True))
         else:
-            temporary.write_bytes(_glb(mesh))
+            temporary.write_bytes(glb(mesh))
 
 
-def _glb(mesh: trimesh.Trimesh) -> bytes:
+def glb(mesh: trimesh.Trimesh) -> bytes:
+    """The content of a GLB file (see `save_mesh`)."""
     plain = trimesh.Trimesh(
         mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, metadata=mesh.metadata, process=False
     )

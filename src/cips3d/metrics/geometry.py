@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
 from cips3d.metrics.subjects import Subjects, View
 from cips3d.models.generator import Generator
@@ -78,7 +77,7 @@ def geometry_report(
     heads = SyntheticHeads(resolution=resolution, poses=poses)
     subjects = Subjects.generated(generator, generator.sample_latents(count, seed), resolution, psi)
     true_subjects = Subjects.true(heads, range(count), generator.shape_mean.device)
-    cameras = [Camera.orbit(torch.full((count,), math.radians(yaw)), 0.0, poses.radius, poses.fov) for yaw in YAWS]
+    cameras = [poses.at(torch.full((count,), math.radians(yaw))) for yaw in YAWS]
     views, truths = ([of.seen(camera) for camera in cameras] for of in (subjects, true_subjects))
     front, true_front = (of[YAWS.index(0.0)] for of in (views, truths))
     agreement = [_carried_correlation(view, front) for view in views if view is not front]

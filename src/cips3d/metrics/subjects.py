@@ -97,7 +97,7 @@ class Subjects:
     def at(self, yaw: float, pitch: float = 0.0) -> View:
         """All of them from one side, radians away from the prior's mean."""
         yaws = torch.full((self.count,), self.poses.yaw_mean + yaw)
-        return self.seen(Camera.orbit(yaws, self.poses.pitch_mean + pitch, self.poses.radius, self.poses.fov))
+        return self.seen(self.poses.at(yaws, self.poses.pitch_mean + pitch))
 
     def from_prior(self, seed: int) -> View:
         """Each from a random camera of the prior."""

@@ -47,7 +47,7 @@ class LearnedPoses(nn.Module):
         unit = draws if self.start.kind == "gaussian" else 2 * draws - 1
         yaw, pitch = (self.mean + self.log_std.exp() * unit).unbind(-1)
         limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
-        return Camera.orbit(yaw, pitch.clamp(-limit, limit), self.start.radius, self.start.fov)
+        return self.start.at(yaw, pitch.clamp(-limit, limit))
 
     def distribution(self) -> PoseDistribution:
         """The prior as it stands, in float precision."""

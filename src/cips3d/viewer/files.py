@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import trimesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from cips3d.data.images import picture_of
 from cips3d.data.sources import Memory
 from cips3d.errors import UserError
-from cips3d.export.mesh import save_mesh
 
 #: Longest file that is taken for a picture, bytes.
 LONGEST_FILE = 50_000_000
@@ -43,11 +41,6 @@ def png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
-
-
-def glb(mesh: trimesh.Trimesh) -> bytes:
-    """A mesh as a GLB file."""
-    return written("mesh.glb", lambda path: save_mesh(path, mesh))
 
 
 def written(name: str, write: Callable[[Path], None]) -> bytes:

@@ -23,11 +23,11 @@ from cips3d.editing.invert import invert
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
-from cips3d.export.mesh import extract_mesh
+from cips3d.export.mesh import extract_mesh, glb
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling, Styles
 from cips3d.viewer.controls import Controls
-from cips3d.viewer.files import glb, png, read_upload, written
+from cips3d.viewer.files import png, read_upload, written
 from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
 from cips3d.viewer.stage import Stage
 from cips3d.viewer.subjects import Subjects

@@ -209,7 +209,7 @@ def keyframe(camera: Camera, last: dict[str, Any] | None = None) -> dict[str, An
 
 def front_camera(poses: PoseDistribution) -> Camera:
     """The camera in the middle of the prior."""
-    return Camera.orbit(poses.yaw_mean, poses.pitch_mean, poses.radius, poses.fov)
+    return poses.at(poses.yaw_mean, poses.pitch_mean)
 
 
 def prior_cameras(poses: PoseDistribution) -> Camera:
