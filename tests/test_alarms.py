@@ -23,6 +23,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
 from cips3d.training.alarms import LIMITS, Watch, spread
 from cips3d.training.config import Stage
+from cips3d.training.logs import RunLog
 from cips3d.training.trainer import Trainer
 
 
@@ -107,25 +108,26 @@ def test_an_alarm_is_raised_once_until_it_is_over() -> None:
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = {"non_flatness": 1.0}
     monkeypatch.setattr(Watch, "figures", lambda *_: flat)
+    monkeypatch.setattr(RunLog, "samples", lambda *_: None)
 
 
 def config(tmp_path: Path, **changes: Any) -> Any:
     data = tiny.pictures(tmp_path / "data")
     stages = (Stage(8, kimg=0.032, batch=4),)
-    return tiny.config(data, stages=stages, sample_kimg=0.004, checkpoint_kimg=1, **changes)
+    return tiny.config(data, stages=stages, checkpoint_kimg=1, **changes)
 
 
 @pytest.mark.usefixtures("failing")
 def test_a_failing_run_says_so_after_a_while_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Trainer(config(tmp_path, alarm_kimg=0.016), tmp_path / "run").run()
+        Trainer(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016), tmp_path / "run").run()
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("16 pictures: flat geometry")
 
 
 @pytest.mark.usefixtures("failing")
 def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
-    trainer = Trainer(config(tmp_path, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run")
+    trainer = Trainer(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run")
     with pytest.raises(UserError, match="stopped by an alarm: flat geometry"):
         trainer.run()
     assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == [f"{16:012d}"]

@@ -12,7 +12,7 @@ from cips3d import pretrained
 from cips3d.data import SyntheticHeads
 from cips3d.metrics import consistency
 from cips3d.metrics.head_network import load_head_network
-from cips3d.metrics.subjects import Subjects
+from cips3d.metrics.subjects import Subjects, View
 from cips3d.metrics.symmetry import two_hypothesis_score
 
 COUNT = 32
@@ -22,6 +22,11 @@ COUNT = 32
 def heads() -> Subjects:
     generator = cips3d.load("heads")
     return Subjects.generated(generator, generator.sample_latents(COUNT, 1), generator.config.resolution)
+
+
+@pytest.fixture(scope="module")
+def view(heads: Subjects) -> View:
+    return heads.from_prior(1)
 
 
 def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,9 +42,8 @@ def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: p
     assert pretrained.load_main_discriminator("heads") is not None
 
 
-def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects) -> None:
+def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects, view: View) -> None:
     network = load_head_network()
-    view = heads.from_prior(1)
     assert consistency.pose_error(view, network) < 5  # experiments/results/bundled.json
     assert consistency.identity_consistency(heads, network) > 0.7
     _, alike = consistency.depth_error(view, network)
@@ -47,9 +51,8 @@ def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects) -> None:
     assert two_hypothesis_score(heads) < 0.05
 
 
-def test_its_heads_have_the_depth_of_heads(heads: Subjects) -> None:
+def test_its_heads_have_the_depth_of_heads(view: View) -> None:
     truth = Subjects.true(SyntheticHeads(resolution=64), range(COUNT)).from_prior(1)
-    view = heads.from_prior(1)
     spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
     assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
     assert consistency.depth_distance(view, truth) < 0.015

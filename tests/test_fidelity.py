@@ -1,4 +1,4 @@
-"""FID and KID: names, closed forms, what must raise them, the cache, several processes, training against offline."""
+"""FID and KID: names, closed forms, what must raise them, the cache, training against offline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from cips3d.metrics.features import _refuse_unsafe, feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
 from cips3d.models.generator import Generator
 from cips3d.training.config import Stage
-from cips3d.training.launch import run_in_processes
 from cips3d.training.trainer import Trainer
 
 
@@ -83,34 +81,25 @@ def test_subsets_depend_on_the_seed_alone_and_leave_the_global_generator() -> No
 
 
 # ---------------------------------------------------------------- what must make them worse
-@pytest.fixture(scope="module")
-def pictures() -> tuple[Tensor, Tensor]:
-    heads = SyntheticHeads(size=1200, resolution=32)
-    images = torch.stack(heads.__getitems__(range(1200)))
-    return images[:600], images[600:]
-
-
-@pytest.mark.parametrize("kernel", [False, True])
-def test_damage_to_the_pictures_raises_the_distance(pictures: tuple[Tensor, Tensor], kernel: bool) -> None:
+def test_damage_to_the_pictures_raises_both_distances() -> None:
     network = feature_network("heads")
-    real, other = pictures
-    reference = network.extract(real)
-
-    def measured(images: Tensor) -> float:
-        return distance(reference, network.extract(images.clamp(0, 255).to(torch.uint8)), kernel)
-
-    undamaged = measured(other)
+    images = torch.stack(SyntheticHeads(size=1200, resolution=32).__getitems__(range(1200)))
+    reference, other = network.extract(images[:600]), images[600:]
     noise = torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
-    blurred = torch.nn.functional.avg_pool2d(other.float(), 3, 1, 1)
-    damaged = {
-        "shifted colour": measured(other.float() + torch.tensor([25.0, 0.0, -25.0])[:, None, None]),
-        "noise": measured(other.float() + 12 * noise),
-        "blur": measured(blurred),
-        "upside down": measured(other.flip(2)),
-        "one head again and again": measured(other[:1].expand_as(other)),
-        "cartoons": measured(torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600)))),
+    pictures = {
+        "undamaged": other,
+        "shifted colour": other.float() + torch.tensor([25.0, 0.0, -25.0])[:, None, None],
+        "noise": other.float() + 12 * noise,
+        "blur": torch.nn.functional.avg_pool2d(other.float(), 3, 1, 1),
+        "upside down": other.flip(2),
+        "one head again and again": other[:1].expand_as(other),
+        "cartoons": torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600))),
     }
-    assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (undamaged, damaged)
+    features = {name: network.extract(image.clamp(0, 255).to(torch.uint8)) for name, image in pictures.items()}
+    for kernel in (False, True):
+        damaged = {name: distance(reference, found, kernel) for name, found in features.items()}
+        undamaged = damaged.pop("undamaged")
+        assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (kernel, undamaged, damaged)
 
 
 # ---------------------------------------------------------------- generators
@@ -128,29 +117,18 @@ def test_a_picture_does_not_depend_on_the_batch() -> None:
     assert (whole[0].int() - whole[1].int()).abs().max() > 1
 
 
-def measured_by_one_of(cache: Path) -> dict[str, float]:
-    Accelerator()  # joins the processes
-    return Fidelity(["fd33_heads", "kd33_heads"], cache=cache)(generator(), SyntheticHeads(size=70, resolution=8))
-
-
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    alone = measured_by_one_of(tmp_path / "one")
-    together = run_in_processes(2, measured_by_one_of, tmp_path / "two")
-    assert together == pytest.approx(alone, rel=1e-3)
-    assert len(list((tmp_path / "two").iterdir())) == 2 and len(list((tmp_path / "one").iterdir())) == 1
-
-
 def test_training_and_offline_values_of_a_snapshot_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     names = ("fd40_heads", "kd40_heads", "fd40_full_heads")
-    config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008)
+    data = tiny.pictures(tmp_path / "data", count=60)
+    config = tiny.config(data, stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008)
     model = Trainer(config, tmp_path / "run").run()
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if names[0] in line]
     assert [line["images"] for line in logged] == [8, 16]
-    offline = Fidelity(names)(pretrained.load(str(model)), SyntheticHeads(resolution=8))
+    offline = Fidelity(names)(pretrained.load(str(model)), ImageDataset(data, 8))
     assert {name: logged[-1][name] for name in names} == offline
-    assert logged[0][names[0]] != offline[names[0]]
+    assert logged[0][names[0]] != offline[names[0]] != offline[names[2]]
 
 
 def test_a_learned_camera_prior_is_the_one_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which rays carry gradients: the picture never changes; checkpointed ones are the full ones, partial ones point along."""
+"""Which rays carry gradients: the picture never changes; checkpointed ones are the full ones, partial ones add up to them."""
 
 from __future__ import annotations
 
@@ -82,17 +82,14 @@ def test_partial_gradients_of_all_rays_are_the_full_ones(generator: Generator, a
     assert float((found - expected).norm() / expected.norm()) < 1e-9
 
 
-def test_partial_gradients_point_along_the_full_one(generator: Generator, arguments: tuple) -> None:
+def test_partial_gradients_of_parts_of_the_rays_add_up_to_the_full_one(generator: Generator, arguments: tuple) -> None:
     picture, expected = gradient(lambda: gradients.full(*arguments), generator)
-    rays, draws = SIDE * SIDE // 4, 100
-    mean = torch.zeros_like(expected)
-    for seed in range(draws):
-        index = torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(seed))[:rays]
-        same, found = gradient(lambda index=index: gradients.partial(*arguments, index, 9), generator)
-        mean += found / draws
-    assert_same_picture(same, picture)
-    assert float(torch.cosine_similarity(mean, expected, dim=0)) > 0.99
-    assert float(mean @ expected / expected.square().sum()) == pytest.approx(rays / SIDE**2, rel=0.1)
+    total = torch.zeros_like(expected)
+    for index in torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(1)).chunk(4):
+        same, found = gradient(lambda index=index: gradients.partial(*arguments, index, 5), generator)
+        assert_same_picture(same, picture)
+        total += found
+    assert float((total - expected).norm() / expected.norm()) < 1e-9
 
 
 def test_automatic_chunks_shrink_with_batch_and_samples() -> None:

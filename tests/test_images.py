@@ -151,7 +151,7 @@ def test_is_picklable_and_works_in_worker_processes(tmp_path, write):
     data = ImageDataset(write(tmp_path, {f"{i:02}.png": encoded(noise(8, 8, i)) for i in range(12)}), 8)
     expected = torch.stack([data[i] for i in range(12)])  # the zip is open in this process now
     assert torch.equal(pickle.loads(pickle.dumps(data))[3], expected[3])
-    for context in ("fork", "spawn"):
+    for context in ("fork", "spawn") if write is write_zip else ("fork",):
         loader = DataLoader(data, batch_size=3, num_workers=2 if context == "fork" else 1, multiprocessing_context=context)
         assert torch.equal(torch.cat(list(loader)), expected)
 

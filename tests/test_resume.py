@@ -25,7 +25,7 @@ from cips3d.training.trainer import Trainer
 #: Runs that are killed at a random moment.
 KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
 SEED = int(os.environ.get("CIPS3D_KILL_SEED", "0"))
-STEPS = 12 + 48
+STEPS = 12 + 24
 
 processes = multiprocessing.get_context("forkserver")  # a new process each, but torch is imported once
 processes.set_forkserver_preload(["cips3d.training.trainer", "tiny", "torch._dynamo"])  # which optimisers import
@@ -37,8 +37,8 @@ def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> Non
     Or kills itself in the middle of writing the `die_in_file`-th file: a model, its discriminators, a checkpoint, in turns.
     """
     torch.set_num_threads(1)
-    stages = (Stage(4, kimg=0.048, batch=4), Stage(8, kimg=0.192, batch=4, generator_lr=1e-3, fade_kimg=0.05))
-    config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.16)
+    stages = (Stage(4, kimg=0.048, batch=4), Stage(8, kimg=0.096, batch=4, generator_lr=1e-3, fade_kimg=0.05))
+    config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.088)
     if die_in_file:
         pretrained.save_file = dying_writer(pretrained.save_file, die_in_file)
     shares.send(0.0)

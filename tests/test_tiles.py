@@ -13,7 +13,6 @@ import torch
 import tiny
 from cips3d.camera import Camera
 from cips3d.errors import UserError
-from cips3d.export import tiles
 from cips3d.export.media import depth_picture, to_uint8
 from cips3d.export.sheets import subject_grid, view_sheet
 from cips3d.export.tiles import PictureFormat, depth_range, picture_strips, pictures
@@ -114,7 +113,7 @@ def test_strips_hold_the_memory_of_one(generator: Generator, styles: Styles, mon
 
 
 def test_a_large_picture_in_a_process_of_its_own() -> None:
-    """A picture of a million pixels needs little more memory than one of an eighth: its rays and outputs would take 200 MB."""
+    """Half a million pixels need little more memory than an eighth of a million: their rays and outputs would take 100 MB."""
     program = """
 import resource, torch
 from cips3d.camera import Camera
@@ -128,7 +127,7 @@ generator = Generator(config).eval().requires_grad_(False)
 styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.0)
 pictures(generator, styles, camera, PictureFormat(128, 1024))
 before = peak()
-assert pictures(generator, styles, camera, PictureFormat(1024, 1024)).nbytes == 3 * 1024**2
+assert pictures(generator, styles, camera, PictureFormat(512, 1024)).nbytes == 3 * 512 * 1024
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -215,8 +214,6 @@ def test_a_camera_within_the_subject(generator: Generator, styles: Styles) -> No
     cameras = Camera.orbit(torch.tensor([0.0, 0.0]), 0.0, torch.tensor([1.0, 0.1]))
     with pytest.raises(UserError, match=r"^camera: it comes to 0\.1 from the centre"):
         next(picture_strips(generator, styles, cameras, PictureFormat(4, 4)))
-    inside = made(replace(CONFIG, extent=2.0))  # is trained from within
-    assert pictures(inside, inside.map(inside.sample_latents(1, 0)), CAMERA, PictureFormat(4, 4)).any()
 
 
 # ---------------------------------------------------------------- sheets
@@ -242,7 +239,3 @@ def test_a_grid_of_subjects_shows_each_from_its_own_camera(generator: Generator)
         top, left = i // 2 * 10, i % 2 * 10
         assert np.abs(grid[top : top + 8, left : left + 8].astype(int) - alone).max() <= 1
     assert not grid[10:, 10:].any()
-
-
-def test_kinds_are_listed_once() -> None:
-    assert tiles.KINDS == ("image", "nerf", "depth")
