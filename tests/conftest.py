@@ -22,5 +22,5 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 # Must come before the first import of the package. An int passes where a float is annotated, as PEP 484 has it. Functions that
-# numba compiles carry @typing.no_type_check below @njit, since numba cannot compile the checking wrapper.
+# numba compiles carry @typing.no_type_check above @kernel, since numba cannot compile the checking wrapper.
 install_import_hook("cips3d", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

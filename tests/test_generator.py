@@ -472,6 +472,7 @@ def test_a_folder_keeps_what_the_model_is_now(tmp_path: Path, monkeypatch: pytes
         ("config.json", "[]"),
         ("config.json", '{"config": {"inr_widht": 10}}'),
         ("config.json", '{"config": {"inr_width": 0}}'),
+        ("config.json", "\udcff"),
         ("config.json", None),
         ("model.safetensors", "hello"),
         ("model.safetensors", ""),
@@ -484,7 +485,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: str | N
     if content is None:
         (folder / file).unlink()
     else:
-        (folder / file).write_text(content)
+        (folder / file).write_text(content, errors="surrogateescape")
     with pytest.raises(UserError) as error:
         cips3d.load(folder)
     assert "\n" not in str(error.value)

@@ -342,14 +342,14 @@ def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path
 
 
 def test_a_model_that_cannot_be_written_leaves_the_last_inversion_whole(
-    generator: Generator, folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path), "--effort", "0.03"]
     cli.main(words)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with tiny.full_disk_after(4000), pytest.raises(SystemExit) as exit:
         cli.main([*words, "--seed", "1"])
-    assert exit.value.code == 2
+    assert exit.value.code == 2 and f"cannot write {tmp_path / 'model.safetensors'}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

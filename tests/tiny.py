@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +35,8 @@ def pictures(folder: Path, count: int = 6, size: int = 8) -> str:
 @contextmanager
 def full_disk_after(size: int) -> Iterator[None]:
     """Lets this process write files of at most `size` bytes, as a full disk would."""
+    import resource  # not above: Windows has none
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -116,7 +116,7 @@ def read_json(kind: type[T], path: Path) -> T:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} is not a JSON file ({error}); restore it or start a new run") from None
+        raise UserError(f"{path} is not a JSON file ({error}); restore it") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not a configuration; restore it or start a new run")
+        raise UserError(f"{path} holds {type(values).__name__}, not a configuration; restore it")
     return from_dict(kind, values, str(path))

@@ -50,6 +50,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut after the replacement could leave an empty file
         os.replace(temporary, target)
+    except UserError as error:  # of what writes the temporary file in this way itself
+        if str(temporary) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; give a path that can be written and has room") from error

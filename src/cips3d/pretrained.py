@@ -191,13 +191,17 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {name}: is neither a file, a folder nor a model on the Hugging Face hub ({reason})") from None
+    if is_folder and _is_of_run(config):
+        raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}")
+    return _built(read_json(GeneratorConfig, config), read_tensors(path, None, "the weights of a cips3d model")[1], path)
+
+
+def _is_of_run(config: Path) -> bool:
+    """Whether a config.json is a training run's."""
     try:
-        entry = read_json(GeneratorConfig, config)
-    except UserError:
-        if is_folder and '"stages"' in config.read_text():
-            raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}") from None
-        raise
-    return _built(entry, read_tensors(path, None, "the weights of a cips3d model")[1], path)
+        return "stages" in json.loads(config.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _built(config: GeneratorConfig, weights: dict[str, Tensor], path: Path) -> Generator:

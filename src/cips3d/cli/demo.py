@@ -65,7 +65,7 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
         depths = []
         for head in range(heads):
             view = generator.render(latents[head], orbit_cameras(generator, _YAWS), resolution, psi=psi)
-            depths.append(depth_picture(view.depth, view.opacity))
+            depths.append(depth_picture(view.depth, view.subject_opacity))
     save_image(folder / "depth.png", image_grid(torch.cat(depths), columns=len(_YAWS)))
     poses = generator.config.poses
     swing = trajectories.orbit(_FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov)

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from accelerate import Accelerator
 from tyro.conf import arg
 
 from cips3d import pretrained
@@ -16,7 +15,7 @@ from cips3d.cli.predictor import named_predictor
 from cips3d.data import SyntheticHeads, open_dataset
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.evaluation import evaluate
-from cips3d.training.launch import check_together
+from cips3d.training.launch import joined
 
 
 def evaluate_model(
@@ -59,9 +58,7 @@ def evaluate_model(
     if json_file is not None:
         check_writable(json_file)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    processes = Accelerator() if several else None
-    if processes is not None:
-        check_together(processes.num_processes)
+    processes = joined() if several else None
     generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
     dataset = open_dataset(data, resolution or generator.config.resolution)
     if metrics is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -70,8 +71,8 @@ def invert(
         pitch: of that camera, degrees. Default: 0.
         predictor: start from the camera that "module:object" in Python sees in the picture (see `cips3d eval`), or, of the
             embedded heads, their own network: "heads".
-        mirror: weight, while tuning, of the likeness between the side that the picture hides and the mirrored picture; 0 for
-            subjects whose sides differ. Default: 0.3.
+        mirror: weight, while tuning, of giving the side that the picture hides the mirrored picture's share of the change; 0
+            for subjects whose sides differ. Default: 0.3.
         effort: so many times the usual number of steps.
         seed: of all draws.
         device: cpu, cuda, mps, …; auto takes the fastest.
@@ -148,16 +149,17 @@ def _start(
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
     subject = out / "subject.safetensors"
-    with atomic_path(out / MODEL_FILE) as model_there, atomic_path(subject) as subject_there:  # both, or none
+    yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
+    content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
+    places = (out / name for name in (MODEL_FILE, subject.name, "inversion.json"))
+    with contextlib.ExitStack() as stack:  # all, or none
+        model_there, subject_there, json_there = [stack.enter_context(atomic_path(place)) for place in places]
         pretrained.save(found.generator, model_there)
         Subject(found.styles, found.camera).save(subject_there)
+        json_there.write_text(json.dumps(content, indent=2) + "\n")
     save_image(out / "report.png", inversion_sheet(picture, found))
     cameras = orbit_cameras(found.generator, _YAWS)
     save_image(out / "views.png", view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
-    yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
-    content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
-    with atomic_path(out / "inversion.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
     where = f"{out / MODEL_FILE} turn.mp4 --subject {subject}"

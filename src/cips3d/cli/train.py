@@ -91,7 +91,7 @@ def _new_config(
 def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None) -> Path | None:
     """`run_with_progress` in so many processes of this machine, or in as many as suit it."""
     if processes is not None and processes > 1:
-        if "WORLD_SIZE" in os.environ:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("--processes: a launcher has started several already; leave it out")
         check_batches(config.stages, processes, "--processes")
     return run_in_processes(processes or default_processes(config.stages), run_with_progress, config, run_dir)

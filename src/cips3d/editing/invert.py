@@ -66,8 +66,8 @@ class InversionConfig:
     keep_weight: float = 0.3
     """of the difference that tuning makes to views from random cameras"""
     mirror_weight: float = 0.3
-    """of the difference between the side that the picture does not show and the mirrored picture; 0 for subjects whose sides
-    differ"""
+    """of the difference between the side that the picture does not show and what it would be with the mirrored picture's
+    change; 0 for subjects whose sides differ"""
 
 
 @dataclass(frozen=True)

@@ -83,4 +83,6 @@ def inversion_sheet(picture: torch.Tensor, found: Inversion, yaws: Sequence[floa
     first = [picture, *(step.generator.render(step.styles, step.camera, side).image for step in steps)]
     first += [torch.ones_like(picture)] * (len(yaws) - len(first))
     out = found.generator.render(found.styles, orbit_cameras(found.generator, yaws), side)
-    return image_grid(torch.cat([*first, out.image, depth_picture(out.depth, out.opacity).to(out.image)]), columns=len(yaws))
+    return image_grid(
+        torch.cat([*first, out.image, depth_picture(out.depth, out.subject_opacity).to(out.image)]), columns=len(yaws)
+    )

@@ -136,7 +136,7 @@ def depth_range(generator: Generator, styles: Styles, cameras: Camera) -> tuple[
     cameras = cameras if len(cameras) == 1 else cameras[chosen.to(cameras.fov.device)]
     out = generator.render(some, cameras, _PREVIEW)
     relative = out.depth - cameras.to(out.depth).position.norm(dim=-1)[:, None, None, None]
-    return robust_range(relative[out.opacity >= 0.5].float())
+    return robust_range(relative[out.solid].float())
 
 
 def _picture(
@@ -149,11 +149,11 @@ def _picture(
     if kind != "depth":
         return out.image if kind == "image" else out.aux_image
     near, far = depths or (None, None)
-    return depth_picture(out.depth - distance, out.opacity, near, far)
+    return depth_picture(out.depth - distance, out.subject_opacity, near, far)
 
 
 def _check_outside(generator: Generator, cameras: Camera) -> None:
-    """Raises UserError for a camera within the sampled volume of a model whose own cameras stand outside."""
+    """Raises UserError for a camera within the sampled volume."""
     nearest, extent = float(cameras.position.norm(dim=-1).min()), generator.config.extent
     if nearest <= extent:
         raise UserError(

@@ -192,6 +192,11 @@ class RenderOutput:
     last_weight: Float[Tensor, "batch 1 height width"]
 
     @property
+    def subject_opacity(self) -> Float[Tensor, "batch 1 height width"]:
+        """What of the light ends before the deepest sample, which some backgrounds make opaque; in [0, 1]."""
+        return self.opacity - self.last_weight
+
+    @property
     def solid(self) -> Bool[Tensor, "batch 1 height width"]:
-        """Where the subject is: most of the light ends before the deepest sample, which some backgrounds make opaque."""
-        return self.opacity - self.last_weight > SOLID
+        """Where the subject is: most of the light ends at it."""
+        return self.subject_opacity > SOLID

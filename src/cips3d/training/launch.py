@@ -17,6 +17,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils.other import get_free_port
 
@@ -84,11 +85,10 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helpers.append(helper)
             far_end.close()  # so that reading from a helper that has ended ends too
             pipes.append(pipe)
-        for pipe in pipes:
-            try:
-                pipe.recv()  # that it is there; unlike the wait for it in a collective, a Ctrl-C ends this one
-            except EOFError:
-                raise UserError(_killed(helpers) or "a training process ended before it had begun; see above") from None
+        for pipe, helper in zip(pipes, helpers, strict=True):
+            # for its word that it is there; unlike the wait for it in a collective, a Ctrl-C ends this one
+            if pipe not in wait([pipe, helper.sentinel]) or not _begun(pipe):
+                raise UserError(_killed(helpers) or "a training process ended before it had begun; see above")
         try:
             with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
                 result = work(*arguments)
@@ -106,13 +106,26 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helper.join()
 
 
-def check_together(processes: int) -> None:
-    """Raises UserError if a launcher has started more processes than `accelerate` takes for one job."""
+def joined(precision: str = "no") -> Accelerator:
+    """The Accelerator of this process in its job, of this precision, whatever an earlier run of this process had.
+
+    Raises:
+        UserError: if the device does not have it, or the launcher's processes find no device and so do not find each other.
+    """
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise UserError(f"the launcher: {error}; start with accelerate launch or torchrun") from None
+        raise UserError(f"precision {precision}: {error}; set precision=no") from None
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > processes:
+    if started > accelerator.num_processes:
         raise UserError(
             f"the launcher has started {started} processes, but none finds a GPU; set ACCELERATE_USE_CPU=true, or start one"
         )
+    return accelerator
 
 
 @contextlib.contextmanager
@@ -172,6 +185,7 @@ def _help(
 
     It hears no Ctrl-C, which the main process does and tells the others.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     pipe.send(None)
     main = multiprocessing.parent_process()
     assert main is not None
@@ -189,6 +203,15 @@ def _help(
             pipe.send(fault)
         elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # with the main process gone nobody is left to tell
             raise
+
+
+def _begun(pipe: Connection) -> bool:
+    """Whether a helper's first word has come, and not its end."""
+    try:
+        pipe.recv()
+    except EOFError:
+        return False
+    return True
 
 
 def _end_with(sentinel: int) -> None:

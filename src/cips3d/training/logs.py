@@ -156,7 +156,7 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     """A run at Weights & Biases that a resumed run goes on with."""
     import wandb  # pyright: ignore[reportMissingImports] (optional; `check_run_dir` has found it)
 
-    path = run_dir / "wandb-id.txt"  # so that a new run in a folder of an old one's name is another
+    path = run_dir / "wandb-id.txt"  # a name's hash would take a new run in a folder of an old one's name for that one
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(secrets.token_hex(8))

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -39,7 +38,7 @@ from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
 from cips3d.training.feeding import pieces, real_batches
 from cips3d.training.interrupts import first_interrupt_noted
-from cips3d.training.launch import check_together
+from cips3d.training.launch import joined
 from cips3d.training.logs import RunLog, check_run_dir, write_config
 from cips3d.training.steps import (
     Judging,
@@ -93,7 +92,7 @@ class Trainer:
     ) -> None:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
-        self.accelerator = accelerator or _accelerator(config.precision)
+        self.accelerator = accelerator or joined(config.precision)
         check_batches(config.stages, self.accelerator.num_processes, "stages")
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
@@ -505,24 +504,6 @@ class Trainer:
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
-
-
-def _accelerator(precision: str) -> Accelerator:
-    """An Accelerator of this precision, though an earlier run of this process may have had another one.
-
-    Raises:
-        UserError: if the device does not have it, or the launcher's processes find no device and so do not find each other.
-    """
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-    except ValueError as error:
-        if "precision" not in str(error):
-            raise UserError(f"the launcher: {error}; start with accelerate launch or torchrun") from None
-        raise UserError(f"precision {precision}: {error}; set precision=no") from None
-    check_together(accelerator.num_processes)
-    return accelerator
 
 
 def resume_config(run_dir: Path) -> TrainConfig:

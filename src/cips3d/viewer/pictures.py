@@ -122,7 +122,7 @@ def strips(
 def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:
     """The picture that a mode shows of a rendering of one subject."""
     if mode == "depth":
-        return to_uint8(depth_picture(out.depth, out.opacity))[0]
+        return to_uint8(depth_picture(out.depth, out.subject_opacity))[0]
     return to_uint8(out.aux_image if mode == "NeRF image" else out.image)[0]
 
 
