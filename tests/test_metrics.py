@@ -141,9 +141,7 @@ def test_a_picture_on_the_far_plane_lies_on_the_last_sample() -> None:
         generator.nerf.density.bias.fill_(-1.0)
     painted = geometry_report(generator, count=4)
     assert painted.last_sample_share > 0.99
-    assert painted.coverage == 1
-    assert painted.relief < 1e-3
-    assert all(abs(value) < 0.5 for value in painted.shape_correlation.values())
+    assert painted.coverage == painted.relief == 0  # the background is no subject
 
 
 def test_an_empty_volume_gives_zeros_instead_of_an_error() -> None:
