@@ -1,4 +1,5 @@
-# Every target sets up what it needs in .venv: Python 3.10 or newer, pip, make and a C compiler are all a machine must have.
+# Every target sets up what it needs in .venv. A machine must have Python 3.10 or newer, pip, make and a C compiler; for all of the
+# experiments also node and npm (transfer).
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt

@@ -1,12 +1,13 @@
-// Draws avatars with the npm packages of DiceBear: node avatars.mjs FOLDER COUNT SIDE (see transfer.py).
+// Draws avatars with the npm packages of DiceBear: node avatars.mjs FOLDER FIRST COUNT SIDE (see transfer.py).
 import { mkdirSync, writeFileSync } from "node:fs";
 import { createAvatar } from "@dicebear/core";
 import * as lorelei from "@dicebear/lorelei";
 import { Resvg } from "@resvg/resvg-js";
 
-const [folder, count, side] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])];
+const folder = process.argv[2];
+const [first, count, side] = process.argv.slice(3).map(Number);
 mkdirSync(folder, { recursive: true });
-for (let i = 0; i < count; i++) {
+for (let i = first; i < first + count; i++) {
   const svg = createAvatar(lorelei, {
     seed: `cips3d ${i}`,
     backgroundColor: ["b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf"],

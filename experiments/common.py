@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import MISSING, fields, is_dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     """Trains a configuration, or goes on with its run in `RUNS`, measures the model and records what came out in `RECORDS`.
 
     Returns:
-        "figures": name -> value (see `cips3d.metrics.evaluation`; null where there is none); "curve": thousands of pictures
-        shown and `DISTANCE` there, in pairs; "minutes", "commit". Beside it, the record NAME.png shows one subject, not picked.
+        "figures": name -> value (see `cips3d.metrics.evaluation`; null where there is none), and "true_heads", the same of the
+        heads themselves; "curve": thousands of pictures shown and `DISTANCE` there, in pairs; "minutes" of training, "commit";
+        "measured", what the figures depend on. Beside it, the record NAME.png shows one subject, not picked.
     """
     record = RECORDS / f"{run_name(config)}.json"
     if record.exists():
@@ -108,16 +110,16 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     print(f"training {folder}, unless it has ended", flush=True)
     train_here(config, folder, processes=1)
     generator = pretrained.load(folder / MODEL_FILE)
-    figures = evaluate(
-        generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS, reference=False
-    ).as_json()
+    found = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS).as_json()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     speeds = {line["resolution"]: line["images_per_second"] for line in log}
     content = {
-        "figures": figures["values"],
+        "figures": found["values"],
+        "true_heads": found["true_heads"],
         "curve": [(line["images"] / 1000, line[DISTANCE]) for line in log if DISTANCE in line],
         "minutes": round(sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages) / 60, 1),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True).stdout.strip(),
+        "measured": found["record"],
         "config": to_dict(config),
     }
     if "nerf" in generator.parts:
@@ -158,6 +160,7 @@ def table(
 
     Returns:
         "runs": row -> figure -> a value for each seed (null where there is none); "medians": row -> figure -> their median;
+        "true_heads": figure -> value of the heads themselves, where they have one;
         "records": row -> the names of its runs in `RECORDS`; "minutes" that all runs took on a core each.
     """
     configs = {row: [config(seed) for seed in seeds] for row, config in rows.items()}
@@ -170,9 +173,21 @@ def table(
         for row, names in records.items()
     }
     medians = {row: {figure: _median(values) for figure, values in of_row.items()} for row, of_row in runs.items()}
+    true = next((content["true_heads"] for content in found.values() if content["true_heads"]), {})
     return {
-        "medians": medians, "runs": runs, "records": records, "minutes": round(sum(x["minutes"] for x in found.values()), 1)
+        "medians": medians, "runs": runs, "true_heads": {figure: true[figure] for figure in figures if figure in true},
+        "records": records, "minutes": round(sum(content["minutes"] for content in found.values()), 1),
     }  # fmt: skip
+
+
+def of_bundled_model(*others: str) -> str:
+    """A name for what is kept of the bundled model: another one when it, its discriminators or these files change."""
+    model = f"bundled/{pretrained.BUNDLED['heads']}"
+    hashed = hashlib.blake2b(digest_size=4)
+    for name in (model, str(pretrained.discriminators_file(Path(model))), *others):
+        with as_file(files("cips3d") / name) as path:
+            hashed.update(path.read_bytes())
+    return hashed.hexdigest()
 
 
 def sweeps(records: Mapping[str, Sequence[str]]) -> UInt8[np.ndarray, "height width 3"]:

@@ -2,7 +2,8 @@
 
 Pictures of both styles, from cameras of a wider prior than a generator's, are resized down and up, blurred, made noisy and
 shifted in colour, since the generated pictures that the network reads later are none of the dataset's. Takes about 20 minutes
-on one core and prints, at its end, how well it reads pictures of heads that it has never seen.
+on one core. At its end results/head_network.json says how well it reads pictures of heads that it has never seen; --measure
+does that alone, for the network in the package.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import Result
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import trange
@@ -22,7 +24,7 @@ import cips3d.metrics
 from cips3d.camera import PoseDistribution
 from cips3d.data import HeadBatch, SyntheticHeads
 from cips3d.metrics.consistency import small_depth
-from cips3d.metrics.head_network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading
+from cips3d.metrics.head_network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
 from cips3d.metrics.subjects import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
@@ -73,8 +75,11 @@ def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) 
 
 
 @torch.no_grad()
-def report(network: HeadNetwork) -> None:
-    """Errors on heads of another seed, undamaged, from the generators' own prior."""
+def measured(network: HeadNetwork) -> dict[str, dict[str, float]]:
+    """Of each style: mean errors, degrees and world units, and shares of kinds that it sees rightly, on heads of another seed,
+    undamaged, from the generators' own prior.
+    """
+    found = {}
     for style in ("natural", "cartoon"):
         heads = SyntheticHeads(2000, SIDE, TEST_SEED, style)
         batch = heads.render(range(1000))
@@ -82,13 +87,14 @@ def report(network: HeadNetwork) -> None:
         depth, mask = small_depth(batch.depth, batch.mask)
         yaw, pitch = batch.attributes["yaw"], batch.attributes["pitch"]
         inside = mask > 0.5
-        print(f"{style}: camera {float(angle_between(reading.yaw, reading.pitch, yaw, pitch).mean()):.2f}°, ", end="")
-        print(f"depth {float((reading.depth - depth)[inside].abs().mean()):.4f} world units, ", end="")
-        right = {
+        found[style] = {
+            "camera_degrees": float(angle_between(reading.yaw, reading.pitch, yaw, pitch).mean()),
+            "depth": float((reading.depth - depth)[inside].abs().mean()),
+        } | {
             name: float((reading.kinds[name].argmax(dim=1) == target).float().mean())
             for name, target in kind_targets(batch, style == "cartoon").items()
         }
-        print(", ".join(f"{name} {share:.0%}" for name, share in right.items()))
+    return found
 
 
 def main() -> None:
@@ -96,7 +102,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--measure", action="store_true", help="train none")
     options = parser.parse_args()
+    result = Result("head_network", "Our network for the embedded heads reads heads that it has never seen (ours)")
+    network = load_head_network() if options.measure else trained(options)
+    values = measured(network)
+    print(values)
+    result.write(values, None, seeds=(TEST_SEED,))
+
+
+def trained(options: argparse.Namespace) -> HeadNetwork:
+    """A network as the options say, which is also written."""
     keep_freed_memory()
     torch.manual_seed(0)
     random.seed(0)
@@ -121,15 +137,15 @@ def main() -> None:
         average.update_parameters(network)
         if step % 50 == 0:
             bar.set_postfix(loss=float(value.detach()))
-    trained = average.module
-    assert isinstance(trained, HeadNetwork)
+    found = average.module
+    assert isinstance(found, HeadNetwork)
     with torch.no_grad():
-        trained.set_identity_mean(SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5 - 1)
+        found.set_identity_mean(SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5 - 1)
     # half precision: the file is half as large, and its readings change by far less than their errors
-    save_file({name: tensor.half().contiguous() for name, tensor in trained.state_dict().items()}, options.out)
-    trained.load_state_dict({name: tensor.half().float() for name, tensor in trained.state_dict().items()})
+    save_file({name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, options.out)
+    found.load_state_dict({name: tensor.half().float() for name, tensor in found.state_dict().items()})
     print(f"{options.steps * BATCH:,} pictures in {(time.perf_counter() - began) / 60:.1f} minutes; {options.out}")
-    report(trained)
+    return found
 
 
 if __name__ == "__main__":

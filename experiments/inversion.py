@@ -8,7 +8,6 @@ what each step made of it; the found subject from five yaws, above the true one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -16,13 +15,12 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, RUNS, Result, one_thread_each
+from common import RESULTS, RUNS, Result, of_bundled_model, one_thread_each
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -66,14 +64,8 @@ def main() -> None:
 
 
 def record(index: int, wrong: bool) -> Path:
-    """Where the figures of one head's inversion are kept, and beside them its picture: by the model that is bundled, and by
-    what inverts it, as they are now.
-    """
-    hashed = hashlib.blake2b(digest_size=4)
-    for name in (f"bundled/{pretrained.BUNDLED['heads']}", "editing/invert.py", "editing/similarity.py"):
-        with as_file(files("cips3d") / name) as path:
-            hashed.update(path.read_bytes())
-    digest = hashed.hexdigest()
+    """Where the figures of one head's inversion are kept, and beside them its picture."""
+    digest = of_bundled_model("editing/invert.py", "editing/similarity.py", "metrics/subjects.py")
     return RUNS / f"inversion-{digest}" / f"{'wrong' if wrong else 'usual'}-{index:02d}.json"
 
 

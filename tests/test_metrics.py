@@ -133,6 +133,15 @@ def test_salt_in_the_pictures_is_speckle(truth: GeometryReport) -> None:
     assert salted.relief == truth.relief
 
 
+def test_learned_cameras_may_have_drifted(truth: GeometryReport) -> None:
+    """Which way a generator's subjects look is nobody's fault, as long as its cameras know."""
+    poses = replace(tiny.GENERATOR.poses, yaw_mean=0.3)
+    generator = TrueHeads(replace(tiny.GENERATOR, poses=poses))
+    generator.change, generator.turned = lambda out: out, lambda yaw: yaw - 0.3
+    drifted = geometry_report(generator, count=HEADS)
+    assert drifted.shape_correlation == pytest.approx(truth.shape_correlation, abs=1e-3)
+
+
 def test_a_picture_on_the_far_plane_lies_on_the_last_sample() -> None:
     torch.manual_seed(0)
     generator = Generator(replace(tiny.GENERATOR, background="last"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,10 @@ from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.cli.predictor import named_predictor
 from cips3d.data import SyntheticHeads, open_dataset
+from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.evaluation import evaluate
+from cips3d.metrics.features import feature_network
 from cips3d.training.launch import joined
 
 
@@ -39,7 +42,7 @@ def evaluate_model(
         data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures.
         metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
             kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
-            Default: fd2k_heads and kd2k_heads for the embedded heads, fid2k and kid2k else.
+            Default: fd2k_heads and kd2k_heads for the embedded heads; else fid2k and kid2k, where Inception can be had.
         count: subjects that everything else is measured on.
         seed: of latents and cameras.
         psi: truncation of those subjects (distances are measured without).
@@ -63,6 +66,12 @@ def evaluate_model(
     dataset = open_dataset(data, resolution or generator.config.resolution)
     if metrics is None:
         metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
+        if not isinstance(dataset, SyntheticHeads) and inception_weights is None:
+            try:
+                feature_network("inception")
+            except UserError as error:  # nobody asked for these: the rest of the table can be had without
+                print(f"left out: {error}", file=sys.stderr)
+                metrics = ()
     found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
     if processes is not None and not processes.is_main_process:
         return

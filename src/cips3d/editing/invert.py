@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import psutil
@@ -24,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from cips3d.camera import Camera, PoseDistribution
+from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.editing.similarity import Distance, discriminator_distance, pixel_distance
 from cips3d.errors import UserError
 from cips3d.metrics.subjects import View, warped
@@ -44,6 +46,8 @@ _BANK, _START_YAWS = 48, (-1.0, -0.5, 0.0, 0.5, 1.0)
 _SMALL = 32
 #: Random styles whose mean and covariance make the coordinates of step 1.
 _STATISTICS = 4096
+#: Random cameras that tuning keeps some pixels of.
+_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -300,29 +304,61 @@ class _Work:
 
     # ---------------------------------------------------------------- step 3
     def tuned(self, codes: _Codes) -> Inversion:
-        """The implicit network fitted to the picture, with camera and styles as they are."""
+        """The implicit network fitted to the picture, with camera and styles as they are.
+
+        Nothing else is tuned, so what the radiance field renders is found once, and a step runs the implicit network alone.
+        """
         camera, styles = codes.fixed()
         generator = copy.deepcopy(self.generator)
         parameters = list(generator.inr.requires_grad_(True).parameters())
-        optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
-        side = self.target.shape[-1]
+        steps, weights = self.config.steps[3], self.config
+        optimizer = torch.optim.Adam(parameters, lr=weights.tuning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         mirrored, wanted, unseen = self._mirrored(camera, styles)
-        for _ in range(self.config.steps[3]):
+        views = [self._rays(camera), self._rays(mirrored), self._kept_rays()]
+        features = torch.cat([self._features(styles, rays) for rays in views], dim=1)
+        with torch.no_grad():
+            before = self._painted(generator, features, styles)[-1]
+        for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            total = self._distance(self._rendered(generator, styles, camera, side).image).sum()
-            other = self.generator.config.poses.sample(1, self.draws).to(self.target)
-            with torch.no_grad():
-                before = self.generator.render(styles, other, side).image
-            after = self._rendered(generator, styles, other, side).image
-            total = total + self.config.keep_weight * (after - before).abs().mean()
-            if self.config.mirror_weight and bool(unseen.any()):
-                seen = self._rendered(generator, styles, mirrored, side).image
-                difference = (seen - wanted).abs().mean(dim=1, keepdim=True) * unseen
-                total = total + self.config.mirror_weight * difference.mean()
-            total.backward(inputs=parameters)
+            here, there, kept = self._painted(generator, features, styles)
+            loss = self._distance(here).sum() + weights.keep_weight * (kept - before).abs().mean()
+            difference = (there - wanted).abs().mean(dim=1, keepdim=True) * unseen
+            (loss + weights.mirror_weight * difference.mean()).backward(inputs=parameters)
             optimizer.step()
+            schedule.step()
             self._tell("tuned")
         return self._found(generator.requires_grad_(False), camera, styles)
+
+    def _rays(self, camera: Camera) -> Rays:
+        side = self.target.shape[-1]
+        return camera.to(self.target).rays(side, side, self.generator.config.corner_aligned)
+
+    def _kept_rays(self) -> Rays:
+        """As many rays as a picture has, of pixels of many random cameras."""
+        cameras = self.generator.config.poses.sample(_KEPT, self.draws)
+        pixels = torch.randperm(self.target.shape[-1] ** 2, generator=self.draws).to(self.target.device)
+        parts = [self._rays(cameras[i])[pixels[i::_KEPT]] for i in range(_KEPT)]
+        return Rays(*(torch.cat([getattr(x, name) for x in parts], dim=1) for name in ("origins", "directions")))
+
+    @torch.no_grad()
+    def _features(self, styles: Styles, rays: Rays) -> Float[Tensor, "1 rays feature"]:
+        """What the radiance field renders (V_r)."""
+        sampling = self.generator.sampling
+        chunk = self.generator.default_chunk(1, sampling)
+        starts = range(0, rays.count, chunk)
+        parts = [self.generator.render_features(styles.shape, rays[i : i + chunk], sampling, None)[0] for i in starts]
+        return torch.cat(parts, dim=1)
+
+    def _painted(self, generator: Generator, features: Float[Tensor, "1 rays feature"], styles: Styles) -> tuple[Tensor, ...]:
+        """Pictures of as many rays as the picture has each; with gradients in chunks of rays where memory is short."""
+        chunk = self._chunk(1)
+        if chunk >= features.shape[1]:
+            colours = generator.inr(features, styles.appearance)
+        else:
+            again = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
+            colours = torch.cat([again(part, styles.appearance) for part in features.split(chunk, dim=1)], dim=1)
+        return colours.transpose(1, 2).unflatten(2, (-1, *self.target.shape[2:])).unbind(2)
 
     @torch.no_grad()
     def _mirrored(
@@ -351,13 +387,17 @@ class _Work:
 
     def _rendered(self, generator: Generator, styles: Styles, camera: Camera, side: int) -> RenderOutput:
         """Pictures with gradients, in chunks of rays where memory is short."""
-        memory = psutil.virtual_memory().total
-        if self.target.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.target.device).total_memory
-        chunk = automatic_chunk(generator.config, len(styles), generator.sampling, memory)
+        chunk = self._chunk(len(styles))
         if chunk >= side * side:
             return generator.render(styles, camera, side, chunk=side * side)
         return checkpointed(generator, styles, camera, side, None, generator.sampling, chunk)
+
+    def _chunk(self, batch: int) -> int:
+        """Rays of each of `batch` pictures whose activations memory holds."""
+        memory = psutil.virtual_memory().total
+        if self.target.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.target.device).total_memory
+        return automatic_chunk(self.generator.config, batch, self.generator.sampling, memory)
 
     def _tell(self, step: str) -> None:
         self.done += 1

@@ -79,19 +79,27 @@ def _form(found: object) -> str:
 
 
 @torch.no_grad()
-def pose_error(view: View, predictor: Predictor) -> float:
+def pose_error(view: View, predictor: Predictor, turned: tuple[float, float] = (0.0, 0.0)) -> float:
     """Mean angle between the cameras that took the pictures and those that the predictor sees in them, degrees.
+
+    Args:
+        turned: yaw and pitch, radians, by which the subjects' own front is away from what the predictor takes for it.
+            Learned cameras leave it open (see `cips3d.training.cameras.LearnedPoses`).
 
     Raises:
         UserError: if the predictor does not give one yaw and one pitch for each picture.
     """
     yaw, pitch = view.camera.yaw_pitch()
-    return float(angle_between(yaw, pitch, *seen_pose(predictor, view.out.image)).mean())
+    return float(angle_between(yaw - turned[0], pitch - turned[1], *seen_pose(predictor, view.out.image)).mean())
 
 
 @torch.no_grad()
-def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
-    """Mean cosine between the identities that the predictor sees in one subject's pictures from `YAWS`; 1 for the same.
+def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[float, float]:
+    """Mean cosines between the identities that the predictor sees in pictures from `YAWS`.
+
+    Returns:
+        Between one subject's pictures, 1 for the same; and between different subjects' from the same side, without which the
+        first says nothing: it is near 1 as well where all subjects are one. NaN for a single subject.
 
     Raises:
         UserError: if the predictor does not give one vector for each picture.
@@ -104,7 +112,10 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> float:
             )
     vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
-    return float(torch.cat(pairs).mean())
+    if subjects.count == 1:
+        return float(torch.cat(pairs).mean()), math.nan
+    others = ~torch.eye(subjects.count, dtype=torch.bool, device=vectors[0].device)
+    return float(torch.cat(pairs).mean()), float(torch.stack([(a @ a.T)[others].mean() for a in vectors]).mean())
 
 
 @torch.no_grad()

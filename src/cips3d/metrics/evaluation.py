@@ -22,6 +22,7 @@ MOST_SIDE = 128
 ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] = {
     "pose_error": ("angle between asked and seen camera", "°", 1, "lower"),
     "identity_consistency": ("identity seen in a subject's views, cosine", "", 1, "higher"),
+    "identity_between": ("the same between different subjects", "", 1, "true"),
     "warp_error": ("colour difference of views warped by depth", "", 1, "lower"),
     "depth_error": ("depth against the depth seen in the picture", "world units", 1, "lower"),
     "depth_correlation": ("the same, correlation", "", 1, "higher"),
@@ -121,7 +122,9 @@ def evaluate(
 
     indices = range(min(count, len(dataset)))
     truth = true(dataset.seed, indices).from_prior(seed)
-    values |= _figures(subjects, seed, predictor or network, network, truth)
+    own, heads = subjects.poses, dataset.poses
+    turned = own.yaw_mean - heads.yaw_mean, own.pitch_mean - heads.pitch_mean  # a learned prior may have drifted
+    values |= _figures(subjects, seed, predictor or network, network, truth, turned)
     if not reference:
         return Evaluation(values, {}, record)
     unseen = true(dataset.seed + 1, indices)
@@ -134,14 +137,16 @@ def _figures(
     predictor: consistency.Predictor | None,
     network: HeadNetwork | None,
     truth: View | None,
+    turned: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, float]:
     """The figures of some subjects: those for which there are a predictor, the heads' network and true heads."""
     view = subjects.from_prior(seed)
     out = view.out
     values: dict[str, float] = {}
     if predictor is not None:
-        values["pose_error"] = consistency.pose_error(view, predictor)
-        values["identity_consistency"] = consistency.identity_consistency(subjects, predictor)
+        values["pose_error"] = consistency.pose_error(view, predictor, turned)
+        within, between = consistency.identity_consistency(subjects, predictor)
+        values |= {"identity_consistency": within, "identity_between": between}
     values["warp_error"] = consistency.warp_error(subjects)
     if network is not None:
         values["depth_error"], values["depth_correlation"] = consistency.depth_error(view, network)

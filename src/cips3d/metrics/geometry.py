@@ -8,7 +8,7 @@ that changes with the camera, correlation with true heads sees a shape that is n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -73,12 +73,11 @@ def geometry_report(
         psi: truncation.
         resolution: side of the pictures, pixels.
     """
-    poses = generator.config.poses
-    heads = SyntheticHeads(resolution=resolution, poses=poses)
+    # the same lens and distance; a learned prior's mean says where the generator's own front is, and heads look ahead
+    heads = SyntheticHeads(resolution=resolution, poses=replace(generator.config.poses, yaw_mean=0.0, pitch_mean=0.0))
     subjects = Subjects.generated(generator, generator.sample_latents(count, seed), resolution, psi)
     true_subjects = Subjects.true(heads, range(count), generator.shape_mean.device)
-    cameras = [poses.at(torch.full((count,), math.radians(yaw))) for yaw in YAWS]
-    views, truths = ([of.seen(camera) for camera in cameras] for of in (subjects, true_subjects))
+    views, truths = ([of.at(math.radians(yaw)) for yaw in YAWS] for of in (subjects, true_subjects))
     front, true_front = (of[YAWS.index(0.0)] for of in (views, truths))
     agreement = [_carried_correlation(view, front) for view in views if view is not front]
     return GeometryReport(
