@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cips3d.errors import UserError
-from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.discriminator import Blur, DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.discriminator import _minibatch_stddev as minibatch_stddev
 from cips3d.training.losses import squared_gradient
 
@@ -53,6 +56,41 @@ def test_pictures_are_judged_alone_without_a_minibatch_deviation() -> None:
     network, batch = discriminator(), images(16)
     alone = torch.cat([network(image[None]) for image in batch])
     assert torch.allclose(network(batch), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2), (2, 2)])
+def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> None:
+    x = torch.randn(2, 3, 7, 6, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    kernel = torch.rand(4, 4).double()
+
+    def blurred(x: torch.Tensor) -> torch.Tensor:
+        return Blur.apply(x, kernel, padding, stride)
+
+    expected = nn.functional.conv2d(x, kernel.expand(3, 1, 4, 4), padding=padding, stride=stride, groups=3)
+    torch.testing.assert_close(blurred(x), expected)
+    torch.autograd.gradcheck(blurred, (x,))
+    torch.autograd.gradgradcheck(blurred, (x,))
+
+
+def test_a_penalty_takes_as_many_convolutions_however_many_channels_there_are() -> None:
+    """In the second derivative torch takes one for each channel of a convolution in groups: hours on a GPU."""
+
+    class Count(TorchDispatchMode):
+        convolutions = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.convolutions += function.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for width in (4, 32):
+        torch.manual_seed(0)
+        network = ProgressiveDiscriminator(DiscriminatorConfig({4: width, 8: width}))
+        pictures = images(8).float().requires_grad_()
+        with Count() as count:
+            squared_gradient(network(pictures), pictures).mean().backward()
+        counts.append(count.convolutions)
+    assert 0 < counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("side", [2, 12, 32])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.launch import default_processes, run_in_processes
+from cips3d.training.launch import default_processes, joined, run_in_processes
 from cips3d.training.logs import write_config
 from cips3d.training.presets import preset
 from cips3d.training.trainer import MODEL_FILE, Trainer
@@ -98,6 +99,20 @@ def test_each_process_has_cores_of_its_own() -> None:
     assert os.sched_getaffinity(0) == before
 
 
+def test_processes_on_a_machine_with_gpus_are_started_by_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=r"--processes 2: .*8 GPUs; .*accelerate launch --num_processes 8"):
+        run_in_processes(2, fail_on, 0)
+
+
+def test_a_gpu_that_only_emulates_16_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cips3d.training.launch.Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(UserError, match="precision bf16: this GPU"):
+        joined("bf16")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     with pytest.raises(UserError, match=f"^nothing left on {rank}$"):
@@ -108,7 +123,10 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
 def train(config: TrainConfig, run: Path) -> None:
     def look(*_: object) -> None:
         if os.environ["RANK"] == "1":  # the main process has that of rank 1 besides
-            assert len(multiprocessing.active_children()) == config.workers
+            loading = multiprocessing.active_children()
+            assert len(loading) == config.workers
+            for process in loading:
+                os.kill(process.pid or 0, signal.SIGTERM)  # a scheduler's reaches these as well, and the step needs them
 
     Trainer(config, run).run(look)
 

@@ -467,20 +467,21 @@ def test_an_interrupt_between_steps_saves_and_the_run_resumes(
     assert steps == list(range(1, 13))
 
 
-def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(
-    tmp_path: Path, data: str, uninterrupted: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
+    number: signal.Signals, tmp_path: Path, data: str, uninterrupted: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer, usual = Trainer(tiny.config(data), tmp_path), signal.getsignal(number)
 
     def step(*args: Any, **options: Any) -> Any:
         if trainer.counters.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return discriminator_step(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer_module, "discriminator_step", step)
         trainer.run()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is usual
     resumed = Trainer(tiny.config(data), tmp_path)
     assert resumed.counters.step == 6
     resumed.run()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import psutil
 import torch
 from tqdm import tqdm
 
@@ -14,6 +13,7 @@ from cips3d.cli.options import Derived, Settings, at_least, positive
 from cips3d.configuration import read_json, with_settings
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
+from cips3d.training import gradients
 from cips3d.training import plan as plans
 from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.presets import PRESETS, preset
@@ -44,7 +44,8 @@ def plan(
     positive(tflops=tflops, memory=memory)
     config = with_settings(_config(what), set, "--set")
     check_batches(config.stages, gpus, "--gpus")
-    limit = _memory(gpus) if memory is None else memory * 2**30
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    limit = gradients.device_memory(device, gpus) if memory is None else memory * 2**30
     speed = plans.measured_speed(config, gpus) if tflops is None else tflops * 1e12
     source = "measured here" if tflops is None else "given"
     share = plans.visible_share(config)
@@ -92,12 +93,6 @@ def _config(what: str) -> TrainConfig:
     if not path.exists():
         raise UserError(f"{what}: neither a preset ({', '.join(PRESETS)}) nor a config.json or a run directory")
     return read_json(TrainConfig, path)
-
-
-def _memory(processes: int) -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().total / processes
 
 
 def _dataset(config: TrainConfig, kimg: float) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from cips3d.cli.options import Derived, Settings, at_least, check_seed, positive
@@ -94,6 +96,10 @@ def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("--processes: a launcher has started several already; leave it out")
         check_batches(config.stages, processes, "--processes")
+    found = torch.accelerator.device_count()
+    if found > 1 and processes is None and "WORLD_SIZE" not in os.environ:
+        everything = f"accelerate launch --num_processes {found} -m cips3d train {run_dir}"
+        print(f"takes one of {found} GPUs; for all of them: {everything}", file=sys.stderr)
     return run_in_processes(processes or default_processes(config.stages), run_with_progress, config, run_dir)
 
 

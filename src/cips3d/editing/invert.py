@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -34,7 +33,7 @@ from cips3d.metrics.subjects import View, warped
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Styles
-from cips3d.training.gradients import automatic_chunk, checkpointed
+from cips3d.training.gradients import automatic_chunk, checkpointed, device_memory
 
 Space = Literal["w", "w+", "tuned"]
 SPACES: tuple[Space, ...] = ("w", "w+", "tuned")
@@ -394,9 +393,7 @@ class _Work:
 
     def _chunk(self, batch: int) -> int:
         """Rays of each of `batch` pictures whose activations memory holds."""
-        memory = psutil.virtual_memory().total
-        if self.target.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.target.device).total_memory
+        memory = device_memory(self.target.device)
         return automatic_chunk(self.generator.config, batch, self.generator.sampling, memory)
 
     def _tell(self, step: str) -> None:

@@ -71,11 +71,16 @@ def feature_network(name: NetworkName, inception_weights: Path | None = None) ->
 
 
 def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]) -> FeatureNetwork:
+    def exactly(images: Tensor) -> Tensor:
+        # by default cuDNN rounds factors to 10 bits, and features that a CPU has found and kept would be other ones
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return extract(images)
+
     digest = hashlib.blake2b(f"{name} {_VERSION}".encode(), digest_size=16)
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return FeatureNetwork(name, width, module.eval().requires_grad_(False), extract, digest.hexdigest())
+    return FeatureNetwork(name, width, module.eval().requires_grad_(False), exactly, digest.hexdigest())
 
 
 def _inception(weights: Path | None) -> FeatureNetwork:

@@ -30,11 +30,14 @@ from torch.utils.data import DataLoader, Subset
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
+from cips3d.interrupts import serve_to_the_end
 from cips3d.metrics.features import FeatureNetwork, NetworkName, feature_network
 from cips3d.models.generator import Generator
 
 #: Pictures that pass a feature network, or a generator, at a time.
 BATCH = 32
+#: Processes that decode real pictures beside a GPU, at most.
+_LOADING = 8
 #: Subsets that a KID is the mean over, and their size (torch-fidelity's).
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 logger = logging.getLogger(__name__)
@@ -158,7 +161,11 @@ class Fidelity:
             return load_file(path)["features"].to(device)
         except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
             pass
-        loaded = DataLoader(Subset(dataset, indices[part]), batch_size=BATCH)
+        # pictures are decoded beside a GPU; a CPU has enough to do
+        workers = 0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, os.cpu_count() or 1)
+        loaded = DataLoader(
+            Subset(dataset, indices[part]), batch_size=BATCH, num_workers=workers, worker_init_fn=serve_to_the_end
+        )
         features = _joined(network, (network.extract(pictures.to(device)) for pictures in loaded), device)
         try:
             with atomic_path(path) as temporary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,12 +82,50 @@ class EqualConv(nn.Module):
         if not self.downsample:
             x = F.conv2d(x, weight, bias, padding=size // 2)
         else:
-            blur = self.kernel.to(x).expand(x.shape[1], 1, -1, -1)
             # a 1×1 convolution commutes with taking every second pixel, so the blur need not compute the others
             stride = 2 if size == 1 else 1
-            x = F.conv2d(x, blur, padding=size // 2 + 1, stride=stride, groups=x.shape[1])
+            x = Blur.apply(x, self.kernel, size // 2 + 1, stride)
             x = F.conv2d(x, weight, bias, stride=2 // stride)
         return x if self.bias is None else F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
+
+
+class Blur(torch.autograd.Function):
+    """A convolution of every channel with one constant kernel.
+
+    torch's own, with a group for each channel, would find the kernel's gradient in R1's backward pass whether anybody wants it
+    or not, by a convolution for each channel: thousands of tiny ones in a step of the large presets.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "batch channels height width"], kernel: Float[Tensor, "k k"], padding: int, stride: int
+    ) -> Float[Tensor, "batch channels height2 width2"]:
+        ctx.save_for_backward(kernel)
+        ctx.geometry = padding, stride, x.shape[2:]
+        return F.conv2d(x, _grouped(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return BlurAdjoint.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+
+
+class BlurAdjoint(torch.autograd.Function):
+    """The adjoint of `Blur`, for its backward pass, whose own is `Blur` again."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, kernel: Tensor, padding: int, stride: int, size: torch.Size) -> Tensor:
+        ctx.save_for_backward(kernel)
+        ctx.geometry = padding, stride
+        missing = [a - ((b - 1) * stride - 2 * padding + len(kernel)) for a, b in zip(size, y.shape[2:], strict=True)]
+        return F.conv_transpose2d(y, _grouped(kernel, y), None, stride, padding, missing, groups=y.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return Blur.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
+
+
+def _grouped(kernel: Float[Tensor, "k k"], x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "channels 1 k k"]:
+    return kernel.to(x).expand(x.shape[1], 1, -1, -1)
 
 
 class ResidualBlock(nn.Module):

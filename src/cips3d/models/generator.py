@@ -21,8 +21,9 @@ from cips3d.models.layers import MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
 from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sampling, Styles
 
-#: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size.
-CHUNK_BYTES = 64 * 2**20
+#: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size: on other devices, where
+#: many small chunks would be all waiting, and on CPUs.
+CHUNK_BYTES = (2**30, 64 * 2**20)
 
 #: More layers or octaves than anybody has trained: a slip of the finger.
 MOST_LAYERS = 100
@@ -392,7 +393,8 @@ class Generator(
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
         """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
-        return max(1, CHUNK_BYTES // (4 * self._hidden_per_ray(sampling) * batch))
+        size = CHUNK_BYTES[self.shape_mean.device.type == "cpu"]
+        return max(1, size // (4 * self._hidden_per_ray(sampling) * batch))
 
     def _hidden_per_ray(self, sampling: Sampling) -> int:
         """Hidden activations that a ray needs at one time."""

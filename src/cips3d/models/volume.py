@@ -113,6 +113,9 @@ def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor,
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
     # tensors on the meta device have no values; costs are counted on them
     most = round(assumed_share.get() * visible.shape[1]) if visible.is_meta else int(visible.sum(dim=1).max())
+    if not visible.is_cpu:  # few sizes, which an allocator can use again; what is too much has weight 0
+        step = max(1, visible.shape[1] // 64)
+        most = min(visible.shape[1], -(-most // step) * step)
     most = max(1, most)
     return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.interrupts import serve_to_the_end
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import RealOrder
-from cips3d.training.interrupts import ignore_interrupts
 
 
 def real_batches(
@@ -35,7 +35,7 @@ def real_batches(
         dataset,
         batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[iter(order())] * together, strict=True)),
         num_workers=config.workers,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=serve_to_the_end,
         pin_memory=pin_memory,
     )
     pictures = itertools.chain.from_iterable(batches.split(len(positions)) for batches in loaded)

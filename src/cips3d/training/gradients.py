@@ -35,23 +35,23 @@ def for_stage(
     draws: FakeDraws,
     sampling: Sampling,
     key: tuple[int, int],
-    accelerator: Accelerator,
+    memory: int,
 ) -> RenderOutput:
     """A step's pictures, in the stage's way; without gradients where autograd is off.
 
     Args:
         key: the run's seed and the step, for the rays that carry partial gradients.
-        accelerator: tells the device and the memory for automatic chunks.
+        memory: bytes that the process has, for automatic chunks.
     """
     arguments = (generator, draws.latents, draws.camera, stage.resolution, draws.rays, sampling)
     if stage.gradients == "full":
         return full(*arguments)
-    chunk = stage.chunk or automatic_chunk(generator.config, len(draws.latents), sampling, process_memory(accelerator))
+    chunk = stage.chunk or automatic_chunk(generator.config, len(draws.latents), sampling, memory)
     if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
         return checkpointed(*arguments, chunk)
     assert stage.gradient_rays is not None  # Stage sees to it
     drawn = torch.Generator().manual_seed(picture_seed(*key, "rays"))
-    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(accelerator.device)
+    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(draws.latents.shape.device)
     return partial(*arguments, index, chunk)
 
 
@@ -112,13 +112,14 @@ def checkpointed(
     """
     styles, rays = _styles_and_rays(generator, codes, camera, resolution)
 
-    def rendered(part: slice) -> Tensor:
+    def rendered(part: slice, _: Tensor) -> Tensor:
         return generator.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked()
 
     parts = []
     for first in range(0, rays.count, chunk):
-        # nothing is drawn while rendering, so no random state has to be kept
-        parts.append(checkpoint(rendered, slice(first, first + chunk), use_reentrant=False, preserve_rng_state=False))
+        # nothing is drawn while rendering, so no random state has to be kept; by the styles it sees which device it is
+        arguments = slice(first, first + chunk), styles.shape
+        parts.append(checkpoint(rendered, *arguments, use_reentrant=False, preserve_rng_state=False))
     return as_picture(parts, resolution, resolution)
 
 
@@ -143,11 +144,15 @@ def process_memory(accelerator: Accelerator) -> int:
     It is what there is in all rather than what happens to be free, so that a resumed run takes the same chunks and gets the
     same bits.
     """
-    device = accelerator.device
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)  # as torchrun says it on several machines
+    return device_memory(accelerator.device, here)
+
+
+def device_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes of memory that a GPU has, or each of so many processes of this machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)  # as torchrun says it on several machines
-    return psutil.virtual_memory().total // here
+    return psutil.virtual_memory().total // processes
 
 
 @lru_cache

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils.other import get_free_port
 
 from cips3d.errors import UserError, machine_fault
+from cips3d.interrupts import ENDING
 from cips3d.training.config import Stage
 
 #: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
@@ -62,7 +63,16 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         UserError: that of any of the processes.
     """
     if count == 1:
-        return work(*arguments)
+        result = work(*arguments)
+        if torch.distributed.is_initialized():  # a launcher's; NCCL complains where nobody does
+            torch.distributed.destroy_process_group()
+        return result
+    if "ACCELERATE_USE_CPU" not in os.environ and torch.accelerator.is_available():
+        found = torch.accelerator.device_count()
+        raise UserError(
+            f"--processes {count}: they would share the CPU, and this machine has {found} GPU{'s' * (found > 1)}; leave it out "
+            f"or start accelerate launch --num_processes {found} -m cips3d train (for the CPU set ACCELERATE_USE_CPU=true)"
+        )
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("spawn")
     job = {
@@ -120,6 +130,9 @@ def joined(precision: str = "no") -> Accelerator:
         if "precision" not in str(error):
             raise UserError(f"the launcher: {error}; start with accelerate launch or torchrun") from None
         raise UserError(f"precision {precision}: {error}; set precision=no") from None
+    # accelerate takes emulation for it, which is slower than full precision
+    if precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UserError("precision bf16: this GPU has no arithmetic for it (Ampere and later have); set precision=no")
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > accelerator.num_processes:
         raise UserError(
@@ -183,9 +196,10 @@ def _help(
 ) -> None:
     """A process that is not the main one: does the work and reports that it is there, and a user's error.
 
-    It hears no Ctrl-C, which the main process does and tells the others.
+    It hears no Ctrl-C or SIGTERM, which the main process does and tells the others.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)  # where it is not inherited
     pipe.send(None)
     main = multiprocessing.parent_process()
     assert main is not None

@@ -25,7 +25,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, RenderOutput
 from cips3d.training import gradients, losses
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.draws import fake_draws
+from cips3d.training.draws import FakeDraws, fake_draws
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 
 Mode = Literal["full", "partial", "checkpointed"]
@@ -146,14 +146,14 @@ def visible_share(config: TrainConfig) -> float:
         return 1.0
     with torch.no_grad(), Account() as account:
         cpu = torch.device("cpu")
-        _small_picture(Networks(config, cpu, fresh=False).generator, config, stage.resolution, cpu)
+        _pictures(Networks(config, cpu, fresh=False).generator, config, stage.resolution, cpu)
     return max(0.5, (account.flops - counts[0]) / (counts[1] - counts[0]))
 
 
 def measured_speed(config: TrainConfig, processes: int = 1, seconds: float = 3.0) -> float:
-    """Operations a second that this machine reaches in a generator's forward and backward pass on a small picture.
+    """Operations a second that this machine reaches in a generator's forward and backward pass.
 
-    In the run's own precision, where the machine has it.
+    In the run's own precision, where the machine has it; of one small picture on a CPU, of what keeps an accelerator busy.
 
     Args:
         processes: that share the machine's cores, where it has no accelerator; the speed is that of one of them.
@@ -170,14 +170,16 @@ def measured_speed(config: TrainConfig, processes: int = 1, seconds: float = 3.0
 
 
 def _speed(config: TrainConfig, device: torch.device, seconds: float) -> float:
+    pictures, side = (1, 32) if device.type == "cpu" else (2, min(128, config.stages[-1].resolution))
     generator = build_generator(config.generator).to(device)
     halved = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
     def one_pass() -> None:
         with halved:
-            image = _small_picture(generator, config, 32, device).image
-        float(image.sum())  # waits for a GPU
+            image = _pictures(generator, config, side, device, pictures).image
         image.sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
 
     with Account() as account:
         one_pass()
@@ -188,9 +190,9 @@ def _speed(config: TrainConfig, device: torch.device, seconds: float) -> float:
     return passes * account.flops / elapsed
 
 
-def _small_picture(generator: Generator, config: TrainConfig, side: int, device: torch.device) -> RenderOutput:
+def _pictures(generator: Generator, config: TrainConfig, side: int, device: torch.device, count: int = 1) -> RenderOutput:
     sampling = config.sampling or generator.sampling
-    draws = fake_draws(config.generator, sampling, side, 0.0, ("plan",), range(1), device)
+    draws = fake_draws(config.generator, sampling, side, 0.0, ("plan",), range(count), device)
     return gradients.full(generator, draws.latents, draws.camera, side, draws.rays, sampling)
 
 
@@ -245,14 +247,8 @@ def _generate(generator: Generator, config: TrainConfig, stage: Stage, pictures:
     camera = Camera(torch.empty(pictures, 4, 4, device=META), torch.empty(pictures, device=META))
     jitter = torch.empty(pictures, side**2, sampling.coarse, device=META)
     importance = torch.empty(pictures, side**2, sampling.fine, device=META)
-    arguments = (generator, latents, camera, side, RayDraws(jitter, importance), sampling)
-    if stage.gradients == "full":
-        return gradients.full(*arguments)
-    assert stage.chunk is not None  # `step_cost` sees to it
-    chunk = stage.chunk
-    if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
-        return gradients.checkpointed(*arguments, chunk)
-    return gradients.partial(*arguments, torch.empty(stage.gradient_rays or 0, dtype=torch.long, device=META), chunk)
+    draws = FakeDraws(latents, camera, RayDraws(jitter, importance))
+    return gradients.for_stage(stage, generator, draws, sampling, (0, 0), memory=0)  # `step_cost` sees to the chunk
 
 
 def _average(module: nn.Module, processes: int) -> None:

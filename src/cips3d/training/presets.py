@@ -136,6 +136,8 @@ def _ffhq(resolution: int) -> TrainConfig:
         stages=tuple(stage for stage in (*first, *late) if stage.resolution <= resolution),
         precision="bf16",
         workers=3,
+        sample_kimg=50.0,
+        checkpoint_kimg=50.0,
     )
 
 
@@ -158,6 +160,8 @@ def _ffhq_512_paper() -> TrainConfig:
         ),
         precision="bf16",
         workers=3,
+        sample_kimg=50.0,
+        checkpoint_kimg=50.0,
     )
 
 

@@ -25,6 +25,7 @@ from cips3d.camera import PoseDistribution, mirrored_label
 from cips3d.configuration import read_json
 from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
 from cips3d.errors import UserError
+from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import last_sample_share
 from cips3d.models.generator import Generator
@@ -37,7 +38,6 @@ from cips3d.training.cameras import CameraSource, DatasetCameras
 from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
 from cips3d.training.feeding import pieces, real_batches
-from cips3d.training.interrupts import first_interrupt_noted
 from cips3d.training.launch import joined
 from cips3d.training.logs import RunLog, check_run_dir, write_config
 from cips3d.training.steps import (
@@ -93,6 +93,7 @@ class Trainer:
         self.config, self.measures = config, [*measures]
         self.run_dir = Path(run_dir)
         self.accelerator = accelerator or joined(config.precision)
+        torch.backends.cudnn.benchmark = True  # all pictures of a stage have one size
         check_batches(config.stages, self.accelerator.num_processes, "stages")
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
@@ -274,7 +275,7 @@ class Trainer:
         """
         c, n, at = self.config, self.networks, self.counters
         device = self.accelerator.device
-        pictures = real.to(device).float().div_(127.5).sub_(1)
+        pictures = real.to(device, non_blocking=True).float().div_(127.5).sub_(1)
         if c.mirror:
             flips = mirrored((c.seed, at.step), positions)
             pictures = torch.where(flips.to(device)[:, None, None, None], pictures.flip(3), pictures)
@@ -319,8 +320,8 @@ class Trainer:
         return c.transmittance_weight * losses.transmittance_loss(fake.opacity, c.transmittance_target)
 
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
-        key = self.config.seed, self.counters.step
-        return gradients.for_stage(stage, self.networks.generator, draws, self._sampling, key, self.accelerator)
+        key, memory = (self.config.seed, self.counters.step), gradients.process_memory(self.accelerator)
+        return gradients.for_stage(stage, self.networks.generator, draws, self._sampling, key, memory)
 
     def _judging(self, stage: Stage, positions: range, real_cameras: Tensor | None, draws: FakeDraws) -> Judging:
         c, at = self.config, self.counters
