@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import EqualConv, EqualLinear, ProgressiveDiscriminator, ResidualBlock
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import FilmSiren, ModulatedLinear
 from cips3d.models.nerf import RadianceField

@@ -13,7 +13,8 @@ import time
 
 import torch
 
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.training.presets import preset
 
 SIDE, TURNS = 32, 5

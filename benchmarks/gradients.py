@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 import torch
 from memory import give_back_at_once, peak
 
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput
 from cips3d.training import gradients
 from cips3d.training.draws import fake_draws

@@ -15,7 +15,8 @@ import time
 import torch
 
 from cips3d import pretrained
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.training import gradients
 from cips3d.training.draws import fake_draws
 

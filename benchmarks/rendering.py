@@ -22,8 +22,9 @@ from memory import peak
 from torch.utils.flop_counter import FlopCounterMode
 
 from cips3d.camera import Camera
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import generator_cost
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import RayDraws
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.draws import FakeDraws

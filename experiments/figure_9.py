@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from cips3d.camera import Camera
 from cips3d.models.baselines import build_generator
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.training.allocator import keep_freed_memory
 
 SIDES, TURNS = (16, 32, 64), 3

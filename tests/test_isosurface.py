@@ -23,7 +23,7 @@ from cips3d.export.isosurface import (
     surface_level,
     typical_cameras,
 )
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.config import GeneratorConfig
 
 CONFIG = GeneratorConfig(background="plain")
 VOLUME = SampledVolume.of(CONFIG)

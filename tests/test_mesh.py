@@ -46,7 +46,7 @@ class Balls(Generator):
         self.balls = balls
         self.nerf.density_along = self.density  # type: ignore[method-assign]
 
-    def density(self, rays: Rays, t: Tensor, _: Tensor) -> Tensor:
+    def density(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
         points = rays.at(t)
         return 1e6 * torch.stack([r - (points - torch.tensor(c)).norm(dim=-1) for c, r, _ in self.balls]).amax(dim=0)
 

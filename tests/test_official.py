@@ -17,7 +17,8 @@ from cips3d import cli, pretrained
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.layers import FilmSiren, ModulatedLinear
 from cips3d.models.records import Latents, RayDraws, Sampling, Styles
 from cips3d.pretrained import import_official_discriminator, import_official_generator, read_official
@@ -98,15 +99,6 @@ def test_density_and_feature_at_each_sample(network: Generator, tensors: dict[st
     assert worst(network.nerf.density_along(rays, t, tensors["w_nerf"]), sigma) < DOUBLE
     assert worst(sigma, tensors[f"cam{i}/nerf_sigma_coarse"]) < DOUBLE
     assert worst(network.nerf.feature(hidden)[:, ::7], tensors[f"cam{i}/nerf_feature_coarse"]) < DOUBLE
-
-
-@pytest.mark.parametrize("i", CAMERAS)
-def test_density_and_feature_at_points(network: Generator, tensors: dict[str, Tensor], i: int) -> None:
-    rays, t = recorded_rays(tensors, i), tensors[f"cam{i}/t_coarse"]
-    points = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]
-    density, feature = network.nerf.at_points(points.flatten(1, 2), tensors["w_nerf"])
-    assert worst(density.view_as(t), tensors[f"cam{i}/nerf_sigma_coarse"].relu()) < DOUBLE
-    assert worst(feature.view(*t.shape, -1)[:, ::7], tensors[f"cam{i}/nerf_feature_coarse"]) < DOUBLE
 
 
 @pytest.mark.parametrize("i", CAMERAS)

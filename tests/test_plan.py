@@ -45,7 +45,7 @@ def test_costs_grow_as_they_should() -> None:
     config, stage = small(32)
     one, two = (step_cost(config, stage, pictures, MEMORY, 0.6) for pictures in (1, 2))
     assert one.flops == pytest.approx(two.flops, rel=0.1)  # per picture
-    assert one.state_bytes == two.state_bytes < one.peak_bytes < two.peak_bytes
+    assert one.peak_bytes < two.peak_bytes
     large = step_cost(config, small(64)[1], 1, MEMORY, 0.6)
     assert 2 < large.flops / one.flops < 4.1  # the discriminators' lower blocks stay
     assert step_cost(config, stage, 1, MEMORY, 1.0).peak_bytes > one.peak_bytes
@@ -108,7 +108,7 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1, 1))
+    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
     data = tiny.pictures(tmp_path / "data", size=4)
     write_config(tmp_path / "run", tiny.config(data))

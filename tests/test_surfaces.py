@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads, raycast
-from cips3d.data.head_solid import depth_inside
-from cips3d.data.heads import HEAD_HEIGHT
 from cips3d.errors import UserError
 from cips3d.metrics.subjects import Subjects
-from cips3d.metrics.surfaces import chamfer_distance, head_points, seen_points, thinned
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+from solid import HEAD_HEIGHT, chamfer_distance, depth_in_parts, depth_inside, head_points, seen_points, thinned
 
 HEADS = SyntheticHeads(resolution=32, supersampling=1)
 
@@ -61,10 +64,10 @@ def test_points_of_views_and_all_over_a_head_lie_on_it() -> None:
     view = Subjects.true(HEADS, [3]).at(0.4, 0.1)
     points = seen_points(view)
     assert len(points) == int(view.solid.sum())
-    assert np.abs(HEADS.depth_inside(3, points)).max() < 1e-5
-    assert np.abs(HEADS.depth_inside(4, points)).max() > 0.005
+    assert np.abs(depth_inside(HEADS, 3, points)).max() < 1e-5
+    assert np.abs(depth_inside(HEADS, 4, points)).max() > 0.005
     around = head_points(HEADS, 3, spacing=4e-3, side=64)
-    assert np.abs(HEADS.depth_inside(3, around)).max() < 1e-5
+    assert np.abs(depth_inside(HEADS, 3, around)).max() < 1e-5
     assert around[:, 2].min() < -0.05 and around[:, 2].max() > 0.04  # its back and its front
     front = head_points(HEADS, 3, Camera.orbit(0.0, fov=14.0), spacing=4e-3, side=64)
     assert len(front) < 0.7 * len(around)
@@ -79,11 +82,11 @@ def test_rays_meet_the_solid_from_outside() -> None:
         for offset, sign in ((-1e-5, -1), (1e-5, 1)):
             t = batch.depth.flatten(1)[..., None].double() + offset
             points = (rays.origins + t * rays.directions)[batch.mask.flatten(1)].numpy()
-            depth = HEADS.depth_inside(index, points)
+            depth = depth_inside(HEADS, index, points)
             assert (np.sign(depth) == sign).mean() > 0.99
             assert np.abs(depth).max() <= 1.5e-5
         empty = rays.at(torch.linspace(0.88, 1.12, 20).expand(4, 32 * 32, 20))[~batch.mask.flatten(1)]
-        assert (HEADS.depth_inside(index, empty.flatten(0, 1).double().numpy()) < 1e-6).all()
+        assert (depth_inside(HEADS, index, empty.flatten(0, 1).double().numpy()) < 1e-6).all()
 
 
 def test_depth_is_the_distance_to_a_ball() -> None:
@@ -94,19 +97,17 @@ def test_depth_is_the_distance_to_a_ball() -> None:
     points = np.random.default_rng(1).uniform(-0.06, 0.06, (200, 3))
     points[0] = part[0, raycast.CENTER : raycast.CENTER + 3]
     found = np.empty(len(points))
-    depth_inside(part, points, found)
+    depth_in_parts(part, points, found)
     assert found == pytest.approx(0.03 - np.linalg.norm(points - points[0], axis=1), abs=1e-9)
     part[0, raycast.PRESENT] = 0
-    depth_inside(part, points, found)
+    depth_in_parts(part, points, found)
     assert (found == -np.inf).all()
 
 
 def test_a_head_is_as_high_as_is_said() -> None:
     for index in range(4):
         y = np.linspace(-0.09, 0.1, 400)
-        inside = HEADS.depth_inside(index, np.stack([0 * y, y, 0 * y - 0.009], axis=1)) > 0
+        inside = depth_inside(HEADS, index, np.stack([0 * y, y, 0 * y - 0.009], axis=1)) > 0
         crown = y[inside].max()  # hats and hair are on it
         assert 0.06 < crown < 0.12
         assert 0.8 < (crown + 0.065) / HEAD_HEIGHT < 1.3  # the chin is at about -0.065
-    with pytest.raises(IndexError):
-        HEADS.depth_inside(HEADS.size, np.zeros((1, 3)))

@@ -17,7 +17,8 @@ from cips3d.export.media import depth_picture, to_uint8
 from cips3d.export.sheets import subject_grid, view_sheet
 from cips3d.export.tiles import PictureFormat, depth_range, picture_strips, pictures
 from cips3d.models.baselines import build_generator
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import RayDraws, Styles
 
 CONFIG = replace(tiny.GENERATOR, density_gain=30.0, density_blob=30.0)
@@ -118,7 +119,8 @@ def test_a_large_picture_in_a_process_of_its_own() -> None:
 import resource, torch
 from cips3d.camera import Camera
 from cips3d.export.tiles import PictureFormat, pictures
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 config = GeneratorConfig(shape_dim=4, appearance_dim=4, shape_style_dim=4, appearance_style_dim=4, nerf_width=2, nerf_layers=1,

@@ -31,7 +31,7 @@ from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.draws import RealOrder, fake_draws, mirrored
+from cips3d.training.draws import fake_draws, mirrored, real_order
 from cips3d.training.feeding import real_batches
 from cips3d.training.steps import Judging, Networks, average_gradients, discriminator_step, generator_step, ramped_average
 from cips3d.training.trainer import MODEL_FILE, Trainer
@@ -256,12 +256,12 @@ def test_draws_do_not_depend_on_the_number_of_processes() -> None:
             assert not torch.equal(read(whole), read(make(range(4), other)))
 
 
-def taken(order: RealOrder, batches: int) -> list[list[int]]:
+def taken(order: Iterator[list[int]], batches: int) -> list[list[int]]:
     return list(itertools.islice(order, batches))
 
 
 def test_real_order_shows_every_picture_once_an_epoch() -> None:
-    shown, other = ([*itertools.chain(*taken(RealOrder(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1))
+    shown, other = ([*itertools.chain(*taken(real_order(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1))
     epochs = [shown[i : i + 7] for i in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -270,13 +270,13 @@ def test_real_order_shows_every_picture_once_an_epoch() -> None:
 
 @pytest.mark.parametrize("start", [4, 8, 28])
 def test_real_order_resumes_in_the_middle_of_an_epoch(start: int) -> None:
-    whole = taken(RealOrder(7, 0, 0, 4, range(4)), 12)
-    assert taken(RealOrder(7, 0, start, 4, range(4)), 4) == whole[start // 4 : start // 4 + 4]
+    whole = taken(real_order(7, 0, 0, 4, range(4)), 12)
+    assert taken(real_order(7, 0, start, 4, range(4)), 4) == whole[start // 4 : start // 4 + 4]
 
 
 def test_real_order_deals_the_batch_out_to_the_processes() -> None:
-    whole = taken(RealOrder(5, 0, 0, 6, range(6)), 6)  # a batch above the size of the dataset
-    parts = [taken(RealOrder(5, 0, 0, 6, range(i, i + 3)), 6) for i in (0, 3)]
+    whole = taken(real_order(5, 0, 0, 6, range(6)), 6)  # a batch above the size of the dataset
+    parts = [taken(real_order(5, 0, 0, 6, range(i, i + 3)), 6) for i in (0, 3)]
     assert whole == [a + b for a, b in zip(*parts, strict=True)]
 
 
@@ -347,7 +347,7 @@ def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -
     assert [s.generator_lr for s in steps] == [1e-3] * 4 + [5e-4] * 8
     assert [s.discriminator_lr for s in steps] == [2e-3] * 4 + [1e-3] * 8
     assert [s.noise for s in steps] == [[max(0.0, 1 - 4 * i / 32)] for i in range(12)]  # one set of draws a step
-    order = taken(RealOrder(6, 0, 0, 4, range(4)), 12)
+    order = taken(real_order(6, 0, 0, 4, range(4)), 12)
     for i, step in enumerate(steps[4:], 4):  # at 4² the pictures are scaled down
         for flip, index, real in zip(mirrored((0, i), range(4)), order[i], step.real, strict=True):
             original = trainer.dataset[index] / 127.5 - 1

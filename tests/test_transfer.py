@@ -76,7 +76,7 @@ def test_transfer_leaves_the_nerf_as_it_is_and_teaches_the_rest(model: str, tmp_
     assert torch.equal(old.aux_image, new.aux_image)
     assert not torch.allclose(old.image, new.image, atol=1e-4)
     points = torch.rand(1, 50, 3) * 0.2 - 0.1
-    densities = [g.nerf.at_points(points, g.map(latents[0]).shape)[0] for g in (before, after)]
+    densities = [g.nerf(points, None, g.map(latents[0]).shape)[0] for g in (before, after)]
     assert torch.equal(*densities)
 
 

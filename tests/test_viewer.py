@@ -34,10 +34,11 @@ from cips3d.editing.invert import Inversion
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.mesh import glb
+from cips3d.files import png
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 from cips3d.viewer import pictures
-from cips3d.viewer.files import LONGEST_FILE, png, read_upload
+from cips3d.viewer.files import LONGEST_FILE, read_upload
 from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
 from cips3d.viewer.subjects import Subjects
 from cips3d.viewer.view import (
@@ -404,14 +405,14 @@ def test_steps_wait_and_can_be_forgotten() -> None:
 def test_uploads_are_central_squares() -> None:
     pixels = np.zeros((20, 40, 3), dtype=np.uint8)
     pixels[:, 10:20], pixels[:, 20:30] = (255, 0, 0), (0, 0, 255)
-    image = read_upload("two.png", png(pixels), 4)
+    image = read_upload("two.png", png(Image.fromarray(pixels)), 4)
     assert image.shape == (1, 3, 4, 4)
     torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([1.0, -1.0, -1.0]), atol=0.2, rtol=0.0)
     torch.testing.assert_close(image[0, :, 0, 3], torch.tensor([-1.0, -1.0, 1.0]), atol=0.2, rtol=0.0)
 
 
 def test_bad_uploads_are_named() -> None:
-    for content in (b"", b"no picture", png(np.zeros((8, 8, 3), np.uint8))[:45], bytes(LONGEST_FILE + 1)):
+    for content in (b"", b"no picture", png(Image.new("RGB", (8, 8)))[:45], bytes(LONGEST_FILE + 1)):
         with pytest.raises(UserError, match=r"^cat\.png: "):
             read_upload("cat.png", content, 8)
 
@@ -587,7 +588,7 @@ def test_a_blended_subject_is_saved_with_its_model(generator: Generator, other: 
 
 
 def upload(client: Client, name: str, grey: int) -> None:
-    content = png(np.full((8, 8, 3), grey, np.uint8))
+    content = png(Image.new("RGB", (8, 8), (grey, grey, grey)))
     button = {"source_component_uuid": client.controls["Open a picture"], "transfer_uuid": name}
     client.send(
         "FileTransferStartUpload", filename=name, mime_type="image/png", part_count=1, size_bytes=len(content), **button
@@ -809,7 +810,7 @@ def test_a_users_picture_in_a_browser(
 
     monkeypatch.setattr(session, "invert", invert)
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "good.png").write_bytes(png(np.full((30, 20, 3), 200, np.uint8)))
+    (tmp_path / "good.png").write_bytes(png(Image.new("RGB", (20, 30), (200, 200, 200))))
     with a_page(browser, viewer) as page:
         before = shot(page)
 

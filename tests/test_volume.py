@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import RayDraws, RayOutput, Sampling, Styles
 from cips3d.models.volume import (
     ENDLESS,

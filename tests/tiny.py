@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.generator import GeneratorConfig
 from cips3d.training.config import Stage, TrainConfig
 
 GENERATOR = GeneratorConfig(

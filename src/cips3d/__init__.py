@@ -7,7 +7,8 @@ from cips3d import trajectories
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.export.video import save_video
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.pretrained import load, save
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cips3d.configuration import Configuration
+from cips3d.configuration import Configuration, check_range
 from cips3d.errors import UserError
 
 #: One number for all cameras, or one for each.
@@ -51,10 +51,6 @@ class Rays:
     def count(self) -> int:
         """Rays per batch entry."""
         return self.origins.shape[1]
-
-    def to(self, *args, **kwargs) -> Rays:
-        """The same rays with `Tensor.to(*args, **kwargs)` applied."""
-        return Rays(self.origins.to(*args, **kwargs), self.directions.to(*args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -298,13 +294,10 @@ class PoseDistribution(Configuration):
     fov: float = 12.0
 
     def __post_init__(self) -> None:
-        numbers = (self.yaw_mean, self.yaw_std, self.pitch_mean, self.pitch_std, self.radius, self.fov)
-        spread = min(self.yaw_std, self.pitch_std) >= 0
-        if not all(math.isfinite(x) for x in numbers) or not spread or self.radius <= 0 or not 0 < self.fov < 180:
-            raise UserError(
-                f"camera prior: {numbers}: angles must be finite, deviations 0 or more, radius positive, fov between 0 and 180 "
-                "degrees"
-            )
+        check_range(self, "camera prior", "yaw_mean pitch_mean")
+        check_range(self, "camera prior", "yaw_std pitch_std", least=0)
+        check_range(self, "camera prior", "radius", above=0)
+        check_range(self, "camera prior", "fov", above=0, below=180)
 
     def angles(self, draws: Float[Tensor, "batch 2"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""

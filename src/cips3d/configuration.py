@@ -59,6 +59,31 @@ def _refuse_long_numbers(values: Any) -> None:
         _refuse_long_numbers(entry)
 
 
+def check_range(
+    config: Any,
+    kind: str,
+    names: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raises UserError for the first field that is out of range: neither None nor a finite number within all bounds.
+
+    Args:
+        kind: what the user knows the configuration by, for the error line.
+        names: of the fields, with spaces between them.
+    """
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not (least <= value <= most and above < value < below):
+            told = [f"{words} {bound}" for words, bound in bounds.items() if abs(bound) < math.inf]
+            told += [] if abs(value) < math.inf else ["finite"]
+            raise UserError(f"{kind}: {name} is {value}; it must be {' and '.join(told)}")
+
+
 def with_settings(config: T, settings: Sequence[str], source: str) -> T:
     """A configuration with single values changed.
 

@@ -1,4 +1,4 @@
-"""What the user can mend: the one exception for it, and what a machine lacks; the command line prints a line, exit status 2."""
+"""What the user can mend: the one exception for it, what to say of others; the command line prints a line, exit status 2."""
 
 import torch
 
@@ -26,3 +26,14 @@ def machine_fault(error: Exception) -> str | None:
     words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
     short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
     return _NOT_ENOUGH_MEMORY if short else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown((text or type(error).__name__).splitlines()[0])
+
+
+def shown(text: object) -> str:
+    """`text` as it can be printed on one line, whatever bytes a file name holds."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))

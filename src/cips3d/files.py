@@ -1,14 +1,17 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and pictures as files."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from cips3d.errors import UserError
+from PIL import Image
+
+from cips3d.errors import UserError, first_line
 
 
 class _Undone(Exception):
@@ -55,8 +58,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
-        reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; give a path that can be written and has room") from error
+        raise UserError(f"cannot write {path}: {first_line(error)}; give a path that can be written and has room") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()

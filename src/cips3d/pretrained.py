@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cips3d.configuration import from_dict, read_json, to_dict
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.files import atomic_path
 from cips3d.models.baselines import build_generator
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.generator import Generator
 
 #: Models that come with the package, by name.
 BUNDLED = {"heads": "heads-64.safetensors"}
@@ -68,11 +67,8 @@ def load(name: str | Path) -> Generator:
     Raises:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
-    path = Path(name)
-    if _is_bundled(name):
-        with as_file(files("cips3d") / "bundled" / BUNDLED[str(name)]) as bundled:
-            generator = _load_file(bundled)
-    elif path.is_file():
+    path = _path(name)
+    if path.is_file():
         generator = _load_file(path)
     elif path.is_dir() or _HUB_ID.fullmatch(str(name)):
         generator = _load_hub_form(str(name), is_folder=path.is_dir())
@@ -86,6 +82,10 @@ def load(name: str | Path) -> Generator:
 
 def _is_bundled(name: str | Path) -> bool:
     return isinstance(name, str) and name in BUNDLED
+
+
+def _path(name: str | Path) -> Path:
+    return Path(__file__).parent / "bundled" / BUNDLED[str(name)] if _is_bundled(name) else Path(name)
 
 
 def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) -> None:
@@ -111,15 +111,11 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
     Raises:
         UserError: if their file is damaged.
     """
-    with contextlib.ExitStack() as stack:
-        if _is_bundled(name):
-            folder = stack.enter_context(as_file(files("cips3d") / "bundled"))
-            path = discriminators_file(folder / BUNDLED[str(name)])
-        else:
-            path = discriminators_file(Path(name)) if Path(name).is_file() else None
-        if path is None or not path.is_file():
-            return None
-        entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
+    model = _path(name)
+    path = discriminators_file(model) if model.is_file() else model
+    if not path.is_file():
+        return None
+    entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
     if not isinstance(entries, dict):
         raise UserError(f"{path}: its header holds no configurations of discriminators; copy or download it again")
     configs = {key: from_dict(DiscriminatorConfig, entry, str(path)) for key, entry in entries.items()}
@@ -143,12 +139,15 @@ def discriminators_file(model: Path) -> Path:
     return model.with_suffix(".discriminators.safetensors")
 
 
-def read_tensors(path: Path, key: str | None, what: str) -> tuple[Any, dict[str, Tensor]]:
+def read_tensors(
+    path: Path, key: str | None, what: str, remedy: str = "it may be truncated: copy or download it again"
+) -> tuple[Any, dict[str, Tensor]]:
     """The JSON under `key` in the header of a safetensors file, and the tensors.
 
     Args:
         key: None where the header does not matter; None is then returned for it.
         what: the file should be, for an error line.
+        remedy: against a damaged file, for an error line.
 
     Raises:
         UserError: if the file cannot be read, or its header has no such key.
@@ -161,7 +160,7 @@ def read_tensors(path: Path, key: str | None, what: str) -> tuple[Any, dict[str,
             entry = None if key is None else json.loads(metadata[key])
             return entry, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not readable as {what} ({error}); it may be truncated: copy or download it again") from None
+        raise UserError(f"{path} is not readable as {what} ({error}); {remedy}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -189,7 +188,7 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
             Path(name) / file if is_folder else Path(hf_hub_download(name, file)) for file in (CONFIG_NAME, MODEL_FILE)
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"model {name}: is neither a file, a folder nor a model on the Hugging Face hub ({reason})") from None
     if is_folder and _is_of_run(config):
         raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}")
@@ -233,6 +232,20 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: st
     module.load_state_dict(weights)
 
 
+def read_pickle(path: str | Path, remedy: str) -> Any:
+    """What `torch.save` wrote, read without unpickling anything but tensors and plain values; error lines end in `remedy`.
+
+    Raises:
+        UserError: if the file cannot be read, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}; {remedy}") from None
+    except Exception as error:  # on other files the reader of pickles fails in any way
+        raise UserError(f"{path} is not a checkpoint of plain tensors ({first_line(error)}); {remedy}") from None
+
+
 # ---------------------------------------------------------------- the authors' checkpoints
 def read_official(path: str | Path) -> dict[str, Tensor]:
     """The state_dict in one of the authors' `.pth` files, read without unpickling anything but tensors.
@@ -240,13 +253,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file cannot be read, or holds anything else.
     """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # on other files the reader of pickles fails in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not a checkpoint of plain tensors ({reason}); give the authors' *.pth file") from None
+    content = read_pickle(path, "give the authors' *.pth file")
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file")
     return content

@@ -44,7 +44,7 @@ def arc(frames: int = 7, yaw: float = math.pi / 4, pitch: float = 0.0, radius: f
     """
     _check(frames, radius, fov, pitch)
     yaws = torch.linspace(-yaw, yaw, frames, dtype=torch.float64) if frames > 1 else torch.tensor([yaw], dtype=torch.float64)
-    return _single(Camera.orbit(yaws, pitch, radius, fov))
+    return Camera.orbit(yaws, pitch, radius, fov).to(torch.float32)
 
 
 def orbit(frames: int = 120, yaw: float = math.pi / 4, pitch: float = 0.0, radius: float = 1.0, fov: float = 12.0) -> Camera:
@@ -55,7 +55,7 @@ def orbit(frames: int = 120, yaw: float = math.pi / 4, pitch: float = 0.0, radiu
         yaw: how far it goes to either side, radians.
     """
     _check(frames, radius, fov, pitch)
-    return _single(Camera.orbit(yaw * _phase(frames).sin(), pitch, radius, fov))
+    return Camera.orbit(yaw * _phase(frames).sin(), pitch, radius, fov).to(torch.float32)
 
 
 def figure_eight(
@@ -75,7 +75,7 @@ def figure_eight(
     """
     _check(frames, radius, fov, abs(pitch) + abs(rise))
     phase = _phase(frames)
-    return _single(Camera.orbit(yaw * phase.sin(), pitch + rise * (2 * phase).sin(), radius, fov))
+    return Camera.orbit(yaw * phase.sin(), pitch + rise * (2 * phase).sin(), radius, fov).to(torch.float32)
 
 
 def dolly_zoom(
@@ -96,16 +96,12 @@ def dolly_zoom(
     start, end = (math.tan(math.radians(angle) / 2) for angle in (fov, to_fov))
     tangent = start + (end - start) * (1 - _phase(frames).cos()) / 2
     fovs = torch.rad2deg(2 * torch.atan(tangent))
-    return _single(Camera.orbit(torch.full_like(fovs, yaw), pitch, radius * start / tangent, fovs))
+    return Camera.orbit(torch.full_like(fovs, yaw), pitch, radius * start / tangent, fovs).to(torch.float32)
 
 
 def _phase(frames: int) -> Float[Tensor, " frames"]:
     """Angles of one turn, without its end."""
     return torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
-
-
-def _single(camera: Camera) -> Camera:
-    return camera.to(torch.float32)
 
 
 def _check(frames: int, radius: float, fov: float, pitch: float) -> None:
@@ -277,7 +273,7 @@ def _cameras(places: Float[np.ndarray, "frames 7"]) -> Camera:
     camera = Camera.orbit(yaw, pitch, distance.exp(), torch.rad2deg(2 * torch.atan(tangent.exp())))
     pose = camera.cam_to_world.clone()
     pose[:, :3, :3] = pose[:, :3, :3] @ torch.from_numpy(Rotation.from_rotvec(places[:, 4:]).as_matrix())
-    return _single(Camera(pose, camera.fov))
+    return Camera(pose, camera.fov).to(torch.float32)
 
 
 def _nearest_turn(angle: float, to: float) -> float:
@@ -317,15 +313,10 @@ def _turned(
     vectors: Float[np.ndarray, "keys 3"], knots: Int[np.ndarray, " knots"], loop: bool
 ) -> Float[np.ndarray, "frames 3"]:
     """The rotations at those numbers: from each to the next about one axis, the shorter way, with a continuous speed."""
-    from scipy.spatial.transform import Rotation
+    from scipy.spatial.transform import Rotation, Slerp
 
     keys = Rotation.from_rotvec(np.concatenate([vectors, vectors[:1]]) if loop else vectors)
-    legs = (keys[:-1].inv() * keys[1:]).as_rotvec()
-    sizes = np.linalg.norm(legs, axis=1)
-    sizes[sizes < 1e-9] = 0.0  # rounding
+    sizes = np.maximum((keys[:-1].inv() * keys[1:]).magnitude(), 1e-9)  # Slerp wants each key behind the one before it
     angles = np.concatenate([[0.0], np.cumsum(sizes)])
     gone = _through((angles[:-1] if loop else angles)[:, None], knots, angles[-1:] if loop else None)[:, 0]
-    leg = np.minimum(np.searchsorted(knots, np.arange(len(gone)), side="right") - 1, len(legs) - 1)
-    share = (gone - angles[leg]) / np.where(sizes > 0, sizes, 1.0)[leg]
-    before = Rotation.from_quat(keys.as_quat()[leg])
-    return (before * Rotation.from_rotvec(share[:, None] * legs[leg])).as_rotvec()
+    return Slerp(angles, keys)(gone.clip(0, angles[-1])).as_rotvec()

@@ -50,24 +50,21 @@ def main(args: Sequence[str] | None = None) -> None:
             args=args,
             config=(conf.PositionalMetavarFromFieldName, conf.DisallowNone, conf.FlagCreatePairsOff),
         )
-    except UserError as error:
-        print(f"cips3d: error: {error_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:  # what no library function has put into words of its own
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"cips3d: error: {place}{error.strerror or error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (RuntimeError, MemoryError) as error:
-        fault = machine_fault(error)
-        if fault is None:
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        line = error_line(error)
+        if line is None:
             raise
-        print(f"cips3d: error: {fault}", file=sys.stderr)
+        print(f"cips3d: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def error_line(error: UserError) -> str:
-    """The error's one line; of one from a data loading process, which torch wraps in a traceback, the last."""
-    return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
+def error_line(error: Exception) -> str | None:
+    """What to tell of an error that is no fault of the program's, in one line; None of any other."""
+    if isinstance(error, UserError):  # of one from a data loading process, which torch wraps in a traceback, the last line
+        return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
+    if isinstance(error, OSError):  # what no library function has put into words of its own
+        return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}"
+    return machine_fault(error)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cips3d import pretrained, trajectories
 from cips3d.cli.options import Derived, at_least, check_seed, positive
 from cips3d.cli.train import train_here
-from cips3d.export.media import depth_picture, image_grid, save_frames, save_image
+from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.export.video import video_frames
 from cips3d.metrics.geometry import geometry_report
@@ -61,12 +60,8 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     ]
     gap = np.full_like(halves[0][:, :_GAP], 255)
     save_image(folder / "beside.png", np.concatenate([halves[0], gap, halves[1]], axis=1))
-    with torch.inference_mode():
-        depths = []
-        for head in range(heads):
-            view = generator.render(latents[head], orbit_cameras(generator, _YAWS), resolution, psi=psi)
-            depths.append(depth_picture(view.depth, view.subject_opacity))
-    save_image(folder / "depth.png", image_grid(torch.cat(depths), columns=len(_YAWS)))
+    depths = view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi, show="depth")
+    save_image(folder / "depth.png", depths)
     poses = generator.config.poses
     swing = trajectories.orbit(_FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov)
     side_by_side = [latents[head] for head in range(heads)]

@@ -8,6 +8,7 @@ from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least
 from cips3d.errors import UserError
 from cips3d.files import check_writable
+from cips3d.models.cost import parameter_count
 
 
 def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discriminators: Derived[Path] = None) -> None:
@@ -36,5 +37,5 @@ def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discr
     pretrained.save(generator, out)
     if judges is not None:
         pretrained.save_discriminators(judges, out)
-    count = sum(parameter.numel() for parameter in generator.parameters())
-    print(f"{out}: {count:,} parameters, INR {generator.config.inr_blocks} blocks × {generator.config.inr_width}")
+    config = generator.config
+    print(f"{out}: {parameter_count(generator):,} parameters, INR {config.inr_blocks} blocks × {config.inr_width}")

@@ -33,6 +33,8 @@ from cips3d.pretrained import MODEL_FILE
 
 #: Pixels, below which VGG has nothing left to look at.
 _LPIPS_SIDE = 32
+#: What an inversion leaves besides the model.
+SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE = "subject.safetensors", "inversion.json", "report.png", "views.png"
 #: Of the novel views, degrees.
 _YAWS = (-45, -30, -15, 0, 15, 30, 45)
 
@@ -62,7 +64,7 @@ def invert(
         image: the picture, framed as those that the model was trained on; its central square is used.
         model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
         out: folder for the results.
-        space: how far to go: w, one appearance for all blocks of the implicit network (safest from other sides); w+, one for
+        space: how far to go: w, one appearance for all blocks of the implicit network (fastest); w+, one for
             each block; tuned, with the network's weights fitted as well (nearest to the picture).
         features: what sees likeness besides colours: the model's discriminator, LPIPS (package lpips), or nothing. Default: the
             discriminator if the model came with it, else LPIPS if it is installed.
@@ -73,7 +75,7 @@ def invert(
             embedded heads, their own network: "heads".
         mirror: weight, while tuning, of giving the side that the picture hides the mirrored picture's share of the change; 0
             for subjects whose sides differ. Default: 0.3.
-        effort: so many times the usual number of steps.
+        effort: factor on the number of steps.
         seed: of all draws.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
@@ -93,8 +95,9 @@ def invert(
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
-    pretrained.check_replaces_nothing(out / MODEL_FILE, model)
-    if (out / MODEL_FILE).exists() and not (out / "inversion.json").exists():
+    for name in (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE):
+        pretrained.check_replaces_nothing(out / name, model, image)
+    if (out / MODEL_FILE).exists() and not (out / CAMERA_FILE).exists():
         raise UserError(f"{out}: holds a model that is of no inversion and would be replaced; give another folder")
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
@@ -148,19 +151,18 @@ def _start(
 
 
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
-    subject = out / "subject.safetensors"
     yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
     content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
-    places = (out / name for name in (MODEL_FILE, subject.name, "inversion.json"))
+    places = (out / name for name in (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE))
     with contextlib.ExitStack() as stack:  # all, or none
         model_there, subject_there, json_there = [stack.enter_context(atomic_path(place)) for place in places]
         pretrained.save(found.generator, model_there)
         Subject(found.styles, found.camera).save(subject_there)
         json_there.write_text(json.dumps(content, indent=2) + "\n")
-    save_image(out / "report.png", inversion_sheet(picture, found))
+    save_image(out / REPORT_FILE, inversion_sheet(picture, found))
     cameras = orbit_cameras(found.generator, _YAWS)
-    save_image(out / "views.png", view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
+    save_image(out / VIEWS_FILE, view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
-    print(f"the picture, what was made of it, and the subject from all sides: {out / 'report.png'}")
-    where = f"{out / MODEL_FILE} turn.mp4 --subject {subject}"
+    print(f"the picture, what was made of it, and the subject from all sides: {out / REPORT_FILE}")
+    where = f"{out / MODEL_FILE} turn.mp4 --subject {out / SUBJECT_FILE}"
     print(f"the subject and the model: try cips3d render {where}")

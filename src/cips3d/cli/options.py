@@ -12,9 +12,8 @@ import torch
 from tqdm import tqdm
 from tyro.conf import arg
 
-from cips3d.data.sources import first_line
 from cips3d.editing.subject import Subject
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.models.generator import Generator
 from cips3d.models.records import Styles
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cips3d.data.sources import first_line
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.metrics.consistency import Predictor
 from cips3d.metrics.head_network import load_head_network
 

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from cips3d import pretrained
-from cips3d.cli.options import Psi, Resolution, at_least, check_finite, check_seed, share_bar, to_device
+from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, share_bar, to_device
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, subject_grid
@@ -27,7 +27,7 @@ def sample(
     resolution: Resolution = None,
     supersample: int = 1,
     yaw: float | Literal["random"] = "random",
-    pitch: float = 0.0,
+    pitch: Derived[float] = None,
     separate: bool = False,
     device: str = "auto",
 ) -> None:
@@ -42,13 +42,15 @@ def sample(
         resolution: size of a picture in pixels, any. Default: the model's training resolution.
         supersample: rays along each side of a pixel: 2 gives smoother edges in four times the time.
         yaw: degrees, positive from the subject's left (+x); or "random", from the camera prior (pitch too).
-        pitch: degrees, positive from above.
+        pitch: degrees, positive from above; with --yaw. Default: 0.
         separate: write one file per subject.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
     at_least(1, count=count, supersample=supersample, resolution=resolution)
     check_finite(psi=psi, pitch=pitch, yaw=0.0 if yaw == "random" else yaw)
     check_seed(seed)
+    if yaw == "random" and pitch is not None:
+        raise UserError("--pitch: is of the camera that --yaw gives, and yaw is random; give both")
     if not separate and out.suffix.lower() != ".png":
         raise UserError(f"{out}: a grid is written as a .png; give a name that ends so, or --separate and a folder")
     generator = to_device(pretrained.load(model), device)
@@ -57,7 +59,7 @@ def sample(
     if yaw == "random":
         cameras = poses.sample(count, torch.Generator().manual_seed(seed))
     else:
-        cameras = orbit_cameras(generator, [yaw] * count, pitch)
+        cameras = orbit_cameras(generator, [yaw] * count, pitch or 0.0)
     if not separate:
         check_writable(out)
         with share_bar("pictures") as bar:

@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from cips3d.cli.options import Derived, Settings, at_least, check_seed, positive
-from cips3d.configuration import with_settings
+from cips3d.configuration import read_json, with_settings
 from cips3d.errors import UserError
 from cips3d.training import config as configs
 from cips3d.training import presets
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.config import TrainConfig, check_batches
 from cips3d.training.launch import default_processes, run_in_processes
-from cips3d.training.trainer import Trainer, resume_config
+from cips3d.training.trainer import Trainer
 
 
 def train(
@@ -58,8 +58,9 @@ def train(
     at_least(1, processes=processes)
     options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
     given = [name for name, value in options.items() if value is not None] + ["set"] * bool(set)
-    if (run_dir / "config.json").exists() and not given:
-        config = resume_config(run_dir)
+    stored = run_dir / "config.json"
+    if stored.exists() and not given:
+        config = read_json(TrainConfig, stored)
     else:
         config = _new_config(preset or "heads-32", data, kimg, minutes, batch, seed)
         config = with_settings(config, set, "--set")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import secrets
@@ -12,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from cips3d.data import head_traits
 from cips3d.data.heads import SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, png
 
 _BATCH = 64
 #: What the numbers of these attributes stand for.
@@ -54,6 +52,11 @@ def write_heads(path: str | os.PathLike[str], dataset: SyntheticHeads, count: in
         _write_folder(Path(path), _files(dataset, count))
 
 
+def member_name(i: int) -> str:
+    """The name of the picture of that number: a thousand to a folder."""
+    return f"{i // 1000:05d}/img{i:08d}.png"
+
+
 def _write_folder(target: Path, files: Iterator[tuple[str, bytes]]) -> None:
     temporary = target.with_name(f".{target.name[:64]}-{secrets.token_hex(4)}")
     try:
@@ -78,18 +81,12 @@ def _files(dataset: SyntheticHeads, count: int) -> Iterator[tuple[str, bytes]]:
         batch = dataset.render(indices)
         columns = {name: _rounded(value.tolist()) for name, value in batch.attributes.items()}
         for row, (index, label) in enumerate(zip(indices, batch.camera.to_label().tolist(), strict=True)):
-            name = f"{index // 1000:05d}/img{index:08d}.png"
+            name = member_name(index)
             labels.append([name, label])
             attributes[name] = {key: values[row] for key, values in columns.items()}
-            yield name, _png(batch.images[row].permute(1, 2, 0).numpy())
+            yield name, png(Image.fromarray(batch.images[row].permute(1, 2, 0).numpy()))
     yield "dataset.json", json.dumps({"labels": labels}).encode()
     yield "attributes.json", json.dumps({"kinds": _KINDS, "attributes": attributes}).encode()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _rounded(value: Any) -> Any:

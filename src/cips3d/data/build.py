@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zipfile
@@ -16,10 +15,11 @@ import av
 import av.error
 from PIL import Image
 
+from cips3d.data.archive import member_name
 from cips3d.data.images import FILTERS, LABEL_FILE, central_square, read_labels
-from cips3d.data.sources import first_line, open_source, opened_picture, picture_names, shown, upright_rgb
-from cips3d.errors import UserError
-from cips3d.files import atomic_path
+from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
+from cips3d.errors import UserError, first_line, shown
+from cips3d.files import atomic_path, png
 
 #: File names that are taken for videos, in any case.
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
@@ -115,8 +115,8 @@ def build_zip(
                     raise
                 left_out.append(str(error))
                 continue
-            target = f"{len(written) // 1000:05d}/img{len(written):08d}.png"
-            archive.writestr(zipfile.ZipInfo(target), _png(square))
+            target = member_name(len(written))
+            archive.writestr(zipfile.ZipInfo(target), png(square))
             written.append((target, None if labels is None else labels[name]))
         if not written:
             raise UserError(f"{shown(path)}: none of its pictures can be used{': ' + left_out[0] if left_out else ''}")
@@ -175,9 +175,3 @@ def _upright(frame: av.VideoFrame, place: str) -> Image.Image:
         return frame.to_image().rotate(frame.rotation, expand=True)
     except (av.error.FFmpegError, ValueError) as error:
         raise UserError(f"{place}: cannot be converted to RGB ({first_line(error)}); convert the video") from error
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from cips3d.data.images import FILTERS, LABEL_FILE, are_classes, camera_label, central_square, read_labels
-from cips3d.data.sources import open_source, opened_picture, picture_names, shown, upright_rgb
-from cips3d.errors import UserError
+from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
+from cips3d.errors import UserError, shown
 
 #: Pictures of the contact sheet, in a row and in all, and the side of each in pixels.
 SHEET_COLUMNS, SHEET_PICTURES, SHEET_SIDE = 8, 64, 96

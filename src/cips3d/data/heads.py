@@ -23,18 +23,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.configuration import to_dict
+from cips3d.configuration import check_range, to_dict
 from cips3d.data import raycast, shading
 from cips3d.data.head_shapes import head_parts
-from cips3d.data.head_solid import depth_inside
 from cips3d.data.head_traits import Draws, draw_traits
 from cips3d.errors import UserError
 
 Style = Literal["natural", "cartoon"]
 #: The depth of background pixels (world units), beyond all heads for cameras at radius 1.
 FAR_DEPTH = 1.12
-#: About how high a head is from chin to crown (world units).
-HEAD_HEIGHT = 0.14
 #: Attributes of a picture; kinds are numbers into the tuples of `head_traits`, colours red, green and blue in [0, 1].
 ATTRIBUTES = (
     "yaw",  # radians, of the camera
@@ -103,16 +100,13 @@ class SyntheticHeads(Dataset[Tensor]):
         poses: PoseDistribution = PoseDistribution(),  # noqa: B008 (frozen)
         supersampling: int = 2,
     ):
-        for name, value, least in (("size", size, 1), ("resolution", resolution, 1), ("seed", seed, 0)):
-            if value < least:
-                raise UserError(f"synthetic heads: {name} is {value}; it must be at least {least}")
-        if supersampling < 1:
-            raise UserError(f"synthetic heads: supersampling is {supersampling}; it must be at least 1")
         if style not in get_args(Style):
             raise UserError(f"synthetic heads: unknown style {style!r}; choose one of {', '.join(get_args(Style))}")
         self.size, self.resolution, self.seed = size, resolution, seed
         self.style: Style = style
         self.poses, self.supersampling = poses, supersampling
+        check_range(self, "synthetic heads", "size resolution supersampling", least=1)
+        check_range(self, "synthetic heads", "seed", least=0)
 
     #: Pictures that are best made at a time: some work is per call.
     together = 64
@@ -195,17 +189,6 @@ class SyntheticHeads(Dataset[Tensor]):
             camera=camera,
             attributes=attributes,
         )
-
-    def depth_inside(self, index: int, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, " points"]:
-        """How deep points (world) lie inside a head: positive inside, negative outside, near its surface the distance to it.
-
-        Raises:
-            IndexError: if the index is outside the dataset.
-        """
-        draw = self._draws([index])
-        depth = np.empty(len(points))
-        depth_inside(head_parts(draw, draw_traits(draw))[0][0], np.ascontiguousarray(points, dtype=np.float64), depth)
-        return depth
 
     def _draws(self, indices: Sequence[int]) -> Draws:
         numbers = [operator.index(i) for i in indices]

@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cips3d.data.sources import Folder, Source, first_line, open_source, opened_picture, picture_names, shown, upright_rgb
-from cips3d.errors import UserError
+from cips3d.data.sources import Folder, Memory, Source, open_source, opened_picture, picture_names, upright_rgb
+from cips3d.errors import UserError, first_line, shown
 
 #: StyleGAN's file of labels beside the pictures.
 LABEL_FILE = "dataset.json"
@@ -153,7 +153,7 @@ def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor,
     return picture_of(Folder(path.parent), path.name, resolution)
 
 
-def picture_of(source: Source, name: str, resolution: int) -> Float[Tensor, "1 3 side side"]:
+def picture_of(source: Source | Memory, name: str, resolution: int) -> Float[Tensor, "1 3 side side"]:
     """As `read_picture`, from wherever the picture lies.
 
     Raises:
@@ -162,7 +162,7 @@ def picture_of(source: Source, name: str, resolution: int) -> Float[Tensor, "1 3
     return _square(source, name, resolution, FILTERS["lanczos"])[None].float() / 127.5 - 1
 
 
-def _square(source: Source, name: str, resolution: int, filter: Image.Resampling) -> UInt8[Tensor, "3 side side"]:
+def _square(source: Source | Memory, name: str, resolution: int, filter: Image.Resampling) -> UInt8[Tensor, "3 side side"]:
     """A picture's central square, upright and resized."""
     with opened_picture(source, name) as image:
         square = central_square(upright_rgb(image), resolution, filter)

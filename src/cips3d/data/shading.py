@@ -10,31 +10,7 @@ import typing
 
 import numpy as np
 
-from cips3d.data.raycast import (
-    AXES,
-    CARVE_CENTER,
-    CARVE_RADII,
-    CENTER,
-    COLOR,
-    COLOR2,
-    DETAIL,
-    EYE,
-    GLOSSY,
-    LABEL,
-    MATERIAL,
-    ON_BALL,
-    ON_CARVE,
-    ON_ELLIPSOID,
-    PRESENT,
-    SKIN,
-    SLAB_HIGH,
-    SLAB_LOW,
-    SLAB_NORMAL,
-    SOFT,
-    STRANDS,
-    STRIPES,
-    ray_frame,
-)
+from cips3d.data import raycast as rc
 from cips3d.kernels import kernel
 
 #: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3), strength.
@@ -60,8 +36,8 @@ def _forms(parts):
     forms = np.zeros((parts.shape[0], 6))
     soft, count = np.empty(parts.shape[0], dtype=np.int64), 0
     for index in range(parts.shape[0]):
-        if parts[index, PRESENT] > 0.0:
-            for i in range(AXES, AXES + 9, 3):
+        if parts[index, rc.PRESENT] > 0.0:
+            for i in range(rc.AXES, rc.AXES + 9, 3):
                 x, y, z = parts[index, i], parts[index, i + 1], parts[index, i + 2]
                 weight = 1.0 / (x * x + y * y + z * z) ** 2
                 forms[index, 0] += weight * x * x
@@ -70,7 +46,7 @@ def _forms(parts):
                 forms[index, 3] += weight * x * y
                 forms[index, 4] += weight * x * z
                 forms[index, 5] += weight * y * z
-            if parts[index, SOFT] > 0.0:
+            if parts[index, rc.SOFT] > 0.0:
                 soft[count] = index
                 count += 1
     return forms, soft[:count]
@@ -80,7 +56,7 @@ def _forms(parts):
 @kernel(inline="always")
 def _gradient(parts, forms, index, x, y, z):
     """F (p - c) of a part's ellipsoid, and its |q|²."""
-    x, y, z = x - parts[index, CENTER], y - parts[index, CENTER + 1], z - parts[index, CENTER + 2]
+    x, y, z = x - parts[index, rc.CENTER], y - parts[index, rc.CENTER + 1], z - parts[index, rc.CENTER + 2]
     xx, yy, zz, xy, xz, yz = forms[index]
     gx, gy, gz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
     return gx, gy, gz, gx * x + gy * y + gz * z
@@ -90,24 +66,24 @@ def _gradient(parts, forms, index, x, y, z):
 @kernel()
 def _normal(parts, forms, soft, index, side, x, y, z):
     """Outward unit normal at a point on a side of a part; on one of the `soft` parts a blend with its neighbours."""
-    if side == ON_ELLIPSOID:
+    if side == rc.ON_ELLIPSOID:
         nx, ny, nz, _ = _gradient(parts, forms, index, x, y, z)
-    elif side == ON_CARVE:
-        nx = (parts[index, CARVE_CENTER] - x) / parts[index, CARVE_RADII] ** 2
-        ny = (parts[index, CARVE_CENTER + 1] - y) / parts[index, CARVE_RADII + 1] ** 2
-        nz = (parts[index, CARVE_CENTER + 2] - z) / parts[index, CARVE_RADII + 2] ** 2
-    elif side == ON_BALL:
+    elif side == rc.ON_CARVE:
+        nx = (parts[index, rc.CARVE_CENTER] - x) / parts[index, rc.CARVE_RADII] ** 2
+        ny = (parts[index, rc.CARVE_CENTER + 1] - y) / parts[index, rc.CARVE_RADII + 1] ** 2
+        nz = (parts[index, rc.CARVE_CENTER + 2] - z) / parts[index, rc.CARVE_RADII + 2] ** 2
+    elif side == rc.ON_BALL:
         nx, ny, nz = x, y, z
     else:  # the nearer end of the slab
-        nx, ny, nz = parts[index, SLAB_NORMAL], parts[index, SLAB_NORMAL + 1], parts[index, SLAB_NORMAL + 2]
-        if 2.0 * (nx * x + ny * y + nz * z) < parts[index, SLAB_LOW] + parts[index, SLAB_HIGH]:
+        nx, ny, nz = parts[index, rc.SLAB_NORMAL], parts[index, rc.SLAB_NORMAL + 1], parts[index, rc.SLAB_NORMAL + 2]
+        if 2.0 * (nx * x + ny * y + nz * z) < parts[index, rc.SLAB_LOW] + parts[index, rc.SLAB_HIGH]:
             nx, ny, nz = -nx, -ny, -nz
     scale = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
     nx, ny, nz = nx * scale, ny * scale, nz * scale
-    group = parts[index, SOFT]
-    if group > 0.0 and side == ON_ELLIPSOID:
+    group = parts[index, rc.SOFT]
+    if group > 0.0 and side == rc.ON_ELLIPSOID:
         for k in soft:
-            if k != index and parts[k, SOFT] == group:
+            if k != index and parts[k, rc.SOFT] == group:
                 gx, gy, gz, square = _gradient(parts, forms, k, x, y, z)
                 length2 = gx * gx + gy * gy + gz * gz
                 away = 0.5 * (square - 1.0)  # over |gradient|: nearly the distance from the ellipsoid
@@ -124,37 +100,38 @@ def _normal(parts, forms, soft, index, side, x, y, z):
 @kernel()
 def _paint(parts, index, tints, x, y, z, color):
     """Write a part's unlit colour at a point into `color`; returns how strongly light acts on it (1: fully, 0: shadeless)."""
-    material = parts[index, MATERIAL]
+    material = parts[index, rc.MATERIAL]
     for k in range(3):
-        color[k] = parts[index, COLOR + k]
-    if material == SKIN:
+        color[k] = parts[index, rc.COLOR + k]
+    if material == rc.SKIN:
         for i in range(tints.shape[0]):
             weight = 1.0 - tints[i, 3] * ((x - tints[i, 0]) ** 2 + (y - tints[i, 1]) ** 2 + (z - tints[i, 2]) ** 2)
             if weight > 0.0:
                 weight *= weight * tints[i, 7]
                 for k in range(3):
                     color[k] += weight * (tints[i, 4 + k] - color[k])
-    elif material in (STRANDS, STRIPES):
-        if material == STRANDS:
-            turn = parts[index, DETAIL] * math.atan2(x, z + 0.01)
-            weight = parts[index, DETAIL + 1] * (0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7))
+    elif material in (rc.STRANDS, rc.STRIPES):
+        if material == rc.STRANDS:
+            turn = parts[index, rc.DETAIL] * math.atan2(x, z + 0.01)
+            weight = parts[index, rc.DETAIL + 1] * (0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7))
         else:
-            weight = 1.0 if math.sin(2 * math.pi * parts[index, DETAIL] * y) > 0.3 else 0.0
+            weight = 1.0 if math.sin(2 * math.pi * parts[index, rc.DETAIL] * y) > 0.3 else 0.0
         for k in range(3):
-            color[k] += weight * (parts[index, COLOR2 + k] - color[k])
-    elif material == EYE:
+            color[k] += weight * (parts[index, rc.COLOR2 + k] - color[k])
+    elif material == rc.EYE:
         # q: the point in the eye's unit sphere; the gaze and the glint are directions there
-        qx, qy = (x - parts[index, CENTER]) / parts[index, AXES], (y - parts[index, CENTER + 1]) / parts[index, AXES + 4]
-        gx, gy = qx - parts[index, DETAIL], qy - parts[index, DETAIL + 1]
+        qx = (x - parts[index, rc.CENTER]) / parts[index, rc.AXES]
+        qy = (y - parts[index, rc.CENTER + 1]) / parts[index, rc.AXES + 4]
+        gx, gy = qx - parts[index, rc.DETAIL], qy - parts[index, rc.DETAIL + 1]
         radius = gx * gx + gy * gy
-        glint = (qx - parts[index, DETAIL] + 0.22) ** 2 + (qy - parts[index, DETAIL + 1] - 0.26) ** 2
+        glint = (qx - parts[index, rc.DETAIL] + 0.22) ** 2 + (qy - parts[index, rc.DETAIL + 1] - 0.26) ** 2
         if glint < 0.035:
             color[0], color[1], color[2] = 1.0, 1.0, 1.0
             return 0.0
         if radius < 0.36:
             dark = 0.1 if radius < 0.10 else 0.55 if radius > 0.28 else 1.0
             for k in range(3):
-                color[k] = parts[index, COLOR2 + k] * dark
+                color[k] = parts[index, rc.COLOR2 + k] * dark
             return 0.3
         return 0.6
     return 1.0
@@ -167,10 +144,10 @@ def _light_naturally(material, lit, nx, ny, nz, color):
     diffuse = max(0.0, (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] + 0.2) / 1.2)
     ambient = 0.45 + 0.09 * ny
     gloss = 0.0
-    if material in (STRANDS, GLOSSY):
+    if material in (rc.STRANDS, rc.GLOSSY):
         gloss = max(0.0, nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2])
-        gloss = gloss**8 * 0.10 if material == STRANDS else gloss**24 * 0.5
-    warm = 0.03 if material == SKIN else 0.0  # light that leaks through skin
+        gloss = gloss**8 * 0.10 if material == rc.STRANDS else gloss**24 * 0.5
+    warm = 0.03 if material == rc.SKIN else 0.0  # light that leaks through skin
     for k in range(3):
         light = ambient + (warm * (1.0 - k)) + diffuse * (0.60 - 0.02 * k) + 0.01 * k
         color[k] = color[k] * (1.0 + lit * (light - 1.0)) + gloss
@@ -183,7 +160,7 @@ def _light_flatly(material, lit, nx, ny, nz, color):
     bright = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] > 0.18
     grey = 0.3 * color[0] + 0.55 * color[1] + 0.15 * color[2]
     light = 1.06 if bright else 0.74
-    if material == GLOSSY and nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2] > 0.96:
+    if material == rc.GLOSSY and nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2] > 0.96:
         light = 1.6
     for k in range(3):
         tone = light * (1.0 if bright else 1.0 + 0.06 * (k - 1.0))
@@ -216,7 +193,7 @@ def _ink_map(parts, depth, owner, focal, distance):
     for i in range(height):
         for j in range(width):
             if owner[i, j] >= 0:
-                group[i, j] = _INK_GROUP[int(parts[owner[i, j], LABEL])]
+                group[i, j] = _INK_GROUP[int(parts[owner[i, j], rc.LABEL])]
     ink = np.empty((height, width), dtype=np.bool_)
     for i in range(height):
         for j in range(width):
@@ -229,7 +206,7 @@ def _ink_map(parts, depth, owner, focal, distance):
 def _is_even(parts, owner, side, top, left, supersampling):
     """Whether one colour serves all samples of a pixel: they show one side of one part without sharp paint, or nothing."""
     index = owner[top, left]
-    if index >= 0 and (parts[index, MATERIAL] == EYE or parts[index, MATERIAL] == STRIPES):
+    if index >= 0 and (parts[index, rc.MATERIAL] == rc.EYE or parts[index, rc.MATERIAL] == rc.STRIPES):
         return False
     for i in range(top, top + supersampling):
         for j in range(left, left + supersampling):
@@ -254,7 +231,7 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
     _, rows, columns = image.shape
     height, width = depth.shape
     supersampling = height // rows
-    position, right, up, forward = ray_frame(pose, fov)
+    position, right, up, forward = rc.ray_frame(pose, fov)
     focal = 1.0 / math.tan(math.radians(fov) / 2)
     if cartoon:
         distance = math.sqrt(position[0] ** 2 + position[1] ** 2 + position[2] ** 2)
@@ -289,9 +266,9 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
                         nx, ny, nz = _normal(parts, forms, soft, index, side[i, j], px, py, pz)
                         lit = _paint(parts, index, tints, px, py, pz, color)
                         if cartoon:
-                            _light_flatly(parts[index, MATERIAL], lit, nx, ny, nz, color)
+                            _light_flatly(parts[index, rc.MATERIAL], lit, nx, ny, nz, color)
                         else:
-                            _light_naturally(parts[index, MATERIAL], lit, nx, ny, nz, color)
+                            _light_naturally(parts[index, rc.MATERIAL], lit, nx, ny, nz, color)
                     for k in range(3):
                         total[k] += min(max(color[k], 0.0), 1.0)
             for k in range(3):

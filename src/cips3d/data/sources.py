@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line, shown
 
 #: File names that are taken for pictures, in any case; other files are passed over.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -95,12 +95,8 @@ class Zip:
 class Memory:
     """One file that is in memory only, such as one that came over a network."""
 
-    def __init__(self, name: str, content: bytes) -> None:
-        self.path = Path(name)
+    def __init__(self, content: bytes) -> None:
         self._content = content
-
-    def names(self) -> list[str]:
-        return [self.path.name]
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
         return io.BytesIO(self._content)
@@ -108,11 +104,8 @@ class Memory:
     def place(self, name: str) -> str:
         return name
 
-    def version(self, name: str) -> list[int]:
-        return [len(self._content)]
 
-
-Source = Folder | Zip | Memory
+Source = Folder | Zip
 
 
 def open_source(path: Path) -> Source:
@@ -159,7 +152,7 @@ def is_picture(name: str) -> bool:
 
 
 @contextmanager
-def opened_picture(source: Source, name: str) -> Iterator[Image.Image]:
+def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
     """A picture with its header read; its pixels are decoded when they are used.
 
     Raises:
@@ -197,14 +190,3 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, not 8 or 16 bits")
     return image.convert("RGB")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown((text or type(error).__name__).splitlines()[0])
-
-
-def shown(text: object) -> str:
-    """`text` as it can be printed on one line, whatever bytes a file name holds."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))

@@ -7,9 +7,9 @@ Three steps, each of which starts from the last one's result:
    normal, and are drawn to their centre, so that the subject stays one that the model knows from all sides.
 2. "w+": a w_a for each block of the implicit network (Abdal et al. 2019).
 3. "tuned": the weights of the implicit network (pivotal tuning, Roich et al. 2022). The radiance field stays, so the result can
-   be blended with every model that shares it. Views from random cameras are held to what they were before the tuning, and, of a
-   picture from the side, the surface that only its mirrored picture shows gets that one's share of the tuning (after Yin et al.
-   2023): the mirrored change, not the mirrored colours, whose light would come from the wrong side.
+   be blended with every model that shares it. From random cameras, what the picture shows is to change as it does there, and
+   the surface that only its mirrored picture shows as in that one (after Yin et al. 2023): the mirrored change, not the
+   mirrored colours, whose light would come from the wrong side. The rest of the subject is held to what it was.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.editing.similarity import Distance, discriminator_distance, pixel_distance
 from cips3d.errors import UserError
-from cips3d.metrics.subjects import View, warped
+from cips3d.metrics.subjects import HIDDEN, View
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput, Styles
+from cips3d.models.records import SOLID, RenderOutput, Styles
 from cips3d.training.gradients import automatic_chunk, checkpointed, device_memory
 
 Space = Literal["w", "w+", "tuned"]
@@ -45,21 +45,22 @@ _BANK, _START_YAWS = 48, (-1.0, -0.5, 0.0, 0.5, 1.0)
 _SMALL = 32
 #: Random styles whose mean and covariance make the coordinates of step 1.
 _STATISTICS = 4096
-#: Random cameras that tuning keeps some pixels of.
-_KEPT = 64
+#: Random cameras, some pixels of each of which tuning looks at besides the picture's.
+_CAMERAS = 64
 
 
 @dataclass(frozen=True)
 class InversionConfig:
     """How much is done, and what counts. Weights are relative to colours' distance in units of [-1, 1]."""
 
-    steps: tuple[int, int, int, int] = (60, 140, 80, 80)
+    steps: tuple[int, int, int, int] = (60, 140, 40, 300)
     """of each kind: small pictures from all start cameras; the best of them at full size; w+; tuning"""
     style_rate: float = 0.08
     """of Adam, for styles in standard deviations"""
     camera_rate: float = 0.015
     """radians"""
-    tuning_rate: float = 1e-3
+    tuning_rate: float = 2e-3
+    """of Adam, falling as a cosine"""
     feature_weight: float = 0.5
     """of the features' distance"""
     prior_weight: float = 0.01
@@ -67,10 +68,10 @@ class InversionConfig:
     spread_weight: float = 0.02
     """of the mean square of the difference between blocks' styles in w+"""
     keep_weight: float = 0.3
-    """of the difference that tuning makes to views from random cameras"""
+    """of the difference that tuning makes to surfaces that neither the picture nor its mirror image shows"""
     mirror_weight: float = 0.3
-    """of the difference between the side that the picture does not show and what it would be with the mirrored picture's
-    change; 0 for subjects whose sides differ"""
+    """of the difference between surfaces that only the mirrored picture shows and what they would be with its change; 0 for
+    subjects whose sides differ, which are then held to what they were"""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def invert(
         progress: called with the share that is done, in [0, 1], and the step's name.
 
     Raises:
-        UserError: if the picture is not square or not finite, or the generator has no implicit network or no density.
+        UserError: if the picture is not one square picture of finite colours in about [-1, 1], or the generator has no implicit
+            network or no density.
     """
     config = config or InversionConfig()
     target = _checked(generator, image)
@@ -156,8 +158,8 @@ class _Codes(nn.Module):
         return self.space.poses.at(self.yaw, self.pitch.clamp(-1.5, 1.5))
 
     def styles(self) -> Styles:
-        w = self.space.appearance(self.appearance)
-        return Styles(self.space.shape(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
+        w = self.space.appearance.styles(self.appearance)
+        return Styles(self.space.shape.styles(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
 
     @torch.no_grad()
     def fixed(self) -> tuple[Camera, Styles]:
@@ -197,18 +199,7 @@ class _StyleSpace:
         with torch.no_grad():
             styles = generator.map(generator.sample_latents(_STATISTICS, draws))
         assert isinstance(styles.appearance, Tensor)
-        self._shape, self._appearance = _Normal(styles.shape), _Normal(styles.appearance)
-
-    def shape(self, u: Tensor) -> Tensor:
-        return self._shape.styles(u)
-
-    def appearance(self, u: Tensor) -> Tensor:
-        return self._appearance.styles(u)
-
-    def coordinates(self, styles: Styles) -> tuple[Tensor, Tensor]:
-        """Those of shape and appearance (with an axis for blocks)."""
-        assert isinstance(styles.appearance, Tensor)
-        return self._shape.coordinates(styles.shape), self._appearance.coordinates(styles.appearance)[:, None]
+        self.shape, self.appearance = _Normal(styles.shape), _Normal(styles.appearance)
 
 
 class _Normal:
@@ -257,9 +248,10 @@ class _Work:
         for i in range(len(cameras)):
             images = self.generator.render(bank, cameras[i], side).image
             chosen.append(int(pixel_distance(images, target.expand_as(images)).argmin()))
-        shape, appearance = self.space.coordinates(bank)
+        assert isinstance(bank.appearance, Tensor)
+        shape, appearance = self.space.shape.coordinates(bank.shape), self.space.appearance.coordinates(bank.appearance)
         yaw, pitch = cameras.yaw_pitch()
-        return _Codes(self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen])
+        return _Codes(self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen][:, None])
 
     def fitted(self, codes: _Codes, kind: int) -> _Codes:
         """The codes after Adam with a rate that falls as a cosine; hypotheses do not see each other.
@@ -310,69 +302,96 @@ class _Work:
         camera, styles = codes.fixed()
         generator = copy.deepcopy(self.generator)
         parameters = list(generator.inr.requires_grad_(True).parameters())
-        steps, weights = self.config.steps[3], self.config
-        optimizer = torch.optim.Adam(parameters, lr=weights.tuning_rate)
+        steps = self.config.steps[3]
+        optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-        mirrored, wanted, unseen = self._mirrored(camera, styles)
-        views = [self._rays(camera), self._rays(mirrored), self._kept_rays()]
-        features = torch.cat([self._features(styles, rays) for rays in views], dim=1)
-        with torch.no_grad():
-            before = self._painted(generator, features, styles)[-1]
+        features, wanted, weights = self._elsewhere(camera, styles)
+        features = torch.cat([self._rendered_features(styles, self._rays(camera))[0], features], dim=1)
+        side = self.target.shape[-1]
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            here, there, kept = self._painted(generator, features, styles)
-            loss = self._distance(here).sum() + weights.keep_weight * (kept - before).abs().mean()
-            difference = (there - wanted).abs().mean(dim=1, keepdim=True) * unseen
-            (loss + weights.mirror_weight * difference.mean()).backward(inputs=parameters)
+            here, elsewhere = self._painted(generator, features, styles).split(side * side, dim=1)
+            loss = self._distance(here.transpose(1, 2).unflatten(2, (side, side))).sum()
+            loss = loss + (weights * (elsewhere - wanted).abs().mean(dim=2)).mean()
+            loss.backward(inputs=parameters)
             optimizer.step()
             schedule.step()
             self._tell("tuned")
         return self._found(generator.requires_grad_(False), camera, styles)
 
+    @torch.no_grad()
+    def _elsewhere(
+        self, camera: Camera, styles: Styles
+    ) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays 3"], Float[Tensor, "1 rays"]]:
+        """Rays from other cameras: their features, the colours that tuning should give them, and how much that counts.
+
+        A surface that the picture shows takes the change there, from wherever it is seen; one that only the mirrored picture
+        shows takes that one's change; the rest of the subject stays. The background is left to follow the picture's.
+        """
+        generator, side, config = self.generator, self.target.shape[-1], self.config
+        rays = self._random_rays()
+        features, depth, opacity = self._rendered_features(styles, rays)
+        here = View(generator.render(styles, camera, side), camera.to(self.target))
+        points = rays.at(depth[..., None])[:, :, 0]
+        own, seen = self._change_at(points, here)
+        other, mirrored = self._change_at(points * points.new_tensor([-1.0, 1.0, 1.0]), here)
+        mirrored = mirrored & ~seen & (config.mirror_weight > 0)
+        change = own * seen[..., None] + other * mirrored[..., None]
+        weights = torch.where(mirrored, config.mirror_weight, config.keep_weight).masked_fill(seen, 1.0) * (opacity > SOLID)
+        return features, self._painted(generator, features, styles) + change, weights
+
+    def _change_at(self, points: Float[Tensor, "1 n 3"], here: View) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
+        """What the picture changes at world points, and which of them it shows.
+
+        Args:
+            here: the subject as it was found, from the picture's camera.
+        """
+        place, distance = here.camera.project(points)
+
+        def looked_up(image: Tensor, mode: str) -> Tensor:
+            aligned = self.generator.config.corner_aligned
+            return F.grid_sample(image, place[:, None], mode, "border", align_corners=aligned)[:, :, 0].transpose(1, 2)
+
+        near = (distance - looked_up(here.out.depth, "nearest")[..., 0]).abs() < HIDDEN
+        inner = looked_up(here.inner.to(points), "nearest")[..., 0] > 0.5
+        shown = near & inner & (place.abs() <= 1).all(dim=-1)
+        return looked_up(self.target - here.out.image, "bilinear"), shown
+
     def _rays(self, camera: Camera) -> Rays:
         side = self.target.shape[-1]
         return camera.to(self.target).rays(side, side, self.generator.config.corner_aligned)
 
-    def _kept_rays(self) -> Rays:
+    def _random_rays(self) -> Rays:
         """As many rays as a picture has, of pixels of many random cameras."""
-        cameras = self.generator.config.poses.sample(_KEPT, self.draws)
+        cameras = self.generator.config.poses.sample(_CAMERAS, self.draws)
         pixels = torch.randperm(self.target.shape[-1] ** 2, generator=self.draws).to(self.target.device)
-        parts = [self._rays(cameras[i])[pixels[i::_KEPT]] for i in range(_KEPT)]
+        parts = [self._rays(cameras[i])[pixels[i::_CAMERAS]] for i in range(_CAMERAS)]
         return Rays(*(torch.cat([getattr(x, name) for x in parts], dim=1) for name in ("origins", "directions")))
 
     @torch.no_grad()
-    def _features(self, styles: Styles, rays: Rays) -> Float[Tensor, "1 rays feature"]:
-        """What the radiance field renders (V_r)."""
+    def _rendered_features(
+        self, styles: Styles, rays: Rays
+    ) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays"], Float[Tensor, "1 rays"]]:
+        """What the radiance field renders (V_r), depth, and the subject's opacity."""
         sampling = self.generator.sampling
         chunk = self.generator.default_chunk(1, sampling)
-        starts = range(0, rays.count, chunk)
-        parts = [self.generator.render_features(styles.shape, rays[i : i + chunk], sampling, None)[0] for i in starts]
-        return torch.cat(parts, dim=1)
+        parts = []
+        for start in range(0, rays.count, chunk):
+            part = rays[start : start + chunk]
+            features, depth, opacity, last_weight = self.generator.render_features(styles.shape, part, sampling, None)
+            parts.append((features, depth, opacity - last_weight))
+        features, depth, opacity = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+        return features, depth, opacity
 
-    def _painted(self, generator: Generator, features: Float[Tensor, "1 rays feature"], styles: Styles) -> tuple[Tensor, ...]:
-        """Pictures of as many rays as the picture has each; with gradients in chunks of rays where memory is short."""
+    def _painted(
+        self, generator: Generator, features: Float[Tensor, "1 rays feature"], styles: Styles
+    ) -> Float[Tensor, "1 rays 3"]:
+        """Colours, with gradients in chunks of rays where memory is short."""
         chunk = self._chunk(1)
         if chunk >= features.shape[1]:
-            colours = generator.inr(features, styles.appearance)
-        else:
-            again = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
-            colours = torch.cat([again(part, styles.appearance) for part in features.split(chunk, dim=1)], dim=1)
-        return colours.transpose(1, 2).unflatten(2, (-1, *self.target.shape[2:])).unbind(2)
-
-    @torch.no_grad()
-    def _mirrored(
-        self, camera: Camera, styles: Styles
-    ) -> tuple[Camera, Float[Tensor, "1 3 side side"], Bool[Tensor, "1 1 side side"]]:
-        """The camera that sees the mirrored picture, what it should see, and where: a surface that the mirrored picture
-        shows and the picture itself does not.
-        """
-        yaw, pitch = camera.yaw_pitch()
-        side = self.target.shape[-1]
-        mirrored = self.generator.config.poses.at(-yaw, pitch)
-        here, there = (View(self.generator.render(styles, c, side), c) for c in (camera, mirrored))
-        _, known = warped(here, there)
-        wanted = there.out.image + (self.target - here.out.image).flip(3)
-        return mirrored, wanted, there.inner & here.inner.flip(3) & ~known
+            return generator.inr(features, styles.appearance)
+        again = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(part, styles.appearance) for part in features.split(chunk, dim=1)], dim=1)
 
     # ---------------------------------------------------------------- shared
     def _distance(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, " batch"]:
@@ -406,10 +425,14 @@ def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side sid
     """The picture at the model's resolution and on its device."""
     if generator.architecture != "cips-3d":
         raise UserError(f"model: a {generator.architecture} cannot be inverted; give one of architecture cips-3d")
+    if image.dim() != 4 or image.shape[:2] != (1, 3):
+        raise UserError(f"picture: has the shape {tuple(image.shape)}; give one picture, (1, 3, side, side)")
     if image.shape[-1] != image.shape[-2]:
         raise UserError(f"picture: is {image.shape[-1]}x{image.shape[-2]}; give a square one, framed as the model's own")
     if not bool(torch.isfinite(image).all()):
         raise UserError("picture: has colours that are NaN or infinite; give finite ones in [-1, 1]")
+    if not image.is_floating_point() or float(image.abs().max()) > 1.5:
+        raise UserError("picture: has colours far outside of [-1, 1]; give floating-point ones in that range")
     side = generator.config.resolution
     image = image.to(generator.shape_mean)
     if image.shape[-1] == side:

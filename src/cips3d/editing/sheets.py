@@ -18,6 +18,8 @@ from cips3d.models.records import Latents, Styles
 Codes = Latents | Styles
 Psi = float | tuple[float, float]
 Sheet = UInt8[np.ndarray, "height width 3"]
+#: Degrees of yaw that an inverted subject is shown from.
+INVERSION_YAWS = (-40, -20, 0, 20, 40)
 
 
 @torch.inference_mode()
@@ -72,8 +74,8 @@ def mixing_sheet(
 
 
 @torch.inference_mode()
-def inversion_sheet(picture: torch.Tensor, found: Inversion, yaws: Sequence[float] = (-40, -20, 0, 20, 40)) -> Sheet:
-    """The picture and what each step made of it; then the subject from other sides (degrees), and its depth.
+def inversion_sheet(picture: torch.Tensor, found: Inversion) -> Sheet:
+    """The picture and what each step made of it; then the subject from `INVERSION_YAWS`, and its depth.
 
     Args:
         picture: (1, 3, side, side) in [-1, 1].
@@ -81,8 +83,7 @@ def inversion_sheet(picture: torch.Tensor, found: Inversion, yaws: Sequence[floa
     side = picture.shape[-1]
     steps = [*found.earlier, found]
     first = [picture, *(step.generator.render(step.styles, step.camera, side).image for step in steps)]
-    first += [torch.ones_like(picture)] * (len(yaws) - len(first))
-    out = found.generator.render(found.styles, orbit_cameras(found.generator, yaws), side)
-    return image_grid(
-        torch.cat([*first, out.image, depth_picture(out.depth, out.subject_opacity).to(out.image)]), columns=len(yaws)
-    )
+    first += [torch.ones_like(picture)] * (len(INVERSION_YAWS) - len(first))
+    out = found.generator.render(found.styles, orbit_cameras(found.generator, INVERSION_YAWS), side)
+    depth = depth_picture(out.depth, out.subject_opacity).to(out.image)
+    return image_grid(torch.cat([*first, out.image, depth]), columns=len(INVERSION_YAWS))

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cips3d.data.sources import first_line
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.models.discriminator import ProgressiveDiscriminator
 
 #: (B, 3, R, R) pictures and as many others -> (B,) distances.
@@ -21,17 +20,22 @@ _HALVINGS = 2
 
 
 def pixel_distance(a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, " batch"]:
-    """Mean absolute difference of colours, at full, half and quarter size, in units of [-1, 1].
+    """Root mean square difference of colours, at full, half and quarter size, in units of [-1, 1].
 
     The small ones let a subject that is out of place find its way.
     """
-    total = (a - b).abs().mean(dim=(1, 2, 3))
+    total = _root_mean_square(a - b)
     for _ in range(_HALVINGS):
         if min(a.shape[2:]) < 2:
             break
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        total = total + (a - b).abs().mean(dim=(1, 2, 3))
+        total = total + _root_mean_square(a - b)
     return total
+
+
+def _root_mean_square(x: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, " batch"]:
+    """By a norm, whose gradient at 0 is 0, where that of a square root is infinite."""
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3)) / x[0].numel() ** 0.5
 
 
 def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.config import GeneratorConfig
 
 #: Raw density σ (per world unit; there is nothing where it is not positive) of one subject, at depths t of rays.
 Density = Callable[[Rays, Float[Tensor, "1 rays samples"]], Float[Tensor, "1 rays samples"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trimesh.visual import ColorVisuals
 
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
-from cips3d.export.isosurface import CHUNK, Density, SampledVolume, outward_parts, sample_spacing, surface, surface_level
+from cips3d.export.isosurface import CHUNK, SampledVolume, outward_parts, sample_spacing, surface, surface_level
 from cips3d.export.media import to_uint8
 from cips3d.files import atomic_path
 from cips3d.models.generator import Generator
@@ -92,7 +93,7 @@ def extract_mesh(
         styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
         styles = styles.map(lambda x: x.to(generator.shape_mean))
         volume = SampledVolume.of(generator.config).to(generator.shape_mean)
-        density = density_of(generator, styles)
+        density = partial(generator.nerf.density_along, w=styles.shape)
         if level is None:
             level = surface_level(density, volume, sample_spacing(generator.config))
         mesh = outward_parts(surface(density, volume, level, resolution, chunk), largest)
@@ -101,15 +102,6 @@ def extract_mesh(
         if colors:
             mesh.visual = ColorVisuals(mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras))
     return mesh
-
-
-def density_of(generator: Generator, styles: Styles) -> Density:
-    """The raw density of one subject."""
-
-    def density(rays: Rays, t: Float[Tensor, "1 rays samples"]) -> Float[Tensor, "1 rays samples"]:
-        return generator.nerf.density_along(rays, t, styles.shape)
-
-    return density
 
 
 def vertex_colors(

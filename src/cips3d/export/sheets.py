@@ -82,9 +82,9 @@ def _part(progress: Callable[[float], None] | None, done: int, of: int) -> Calla
     return None if progress is None else lambda share: progress((done + share) / of)
 
 
-def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.0, fov: float | None = None) -> Camera:
-    """Cameras at the generator's own radius and field of view (unless `fov`, degrees, is given); yaws and pitch in degrees."""
+def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
+    """Cameras at the generator's own radius and field of view; yaws and pitch in degrees."""
     poses = generator.config.poses
     yaw = torch.deg2rad(torch.tensor(list(yaws)))
     pitches = torch.deg2rad(torch.full_like(yaw, pitch))
-    return Camera.orbit(yaw, pitches, poses.radius, poses.fov if fov is None else fov)
+    return Camera.orbit(yaw, pitches, poses.radius, poses.fov)

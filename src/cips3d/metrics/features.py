@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.metrics.head_network import FEATURES, load_head_network
+from cips3d.pretrained import read_pickle
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
 #: Side of the pictures that EfficientNet-Lite0 was trained on, and its normalisation of pixels from 0 to 255.
 _EFFICIENTNET_SIDE, _EFFICIENTNET_MEAN, _EFFICIENTNET_SCALE = 224, 127.0, 128.0
+#: File of torch-fidelity's weights.
+_INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 #: To be raised when pictures are prepared in another way for a network, so that features in caches are made anew.
 _VERSION = 1
@@ -34,14 +37,12 @@ class FeatureNetwork:
     """A network that turns pictures into feature vectors.
 
     Attributes:
-        name: of the network.
         width: of a feature vector.
         module: the network itself, in evaluation mode.
         extract: (B, 3, R, R) uint8 -> (B, width) float32, on the module's device.
         key: tells its weights from all others, for caches.
     """
 
-    name: NetworkName
     width: int
     module: nn.Module
     extract: Callable[[UInt8[Tensor, "batch 3 side side"]], Float[Tensor, "batch width"]]
@@ -80,7 +81,7 @@ def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return FeatureNetwork(name, width, module.eval().requires_grad_(False), exactly, digest.hexdigest())
+    return FeatureNetwork(width, module.eval().requires_grad_(False), exactly, digest.hexdigest())
 
 
 def _inception(weights: Path | None) -> FeatureNetwork:
@@ -90,33 +91,21 @@ def _inception(weights: Path | None) -> FeatureNetwork:
         )
     except (ImportError, RuntimeError, OSError) as error:  # torchvision fails in all these ways beside another torch
         raise UserError(
-            f"FID and KID need torch-fidelity's Inception ({str(error).splitlines()[0]}); pip install 'cips3d[fidelity]' in an "
+            f"FID and KID need torch-fidelity's Inception ({first_line(error)}); pip install 'cips3d[fidelity]' in an "
             "environment without our constraints, or take another network's metric, such as fd2k_heads or fd2k_efficientnet"
         ) from None
     if weights is not None:
-        _refuse_unsafe(weights)
+        read_pickle(weights, f"give --inception-weights {_INCEPTION_FILE}")  # torch-fidelity itself would run any pickle
     try:
         module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], None if weights is None else str(weights))
     except OSError as error:
         raise UserError(f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE") from None
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{weights or 'the download'}: not the weights of torch-fidelity's Inception-v3 ({reason}); "
-            "give pt_inception-2015-12-05-6726825d.pth"
+            f"{weights or 'the download'}: not the weights of torch-fidelity's Inception-v3 ({first_line(error)}); "
+            f"give --inception-weights {_INCEPTION_FILE}"
         ) from None
     return _keyed("inception", 2048, module, lambda images: module(images)[0])
-
-
-def _refuse_unsafe(weights: Path) -> None:
-    """Raises UserError unless the file holds plain tensors: torch-fidelity itself would run any pickle."""
-    try:
-        torch.load(weights, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"--inception-weights: cannot read {weights}: {error.strerror or error}") from None
-    except Exception as error:  # on other files the reader of pickles fails in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--inception-weights: {weights} is no file of plain tensors ({reason:.80})") from None
 
 
 def _efficientnet() -> FeatureNetwork:

@@ -22,6 +22,10 @@ from cips3d.models.records import RenderOutput
 
 #: Degrees of yaw that heads are seen from.
 YAWS = (-30.0, 0.0, 30.0)
+#: Side of the pictures, pixels.
+RESOLUTION = 32
+#: Of the depth histogram of the non-flatness score.
+BINS = 64
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,6 @@ class GeometryReport:
 
     Attributes:
         last_sample_share: share of the opacity on the deepest sample of its ray; near 1 for a picture on the far plane.
-        coverage: share of solid pixels.
         relief: standard deviation of the depth over a head's solid pixels, world units; 0 for a plane seen from the front.
         true_relief: the same of the embedded heads.
         view_agreement: correlation between the frontal depth and the depth seen from the two other yaws, carried over to the
@@ -43,7 +46,6 @@ class GeometryReport:
     """
 
     last_sample_share: float
-    coverage: float
     relief: float
     true_relief: float
     view_agreement: float
@@ -64,25 +66,17 @@ class GeometryReport:
 
 
 @torch.no_grad()
-def geometry_report(
-    generator: Generator, count: int = 32, seed: int = 0, psi: float = 1.0, resolution: int = 32
-) -> GeometryReport:
-    """Renders `count` heads from `YAWS` and compares their depth with `count` heads of the embedded dataset.
-
-    Args:
-        psi: truncation.
-        resolution: side of the pictures, pixels.
-    """
+def geometry_report(generator: Generator, count: int = 32) -> GeometryReport:
+    """Renders `count` heads from `YAWS` and compares their depth with `count` heads of the embedded dataset."""
     # the same lens and distance; a learned prior's mean says where the generator's own front is, and heads look ahead
-    heads = SyntheticHeads(resolution=resolution, poses=replace(generator.config.poses, yaw_mean=0.0, pitch_mean=0.0))
-    subjects = Subjects.generated(generator, generator.sample_latents(count, seed), resolution, psi)
+    heads = SyntheticHeads(resolution=RESOLUTION, poses=replace(generator.config.poses, yaw_mean=0.0, pitch_mean=0.0))
+    subjects = Subjects.generated(generator, generator.sample_latents(count, 0), RESOLUTION)
     true_subjects = Subjects.true(heads, range(count), generator.shape_mean.device)
     views, truths = ([of.at(math.radians(yaw)) for yaw in YAWS] for of in (subjects, true_subjects))
     front, true_front = (of[YAWS.index(0.0)] for of in (views, truths))
     agreement = [_carried_correlation(view, front) for view in views if view is not front]
     return GeometryReport(
         last_sample_share=last_sample_share(front.out),
-        coverage=float(front.solid.float().mean()),
         relief=_mean_spread(front),
         true_relief=_mean_spread(true_front),
         view_agreement=sum(agreement) / len(agreement),
@@ -106,10 +100,10 @@ def speckle(images: Float[Tensor, "batch 3 height width"]) -> float:
     return float((images - neighbours.median(dim=-1).values).abs().mean())
 
 
-def non_flatness(out: RenderOutput, radius: float, extent: float, bins: int = 64) -> float:
+def non_flatness(out: RenderOutput, radius: float, extent: float) -> float:
     """Non-flatness score (3DGP, Skorokhodov et al. 2023): exp of the entropy of a picture's depth histogram, meaned.
 
-    1 where all depths of a subject fall in one bin, `bins` where they fill all of them evenly. Only solid pixels count, so that
+    1 where all depths of a subject fall in one bin, `BINS` where they fill all of them evenly. Only solid pixels count, so that
     a flat subject before an empty background is flat; a picture without any scores 1.
 
     Args:
@@ -118,7 +112,7 @@ def non_flatness(out: RenderOutput, radius: float, extent: float, bins: int = 64
     """
     scores = []
     for depth, solid in zip(out.depth, out.solid, strict=True):
-        counts = torch.histc(depth[solid].float(), bins, radius - extent, radius + extent)
+        counts = torch.histc(depth[solid].float(), BINS, radius - extent, radius + extent)
         shares = counts[counts > 0] / counts.sum()
         scores.append(float((-(shares * shares.log()).sum()).exp()))
     return sum(scores) / len(scores)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ COLORS = ("skin_color", "hair_color", "cloth_color", "background")
 _TRAITS = tuple(kind for kind in KINDS if kind != "cartoon")
 #: World units that one unit of its depth output stands for.
 _DEPTH_SCALE = 0.05
-_WEIGHTS = "head_network.safetensors"
+_WEIGHTS = Path(__file__).parent / "head_network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,6 @@ def load_head_network() -> HeadNetwork:
     """The network that is shipped with the package, in evaluation mode, on the CPU."""
     with torch.inference_mode(False):  # else its weights could never take part in a gradient with respect to the pictures
         network = HeadNetwork()
-        with as_file(files("cips3d.metrics") / _WEIGHTS) as path:
-            weights = load_file(path)
+        weights = load_file(_WEIGHTS)
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return network.eval().requires_grad_(False)

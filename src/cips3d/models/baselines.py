@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
+from cips3d.models.config import Architecture, GeneratorConfig
 from cips3d.models.embedding import LearnedEmbedding
-from cips3d.models.generator import Architecture, Generator, GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.inr import ImplicitNetwork, rgb_head
 from cips3d.models.layers import FilmSiren, MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
@@ -30,34 +30,19 @@ class ColourField(RadianceField):
 
     Initial weights are pi-GAN's: U(±√(6/fan_in)/25) everywhere, heads included, but U(±1/fan_in) in the layer that takes the
     coordinates.
-
-    Args:
-        width, layers, style_dim, extent, embedding, octaves, view_direction, density_gain, density_blob: as in RadianceField.
     """
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        style_dim: int,
-        extent: float,
-        embedding: Literal["film", "learned", "fixed"] = "film",
-        octaves: int = 10,
-        view_direction: bool = False,
-        density_gain: float = 1.0,
-        density_blob: float = 0.0,
-    ) -> None:
-        super().__init__(width, layers, 3, style_dim, extent, embedding, octaves, view_direction, density_gain, density_blob)
-        bound = math.sqrt(6 / width) / 25
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        bound = math.sqrt(6 / config.nerf_width) / 25
         nn.init.uniform_(self.density.weight, -bound, bound)
         first = self.layers[0]
         if self.embedding is None and isinstance(first, FilmSiren):
             nn.init.uniform_(first.linear.weight, -1 / 3, 1 / 3)
 
-    def _make_head(self, in_dim: int, width: int, feature_dim: int, style_dim: int) -> None:
-        self.feature_layer = FilmSiren(in_dim, width, style_dim)
-        self.colour = rgb_head(width, 25)
-        self.feature = nn.Identity()  # `forward` has made the colour
+    def _make_head(self, in_dim: int, config: GeneratorConfig) -> None:
+        self.feature_layer = FilmSiren(in_dim, config.nerf_width, config.shape_style_dim)
+        self.colour = rgb_head(config.nerf_width, 25)
 
     def forward(
         self,
@@ -92,10 +77,7 @@ class PiGan(Generator):
 
     def _make_parts(self, c: GeneratorConfig) -> None:
         self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
-        self.nerf = ColourField(
-            c.nerf_width, c.nerf_layers, c.shape_style_dim, c.extent, c.embedding, c.embedding_octaves, c.view_direction,
-            c.density_gain, c.density_blob,
-        )  # fmt: skip
+        self.nerf = ColourField(c)
         plain = c.background == "plain"
         self.background = nn.Sequential(nn.Linear(c.shape_style_dim, 3), nn.Tanh()) if plain else None
 
@@ -153,10 +135,7 @@ class Cips2d(Generator):
             c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, c.appearance_mapping_norm
         )
         self.embedding = LearnedEmbedding(c.feature_dim, in_dim=2)
-        self.inr = ImplicitNetwork(
-            c.feature_dim, c.inr_width, c.inr_blocks, c.appearance_style_dim, c.rgb_from_block, c.residual_from_block,
-            c.rgb_tanh,
-        )  # fmt: skip
+        self.inr = ImplicitNetwork(c)
 
     @staticmethod
     def _style_widths(c: GeneratorConfig) -> tuple[int, int]:

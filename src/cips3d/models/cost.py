@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cips3d.camera import Rays
 from cips3d.models.baselines import build_generator
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Styles
 
 
@@ -32,6 +32,11 @@ class Cost:
     saved_bytes: int
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Trainable numbers of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
     """Cost of rendering one picture of `resolution`² pixels, all rays with gradients."""
     with torch.device("meta"):
@@ -41,7 +46,7 @@ def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
     saved = _SavedBytes()
     with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
         generator.render_rays(styles, rays, generator.sampling)
-    return Cost(_count(generator), flops.get_total_flops(), saved.total)
+    return Cost(parameter_count(generator), flops.get_total_flops(), saved.total)
 
 
 def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
@@ -55,7 +60,7 @@ def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
         with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
             discriminator(images[:count], cameras=labels[:count] if config.camera_label else None)
         kept.append(saved.total)
-    return Cost(_count(discriminator), flops.get_total_flops() // 2, kept[1] - kept[0])
+    return Cost(parameter_count(discriminator), flops.get_total_flops() // 2, kept[1] - kept[0])
 
 
 class _SavedBytes:
@@ -69,7 +74,7 @@ class _SavedBytes:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        if not isinstance(tensor, nn.Parameter):
             self._seen[tensor.untyped_storage()._cdata] = tensor  # holding it keeps its address from being used again
         return tensor
 
@@ -77,7 +82,3 @@ class _SavedBytes:
     def total(self) -> int:
         """Bytes kept so far."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._seen.values())
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

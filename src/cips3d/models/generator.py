@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cips3d.camera import WHOLE, Camera, PoseDistribution, Rays, Window
-from cips3d.configuration import Configuration, from_dict
+from cips3d.camera import WHOLE, Camera, Rays, Window
+from cips3d.configuration import from_dict
 from cips3d.errors import UserError
 from cips3d.models import volume
+from cips3d.models.config import Architecture, GeneratorConfig
 from cips3d.models.inr import ImplicitNetwork, rgb_head
 from cips3d.models.layers import MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
@@ -24,106 +23,6 @@ from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sa
 #: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size: on other devices, where
 #: many small chunks would be all waiting, and on CPUs.
 CHUNK_BYTES = (2**30, 64 * 2**20)
-
-#: More layers or octaves than anybody has trained: a slip of the finger.
-MOST_LAYERS = 100
-
-Architecture = Literal["cips-3d", "pi-gan", "cips-2d"]
-
-
-#: Fields of a configuration that say where rays go and are sampled; whether networks are alike does not depend on them.
-RENDERING_FIELDS = ("poses", "resolution", "corner_aligned", "coarse_samples", "fine_samples")
-
-
-@dataclass(frozen=True)
-class GeneratorConfig(Configuration):
-    """Everything that fixes a generator's architecture. The defaults are the paper's size with the authors' settings."""
-
-    architecture: Architecture = "cips-3d"
-    """"cips-3d"; or one of the paper's comparisons (cips3d.models.baselines), which pass over the fields of parts that they
-    lack: "pi-gan", a radiance field alone; "cips-2d", an implicit network alone"""
-    shape_dim: int = 256
-    """width of the shape code z_s"""
-    appearance_dim: int = 512
-    """width of the appearance code z_a"""
-    shape_style_dim: int = 128
-    """width of the mapped shape code w_s"""
-    appearance_style_dim: int = 512
-    """width of the mapped appearance code w_a"""
-    shape_mapping_layers: int = 4
-    appearance_mapping_layers: int = 8
-    appearance_mapping_norm: bool = True
-    """LayerNorms in the appearance mapping network"""
-    embedding: Literal["film", "learned", "fixed"] = "film"
-    """coordinate embedding: the first FiLM-SIREN layer itself, an FC + sine layer of its own, or positional encoding"""
-    embedding_octaves: int = 10
-    """L of the positional encoding (Eq. 5)"""
-    view_direction: bool = False
-    """feed the ray direction to the feature layer (Table 2)"""
-    nerf_width: int = 128
-    nerf_layers: int = 2
-    """FiLM-SIREN layers before the density; one more, of half width, makes the feature (of full width, the colour of pi-gan)"""
-    density_gain: float = 1.0
-    """the raw density is the density head's output times this, per world unit"""
-    density_blob: float = 0.0
-    """added to the raw density at the centre, per world unit, falling as 1 − (r/r₀)² with r₀ half the extent: training then
-    starts from a round body before nothing instead of fog everywhere"""
-    feature_dim: int = 32
-    """width of the rendered feature V_r; of cips-2d's embedding of the pixel"""
-    inr_width: int = 512
-    inr_blocks: int = 9
-    rgb_from_block: int = 3
-    """first INR block index with a tRGB layer (the paper's text: 0)"""
-    residual_from_block: int = 4
-    """first INR block index with a residual addition; inr_blocks for none (the paper's text)"""
-    rgb_tanh: bool = True
-    """squash the sum of the tRGB layers (the paper's text: no)"""
-    background: Literal["endless", "last", "white", "plain"] = "endless"
-    """what lies behind the samples: "endless", the last interval has no end, so any density there is opaque (the authors');
-    "last", the last sample takes what transmittance is left; "white", a feature of ones; "plain", one feature per shape code"""
-    extent: float = 0.12
-    """half depth of the sampled volume around the origin, world units"""
-    coarse_samples: int = 12
-    """stratified samples per ray"""
-    fine_samples: int = 12
-    """importance samples per ray"""
-    corner_aligned: bool = False
-    """the authors' pixel grid instead of pixel centres (see Camera.rays)"""
-    resolution: int = 256
-    """side in pixels of the pictures it was last trained on, and of those it renders unless told otherwise"""
-    poses: PoseDistribution = field(default_factory=PoseDistribution)
-    """the camera prior it was trained with"""
-
-    def __post_init__(self) -> None:
-        counts = (
-            "shape_dim appearance_dim shape_style_dim appearance_style_dim shape_mapping_layers appearance_mapping_layers "
-            "nerf_layers feature_dim inr_width inr_blocks resolution"
-        )
-        for name in counts.split():
-            if getattr(self, name) < 1:
-                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.embedding_octaves < 0:
-            raise UserError(f"generator configuration: embedding_octaves is {self.embedding_octaves}; it must be 0 or more")
-        for name in ("shape_mapping_layers", "appearance_mapping_layers", "nerf_layers", "inr_blocks", "embedding_octaves"):
-            if getattr(self, name) > MOST_LAYERS:
-                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be at most {MOST_LAYERS}")
-        if self.nerf_width < 2:
-            raise UserError(f"generator configuration: nerf_width is {self.nerf_width}; it must be at least 2")
-        if not 0 <= self.rgb_from_block < self.inr_blocks:
-            raise UserError(f"generator configuration: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)")
-        if self.residual_from_block < 1:  # the first block's input is a feature, not as wide as its output
-            raise UserError(f"generator configuration: residual_from_block is {self.residual_from_block}; give at least 1")
-        if not math.isfinite(self.extent) or self.extent <= 0:
-            raise UserError(f"generator configuration: extent is {self.extent}; it must be a positive number")
-        if self.extent >= self.poses.radius:
-            raise UserError(
-                f"generator configuration: extent is {self.extent:g}, half the depth of the volume; it must be less than the "
-                f"cameras' distance, poses.radius, {self.poses.radius:g}"
-            )
-        for name in ("density_gain", "density_blob"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"generator configuration: {name} is {getattr(self, name)}; it must be a finite number")
-        Sampling(self.coarse_samples, self.fine_samples)  # which checks them
 
 
 class Generator(
@@ -180,14 +79,8 @@ class Generator(
         self.appearance_mapping = MappingNetwork(
             c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, c.appearance_mapping_norm
         )
-        self.nerf = RadianceField(
-            c.nerf_width, c.nerf_layers, c.feature_dim, c.shape_style_dim, c.extent, c.embedding, c.embedding_octaves,
-            c.view_direction, c.density_gain, c.density_blob,
-        )  # fmt: skip
-        self.inr = ImplicitNetwork(
-            c.feature_dim, c.inr_width, c.inr_blocks, c.appearance_style_dim, c.rgb_from_block, c.residual_from_block,
-            c.rgb_tanh,
-        )  # fmt: skip
+        self.nerf = RadianceField(c)
+        self.inr = ImplicitNetwork(c)
         self.aux_head = rgb_head(c.feature_dim, 25)
         self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
 
@@ -315,7 +208,12 @@ class Generator(
             return t, sigma
         noisy = sigma if draws is None or draws.coarse_noise is None else sigma + draws.coarse_noise
         coarse_weights = volume.compositing_weights(t, noisy, end)
-        fine_t = volume.importance_depths(t, coarse_weights, self._importance_draws(t, sampling, draws))
+        if draws is None:
+            even = (torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5) / sampling.fine
+            importance = even.expand(*t.shape[:-1], -1)
+        else:
+            importance = draws.importance
+        fine_t = volume.importance_depths(t, coarse_weights, importance)
         fine_sigma = self.nerf.density_along(rays, fine_t, shape_style)
         t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
         return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
@@ -327,13 +225,6 @@ class Generator(
             return weights
         last = weights[..., -1:] + 1 - weights.sum(dim=-1, keepdim=True)
         return torch.cat([weights[..., :-1], last], dim=-1)
-
-    @staticmethod
-    def _importance_draws(t: Tensor, sampling: Sampling, draws: RayDraws | None) -> Tensor:
-        if draws is not None:
-            return draws.importance
-        even = (torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5) / sampling.fine
-        return even.expand(*t.shape[:-1], -1)
 
     # ---------------------------------------------------------------- pictures
     def forward(

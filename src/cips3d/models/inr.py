@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear
 
 
@@ -35,25 +36,15 @@ class InrBlock(nn.Module):
 
 
 class ImplicitNetwork(nn.Module):
-    """V_r, w_a -> rgb: blocks of two ModFC layers whose tRGB outputs are summed; every pixel on its own.
+    """V_r, w_a -> rgb: blocks of two ModFC layers whose tRGB outputs are summed; every pixel on its own."""
 
-    Args:
-        in_dim: width of V_r.
-        width: hidden width.
-        blocks: number of blocks (nine in the paper).
-        style_dim: width of w_a.
-        rgb_from: first block index with a tRGB layer (0 in the paper's text, 3 in the authors' code).
-        residual_from: first block index whose input is added to its output (4 in the authors' code; `blocks` for none).
-        tanh: squash the sum (the authors' code) or not (the paper's text).
-    """
-
-    def __init__(
-        self, in_dim: int, width: int, blocks: int, style_dim: int, rgb_from: int, residual_from: int, tanh: bool
-    ) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.rgb_from, self.residual_from, self.tanh = rgb_from, residual_from, tanh
-        self.blocks = nn.ModuleList(InrBlock(in_dim if i == 0 else width, width, style_dim) for i in range(blocks))
-        self.to_rgb = nn.ModuleList(rgb_head(width, 100) for _ in range(rgb_from, blocks))
+        self.rgb_from, self.residual_from, self.tanh = config.rgb_from_block, config.residual_from_block, config.rgb_tanh
+        width = config.inr_width
+        in_dims = [config.feature_dim] + [width] * (config.inr_blocks - 1)
+        self.blocks = nn.ModuleList(InrBlock(in_dim, width, config.appearance_style_dim) for in_dim in in_dims)
+        self.to_rgb = nn.ModuleList(rgb_head(width, 100) for _ in range(self.rgb_from, config.inr_blocks))
 
     def forward(
         self, x: Float[Tensor, "batch rays feature"], w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
 from cips3d.models.sine import sine_, sine_along
@@ -22,53 +21,29 @@ class RadianceField(nn.Module):
 
     The last linear layer h -> v commutes with the weighted sum along the ray, so it is a method of its own (`project`) that the
     caller applies once per ray instead of once per sample: Σ w (A h + a) = A Σ w h + a Σ w.
-
-    Args:
-        width: hidden width.
-        layers: FiLM-SIREN layers before the density, ≥ 1.
-        feature_dim: width of v.
-        style_dim: width of w_s.
-        extent: half size of the sampled volume, world units; coordinates are divided by it, so that they span [-1, 1].
-        embedding: "film", the authors' (the first FiLM-SIREN layer takes the coordinates); "learned", the paper's FC + sine as
-            a layer of its own; "fixed", positional encoding (Eq. 7).
-        octaves: L of the positional encoding.
-        view_direction: feed the ray direction to the feature layer (Table 2, first row).
-        density_gain: the raw density is the density head's output times this. With 1 (the authors') a head has to grow weights
-            near 50 before a surface is opaque, which takes thousands of steps.
-        density_blob: added to the raw density at the centre; see `_blob` (DreamFusion, Poole et al. 2022, has a like term).
     """
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        feature_dim: int,
-        style_dim: int,
-        extent: float,
-        embedding: Literal["film", "learned", "fixed"] = "film",
-        octaves: int = 10,
-        view_direction: bool = False,
-        density_gain: float = 1.0,
-        density_blob: float = 0.0,
-    ) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.extent = extent
-        self.view_direction = view_direction
-        self.density_gain, self.density_blob = density_gain, density_blob
-        self.embedding = {"film": None, "learned": LearnedEmbedding(width), "fixed": FixedEmbedding(octaves)}[embedding]
-        in_dim = 3 if self.embedding is None else self.embedding.out_dim
-        self.layers = nn.ModuleList(FilmSiren(in_dim if i == 0 else width, width, style_dim) for i in range(layers))
+        self.extent, self.view_direction = config.extent, config.view_direction
+        self.density_gain, self.density_blob = config.density_gain, config.density_blob
+        width = config.nerf_width
+        embeddings = {"film": None, "learned": LearnedEmbedding(width), "fixed": FixedEmbedding(config.embedding_octaves)}
+        self.embedding = embeddings[config.embedding]
+        in_dims = [3 if self.embedding is None else self.embedding.out_dim] + [width] * (config.nerf_layers - 1)
+        self.layers = nn.ModuleList(FilmSiren(in_dim, width, config.shape_style_dim) for in_dim in in_dims)
         self.density = nn.Linear(width, 1)
-        self._make_head(width + (3 if view_direction else 0), width, feature_dim, style_dim)
+        self._make_head(width + (3 if config.view_direction else 0), config)
 
-    def _make_head(self, in_dim: int, width: int, feature_dim: int, style_dim: int) -> None:
+    def _make_head(self, in_dim: int, config: GeneratorConfig) -> None:
         """Makes the layers behind the density.
 
         Args:
             in_dim: hidden width, and 3 more with a view direction.
         """
-        self.feature_layer = FilmSiren(in_dim, width // 2, style_dim)
-        self.feature = nn.Linear(width // 2, feature_dim)
+        width = config.nerf_width // 2
+        self.feature_layer = FilmSiren(in_dim, width, config.shape_style_dim)
+        self.feature = nn.Linear(width, config.feature_dim)
         nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
 
     def forward(
@@ -131,7 +106,10 @@ class RadianceField(nn.Module):
         return sigma
 
     def _blob(self, square: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:
-        """What the blob adds to σ at squared distances from the centre: `density_blob` · (1 − (r/r₀)²), r₀ half the extent."""
+        """What the blob adds to σ at squared distances from the centre: `density_blob` · (1 − (r/r₀)²), r₀ half the extent.
+
+        DreamFusion (Poole et al. 2022) has a like term.
+        """
         return self.density_blob * (1 - square / (self.extent / 2) ** 2)
 
     def project(
@@ -139,12 +117,3 @@ class RadianceField(nn.Module):
     ) -> Float[Tensor, "batch rays feature"]:
         """Σ w v from Σ w h and Σ w."""
         return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
-
-    def at_points(
-        self, points: Float[Tensor, "batch points 3"], w: Float[Tensor, "batch w"]
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points feature"]]:
-        """Density relu(σ) (per world unit) and feature v at world points; a view-dependent field is seen along -z."""
-        directions = torch.zeros_like(points)
-        directions[..., 2] = -1.0
-        sigma, hidden = self(points, directions, w)
-        return torch.relu(sigma), self.feature(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -126,14 +127,9 @@ class RayDraws:
     @staticmethod
     def cat(parts: Sequence[RayDraws]) -> RayDraws:
         """The draws of all parts in one batch."""
-
-        def joined(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
-        jitter, importance = joined("jitter"), joined("importance")
-        assert jitter is not None and importance is not None
-        return RayDraws(jitter, importance, joined("coarse_noise"), joined("noise"))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+        return RayDraws(*joined)
 
     def __getitem__(self, index: slice | Tensor) -> RayDraws:
         """The draws of the rays at `index`."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cips3d.configuration import Configuration, from_dict, to_dict
-from cips3d.errors import UserError
-from cips3d.pretrained import load_weights, write_tensors
+from cips3d.pretrained import load_weights, read_tensors, write_tensors
 
 #: Checkpoints that stay on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
@@ -73,13 +70,9 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
     Raises:
         UserError: if the file is damaged, or was made with another configuration.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-        counters = from_dict(Counters, json.loads(metadata["cips3d-training"]), str(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to resume from the one before it") from None
+    remedy = "delete it to resume from the one before it"
+    entry, tensors = read_tensors(path, "cips3d-training", "a checkpoint", remedy)
+    counters = from_dict(Counters, entry, str(path))
     for name, module in modules.items():
         load_weights(module, _below(tensors, name), f"{path} ({name})")
     for name, optimizer in optimizers.items():

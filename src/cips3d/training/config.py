@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cips3d.configuration import Configuration
+from cips3d.configuration import Configuration, check_range
 from cips3d.errors import UserError
 from cips3d.models.baselines import GENERATORS
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.generator import GeneratorConfig
 from cips3d.models.records import Sampling
 
 #: Beyond these a number is a slip of the finger, which a machine would not survive.
@@ -62,33 +61,19 @@ class Stage(Configuration):
             raise UserError(
                 f"stage: resolution {self.resolution} is not a power of two from 4 up; choose 16, 32, 64 or another"
             )
-        for name in ("batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.batch > MOST_BATCH:
-            raise UserError(f"stage: batch is {self.batch}; it must be at most {MOST_BATCH}")
+        check_range(self, "stage", "batch", least=1, most=MOST_BATCH)
+        check_range(self, "stage", "accumulate chunk", least=1)
+        check_range(self, "stage", "gradient_rays", least=1, most=self.resolution**2)
+        check_range(self, "stage", "kimg generator_lr discriminator_lr minutes", above=0)
+        check_range(self, "stage", "fade_kimg warm_up_kimg", least=0)
+        check_range(self, "stage", "augment", least=0, most=1)
         if self.batch % self.accumulate:
             raise UserError(f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them")
-        for name in ("kimg", "generator_lr", "discriminator_lr"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise UserError(f"stage: {name} is {value}; it must be a positive number")
         unknown = sorted(set(self.frozen) - set(GENERATOR_PARTS))
         if unknown:
             raise UserError(f"stage: frozen names {', '.join(unknown)}; generators' parts are {', '.join(GENERATOR_PARTS)}")
         if (self.gradients == "partial") != (self.gradient_rays is not None):
             raise UserError("stage: gradient_rays goes with gradients partial, and the other way round; give both or neither")
-        if self.gradient_rays is not None and not 1 <= self.gradient_rays <= self.resolution**2:
-            raise UserError(f"stage: gradient_rays is {self.gradient_rays}; it must lie in 1 to {self.resolution**2}")
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(f"stage: chunk is {self.chunk}; it must be at least 1")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"stage: minutes is {self.minutes}; it must be a positive number or null")
-        if not 0 <= self.augment <= 1:
-            raise UserError(f"stage: augment is {self.augment}; it must lie in [0, 1]")
-        for name in ("fade_kimg", "warm_up_kimg"):
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
-                raise UserError(f"stage: {name} is {getattr(self, name)}; it must be 0 or more")
         if self.warm_up_kimg >= self.kimg:
             raise UserError(
                 f"stage: its generator would not train: warm_up_kimg is {self.warm_up_kimg}, the whole stage {self.kimg} kimg"
@@ -185,53 +170,29 @@ class TrainConfig(Configuration):
                 raise UserError(f"training configuration: a discriminator has no width for the stage at {stage.resolution}")
         self._check_combinations()
         self._check_architecture()
-        for name in ("log_steps", "r1_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.adam_beta2 < 1:
-            raise UserError(f"training configuration: adam_beta2 is {self.adam_beta2}; it must lie in [0, 1)")
-        if self.grad_clip is not None and not 0 < self.grad_clip < math.inf:
-            raise UserError(f"training configuration: grad_clip is {self.grad_clip}; it must be a positive number or null")
-        amounts = (
-            "r1_gamma", "r2_gamma", "transmittance_weight", "pose_weight", "alarm_kimg", "density_noise", "density_noise_kimg"
-        )  # fmt: skip
-        for name in amounts:
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
-                raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("sample_kimg", "metrics_kimg", "checkpoint_kimg"):
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) <= 0:
-                raise UserError(f"training configuration: {name} is {getattr(self, name)}; it must be a positive number")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"training configuration: seed is {self.seed}; it must lie in 0 to {2**63 - 1}")
+        kind = "training configuration"
         blocks = min(len(d.channels) for d in (self.discriminator, self.aux_discriminator)) - 1
-        if not 0 <= self.frozen_discriminator_blocks <= blocks:
-            raise UserError(
-                f"training configuration: frozen_discriminator_blocks is {self.frozen_discriminator_blocks}; it must lie in "
-                f"0 to {blocks}, the number of blocks"
-            )
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise UserError(f"training configuration: workers is {self.workers}; it must lie in 0 to {MOST_WORKERS}")
-        if not 0 <= self.transmittance_target <= 1:
-            raise UserError(
-                f"training configuration: transmittance_target is {self.transmittance_target}; it must lie in [0, 1]"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"training configuration: ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        amounts = "r1_gamma r2_gamma transmittance_weight pose_weight alarm_kimg density_noise density_noise_kimg"
+        check_range(self, kind, amounts, least=0)
+        check_range(self, kind, "log_steps r1_every", least=1)
+        check_range(self, kind, "augment_kimg grad_clip sample_kimg metrics_kimg checkpoint_kimg", above=0)
+        check_range(self, kind, "adam_beta2 ema_decay", least=0, below=1)
+        check_range(self, kind, "augment_target", above=-1, below=1)
+        check_range(self, kind, "transmittance_target", least=0, most=1)
+        check_range(self, kind, "frozen_discriminator_blocks", least=0, most=blocks)
+        check_range(self, kind, "seed", least=0, most=2**63 - 1)
+        check_range(self, kind, "workers", least=0, most=MOST_WORKERS)
 
     def _check_combinations(self) -> None:
         if self.share_fakes and any(stage.accumulate > 1 for stage in self.stages):
             raise UserError(
                 "training configuration: share_fakes keeps a whole batch in memory; give accumulate 1 or no share_fakes"
             )
-        if self.augment_target is not None and not -1 < self.augment_target < 1:
-            raise UserError(f"training configuration: augment_target is {self.augment_target}; it must lie between -1 and 1")
         if self.augment_target is not None and self.loss == "relativistic":  # which leaves the logits' zero free
             raise UserError(
                 "training configuration: augment_target goes by the sign of real logits, which loss=relativistic leaves free; "
                 "set augment_target=null (of cips3d finetune: give --augment)"
             )
-        if not 0 < self.augment_kimg < math.inf:
-            raise UserError(f"training configuration: augment_kimg is {self.augment_kimg}; it must be a positive number")
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
             raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
         heads = self.discriminator.pose_head, self.aux_discriminator.pose_head

@@ -7,15 +7,16 @@ what the interrupted one would have drawn; no random state needs to be stored.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.records import Latents, RayDraws, Sampling
 from cips3d.training.cameras import CameraSource
 
@@ -86,8 +87,8 @@ def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor,
     return torch.tensor([picture_seed(*key, "mirror", position) % 2 == 1 for position in positions])
 
 
-class RealOrder:
-    """Batches of dataset indices from the `start`-th real picture of a run on: a fresh permutation every epoch.
+def real_order(size: int, seed: int, start: int, batch: int, positions: Sequence[int]) -> Iterator[list[int]]:
+    """Batches of dataset indices from the `start`-th real picture of a run on, without end: a fresh permutation every epoch.
 
     Args:
         size: pictures in the dataset.
@@ -96,21 +97,14 @@ class RealOrder:
         batch: global batch size.
         positions: which pictures of each global batch this process reads.
     """
-
-    def __init__(self, size: int, seed: int, start: int, batch: int, positions: Sequence[int]) -> None:
-        self.size, self.seed, self.start, self.batch, self.positions = size, seed, start, batch, positions
-
-    def __iter__(self) -> Iterator[list[int]]:
-        permutations: dict[int, Float[Tensor, " size"]] = {}
-        shown = self.start
-        while True:
-            indices = []
-            for position in self.positions:
-                epoch, offset = divmod(shown + position, self.size)
-                if epoch not in permutations:
-                    generator = torch.Generator().manual_seed(picture_seed(self.seed, "order", epoch))
-                    permutations = {e: p for e, p in permutations.items() if e >= epoch - 1}
-                    permutations[epoch] = torch.randperm(self.size, generator=generator)
-                indices.append(int(permutations[epoch][offset]))
-            yield indices
-            shown += self.batch
+    permutations: dict[int, Int[Tensor, " size"]] = {}
+    for shown in itertools.count(start, batch):
+        indices = []
+        for position in positions:
+            epoch, offset = divmod(shown + position, size)
+            if epoch not in permutations:
+                generator = torch.Generator().manual_seed(picture_seed(seed, "order", epoch))
+                permutations = {e: p for e, p in permutations.items() if e >= epoch - 1}
+                permutations[epoch] = torch.randperm(size, generator=generator)
+            indices.append(int(permutations[epoch][offset]))
+        yield indices

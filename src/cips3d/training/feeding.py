@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.interrupts import serve_to_the_end
 from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.draws import RealOrder
+from cips3d.training.draws import real_order
 
 
 def real_batches(
@@ -27,13 +27,13 @@ def real_batches(
         pin_memory: for copies to a GPU.
     """
 
-    def order() -> RealOrder:
-        return RealOrder(len(dataset), config.seed, images, batch, positions)
+    def order() -> Iterator[list[int]]:
+        return real_order(len(dataset), config.seed, images, batch, positions)
 
     together = max(1, dataset.together // len(positions))
     loaded = DataLoader(
         dataset,
-        batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[iter(order())] * together, strict=True)),
+        batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[order()] * together, strict=True)),
         num_workers=config.workers,
         worker_init_fn=serve_to_the_end,
         pin_memory=pin_memory,

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cips3d.camera import Camera, Rays
+from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import generator_cost
-from cips3d.models.generator import Generator, GeneratorConfig, as_picture
+from cips3d.models.generator import Generator, as_picture
 from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.training.config import Stage
 from cips3d.training.draws import FakeDraws, picture_seed

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cips3d.configuration import read_json, to_dict
-from cips3d.errors import UserError
+from cips3d.errors import UserError, first_line
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
@@ -164,7 +164,7 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     try:
         return wandb.init(project=config.wandb, name=run_dir.name, id=key, resume="allow", dir=run_dir, config=to_dict(config))
     except wandb.Error as error:
-        raise UserError(f"wandb: {str(error).splitlines()[0]}; run wandb login, or set WANDB_MODE=offline") from None
+        raise UserError(f"wandb: {first_line(error)}; run wandb login, or set WANDB_MODE=offline") from None
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from cips3d.camera import Camera
 from cips3d.models import volume
 from cips3d.models.baselines import build_generator
+from cips3d.models.cost import parameter_count
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, RayDraws, RenderOutput
@@ -30,6 +31,8 @@ from cips3d.training.steps import Judging, Networks, discriminator_step, generat
 
 Mode = Literal["full", "partial", "checkpointed"]
 META = torch.device("meta")
+#: How long `measured_speed` measures, about.
+MEASURED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,10 @@ class StepCost:
 
     Attributes:
         flops: operations of matrix products and convolutions (2 per multiply-add) per picture, with the penalties' share.
-        state_bytes: weights, average and Adam's moments.
-        peak_bytes: the most that is alive at one time, state included.
+        peak_bytes: the most that is alive at one time, with weights, average and Adam's moments.
     """
 
     flops: float
-    state_bytes: int
     peak_bytes: int
 
 
@@ -101,7 +102,7 @@ def step_cost(
         inr = [part for name, part in networks.generator.named_children() if name == "inr"]  # pi-gan has none
         for module in (*inr, *networks.discriminators.values()):
             _in_half_precision(module)
-    state = 4 * (4 * _numbers(networks.generator) + 3 * _numbers(networks.discriminators))
+    state = 4 * (4 * parameter_count(networks.generator) + 3 * parameter_count(networks.discriminators))
     piece = pictures // stage.accumulate
     sampling = config.sampling or networks.generator.sampling
     chunk = stage.chunk or gradients.automatic_chunk(config.generator, piece, sampling, memory)
@@ -120,7 +121,7 @@ def step_cost(
     finally:
         volume.assumed_share.reset(token)
     flops = plain.flops + (penalised.flops - plain.flops) / config.r1_every
-    return StepCost(flops / piece, state, state + peak)
+    return StepCost(flops / piece, state + peak)
 
 
 def in_mode(stage: Stage, mode: Mode) -> Stage:
@@ -150,26 +151,25 @@ def visible_share(config: TrainConfig) -> float:
     return max(0.5, (account.flops - counts[0]) / (counts[1] - counts[0]))
 
 
-def measured_speed(config: TrainConfig, processes: int = 1, seconds: float = 3.0) -> float:
+def measured_speed(config: TrainConfig, processes: int = 1) -> float:
     """Operations a second that this machine reaches in a generator's forward and backward pass.
 
     In the run's own precision, where the machine has it; of one small picture on a CPU, of what keeps an accelerator busy.
 
     Args:
         processes: that share the machine's cores, where it has no accelerator; the speed is that of one of them.
-        seconds: of measuring, about.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(max(1, threads // processes))
     try:
-        return _speed(config, device, seconds)
+        return _speed(config, device)
     finally:
         torch.set_num_threads(threads)
 
 
-def _speed(config: TrainConfig, device: torch.device, seconds: float) -> float:
+def _speed(config: TrainConfig, device: torch.device) -> float:
     pictures, side = (1, 32) if device.type == "cpu" else (2, min(128, config.stages[-1].resolution))
     generator = build_generator(config.generator).to(device)
     halved = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
@@ -184,7 +184,7 @@ def _speed(config: TrainConfig, device: torch.device, seconds: float) -> float:
     with Account() as account:
         one_pass()
     start, elapsed, passes = time.perf_counter(), 0.0, 0
-    while elapsed < seconds:
+    while elapsed < MEASURED_SECONDS:
         one_pass()
         passes, elapsed = passes + 1, time.perf_counter() - start
     return passes * account.flops / elapsed
@@ -199,9 +199,9 @@ def _pictures(generator: Generator, config: TrainConfig, side: int, device: torc
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Trainable numbers of each network."""
     networks = Networks(config, META, fresh=False)
-    counts = {"generator": _numbers(networks.generator)}
+    counts = {"generator": parameter_count(networks.generator)}
     names = {"main": "discriminator", "aux": "auxiliary discriminator"}
-    return counts | {names[name]: _numbers(module) for name, module in networks.discriminators.items()}
+    return counts | {names[name]: parameter_count(module) for name, module in networks.discriminators.items()}
 
 
 def _run_step(
@@ -269,7 +269,3 @@ def _in_half_precision(module: nn.Module) -> None:
         part.register_forward_pre_hook(lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args))
     for part in exits:
         part.register_forward_hook(lambda _, __, result: result.float())
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -11,8 +11,8 @@ from torch import nn
 
 from cips3d.camera import PoseDistribution
 from cips3d.errors import UserError
+from cips3d.models.config import RENDERING_FIELDS, GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.generator import RENDERING_FIELDS, GeneratorConfig
 from cips3d.models.records import Sampling
 from cips3d.training.config import Stage, TrainConfig
 

@@ -15,8 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cips3d import pretrained
 from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
+from cips3d.models.config import RENDERING_FIELDS
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import RENDERING_FIELDS, Generator
+from cips3d.models.generator import Generator
 from cips3d.models.layers import without_autocast
 from cips3d.models.records import RenderOutput
 from cips3d.training import losses

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from cips3d import pretrained
 from cips3d.camera import PoseDistribution, mirrored_label
-from cips3d.configuration import read_json
 from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
 from cips3d.errors import UserError
 from cips3d.interrupts import first_interrupt_noted
@@ -98,7 +97,11 @@ class Trainer:
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
         if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
-            raise UserError(f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them")
+            without = "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
+            raise UserError(
+                f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them, or do "
+                f"without (--set {without})"
+            )
         if config.metrics:
             weights = None if config.inception_weights is None else Path(config.inception_weights)
             self.measures.append(Fidelity(config.metrics, weights))
@@ -505,12 +508,3 @@ class Trainer:
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()
-
-
-def resume_config(run_dir: Path) -> TrainConfig:
-    """The configuration that a run directory holds.
-
-    Raises:
-        UserError: if it holds none that can be read.
-    """
-    return read_json(TrainConfig, run_dir / "config.json")

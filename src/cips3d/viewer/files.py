@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.data.images import picture_of
@@ -33,14 +30,7 @@ def read_upload(name: str, content: bytes, side: int) -> Float[Tensor, "1 3 side
     """
     if len(content) > LONGEST_FILE:
         raise UserError(f"{name}: has {len(content)} bytes; give a picture of at most {LONGEST_FILE}")
-    return picture_of(Memory(name, content), name, side)
-
-
-def png(pixels: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """A picture as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
+    return picture_of(Memory(content), name, side)
 
 
 def written(name: str, write: Callable[[Path], None]) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import viser
+from PIL import Image
 
 from cips3d import pretrained
 from cips3d.camera import Camera
@@ -24,10 +25,11 @@ from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.mesh import extract_mesh, glb
+from cips3d.files import png
 from cips3d.models.generator import Generator
 from cips3d.models.records import RenderOutput, Sampling, Styles
 from cips3d.viewer.controls import Controls
-from cips3d.viewer.files import png, read_upload, written
+from cips3d.viewer.files import read_upload, written
 from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
 from cips3d.viewer.stage import Stage
 from cips3d.viewer.subjects import Subjects
@@ -152,8 +154,8 @@ class Session:
         controls.add_keyframe.on_click(self._when(self._add_keyframe))
         controls.clear_path.on_click(self._when(self._clear_path))
         controls.save_path.on_click(self._when(self._save_path))
-        controls.save_subject.on_click(self._when(lambda: self._save("subject file", self._subject_file())))
-        controls.save_mesh.on_click(self._when(lambda: self._save("mesh file", self._mesh_file())))
+        controls.save_subject.on_click(self._when(lambda: self._save("subject file", self._subject_file)))
+        controls.save_mesh.on_click(self._when(lambda: self._save("mesh file", self._mesh_file)))
 
         @controls.save_picture.on_click
         def _(_: viser.GuiEvent) -> None:  # not in the event loop, nor a worker's thread: the browser may take its time to draw
@@ -316,8 +318,13 @@ class Session:
         self._download("camera-path.json", json.dumps({"keyframes": self._keyframes}, indent=1).encode())
 
     # ---------------------------------------------------------------- files
-    def _save(self, kind: str, steps: Steps[None]) -> None:
-        self._workers.meshes.submit((self._id, kind), self._guarded(steps))
+    def _save(self, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]) -> None:
+        def steps() -> Steps[None]:
+            view = self._view()
+            if view is not None:
+                yield from make(view, *self._subjects.find(view.choice))
+
+        self._workers.meshes.submit((self._id, kind), self._guarded(steps()))
 
     def _download(self, name: str, content: bytes) -> None:
         if not self._stage.closed:
@@ -326,38 +333,27 @@ class Session:
     def _save_picture(self) -> None:
         """The refined picture of the view; of a mesh what the browser draws, once at a time."""
         if not self._stage.has_mesh:
-            self._save("picture file", self._picture_file())
+            self._save("picture file", self._picture_file)
         elif self._drawing.acquire(blocking=False):
             height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
             try:
-                self._download("view.png", png(self._client.get_render(height, width, transport_format="png", timeout=20)))
+                drawn = self._client.get_render(height, width, transport_format="png", timeout=20)
+                self._download("view.png", png(Image.fromarray(drawn)))
             except (RuntimeError, TimeoutError):
                 raise UserError("the browser drew no picture; keep the viewer's tab in front while it is saved") from None
             finally:
                 self._drawing.release()
 
-    def _picture_file(self) -> Steps[None]:
+    def _picture_file(self, view: View, generator: Generator, styles: Styles) -> Steps[None]:
         """The refined picture, as it is without a canvas."""
-        view = self._view()
-        if view is None:
-            return
-        generator, styles = self._subjects.find(view.choice)
         out = yield from self._strips(generator, styles, view, view.side, view.sampling)
-        self._download("view.png", png(pixels_of(out, view.mode)))
+        self._download("view.png", png(Image.fromarray(pixels_of(out, view.mode))))
 
-    def _mesh_file(self) -> Steps[None]:
-        view = self._view()
-        if view is None:
-            return
-        generator, styles = self._subjects.find(view.choice)
+    def _mesh_file(self, _: View, generator: Generator, styles: Styles) -> Steps[None]:
         yield 0.0
         self._download("subject.glb", glb(extract_mesh(generator, styles, _SAVED_MESH)))
 
-    def _subject_file(self) -> Steps[None]:
-        view = self._view()
-        if view is None:
-            return
-        generator, styles = self._subjects.find(view.choice)
+    def _subject_file(self, view: View, generator: Generator, styles: Styles) -> Steps[None]:
         yield 0.0
         subject = Subject(styles, view.camera)
         self._download("subject.safetensors", written("subject.safetensors", subject.save))

@@ -12,7 +12,8 @@ import torch
 from trimesh.transformations import quaternion_from_matrix, quaternion_matrix
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.config import GeneratorConfig
+from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 
 Mode = Literal["image", "NeRF image", "depth", "mesh"]
