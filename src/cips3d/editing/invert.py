@@ -95,7 +95,7 @@ class Inversion:
 
 def invert(
     generator: Generator,
-    image: Float[Tensor, "1 3 height width"],
+    image: Tensor,
     space: Space = "tuned",
     *,
     start: Camera | None = None,
@@ -109,7 +109,7 @@ def invert(
 
     Args:
         generator: a cips-3d; it is left as it is.
-        image: a square picture in [-1, 1], framed as those that the model was trained on; it is compared at the model's
+        image: (1, 3, side, side) colours in [-1, 1], framed as those that the model was trained on; compared at the model's
             resolution.
         space: how far to go (see above).
         start: cameras to start from, such as a pose network's; by default the one that the discriminator sees, if it tells
