@@ -326,7 +326,8 @@ class _Work:
         """Rays from other cameras: their features, the colours that tuning should give them, and how much that counts.
 
         A surface that the picture shows takes the change there, from wherever it is seen; one that only the mirrored picture
-        shows takes that one's change; the rest of the subject stays. The background is left to follow the picture's.
+        shows takes that one's change; the rest of the subject stays. The background changes as most of the picture's: free,
+        it would take parts of the subject where the found shape is too small for it.
         """
         generator, side, config = self.generator, self.target.shape[-1], self.config
         rays = self._random_rays()
@@ -337,7 +338,10 @@ class _Work:
         other, mirrored = self._change_at(points * points.new_tensor([-1.0, 1.0, 1.0]), here)
         mirrored = mirrored & ~seen & (config.mirror_weight > 0)
         change = own * seen[..., None] + other * mirrored[..., None]
-        weights = torch.where(mirrored, config.mirror_weight, config.keep_weight).masked_fill(seen, 1.0) * (opacity > SOLID)
+        behind = (self.target - here.out.image).transpose(0, 1)[:, ~here.solid[:, 0]]
+        if behind.shape[1]:
+            change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
+        weights = torch.where(mirrored, config.mirror_weight, config.keep_weight).masked_fill(seen, 1.0)
         return features, self._painted(generator, features, styles) + change, weights
 
     def _change_at(self, points: Float[Tensor, "1 n 3"], here: View) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
