@@ -1,6 +1,6 @@
 """An experiment of our own: does the auxiliary discriminator still matter with each of the later techniques?
 
-Mirror symmetry with and without it: as the paper has it, and with the loss of told poses (pi-GAN's code), relativistic
+Mirror symmetry with and without it: as the paper has it, and with the pose loss (pi-GAN's code), relativistic
 pairing (R3GAN), DiffAugment, a learned camera prior and discriminators that see camera labels. One seed each, since all six
 runs of Table 2 with and without it have the same score, 0%: two and a half hours on two cores.
 """

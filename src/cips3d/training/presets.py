@@ -16,7 +16,7 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.records import Sampling
 from cips3d.training.config import Stage, TrainConfig
 
-#: Weight of the loss of told poses, where there is one (pi-GAN's released code).
+#: Weight of the pose loss, where there is one (pi-GAN's released code).
 POSE_WEIGHT = 15.0
 #: Of pi-GAN's generator on the embedded heads; with CIPS-3D's rate it does not get beyond speckled balls.
 PI_GAN_RATE = 1e-4
@@ -53,7 +53,7 @@ def _heads_32() -> TrainConfig:
 
 
 def without_told_poses(config: TrainConfig) -> TrainConfig:
-    """The run without the loss of told poses and what asks for them."""
+    """The run without the pose loss and what asks for it."""
     return replace(
         config, pose_weight=0.0, discriminator=replace(config.discriminator, pose_head=False),
         aux_discriminator=replace(config.aux_discriminator, pose_head=False),
@@ -61,7 +61,7 @@ def without_told_poses(config: TrainConfig) -> TrainConfig:
 
 
 def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
-    """The run as it comes farthest in minutes: without told poses, and from a softer body (docs/results.md has figures).
+    """The run as it comes farthest in minutes: without the pose loss, and from a softer body (docs/results.md has figures).
 
     What both do for faces takes tens of thousands of pictures.
     """
