@@ -35,7 +35,9 @@ def first_interrupt_noted() -> Iterator[list[int]]:
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield received
         return
-    usual = {number: signal.signal(number, note) for number in ENDING}
+    usual = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        signal.signal(number, note)
     try:
         yield received
     finally:
