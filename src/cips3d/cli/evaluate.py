@@ -73,8 +73,10 @@ def evaluate_model(
                 print(f"left out: {error}", file=sys.stderr)
                 metrics = ()
     found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
-    if processes is not None and not processes.is_main_process:
-        return
+    if processes is not None:
+        processes.end_training()  # NCCL complains of a group that nobody ends
+        if not processes.is_main_process:
+            return
     print("\n".join(found.lines()))
     if json_file is not None:
         with atomic_path(json_file) as temporary:

@@ -162,7 +162,8 @@ class Fidelity:
         except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
             pass
         # pictures are decoded beside a GPU; a CPU has enough to do
-        workers = 0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, os.cpu_count() or 1)
+        own = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        workers = 0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, own)
         loaded = DataLoader(
             Subset(dataset, indices[part]), batch_size=BATCH, num_workers=workers, worker_init_fn=serve_to_the_end
         )
