@@ -14,12 +14,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 
 import tiny
 from cips3d import pretrained
+from cips3d.errors import UserError
+from cips3d.training import logs
 from cips3d.training.config import Stage
+from cips3d.training.logs import LOCK_FILE, RunLog
 from cips3d.training.trainer import Trainer
 
 #: Runs that are killed at a random moment.
@@ -95,8 +99,8 @@ def die_and_finish(run_dir: Path, data: str, die_in_file: int) -> None:
     folder = run_dir / "checkpoints"
     whole = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert whole == [f"{images:012d}.safetensors" for images in (16, 32)]
-    half = [path for path in (*folder.iterdir(), *run_dir.iterdir()) if path.name.startswith(".")]
-    assert len(half) == 1
+    half = {path.name for path in (*folder.iterdir(), *run_dir.iterdir()) if path.name.startswith(".")}
+    assert len(half - {LOCK_FILE}) == 1
     finish(run_dir, data)
 
 
@@ -129,7 +133,20 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert read_log(run) == log, name
         assert files(run / "samples") == files(whole / "samples"), name
         assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), name  # no half-written ones
-        assert not list(run.glob(".*")), name
+        assert [path.name for path in run.glob(".*")] == [LOCK_FILE], name
+
+
+def test_a_folder_where_another_process_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOCK_SECONDS", 0.0)
+    config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
+    second = Trainer(config, run)
+    other = RunLog(run, config, step=0, images=0)
+    before = files(run)
+    with pytest.raises(UserError, match=r"run: another process is training there; let it end, or give another folder"):
+        second.run()
+    assert files(run) == before
+    other.close()
+    second.run()
 
 
 def read_log(run: Path) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore (protobuf makes these at run time)
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -29,6 +30,10 @@ from cips3d.training.config import TrainConfig
 SAMPLE_HEADS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
 #: Sample grids are rendered at least this large, whatever the stage trains at, so that they can be looked at.
 SAMPLE_RESOLUTION = 64
+#: In the folder of a run, held by the process that logs there.
+LOCK_FILE = ".lock"
+#: Seconds to wait for a run that is just ending in the same folder: data processes outlive a killed one by up to 5.
+LOCK_SECONDS = 10.0
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
@@ -71,12 +76,14 @@ class RunLog:
         images: real pictures already shown.
 
     Raises:
-        UserError: if log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and cannot start.
+        UserError: if another process logs there, log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and
+            cannot start.
         OSError: here and in the methods, if something else cannot be written.
     """
 
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, images: int) -> None:
         self.run_dir = run_dir
+        self.lock = _locked(run_dir)
         self._open(step, images)
         self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
 
@@ -115,6 +122,7 @@ class RunLog:
     def close(self) -> None:
         """Closes the files; what a full disk has not taken by now is lost."""
         self._close_files()
+        self.lock.release()
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -150,6 +158,18 @@ class Board:
         event.wall_time = time.time()
         self.records.write(event.SerializeToString())
         self.records.flush()
+
+
+def _locked(run_dir: Path) -> FileLock:
+    """A lock that the process holds until it is released, or until the process ends."""
+    lock = FileLock(run_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise UserError(f"{run_dir}: another process is training there; let it end, or give another folder") from None
+    except (OSError, NotImplementedError):  # a disk that has no locks
+        pass
+    return lock
 
 
 def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:

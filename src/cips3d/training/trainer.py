@@ -130,7 +130,8 @@ class Trainer:
             progress: called after every step with the share of the run that is done, in [0, 1], and figures to show.
 
         Raises:
-            UserError: if a file cannot be written, a picture cannot be read, or an alarm ends the run.
+            UserError: if another process trains in the directory, a file cannot be written, a picture cannot be read, or an
+                alarm ends the run.
         """
         log = None
         try:
