@@ -34,7 +34,7 @@ from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.metrics.evaluation import evaluate
 from cips3d.training.config import TrainConfig
-from cips3d.training.presets import preset, without_told_poses
+from cips3d.training.presets import preset, without_pose_loss
 from cips3d.training.trainer import MODEL_FILE
 
 matplotlib.use("Agg")
@@ -58,9 +58,9 @@ KIMG, BATCH = (40.0, 20.0), 16
 def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> TrainConfig:
     """A preset of the embedded heads at 32² cut to `KIMG`, with its own distances on the way and some fields changed.
 
-    The losses are the paper's, but for the reward for empty space, so nobody tells poses; rates at 32² suit the smaller batch.
+    The losses are the paper's, but for the reward for empty space, without the pose loss; rates at 32² suit the smaller batch.
     """
-    base = without_told_poses(preset(name))
+    base = without_pose_loss(preset(name))
     first, second, *_ = base.stages
     second = replace(second, kimg=KIMG[1], batch=BATCH, generator_lr=3e-4, discriminator_lr=3e-3)
     cut = replace(

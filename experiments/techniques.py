@@ -30,7 +30,7 @@ def discriminators(**changes: bool) -> dict[str, DiscriminatorConfig]:
 #: Changes of the run, and of its stages. (The reward for empty space is in all of them.)
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "paper": ({}, {}),
-    "told-poses": ({"pose_weight": POSE_WEIGHT} | discriminators(pose_head=True), {}),
+    "pose-loss": ({"pose_weight": POSE_WEIGHT} | discriminators(pose_head=True), {}),
     "relativistic": ({"loss": "relativistic", "r2_gamma": 0.2}, {}),
     "diffaugment": ({}, {"augment": 0.5}),
     "learned-cameras": ({"cameras": "learned"}, {}),

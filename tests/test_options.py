@@ -274,9 +274,9 @@ def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label
     telling = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True))
     images = torch.rand(3, 3, 8, 8)
     _, expected = telling.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
-    torch.testing.assert_close(telling.told_poses(images), expected)
-    torch.testing.assert_close(telling.told_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected)
-    assert ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).told_poses(images) is None
+    torch.testing.assert_close(telling.predicted_poses(images), expected)
+    torch.testing.assert_close(telling.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected)
+    assert ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).predicted_poses(images) is None
 
 
 def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:

@@ -451,7 +451,7 @@ def _start_cameras(
     if start is not None:
         return start.to(target)
     with torch.no_grad():
-        told = None if discriminator is None else discriminator.told_poses(target)
+        told = None if discriminator is None else discriminator.predicted_poses(target)
     if told is not None:  # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
         yaw, pitch = told.unbind(-1)
         return poses.at(yaw, pitch.clamp(-1.5, 1.5))

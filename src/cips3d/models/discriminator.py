@@ -220,7 +220,7 @@ class ProgressiveDiscriminator(nn.Module):
             logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
         return logit, None if self.pose is None else self.pose(x)
 
-    def told_poses(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 2"] | None:
+    def predicted_poses(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 2"] | None:
         """Yaw and pitch in radians of pictures whose cameras nobody knows; None without a `pose_head`.
 
         Pictures larger than the discriminator takes are reduced first.

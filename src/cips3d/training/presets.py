@@ -52,7 +52,7 @@ def _heads_32() -> TrainConfig:
     )  # fmt: skip
 
 
-def without_told_poses(config: TrainConfig) -> TrainConfig:
+def without_pose_loss(config: TrainConfig) -> TrainConfig:
     """The run without the pose loss and what asks for it."""
     return replace(
         config, pose_weight=0.0, discriminator=replace(config.discriminator, pose_head=False),
@@ -66,7 +66,7 @@ def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
     What both do for faces takes tens of thousands of pictures.
     """
     softer = replace(config.generator, density_gain=40.0, density_blob=60.0)
-    return replace(without_told_poses(config), generator=softer)
+    return replace(without_pose_loss(config), generator=softer)
 
 
 def _heads_32_pi_gan() -> TrainConfig:
