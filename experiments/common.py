@@ -109,7 +109,8 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     folder = RUNS / run_name(config)
     print(f"training {folder}, unless it has ended", flush=True)
     train_here(config, folder, processes=1)
-    generator = pretrained.load(folder / MODEL_FILE)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    generator = pretrained.load(folder / MODEL_FILE).to(device)
     found = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS).as_json()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     speeds = {line["resolution"]: line["images_per_second"] for line in log}
@@ -132,7 +133,12 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
 
 def measure_all(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
-    """`measure` of each, one run on each core: together they show more pictures than one run that shares the cores."""
+    """`measure` of each, one run on each core: together they show more pictures than one run that shares the cores.
+
+    Beside an accelerator one after the other.
+    """
+    if torch.accelerator.is_available():
+        return [measure(config) for config in configs]
     with one_thread_each(), ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(measure, configs))
 
@@ -196,13 +202,20 @@ def sweeps(records: Mapping[str, Sequence[str]]) -> UInt8[np.ndarray, "height wi
 
 
 def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, ...] = SEEDS) -> Figure:
-    """`DISTANCE` over the pictures shown, a line per run, a colour per row; of runs that are recorded."""
+    """`DISTANCE` over the pictures shown, a line per run, a colour per row; of runs that are recorded.
+
+    Lines break where the resolution changes: each distance is from heads of its own stage's size.
+    """
     figure = Figure(figsize=(5.5, 3.4))
     axes = figure.subplots()
     for i, (row, config) in enumerate(rows.items()):
         for seed in seeds:
             points = measure(config(seed))["curve"]
-            axes.plot(*zip(*points, strict=True), color=f"C{i}", label=row if seed == seeds[0] else None)
+            for small in (True, False):
+                part = [point for point in points if (point[0] <= KIMG[0]) == small]
+                labelled = small and seed == seeds[0]
+                axes.plot(*zip(*part, strict=True), marker=".", color=f"C{i}", label=row if labelled else None)
+    axes.axvline(KIMG[0], color="0.8")
     axes.set(xlabel="thousands of pictures shown", ylabel=DISTANCE, yscale="log")
     axes.legend()
     return figure

@@ -10,16 +10,12 @@ from common import RESULTS, Result
 
 import cips3d
 from cips3d.export.media import image_grid, save_image
+from cips3d.metrics.geometry import detail
 from cips3d.metrics.head_network import load_head_network
 from cips3d.metrics.subjects import angle_between
 from cips3d.models.generator import Generator
 
 COUNT, SHOWN = 256, 8
-
-
-def detail(images: torch.Tensor) -> float:
-    """Mean absolute difference between neighbouring pixels, in units of [-1, 1]."""
-    return float((images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()) / 2)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Fig. 9: CIPS-3D has more parameters than pi-GAN and trains faster; ModFC by bmm is faster than by grouped convolution.
+"""Fig. 9a, 9b: CIPS-3D has more parameters than pi-GAN and trains faster.
 
-Paper-size generators, forward and backward pass of one picture at a time: two minutes on two cores. benchmarks/modfc.py
-measures Fig. 9c, on its own, since its largest case takes 16 GiB.
+Paper-size generators, forward and backward pass of one picture at a time: two minutes on two cores. And what each keeps for
+the backward pass, if it sees all samples: Section 4.2 calls pi-GAN memory-intensive. figure_9c.py measures ModFC.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from cips3d.camera import Camera
 from cips3d.models.baselines import build_generator
 from cips3d.models.config import GeneratorConfig
+from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator
 from cips3d.training.allocator import keep_freed_memory
 
@@ -39,8 +40,10 @@ def main() -> None:
     keep_freed_memory()
     result = Result("figure_9", "CIPS-3D has more parameters than pi-GAN and trains faster (Fig. 9a, 9b)")
     torch.manual_seed(0)
-    generators = {"cips-3d": build_generator(GeneratorConfig()), "pi-gan": build_generator(PI_GAN)}
+    configs = {"cips-3d": GeneratorConfig(), "pi-gan": PI_GAN}
+    generators = {name: build_generator(config) for name, config in configs.items()}
     parameters = {name: sum(p.numel() for p in generator.parameters()) for name, generator in generators.items()}
+    kept = {name: [generator_cost(config, side).saved_bytes / 2**20 for side in SIDES] for name, config in configs.items()}
     rates: dict[str, list[float]] = {name: [] for name in generators}
     for side in SIDES:
         taken: dict[str, list[float]] = {name: [] for name in generators}
@@ -60,7 +63,8 @@ def main() -> None:
     holds = parameters["cips-3d"] > parameters["pi-gan"] and all(
         ours > theirs for ours, theirs in zip(rates["cips-3d"], rates["pi-gan"], strict=True)
     )
-    result.write({"parameters": parameters, "sides": SIDES, "pictures_per_second": rates}, holds, figure)
+    values = {"parameters": parameters, "sides": SIDES, "pictures_per_second": rates, "kept_mebibytes": kept}
+    result.write(values, holds, figure)
 
 
 if __name__ == "__main__":

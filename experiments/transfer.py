@@ -130,8 +130,11 @@ def compared(base: Generator, transferred: Generator) -> dict[str, float]:
 
 
 def draw(look: str, base: Generator, transferred: Generator) -> None:
+    """The pictures of a run."""
     latents = base.sample_latents(HEADS, 1)
     save_image(RESULTS / f"transfer_{look}.png", views_sheet([base, transferred], latents, YAW, VIEWS, SIDE))
+    if look == THAWED:  # with another NeRF it cannot be blended
+        return
     save_image(RESULTS / f"blend_{look}.png", amounts_sheet(base, transferred, latents, VIEWS, SIDE))
     swapped = swap_layers(base, transferred, from_block=base.config.inr_blocks // 2)
     save_image(RESULTS / f"swap_{look}.png", views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE))

@@ -26,7 +26,11 @@ COUNT = 48
 
 @pytest.fixture(scope="module")
 def truth() -> Subjects:
-    return Subjects.true(SyntheticHeads(resolution=64, seed=3), range(COUNT))
+    return true_heads(64)
+
+
+def true_heads(resolution: int) -> Subjects:
+    return Subjects.true(SyntheticHeads(resolution=resolution, seed=3), range(COUNT))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +176,9 @@ def test_the_camera_may_stand_anywhere(truth: Subjects, network: HeadNetwork) ->
 
 
 # ---------------------------------------------------------------- symmetry
-def test_symmetry(truth: Subjects, network: HeadNetwork) -> None:
+@pytest.mark.parametrize("resolution", [32, 64])  # of the experiments, and of the bundled model
+def test_symmetry(resolution: int, network: HeadNetwork) -> None:
+    truth = true_heads(resolution)
     assert mirror_jump(truth) == pytest.approx(1, abs=0.15)
     assert two_hypothesis_score(truth) < 0.05
     assert bangs_flip(truth, network) < 0.1
@@ -211,6 +217,15 @@ def test_sides_are_counted_from_where_the_prior_looks() -> None:
     )
     yaw, pitch = subjects.at(0.2, 0.05).camera.yaw_pitch()
     torch.testing.assert_close((yaw, pitch), (torch.full((3,), 0.6), torch.full((3,), -0.05)))
+
+
+def test_points_lie_on_the_rays_of_a_picture_whose_corners_they_run_through() -> None:
+    torch.manual_seed(0)
+    generator = build_generator(replace(tiny.GENERATOR, corner_aligned=True)).requires_grad_(False)
+    camera = PoseDistribution().sample(3, torch.Generator().manual_seed(0))
+    view = Subjects.generated(generator, generator.sample_latents(3, 0), 8).seen(camera)
+    rays = camera.rays(8, 8, corner_aligned=True)
+    torch.testing.assert_close(view.points, rays.at(view.out.depth.flatten(1)[..., None])[:, :, 0], atol=1e-6, rtol=0)
 
 
 def test_many_subjects_are_rendered_as_few_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import shutil
@@ -17,13 +18,15 @@ import pytest
 import trimesh
 from PIL import Image
 
+import tiny
 from cips3d.camera import Camera
 from cips3d.editing.invert import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.metrics.features import feature_network
 from cips3d.models.baselines import build_generator
+from cips3d.models.generator import Generator
 from cips3d.training.config import TrainConfig
-from tiny import config as tiny_config
+from cips3d.training.presets import PRESETS
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "solid"))
@@ -52,7 +55,7 @@ def test_a_run_is_measured_once_and_its_record_stays(monkeypatch: pytest.MonkeyP
     common = importlib.import_module("common")
     monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(common, "RECORDS", tmp_path / "records")
-    config = tiny_config()
+    config = tiny.config()
     monkeypatch.setattr(common, "evaluate", lambda *_, **__: Evaluation({"pose_error": 3.0}, {"pose_error": 1.0}, {"count": 2}))
     found = common.measure(config)
     assert found["figures"] == {"pose_error": 3.0} and found["config"]["seed"] == 0
@@ -117,6 +120,43 @@ def test_what_is_made_of_runs(
         assert values["fd2k_heads"] == [figures(module.ROWS[row](seed))["fd2k_heads"] for seed in found["seeds"]]
         assert found["values"]["medians"][row]["fd2k_heads"] == values["fd2k_heads"][len(found["seeds"]) // 2]
     assert len(list(tmp_path.glob("*.png"))) == (0 if name == "techniques" else 1)
+
+
+def test_a_transfers_figures_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With made-up runs, in which a radiance field that is not frozen changes."""
+    common, module = importlib.import_module("common"), importlib.import_module("transfer")
+    for name, value in {"RESULTS": tmp_path, "SUBJECTS": 2, "HEADS": 2, "VIEWS": 2, "SIDE": 8}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    base = build_generator(replace(tiny.GENERATOR, resolution=8)).requires_grad_(False)
+    folder = Path(tiny.pictures(tmp_path / "pictures"))
+    monkeypatch.setattr(module, "pictures", lambda _: (folder, folder))
+    monkeypatch.setattr(module.cips3d, "load", lambda _: base)
+    monkeypatch.setattr(module.pretrained, "load_discriminators", lambda _: None)
+    monkeypatch.setitem(PRESETS, "tiny", tiny.config)
+
+    class Distances:
+        def __init__(self, names: tuple[str]) -> None:
+            self.names = names
+
+        def __call__(self, generator: Generator, _: object) -> dict[str, float]:
+            return dict.fromkeys(self.names, 9.0 if generator is base else 3.0)
+
+    monkeypatch.setattr(module, "Fidelity", Distances)
+
+    def trained(config: TrainConfig, _: Path) -> tuple[Generator, list[tuple[float, float]]]:
+        made = copy.deepcopy(base)
+        changed = made.inr.to_rgb[0].bias if config.stages[0].frozen else made.nerf.density.bias
+        changed.add_(0.5)
+        return made, [(20.0, 3.0)]
+
+    monkeypatch.setattr(module, "trained", trained)
+    module.main()
+    found = json.loads((tmp_path / "transfer.json").read_text())["values"]
+    assert [found[name]["depth_change"] > 0 for name in ("cartoon", "avatars", "cartoon-thawed")] == [False, False, True]
+    assert found["cartoon"]["curve"] == [[0.0, 9.0], [20.0, 3.0]]
+    drawn = {f"{kind}_{look}.png" for kind in ("transfer", "blend", "swap") for look in ("cartoon", "avatars")}
+    assert {path.name for path in tmp_path.glob("*.png")} == drawn | {"transfer.png", "transfer_cartoon-thawed.png"}
 
 
 def test_records_are_of_the_network_that_is_in_the_package() -> None:

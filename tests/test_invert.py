@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -240,12 +241,14 @@ def test_pixels_see_a_shift_as_small_and_a_change_as_large() -> None:
 def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):
-        lpips_distance(torch.device("cpu"))
+        lpips_distance(torch.device("cpu"), 64)
+    with pytest.raises(UserError, match="features lpips: it takes pictures of 32² and more, the model makes 8²"):
+        lpips_distance(torch.device("cpu"), 8)
 
 
 # ---------------------------------------------------------------- subjects as files
 def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compared: list[torch.Size] = []
 
@@ -258,7 +261,7 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
             return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
 
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips, __spec__=ModuleSpec("lpips", None)))
-    monkeypatch.setattr("cips3d.cli.invert._LPIPS_SIDE", 8)
+    monkeypatch.setattr("cips3d.editing.similarity._LPIPS_SIDE", 8)
     command = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), "--space", "w", "--effort", "0.02"]
     cli.main([*command, str(tmp_path / "out")])
     assert compared
@@ -266,7 +269,7 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
     cli.main([*command, str(tmp_path / "other"), "--features", "none"])
     monkeypatch.setattr(Lpips, "__init__", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("of another torch\nat length")))
     cli.main([*command, str(tmp_path / "third")])  # colours alone serve
-    assert not compared and "of another torch); take another; colours alone count" in capsys.readouterr().err
+    assert not compared and "of another torch); take another; colours alone count" in caplog.text
     with pytest.raises(SystemExit):
         cli.main([*command, str(tmp_path / "fourth"), "--features", "lpips"])
 
@@ -278,7 +281,7 @@ def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Pat
     if by_block:
         styles = Styles(styles.shape, [styles.appearance, styles.appearance + 1])
     camera = Camera.orbit(0.3, 0.1, fov=14.0)
-    Subject(styles, camera).save(tmp_path / "subject.safetensors")
+    Subject(styles, camera).save(tmp_path / "subject.safetensors", generator)
     again = Subject.load(tmp_path / "subject.safetensors", generator)
     sampling = Sampling(4, 4)
     torch.testing.assert_close(again.camera.cam_to_world, camera.cam_to_world)
@@ -292,6 +295,18 @@ def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Pat
         Subject.load(tmp_path / "subject.safetensors", build_generator(replace(tiny.GENERATOR, appearance_style_dim=9)))
 
 
+def test_a_subject_is_one_of_the_models_with_its_nerf(generator: Generator, tmp_path: Path) -> None:
+    path = tmp_path / "subject.safetensors"
+    Subject(generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.3)).save(path, generator)
+    tuned, other = copy.deepcopy(generator), copy.deepcopy(generator)
+    tuned.inr.to_rgb[0].weight.add_(1.0)
+    Subject.load(path, tuned)
+    Subject.load(path, copy.deepcopy(generator).double())
+    other.nerf.density.bias.add_(1e-6)
+    with pytest.raises(UserError, match=r"subject\.safetensors is a subject of another model; give the one"):
+        Subject.load(path, other)
+
+
 def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Path) -> None:
     path = tmp_path / "subject.safetensors"
     pretrained.save(generator, path)
@@ -303,10 +318,10 @@ def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Pat
     with pytest.raises(UserError, match="nowhere"):
         Subject.load(tmp_path / "nowhere", generator)
     styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.1)
-    Subject(replace(styles, shape=styles.shape * torch.nan), camera).save(path)
+    Subject(replace(styles, shape=styles.shape * torch.nan), camera).save(path, generator)
     with pytest.raises(UserError, match=r"subject\.safetensors is damaged: it holds NaN"):
         Subject.load(path, generator)
-    Subject(styles, replace(camera, cam_to_world=camera.cam_to_world * 2)).save(path)
+    Subject(styles, replace(camera, cam_to_world=camera.cam_to_world * 2)).save(path, generator)
     with pytest.raises(UserError, match=r"subject\.safetensors is damaged: camera label"):
         Subject.load(path, generator)
 
@@ -410,6 +425,37 @@ def test_a_model_that_cannot_be_written_leaves_the_last_inversion_whole(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "subject.safetensors", "inversion.json", "report.png", "views.png"])
+def test_what_cannot_be_written_is_told_of_before_the_search(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inversion.json").touch()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr("cips3d.cli.invert.find", None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path)])
+    assert exit.value.code == 2 and f"cannot write {tmp_path / name}" in capsys.readouterr().err
+
+
+def test_the_tuned_model_has_the_discriminators_of_the_model(folder: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "found"
+    shutil.copy(folder / "model.safetensors", model)
+    config = tiny.config()
+    networks = {
+        "main": ProgressiveDiscriminator(config.discriminator),
+        "aux": ProgressiveDiscriminator(config.aux_discriminator),
+    }
+    pretrained.save_discriminators(torch.nn.ModuleDict(networks), model)
+    words = ["invert", str(folder / "me.png"), str(model), str(out), "--effort", "0.03"]
+    cli.main(words)
+    theirs, kept = (pretrained.discriminators_file(place) for place in (model, out / "model.safetensors"))
+    assert kept.read_bytes() == theirs.read_bytes()
+    theirs.unlink()
+    cli.main(words)
+    assert not kept.exists()  # they would be another model's
+
+
 def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     for name in ("broken.png", "missing.png"):
@@ -422,7 +468,7 @@ def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsy
 def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: Path, tmp_path: Path) -> None:
     model, subject = str(folder / "model.safetensors"), tmp_path / "subject.safetensors"
     styles = generator.map(generator.sample_latents(1, 9))
-    Subject(styles, Camera.orbit(0.1)).save(subject)
+    Subject(styles, Camera.orbit(0.1)).save(subject, generator)
     view = ["--views", "1", "--show", "image", "--resolution", "8", "--yaw", "10"]
     cli.main(["render", model, str(tmp_path / "view.png"), "--subject", str(subject), *view])
     cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])

@@ -14,7 +14,7 @@ from torch import Tensor
 import tiny
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
-from cips3d.metrics.geometry import YAWS, GeometryReport, correlation, geometry_report, speckle
+from cips3d.metrics.geometry import YAWS, GeometryReport, correlation, detail, geometry_report, speckle
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import discriminator_cost, generator_cost
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
@@ -49,6 +49,12 @@ def test_speckle_counts_isolated_pixels_but_no_edges() -> None:
         values.append(speckle(torch.where(salt, 1.0, images)))
     assert values[1] > 1.2 * values[0]
     assert values[2] > 2 * values[0]
+
+
+def test_a_blurred_picture_has_less_detail() -> None:
+    images = SyntheticHeads(resolution=32).render(range(HEADS)).images.float() / 127.5 - 1
+    assert detail(torch.nn.functional.avg_pool2d(images, 3, 1, 1)) < 0.8 * detail(images)
+    assert detail(torch.tensor([[0.0, 1.0], [0.0, 1.0]]).expand(1, 3, 2, 2)) == 0.5
 
 
 # ---------------------------------------------------------------- constructed geometries

@@ -15,9 +15,13 @@ from torch import nn
 
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
-from cips3d.camera import PoseDistribution
+from cips3d.camera import PoseDistribution, Rays
 from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
 from cips3d.editing.subject import Subject
+from cips3d.export import tiles
+from cips3d.export.media import to_uint8
+from cips3d.export.sheets import orbit_cameras
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -112,6 +116,9 @@ def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, ta
     generator = replace(preset(name).generator, resolution=side, poses=PoseDistribution(yaw_mean=0.1))
     config = transfer(generator, "model", "heads-cartoon", None, 20.0)
     assert config.stages[0].warm_up_kimg == 3.0
+    first = next(stage for stage in preset(taken).stages if stage.resolution == side)  # whose networks had all to learn there
+    rates = [(stage.generator_lr, stage.discriminator_lr) for stage in (config.stages[0], first)]
+    assert rates[0] == rates[1]
     assert [stage.resolution for stage in config.stages] == [side]
     assert config.discriminator == preset(taken).discriminator and config.pose_weight == weight
 
@@ -127,6 +134,18 @@ def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.01
     before, after = (pretrained.load(path).inr.state_dict() for path in (model, tmp_path / "run" / "model.safetensors"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_transferred_model_keeps_the_mean_shape(model: str, tmp_path: Path) -> None:
+    """To the bit, though another machine would find another mean: truncated shapes stay as well."""
+    before = pretrained.load(model)
+    before.shape_mean.add_(1e-4)
+    source = tmp_path / "source.safetensors"
+    pretrained.save(before, source)
+    cli.main(["finetune", str(source), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"])
+    after = pretrained.load(tmp_path / "run" / "model.safetensors")
+    old, new = (g.render(g.sample_latents(2, 0), CAMERA, 8, psi=0.7) for g in (before, after))
+    assert torch.equal(old.depth, new.depth) and not torch.equal(before.appearance_mean, after.appearance_mean)
 
 
 def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str, tmp_path: Path) -> None:
@@ -290,6 +309,46 @@ def test_blend_draws_a_sheet(
     assert ((height + 2) // 10, (width + 2) // 10) == (rows, columns)
 
 
+def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
+    base, other = pair
+    latents = base.sample_latents(2, 0)
+
+    def seen(generator: Generator, i: int, yaw: float) -> np.ndarray:
+        out = generator.render(latents[i], orbit_cameras(generator, [yaw]), 8, psi=0.6)
+        return to_uint8(out.image)[0]
+
+    def cell(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+        return sheet[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
+
+    amounts = amounts_sheet(base, other, latents, 2, 8, psi=0.6, yaw=20)
+    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6)
+    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6)
+    mixed = mixing_sheet(base, latents[:1], latents[1:], 0, 8, psi=0.6)
+    for got, expected in (
+        (cell(amounts, 1, 0), seen(base, 1, 20)), (cell(amounts, 0, 1), seen(other, 0, 20)),
+        (cell(views, 0, 0), seen(base, 0, -30)), (cell(views, 3, 1), seen(other, 1, 0)), (cell(views, 2, 2), seen(base, 1, 30)),
+        (cell(single, 0, 0), seen(base, 0, 30)),
+        (cell(mixed, 0, 1), seen(base, 1, 0)), (cell(mixed, 1, 0), seen(base, 0, 0)),
+        (cell(mixed, 0, 0), np.full((8, 8, 3), 255)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(got, expected, atol=1)
+
+
+def test_a_sheet_is_made_strip_by_strip(pair: tuple[Generator, Generator], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = views_sheet(pair, pair[0].sample_latents(1, 0), 30, 2, 8)
+    rays: list[int] = []
+    render_rays = Generator.render_rays
+
+    def counted(self: Generator, styles: Styles, part: Rays, *others: object) -> object:
+        rays.append(part.count)
+        return render_rays(self, styles, part, *others)
+
+    monkeypatch.setattr(tiles, "_MOST_RAYS", 16)
+    monkeypatch.setattr(Generator, "render_rays", counted)
+    assert np.array_equal(views_sheet(pair, pair[0].sample_latents(1, 0), 30, 2, 8), whole)
+    assert max(rays) == 16
+
+
 def test_blend_saves_the_model(pair: tuple[Generator, Generator], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
     for generator, name in zip(pair, names, strict=True):
@@ -321,7 +380,7 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
     plain = base.map(base.sample_latents(1, 9))
     assert isinstance(plain.appearance, torch.Tensor)
     by_block = Styles(plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.inr_blocks)])  # as w+ has it
-    Subject(by_block, CAMERA[0]).save(tmp_path / "subject.safetensors")
+    Subject(by_block, CAMERA[0]).save(tmp_path / "subject.safetensors", base)
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))

@@ -550,6 +550,53 @@ def assert_shown_is_saved(client: Client, folder: Path) -> None:
     assert_shown(client, generator, Subject.load(subject, generator))
 
 
+def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(viewer: Viewer, generator: Generator, tmp_path: Path) -> None:
+    hold = threading.Event()
+
+    def busy() -> Steps[None]:  # as with other clients' pictures
+        assert hold.wait(20)
+        yield 0.0
+
+    with Client(viewer.url, Camera.orbit(0.5)) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        viewer._workers.pictures.submit("another", busy())
+        client.set("Picture", True)
+        client.look(Camera.orbit(-0.5))
+        until(lambda: seen.pose.position[0] < 0)
+        hold.set()
+        client.wait_for(lambda client: "view.png" in files(client))
+        (tmp_path / "view.png").write_bytes(files(client)["view.png"])
+    expected = expected_picture(generator, Camera.orbit(0.5), 16)
+    np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "view.png")).astype(int), expected.astype(int), atol=1)
+
+
+def test_frusta_are_the_cameras(viewer: Viewer, generator: Generator) -> None:
+    with Client(viewer.url) as client:
+        client.rest()
+        client.set("Show", "mesh")
+        client.wait_for(lambda client: len(frusta(client)) == 5)
+        cameras = prior_cameras(generator.config.poses)
+        for message, (wxyz, position), fov in zip(
+            frusta(client), [viser_pose(cameras[i]) for i in range(5)], cameras.fov.deg2rad(), strict=True
+        ):
+            assert message["props"]["fov"] == pytest.approx(float(fov)) and message["props"]["aspect"] == 1
+            # as its client has it: half the height at the far end, for a frustum of that volume
+            depth = message["props"]["scale"] / (math.tan(float(fov) / 2) ** 2 / 3) ** (1 / 3)
+            assert depth == pytest.approx(0.5 * float(np.linalg.norm(position)))
+            poses = {kind: newest(client, f"Set{kind}Message", message["name"]) for kind in ("Position", "Orientation")}
+            np.testing.assert_allclose(poses["Position"]["position"], position, atol=1e-6)
+            np.testing.assert_allclose(poses["Orientation"]["wxyz"], wxyz, atol=1e-6)
+
+
+def frusta(client: Client) -> list[dict[str, Any]]:
+    return [message for message in client.messages if message["type"] == "CameraFrustumMessage"]
+
+
+def newest(client: Client, kind: str, name: str) -> dict[str, Any]:
+    return [message for message in client.messages if message["type"] == kind and message["name"] == name][-1]
+
+
 @pytest.fixture
 def other(generator: Generator) -> Generator:
     """The generator with other colours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,24 @@ def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) 
     """
     entries = {name: to_dict(part.config) for name, part in discriminators.items()}
     write_tensors(discriminators_file(Path(model)), discriminators.state_dict(), "cips3d-discriminators", entries)
+
+
+def copy_discriminators(name: str | Path, model: str | Path) -> None:
+    """Puts a model's discriminators beside another model, in place of those that are there; none, if it came without them.
+
+    Args:
+        name: of the model, as for `load`.
+        model: file of the other one.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    source, target = discriminators_file(_path(name)), discriminators_file(Path(model))
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:

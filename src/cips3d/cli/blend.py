@@ -58,13 +58,14 @@ def blend(
         amount: of the second model in all blocks of the implicit network: 0 is the first model, 1 the second.
         from_block: the blocks from this one on are the second model's: its colours, the first one's structure.
         weights: the amount for each block.
-        count: subjects, a row each.
+        count: subjects: a row each on the way between the models, three each of a blended model (first, blended, second).
         seed: of the latents.
         subject: the subject of a picture, a file of `cips3d invert`, in place of random ones.
         psi: truncation: 1 is the full variety, 0 the mean subject. Two numbers: of the shape, of the appearance.
             Default: 0.7, and 1 with --subject.
         resolution: side of a picture in pixels. Default: the model's.
-        yaw: how far to turn to either side, degrees; on the way between the models, where the camera stands. Default: 25; 0.
+        yaw: how far to turn to either side, degrees; on the way between the models, and with a single view, where the camera
+            stands. Default: 25, and 0 where it stands.
         views: columns.
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
@@ -78,7 +79,7 @@ def blend(
     if suffix == ".safetensors" and not given:
         raise UserError(f"{out}: a blended model needs an amount; give one of --amount, --from-block and --weights")
     at_least(1, count=count, views=views, resolution=resolution)
-    check_finite(psi=psi, yaw=yaw)
+    check_finite(psi=psi, yaw=yaw, amount=amount, weights=weights)
     check_seed(seed)
     check_replaces_nothing(out, base, other, subject)
     check_writable(out)
@@ -95,9 +96,10 @@ def blend(
     else:
         blended = interpolate(first, second, weights or (amount or 0.0))
     if suffix == ".safetensors":
+        pretrained.copy_discriminators(base, out)
         pretrained.save(blended, out)
     else:
-        turn = _TURN if yaw is None else yaw
+        turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
         save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))
     print(out)
 
@@ -152,5 +154,5 @@ def mix(
         save_image(out, mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw))
     else:
         camera = orbit_cameras(generator, [yaw])
-        Subject(mix_styles(generator, left[0], top[0], from_block, psi), camera).save(out)
+        Subject(mix_styles(generator, left[0], top[0], from_block, psi), camera).save(out, generator)
     print(out)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +19,7 @@ from cips3d.data.images import read_picture
 from cips3d.editing.invert import Inversion, InversionConfig, Space
 from cips3d.editing.invert import invert as find
 from cips3d.editing.sheets import inversion_sheet
-from cips3d.editing.similarity import Distance, lpips_distance
+from cips3d.editing.similarity import lpips_distance
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
@@ -31,10 +29,9 @@ from cips3d.metrics.consistency import seen_pose
 from cips3d.models.generator import Generator
 from cips3d.pretrained import MODEL_FILE
 
-#: Pixels, below which VGG has nothing left to look at.
-_LPIPS_SIDE = 32
 #: What an inversion leaves besides the model.
 SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE = "subject.safetensors", "inversion.json", "report.png", "views.png"
+_FILES = (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE)
 #: Of the novel views, degrees.
 _YAWS = (-45, -30, -15, 0, 15, 30, 45)
 
@@ -95,7 +92,7 @@ def invert(
         raise UserError(f"--pitch: {pitch}; give an angle between -90 and 90")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder for the results")
-    for name in (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE):
+    for name in _FILES:
         pretrained.check_replaces_nothing(out / name, model, image)
     if (out / MODEL_FILE).exists() and not (out / CAMERA_FILE).exists():
         raise UserError(f"{out}: holds a model that is of no inversion and would be replaced; give another folder")
@@ -114,27 +111,15 @@ def invert(
     first, second, third, fourth = (max(1, round(effort * steps)) for steps in config.steps)
     config = replace(config, steps=(first, second, third, fourth))
     start = _start(generator, picture, yaw, pitch or 0.0, predictor)
-    seen_by = lpips_distance(picture.device) if features == "lpips" else None
-    if features is None and discriminator is None:
-        seen_by = _lpips_where_there_is(picture)
-    check_writable(out / MODEL_FILE)
+    seen_by = lpips_distance(picture.device, picture.shape[-1]) if features == "lpips" else None
+    for name in _FILES:
+        check_writable(out / name)
     with share_bar("inverting") as bar:
         found = find(
             generator, picture, space, start=start, features=seen_by, discriminator=discriminator, config=config, seed=seed,
             progress=bar,
         )  # fmt: skip
     _write(out, image, model, picture, found)
-
-
-def _lpips_where_there_is(picture: torch.Tensor) -> Distance | None:
-    """LPIPS if it is installed and can be loaded, and pictures are large enough for it."""
-    if find_spec("lpips") is None or picture.shape[-1] < _LPIPS_SIDE:
-        return None
-    try:
-        return lpips_distance(picture.device)
-    except UserError as error:
-        print(f"{error}; colours alone count", file=sys.stderr)
-        return None
 
 
 def _start(
@@ -153,15 +138,15 @@ def _start(
 def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inversion) -> None:
     yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
     content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch, "loss": found.loss}
-    places = (out / name for name in (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE))
-    with contextlib.ExitStack() as stack:  # all, or none
-        model_there, subject_there, json_there = [stack.enter_context(atomic_path(place)) for place in places]
-        pretrained.save(found.generator, model_there)
-        Subject(found.styles, found.camera).save(subject_there)
-        json_there.write_text(json.dumps(content, indent=2) + "\n")
-    save_image(out / REPORT_FILE, inversion_sheet(picture, found))
     cameras = orbit_cameras(found.generator, _YAWS)
-    save_image(out / VIEWS_FILE, view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
+    with contextlib.ExitStack() as stack:  # all, or none
+        there = {name: stack.enter_context(atomic_path(out / name)) for name in _FILES}
+        pretrained.save(found.generator, there[MODEL_FILE])
+        Subject(found.styles, found.camera).save(there[SUBJECT_FILE], found.generator)
+        there[CAMERA_FILE].write_text(json.dumps(content, indent=2) + "\n")
+        save_image(there[REPORT_FILE], inversion_sheet(picture, found))
+        save_image(there[VIEWS_FILE], view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
+        pretrained.copy_discriminators(model, out / MODEL_FILE)
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / REPORT_FILE}")
     where = f"{out / MODEL_FILE} turn.mp4 --subject {out / SUBJECT_FILE}"

@@ -30,19 +30,23 @@ RANDOM_PSI = 0.7
 #: Size of a picture; None stands for the model's training resolution.
 Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
 
-#: Largest number of anything, and largest side of a picture in pixels, that an option takes.
-_MOST, _MOST_SIDE = 2**31 - 1, 2**16
+#: Largest number of anything, largest side of a picture in pixels, and largest amount or angle, that an option takes.
+_MOST, _MOST_SIDE, _MOST_AMOUNT = 2**31 - 1, 2**16, 1e6
 
 #: A list of numbers that may be left out.
 Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
 
 
 def check_finite(**options: float | tuple[float, ...] | None) -> None:
-    """Raises UserError for the first option that is, or holds, NaN or infinity."""
+    """Raises UserError for the first option that is, or holds, NaN, infinity or a number too large to compute with."""
     for name, given in options.items():
         for value in _values(given):
             if not math.isfinite(value):
                 raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
+            if abs(value) > _MOST_AMOUNT:
+                raise UserError(
+                    f"--{name.replace('_', '-')}: {value:g}; give a number between -{_MOST_AMOUNT:g} and {_MOST_AMOUNT:g}"
+                )
 
 
 def at_least(least: int, **options: int | tuple[int, ...] | None) -> None:

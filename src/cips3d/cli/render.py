@@ -82,7 +82,8 @@ def render(
         yaw: how far to turn to either side, degrees; with a single view, and for a dolly-zoom, where the camera stands.
             Default: 45, and 0 where it stands.
         pitch: degrees, positive from above.
-        fov: field of view, degrees: less shows less, larger. The one that a dolly-zoom goes to. Default: the model's own; 40.
+        fov: field of view, degrees: less shows less, larger. The one that a dolly-zoom goes to, and that of keyframes which
+            have none. Default: the model's own; 40.
         views: columns of the grid.
         seconds: length of the video. Default: 4; with --seeds 2 for each; that of the keyframes.
         fps: frames per second of the video.
@@ -96,6 +97,8 @@ def render(
     is_grid = out.suffix.lower() == ".png"
     if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
+    if is_grid and seconds is not None:
+        raise UserError(f"--seconds: is the length of a video, and {out} is a grid; leave it out, or write an .mp4 or .gif")
     path = path or ("arc" if is_grid else "orbit")
     if path not in _PATHS and not path.lower().endswith(".json"):
         raise UserError(f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes")

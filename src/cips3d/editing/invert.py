@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cips3d.camera import Camera, PoseDistribution, Rays
-from cips3d.editing.similarity import Distance, discriminator_distance, pixel_distance
+from cips3d.editing.similarity import Distance, pixel_distance, usual_distance
 from cips3d.errors import UserError
-from cips3d.metrics.subjects import HIDDEN, View
+from cips3d.metrics.subjects import HIDDEN, View, looked_up
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import SOLID, RenderOutput, Styles
@@ -114,8 +114,9 @@ def invert(
         space: how far to go (see above).
         start: cameras to start from, such as a pose network's; by default the one that the discriminator sees, if it tells
             poses, or several of the prior.
-        features: distance of features (see `cips3d.editing.similarity`); by default of the discriminator's.
-        discriminator: that the generator was trained against; without one (and without `features`) colours alone count.
+        features: distance of features (see `cips3d.editing.similarity`); by default of the discriminator's, without one LPIPS
+            if it is installed, without that colours alone count.
+        discriminator: that the generator was trained against.
         config: how much is done.
         seed: of all draws.
         progress: called with the share that is done, in [0, 1], and the step's name.
@@ -126,8 +127,8 @@ def invert(
     """
     config = config or InversionConfig()
     target = _checked(generator, image)
-    if features is None and discriminator is not None:
-        features = discriminator_distance(discriminator)
+    if features is None and config.feature_weight:
+        features = usual_distance(discriminator, target.device, target.shape[-1])
     work = _Work(generator, target, features, config, torch.Generator().manual_seed(seed), space, progress)
     codes = work.fitted(work.first_codes(_start_cameras(generator, target, start, discriminator)), 0)
     codes = work.fitted(codes.best(work.losses(codes, small=True)), 1)
@@ -352,14 +353,13 @@ class _Work:
         """
         place, distance = here.camera.project(points)
 
-        def looked_up(image: Tensor, mode: str) -> Tensor:
-            aligned = self.generator.config.corner_aligned
-            return F.grid_sample(image, place[:, None], mode, "border", align_corners=aligned)[:, :, 0].transpose(1, 2)
+        def there(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+            return looked_up(image, place[:, None], mode, self.generator.config.corner_aligned)[:, :, 0].transpose(1, 2)
 
-        near = (distance - looked_up(here.out.depth, "nearest")[..., 0]).abs() < HIDDEN
-        inner = looked_up(here.inner.to(points), "nearest")[..., 0] > 0.5
+        near = (distance - there(here.out.depth, "nearest")[..., 0]).abs() < HIDDEN
+        inner = there(here.inner.to(points), "nearest")[..., 0] > 0.5
         shown = near & inner & (place.abs() <= 1).all(dim=-1)
-        return looked_up(self.target - here.out.image, "bilinear"), shown
+        return there(self.target - here.out.image, "bilinear"), shown
 
     def _rays(self, camera: Camera) -> Rays:
         side = self.target.shape[-1]

@@ -8,46 +8,46 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from cips3d.camera import Camera
 from cips3d.editing.blend import interpolate, mix_styles
 from cips3d.editing.invert import Inversion
-from cips3d.export.media import depth_picture, image_grid
+from cips3d.export.media import blank_grid, depth_picture, image_grid
 from cips3d.export.sheets import orbit_cameras
+from cips3d.export.tiles import PictureFormat, fill, picture_strips
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, Styles
 
 Codes = Latents | Styles
 Psi = float | tuple[float, float]
+#: What is seen in a cell of a sheet.
+_Cell = tuple[Generator, Styles, Camera]
 Sheet = UInt8[np.ndarray, "height width 3"]
 #: Degrees of yaw that an inverted subject is shown from.
 INVERSION_YAWS = (-40, -20, 0, 20, 40)
 
 
-@torch.inference_mode()
 def amounts_sheet(
     base: Generator, other: Generator, codes: Codes, steps: int, resolution: int, *, psi: Psi = 1.0, yaw: float = 0.0
 ) -> Sheet:
     """A row for each subject, seen from one yaw (degrees), a column for each of `steps` even amounts from 0 to 1 (Fig. 13c)."""
-    amounts = [i / max(1, steps - 1) for i in range(steps)]
     camera = orbit_cameras(base, [yaw])
-    columns = [interpolate(base, other, a).render(codes, camera, resolution, psi=psi).image for a in amounts]
-    return image_grid(torch.stack(columns, dim=1).flatten(0, 1), columns=steps)
+    models = [interpolate(base, other, i / max(1, steps - 1)) for i in range(steps)]
+    return _sheet([[(model, _styles(model, codes[i], psi), camera) for model in models] for i in range(len(codes))], resolution)
 
 
-@torch.inference_mode()
 def views_sheet(
     generators: Sequence[Generator], codes: Codes, yaw: float, views: int, resolution: int, *, psi: Psi = 1.0
 ) -> Sheet:
-    """For each subject a row for each generator, seen from −yaw to yaw (degrees; Fig. 13b)."""
-    yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else 0.0 for i in range(views)]
+    """For each subject a row for each generator, seen from −yaw to yaw (degrees; Fig. 13b), or, in a single view, from yaw."""
+    yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
     rows = [
-        generator.render(codes[i], orbit_cameras(generator, yaws), resolution, psi=psi).image
+        [(generator, _styles(generator, codes[i], psi), orbit_cameras(generator, [at])) for at in yaws]
         for i in range(len(codes))
         for generator in generators
     ]
-    return image_grid(torch.cat(rows), columns=views)
+    return _sheet(rows, resolution)
 
 
-@torch.inference_mode()
 def mixing_sheet(
     generator: Generator,
     content: Codes,
@@ -60,17 +60,29 @@ def mixing_sheet(
 ) -> Sheet:
     """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; yaw in degrees."""
     camera = orbit_cameras(generator, [yaw])
-    content, style = (codes if isinstance(codes, Styles) else generator.map(codes, psi) for codes in (content, style))
+    left, top = ([_styles(generator, codes[i], psi) for i in range(len(codes))] for codes in (content, style))
+    rows: list[list[_Cell | None]] = [[None, *((generator, there, camera) for there in top)]]
+    for own in left:
+        mixed = [mix_styles(generator, own, there, from_block) for there in top]
+        rows.append([(generator, styles, camera) for styles in (own, *mixed)])
+    return _sheet(rows, resolution)
 
-    def seen(styles: Styles) -> torch.Tensor:
-        return generator.render(styles, camera, resolution).image
 
-    top = seen(style)
-    pictures = [torch.ones_like(top[:1]), top]
-    for i in range(len(content)):
-        row = content[i].map(lambda w: w.expand(len(style), -1))
-        pictures += [seen(content[i]), seen(mix_styles(generator, row, style, from_block))]
-    return image_grid(torch.cat(pictures), columns=len(style) + 1)
+def _styles(generator: Generator, codes: Codes, psi: Psi) -> Styles:
+    return codes if isinstance(codes, Styles) else generator.map(codes, psi)
+
+
+@torch.inference_mode()
+def _sheet(rows: Sequence[Sequence[_Cell | None]], resolution: int) -> Sheet:
+    """Pictures of any size, cell by cell: besides the sheet itself, memory is constant. Cells without a subject are white."""
+    grid, cells = blank_grid(len(rows), len(rows[0]), resolution, resolution)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            if cell is None:
+                cells[i, j] = 255
+            else:
+                fill(cells[i, j][None, None], picture_strips(*cell, PictureFormat(resolution, resolution)))
+    return grid
 
 
 @torch.inference_mode()

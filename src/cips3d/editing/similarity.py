@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 #: Halvings of a picture whose colours are compared besides its own.
 _HALVINGS = 2
+#: Pixels, below which VGG has nothing left to look at.
+_LPIPS_SIDE = 32
+logger = logging.getLogger(__name__)
 
 
 def pixel_distance(a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, " batch"]:
@@ -53,12 +58,17 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
     return distance
 
 
-def lpips_distance(device: torch.device) -> Distance:
+def lpips_distance(device: torch.device, side: int) -> Distance:
     """LPIPS with VGG (Zhang et al. 2018), by the package of that name, which fetches its weights.
 
+    Args:
+        side: of the pictures, pixels.
+
     Raises:
-        UserError: if the package is missing or its weights cannot be had.
+        UserError: if the package is missing, its weights cannot be had, or the pictures are too small for VGG.
     """
+    if side < _LPIPS_SIDE:
+        raise UserError(f"features lpips: it takes pictures of {_LPIPS_SIDE}² and more, the model makes {side}²; take another")
     try:
         from lpips import LPIPS  # pyright: ignore[reportMissingImports] (a package that users may have)
 
@@ -68,3 +78,20 @@ def lpips_distance(device: torch.device) -> Distance:
     except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
         raise UserError(f"features lpips: it cannot be loaded ({first_line(error)}); take another") from None
     return lambda a, b: network(a, b).flatten()
+
+
+def usual_distance(discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int) -> Distance | None:
+    """Of the discriminator's features; without one LPIPS, if it is installed and can be had; else none.
+
+    Args:
+        side: of the pictures, pixels.
+    """
+    if discriminator is not None:
+        return discriminator_distance(discriminator)
+    if find_spec("lpips") is None or side < _LPIPS_SIDE:
+        return None
+    try:
+        return lpips_distance(device, side)
+    except UserError as error:
+        logger.warning("%s; colours alone count", error)
+        return None

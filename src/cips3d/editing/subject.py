@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,11 @@ class Subject:
     styles: Styles
     camera: Camera
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, generator: Generator) -> None:
         """Writes a safetensors file.
+
+        Args:
+            generator: whose subject it is; other models with its radiance field can take it too.
 
         Raises:
             UserError: if it cannot be written.
@@ -38,14 +42,15 @@ class Subject:
         appearance = self.styles.appearance
         stacked = appearance[None] if isinstance(appearance, Tensor) else torch.stack(list(appearance))
         tensors = {"shape": self.styles.shape, "appearance": stacked, "camera": self.camera.to_label()}
-        write_tensors(path, tensors, _KEY, {"blocks": None if isinstance(appearance, Tensor) else len(stacked)})
+        blocks = None if isinstance(appearance, Tensor) else len(stacked)
+        write_tensors(path, tensors, _KEY, {"blocks": blocks, "nerf": _digest(generator)})
 
     @staticmethod
     def load(path: str | Path, generator: Generator) -> Subject:
         """Reads what `save` wrote, onto the generator's device.
 
         Raises:
-            UserError: if it cannot be read, or is a subject of a model with other networks.
+            UserError: if it cannot be read, or is a subject of a model with other networks or another radiance field.
         """
         entry, tensors = read_tensors(Path(path), _KEY, "a subject of cips3d invert")
         if set(tensors) != {"shape", "appearance", "camera"} or not isinstance(entry, dict):
@@ -58,6 +63,11 @@ class Subject:
         fits = shape.shape == (1, *widths[0]) and appearance.shape == (blocks or 1, 1, *widths[1])
         if not fits or blocks not in (None, generator.config.inr_blocks):
             raise UserError(f"{path} is a subject of a model with other networks; give the model that it was found in")
+        if entry.get("nerf") != _digest(generator):
+            raise UserError(
+                f"{path} is a subject of another model; give the one that it was found in, or one with the same NeRF (of "
+                "cips3d finetune, blend or invert)"
+            )
         if label.shape != (1, 25):
             raise UserError(f"{path} is damaged: its camera is no label of 25 numbers; write it again with cips3d invert")
         styles = Styles(shape, appearance[0] if blocks is None else list(appearance))
@@ -67,3 +77,13 @@ class Subject:
             return Subject(styles, Camera.from_label(label))
         except UserError as error:
             raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _digest(generator: Generator) -> str:
+    """Of the radiance field's weights."""
+    hashed = hashlib.blake2b(digest_size=8)
+    field = generator.nerf.state_dict() if "nerf" in generator.parts else {}
+    for name, tensor in sorted(field.items()):
+        hashed.update(name.encode())
+        hashed.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()

@@ -11,7 +11,7 @@ from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics import consistency, symmetry
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity
-from cips3d.metrics.geometry import last_sample_share, non_flatness, speckle
+from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.head_network import HeadNetwork, load_head_network
 from cips3d.metrics.subjects import Subjects, View
 from cips3d.models.generator import Generator
@@ -28,6 +28,7 @@ ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] =
     "depth_correlation": ("the same, correlation", "", 1, "higher"),
     "depth_distance": ("distribution of depth against true heads'", "world units", 1, "lower"),
     "non_flatness": ("non-flatness score (1: a constant depth)", "", 1, "true"),
+    "detail": ("difference between neighbouring pixels", "", 1, "true"),
     "speckle": ("pixels unlike their neighbourhood", "", 1, "true"),
     "last_sample_share": ("opacity on the last sample", "%", 100, "lower"),
     "mirror_jump": ("change at the frontal view, by the usual one", "", 1, "true"),
@@ -153,6 +154,7 @@ def _figures(
     if truth is not None:
         values["depth_distance"] = consistency.depth_distance(view, truth)
     values["non_flatness"] = non_flatness(out, subjects.poses.radius, subjects.extent)
+    values["detail"] = detail(out.image)
     values["speckle"] = speckle(out.image)
     values["last_sample_share"] = last_sample_share(out)
     values["mirror_jump"] = symmetry.mirror_jump(subjects)

@@ -38,6 +38,8 @@ from cips3d.models.generator import Generator
 BATCH = 32
 #: Processes that decode real pictures beside a GPU, at most.
 _LOADING = 8
+#: Features that go into the sums of a FID at a time, in double precision.
+_SUMMED = 4096
 #: Subsets that a KID is the mean over, and their size (torch-fidelity's).
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 logger = logging.getLogger(__name__)
@@ -236,8 +238,9 @@ def distance(
     given = _Features(real.shape[1])
     if not kernel:
         fid = FrechetInceptionDistance(given).to(real.device)
-        fid.update(real.double(), real=True)  # the result takes its type from what was given last
-        fid.update(fake.double(), real=False)
+        for features, is_real in ((real, True), (fake, False)):
+            for part in features.split(_SUMMED):
+                fid.update(part.double(), real=is_real)  # the result takes its type from what was given last
         return float(fid.compute())
     sizes = real.new_tensor([len(real), len(fake)])
     if dist.is_available() and dist.is_initialized():

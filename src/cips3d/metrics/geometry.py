@@ -100,6 +100,11 @@ def speckle(images: Float[Tensor, "batch 3 height width"]) -> float:
     return float((images - neighbours.median(dim=-1).values).abs().mean())
 
 
+def detail(images: Float[Tensor, "batch 3 height width"]) -> float:
+    """Mean absolute difference between neighbouring pixels, in units of [-1, 1]."""
+    return float((images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()) / 2)
+
+
 def non_flatness(out: RenderOutput, radius: float, extent: float) -> float:
     """Non-flatness score (3DGP, Skorokhodov et al. 2023): exp of the entropy of a picture's depth histogram, meaned.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +64,14 @@ class Subjects:
         poses: the prior of the cameras that they were learned from.
         extent: half depth of the volume that they lie in, world units.
         show: takes one camera for each and renders them.
+        corner_aligned: whether the outermost rays of `show` run through the pictures' corners instead of pixels' centres.
     """
 
     count: int
     poses: PoseDistribution
     extent: float
     show: Callable[[Camera], RenderOutput]
+    corner_aligned: bool = False
 
     @staticmethod
     def generated(
@@ -81,7 +85,8 @@ class Subjects:
             out = RenderOutput(*(torch.cat([getattr(out, field.name) for out in outs]) for field in fields(RenderOutput)))
             return replace(out, image=out.image.clamp(-1, 1), aux_image=out.aux_image.clamp(-1, 1))
 
-        return Subjects(len(latents), generator.config.poses, generator.config.extent, show)
+        config = generator.config
+        return Subjects(len(latents), config.poses, config.extent, show, config.corner_aligned)
 
     @staticmethod
     def true(heads: SyntheticHeads, indices: Sequence[int], device: torch.device | str = "cpu") -> Subjects:
@@ -107,6 +112,10 @@ class Subjects:
     def seen(self, camera: Camera) -> View:
         """Each from its own camera."""
         out = self.show(camera)
+        if self.corner_aligned:  # the wider camera whose rays through pixels' centres are the same
+            side = out.depth.shape[-1]
+            widened = (torch.deg2rad(camera.fov / 2).tan() * side / (side - 1)).atan()
+            camera = replace(camera, fov=torch.rad2deg(2 * widened))
         return View(out, camera.to(out.depth))
 
 
@@ -119,15 +128,25 @@ def warped(source: View, target: View) -> tuple[Float[Tensor, "batch 3 height wi
     height, width = target.out.depth.shape[2:]
     place, distance = source.camera.project(target.points)
     grid = (place * place.new_tensor([height / width, 1.0])).unflatten(1, (height, width))
-
-    def sampled(picture: Tensor, mode: str = "bilinear") -> Tensor:
-        return F.grid_sample(picture, grid, mode, "border", align_corners=False)
-
+    sampled = partial(looked_up, grid=grid)
     inside = (grid.abs() <= 1).all(dim=-1)[:, None]
-    free = distance.view_as(target.out.depth) <= sampled(source.out.depth, "nearest") + HIDDEN
+    free = distance.view_as(target.out.depth) <= sampled(source.out.depth, mode="nearest") + HIDDEN
     # a colour mixed with the background's would be no fault of the depth
-    solid = sampled(source.inner.to(source.out.depth), "nearest") > 0.5
+    solid = sampled(source.inner.to(source.out.depth), mode="nearest") > 0.5
     return sampled(source.out.image), target.solid & solid & inside & free
+
+
+def looked_up(
+    picture: Float[Tensor, "batch channels height width"],
+    grid: Float[Tensor, "batch rows columns 2"],
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+    corner_aligned: bool = False,
+) -> Float[Tensor, "batch channels rows columns"]:
+    """The picture at places of `torch.nn.functional.grid_sample`; beyond its edge what is on the edge."""
+    size = torch.tensor(picture.shape[:1:-1]).to(grid)  # width, height
+    edge = torch.ones_like(size) if corner_aligned else 1 - 1 / size
+    # not the mode "border", which Apple's GPUs have from torch 2.13 on
+    return F.grid_sample(picture, grid.clamp(-edge, edge), mode, "zeros", align_corners=corner_aligned)
 
 
 def mean_difference(

@@ -130,10 +130,15 @@ class Generator(
         return self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
 
     @torch.no_grad()
-    def update_style_means(self, count: int = 10_000, seed: int = 0) -> None:
-        """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call it, rendering never."""
+    def update_style_means(self, count: int = 10_000, seed: int = 0, *, of_shapes: bool = True) -> None:
+        """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call it, rendering never.
+
+        Args:
+            of_shapes: False leaves the mean shape as it is, to the bit, where another machine would round it otherwise.
+        """
         styles = self.map(self.sample_latents(count, seed))
-        self.shape_mean.copy_(styles.shape.mean(dim=0))
+        if of_shapes:
+            self.shape_mean.copy_(styles.shape.mean(dim=0))
         assert isinstance(styles.appearance, Tensor)
         self.appearance_mean.copy_(styles.appearance.mean(dim=0))
 

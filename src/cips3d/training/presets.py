@@ -257,7 +257,7 @@ def transfer(
         raise UserError(f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset")
     base = preset(name)
     side = generator.resolution
-    stage = next((stage for stage in reversed(base.stages) if stage.resolution == side), None)
+    stage = next((stage for stage in base.stages if stage.resolution == side), None)  # the first has the rates of learning anew
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
     if discriminators is not None:
@@ -267,7 +267,7 @@ def transfer(
     frozen = tuple(part for part in NERF_PARTS if part != "background" or generator.background == "plain")
     stage = replace(
         stage, kimg=kimg, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
-        warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4), generator_lr=2e-4, discriminator_lr=2e-3,
+        warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4),
     )  # fmt: skip
     return replace(
         base, stages=(stage,), data=data, start=model, generator=generator, cameras="prior", augment_target=0.6,

@@ -252,10 +252,15 @@ class Trainer:
             ema.config = replace(ema.config, poses=self._cameras.distribution())
         return ema
 
+    def _update_style_means(self, ema: Generator) -> None:
+        """For truncation; the mean shape of a transferred model stays the one of the model that it came from."""
+        stays = self.config.start is not None and all("shape_mapping" in stage.frozen for stage in self.config.stages)
+        ema.update_style_means(of_shapes=not stays)
+
     def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
         """A sample grid, and figures of the averaged generator."""
         ema = self._averaged
-        ema.update_style_means()
+        self._update_style_means(ema)
         figures: dict[str, float] = {}
         if log is not None and watch is not None:
             log.samples(ema, self.counters.images, stage.resolution)
@@ -505,7 +510,7 @@ class Trainer:
         """Writes the averaged generator, with its mean styles, as a one-file model, and the discriminators beside it."""
         if self.accelerator.is_main_process:
             ema, path = self._averaged, self.run_dir / MODEL_FILE
-            ema.update_style_means()
+            self._update_style_means(ema)
             pretrained.save(ema, path)
             pretrained.save_discriminators(self.networks.discriminators, path)
         self.accelerator.wait_for_everyone()

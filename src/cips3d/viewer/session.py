@@ -120,7 +120,8 @@ class Session:
         """Does no more for the client."""
         self._stage.close()
         self._workers.pictures.forget(self._id)
-        for kind in ("mesh", "picture file", "mesh file", "subject file"):
+        self._workers.pictures.forget((self._id, "picture file"))
+        for kind in ("mesh", "mesh file", "subject file"):
             self._workers.meshes.forget((self._id, kind))
         self._workers.inversions.forget(self._id)
         if self._inversion is not None:
@@ -154,8 +155,9 @@ class Session:
         controls.add_keyframe.on_click(self._when(self._add_keyframe))
         controls.clear_path.on_click(self._when(self._clear_path))
         controls.save_path.on_click(self._when(self._save_path))
-        controls.save_subject.on_click(self._when(lambda: self._save("subject file", self._subject_file)))
-        controls.save_mesh.on_click(self._when(lambda: self._save("mesh file", self._mesh_file)))
+        meshes = self._workers.meshes
+        controls.save_subject.on_click(self._when(lambda: self._save(meshes, "subject file", self._subject_file)))
+        controls.save_mesh.on_click(self._when(lambda: self._save(meshes, "mesh file", self._mesh_file)))
 
         @controls.save_picture.on_click
         def _(_: viser.GuiEvent) -> None:  # not in the event loop, nor a worker's thread: the browser may take its time to draw
@@ -318,13 +320,16 @@ class Session:
         self._download("camera-path.json", json.dumps({"keyframes": self._keyframes}, indent=1).encode())
 
     # ---------------------------------------------------------------- files
-    def _save(self, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]) -> None:
-        def steps() -> Steps[None]:
-            view = self._view()
-            if view is not None:
-                yield from make(view, *self._subjects.find(view.choice))
+    def _save(self, worker: Worker, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]) -> None:
+        """Has a file made of the view as it is now."""
+        view = self._view()
+        if view is None:
+            return
 
-        self._workers.meshes.submit((self._id, kind), self._guarded(steps()))
+        def steps() -> Steps[None]:
+            yield from make(view, *self._subjects.find(view.choice))
+
+        worker.submit((self._id, kind), self._guarded(steps()))
 
     def _download(self, name: str, content: bytes) -> None:
         if not self._stage.closed:
@@ -333,7 +338,7 @@ class Session:
     def _save_picture(self) -> None:
         """The refined picture of the view; of a mesh what the browser draws, once at a time."""
         if not self._stage.has_mesh:
-            self._save("picture file", self._picture_file)
+            self._save(self._workers.pictures, "picture file", self._picture_file)
         elif self._drawing.acquire(blocking=False):
             height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
             try:
@@ -355,8 +360,8 @@ class Session:
 
     def _subject_file(self, view: View, generator: Generator, styles: Styles) -> Steps[None]:
         yield 0.0
-        subject = Subject(styles, view.camera)
-        self._download("subject.safetensors", written("subject.safetensors", subject.save))
+        save = partial(Subject(styles, view.camera).save, generator=generator)
+        self._download("subject.safetensors", written("subject.safetensors", save))
         if generator is not self._subjects.generator:  # tuned to a picture, or blended
             self._download("model.safetensors", written("model.safetensors", partial(pretrained.save, generator)))
 
