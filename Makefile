@@ -28,7 +28,7 @@ benchmarks: .venv/.dev
 
 # All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was. The head
 # network is no experiment: it is what they are measured with.
-experiments: .venv/.efficientnet
+experiments: .venv/.dev
 	set -e; for script in $(if $(NAME),experiments/$(NAME).py,$(filter-out %/common.py %/solid.py %/head_network.py,$(wildcard experiments/*.py))); do \
 	    $(BIN)/python $$script; done
 
@@ -49,11 +49,7 @@ $(BIN)/pip:
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.runtime $@
 
-.venv/.efficientnet: .venv/.dev
-	$(INSTALL) -e '.[dev,efficientnet]'
-	touch $@
-
 .venv-fidelity/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-fidelity
-	.venv-fidelity/bin/pip install --disable-pip-version-check --quiet --no-compile -e '.[dev,fidelity,efficientnet]'
+	.venv-fidelity/bin/pip install --disable-pip-version-check --quiet --no-compile -e '.[dev,fidelity]'
 	touch $@

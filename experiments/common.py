@@ -237,10 +237,12 @@ class Result:
     Args:
         name: of the experiment, as its file's.
         claim: the paper's, in one sentence with its place.
+        of_bundled: whether the values are of the bundled model, which the file then names: they are old when it changes.
     """
 
-    def __init__(self, name: str, claim: str) -> None:
+    def __init__(self, name: str, claim: str, *, of_bundled: bool = False) -> None:
         self.name, self.claim, self.began = name, claim, time.time()
+        self.model = {"model": of_bundled_model()} if of_bundled else {}
 
     def write(self, values: Any, holds: bool | None, figure: Figure | None = None, seeds: tuple[int, ...] = ()) -> None:
         """Writes both files.
@@ -250,7 +252,7 @@ class Result:
             holds: whether the claim does here; None where that cannot be said.
         """
         content = {
-            "experiment": self.name, "claim": self.claim, "holds": holds, "values": values, "seeds": seeds,
+            "experiment": self.name, "claim": self.claim, "holds": holds, "values": values, "seeds": seeds, **self.model,
             # runs that were there already are not in it
             "minutes": round((time.time() - self.began) / 60, 1), "finished": time.strftime("%Y-%m-%d"),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__,

@@ -45,7 +45,9 @@ AIM_DEGREES, AIM_PSNR = 3.0, 24.0
 
 def main() -> None:
     result = Result(
-        "inversion", f"From one picture: camera within {AIM_DEGREES:g} degrees, other views at {AIM_PSNR:g} dB (ours)"
+        "inversion",
+        f"From one picture: camera within {AIM_DEGREES:g} degrees, other views at {AIM_PSNR:g} dB (ours)",
+        of_bundled=True,
     )
     values: dict[str, Any] = {}
     with one_thread_each(), ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:

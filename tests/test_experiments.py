@@ -167,13 +167,20 @@ def test_records_are_of_the_network_that_is_in_the_package() -> None:
     assert records and set(keys.values()) == {key}, keys
 
 
+def test_results_are_of_the_model_that_is_in_the_package() -> None:
+    results = {path.name: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")}
+    old = {name: content["model"] for name, content in results.items() if "model" in content}
+    assert set(old.values()) <= {importlib.import_module("common").of_bundled_model()}, old
+
+
 def test_figure_10_needs_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
     module = importlib.import_module("figure_10")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "COUNT", 9)
     module.main()
-    assert json.loads((tmp_path / "figure_10.json").read_text())["values"]["detail_inr"] > 0
+    found = json.loads((tmp_path / "figure_10.json").read_text())
+    assert found["values"]["detail_inr"] > 0 and found["model"] == importlib.import_module("common").of_bundled_model()
 
 
 def test_rays_meet_a_mesh_where_it_is() -> None:

