@@ -1,7 +1,7 @@
 """Table 1 and Fig. 8: CIPS-3D, pi-GAN and the 2D CIPS on the embedded heads, with about as many parameters each.
 
 As many pictures for each, three seeds. pi-GAN takes six times the operations of CIPS-3D: 70 to 100 minutes for each of its
-runs on a core. CIPS-3D is Table 2's whole configuration, measured more often along its runs, as its rivals are: Fig. 8's curves.
+runs on a core. CIPS-3D is Table 2's whole configuration, measured more often along its runs, as its rivals are, for Fig. 8.
 """
 
 from __future__ import annotations
