@@ -49,6 +49,8 @@ DISTANCE, KERNEL_DISTANCE = "fd2k_heads", "kd2k_heads"
 #: Views of a record's picture, degrees.
 YAWS = tuple(range(-24, 25, 6))
 SEEDS = (0, 1, 2)
+#: Of the rows of a figure of curves, so that equal curves show.
+_LINES = ("o-", "s--", "^-", "D--", "x:")
 #: Of each model, that views, geometry and symmetry are measured on.
 SUBJECTS = 96
 #: Thousands of real pictures shown at 16² and at 32² in every comparison, 16 in a step: with figures half an hour on a core.
@@ -213,11 +215,11 @@ def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, .
             points = measure(config(seed))["curve"]
             for small in (True, False):
                 part = [point for point in points if (point[0] <= KIMG[0]) == small]
-                labelled = small and seed == seeds[0]
-                axes.plot(*zip(*part, strict=True), marker=".", color=f"C{i}", label=row if labelled else None)
+                label = row if small and seed == seeds[0] else None
+                axes.plot(*zip(*part, strict=True), _LINES[i % len(_LINES)], color=f"C{i}", label=label, markersize=4)
     axes.axvline(KIMG[0], color="0.8")
     axes.set(xlabel="thousands of pictures shown", ylabel=DISTANCE, yscale="log")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure
 
 
