@@ -119,7 +119,7 @@ def test_what_is_made_of_runs(
     for row, values in found["values"]["runs"].items():
         assert values["fd2k_heads"] == [figures(module.ROWS[row](seed))["fd2k_heads"] for seed in found["seeds"]]
         assert found["values"]["medians"][row]["fd2k_heads"] == values["fd2k_heads"][len(found["seeds"]) // 2]
-    assert len(list(tmp_path.glob("*.png"))) == (0 if name == "techniques" else 1)
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 def test_a_transfers_figures_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
