@@ -575,26 +575,30 @@ def test_frusta_are_the_cameras(viewer: Viewer, generator: Generator) -> None:
     with Client(viewer.url) as client:
         client.rest()
         client.set("Show", "mesh")
-        client.wait_for(lambda client: len(frusta(client)) == 5)
+        client.wait_for(lambda client: all(len(of_cameras(client, kind)) == 5 for kind in ("CameraFrustumMessage", *PLACES)))
         cameras = prior_cameras(generator.config.poses)
         for message, (wxyz, position), fov in zip(
-            frusta(client), [viser_pose(cameras[i]) for i in range(5)], cameras.fov.deg2rad(), strict=True
+            of_cameras(client, "CameraFrustumMessage").values(),
+            [viser_pose(cameras[i]) for i in range(5)],
+            cameras.fov.deg2rad(),
+            strict=True,
         ):
             assert message["props"]["fov"] == pytest.approx(float(fov)) and message["props"]["aspect"] == 1
             # as its client has it: half the height at the far end, for a frustum of that volume
             depth = message["props"]["scale"] / (math.tan(float(fov) / 2) ** 2 / 3) ** (1 / 3)
             assert depth == pytest.approx(0.5 * float(np.linalg.norm(position)))
-            poses = {kind: newest(client, f"Set{kind}Message", message["name"]) for kind in ("Position", "Orientation")}
-            np.testing.assert_allclose(poses["Position"]["position"], position, atol=1e-6)
-            np.testing.assert_allclose(poses["Orientation"]["wxyz"], wxyz, atol=1e-6)
+            placed, turned = (of_cameras(client, kind)[message["name"]] for kind in PLACES)
+            np.testing.assert_allclose(placed["position"], position, atol=1e-6)
+            np.testing.assert_allclose(turned["wxyz"], wxyz, atol=1e-6)
 
 
-def frusta(client: Client) -> list[dict[str, Any]]:
-    return [message for message in client.messages if message["type"] == "CameraFrustumMessage"]
+PLACES = ("SetPositionMessage", "SetOrientationMessage")
 
 
-def newest(client: Client, kind: str, name: str) -> dict[str, Any]:
-    return [message for message in client.messages if message["type"] == kind and message["name"] == name][-1]
+def of_cameras(client: Client, kind: str) -> dict[str, dict[str, Any]]:
+    """The newest message of that kind for each frustum."""
+    found = [message for message in client.messages if message["type"] == kind]
+    return {message["name"]: message for message in found if message["name"].startswith("/cameras/")}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -160,9 +161,12 @@ class Session:
         controls.save_mesh.on_click(self._when(lambda: self._save(meshes, "mesh file", self._mesh_file)))
 
         @controls.save_picture.on_click
-        def _(_: viser.GuiEvent) -> None:  # not in the event loop, nor a worker's thread: the browser may take its time to draw
+        async def _(_: viser.GuiEvent) -> None:  # in the event loop, as movements are, so that none comes in between
             with self._told():
-                self._save_picture()
+                if self._stage.has_mesh:  # not there, which waits for its end, nor in a worker's thread: it may take long
+                    asyncio.get_running_loop().run_in_executor(None, self._save_drawing)
+                else:
+                    self._save(self._workers.pictures, "picture file", self._picture_file)
 
         @controls.upload.on_upload
         def _(_: viser.GuiEvent) -> None:  # not in the event loop: large pictures take time to decode
@@ -335,11 +339,11 @@ class Session:
         if not self._stage.closed:
             self._client.send_file_download(name, content, save_immediately=True)
 
-    def _save_picture(self) -> None:
-        """The refined picture of the view; of a mesh what the browser draws, once at a time."""
-        if not self._stage.has_mesh:
-            self._save(self._workers.pictures, "picture file", self._picture_file)
-        elif self._drawing.acquire(blocking=False):
+    def _save_drawing(self) -> None:
+        """Of a mesh what the browser draws, once at a time."""
+        with self._told():
+            if not self._drawing.acquire(blocking=False):
+                return
             height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
             try:
                 drawn = self._client.get_render(height, width, transport_format="png", timeout=20)
