@@ -149,6 +149,13 @@ def test_a_folder_where_another_process_trains_is_refused(tmp_path: Path, monkey
     second.run()
 
 
+def test_sessions_of_one_second_have_a_file_of_events_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs.time, "time", lambda: 1_700_000_000.5)
+    for step in range(2):
+        RunLog(tmp_path, tiny.config(), step, images=0).close()
+    assert len(list(tmp_path.glob("events.*"))) == 2
+
+
 def read_log(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for line in lines:

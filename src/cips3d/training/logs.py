@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,8 @@ SAMPLE_RESOLUTION = 64
 LOCK_FILE = ".lock"
 #: Seconds to wait for a run that is just ending in the same folder: data processes outlive a killed one by up to 5.
 LOCK_SECONDS = 10.0
+#: Sessions of this process so far.
+_SESSIONS = itertools.count()
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
@@ -143,7 +146,8 @@ class Board:
     """
 
     def __init__(self, run_dir: Path, images: int) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        # as TensorBoard names them: a process may begin two sessions in a second
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_SESSIONS)}"
         self.file = (run_dir / name).open("ab")
         self.records = RecordWriter(self.file)
         self._add(Event(file_version="brain.Event:2"))
