@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -113,8 +114,8 @@ def copy_discriminators(name: str | Path, model: str | Path) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    source, target = discriminators_file(_path(name)), discriminators_file(Path(model))
-    if not source.is_file():
+    source, target = _discriminators_of(name), discriminators_file(Path(model))
+    if source is None:
         target.unlink(missing_ok=True)
         return
     with atomic_path(target) as temporary:
@@ -130,9 +131,8 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
     Raises:
         UserError: if their file is damaged.
     """
-    model = _path(name)
-    path = discriminators_file(model) if model.is_file() else model
-    if not path.is_file():
+    path = _discriminators_of(name)
+    if path is None:
         return None
     entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
     if not isinstance(entries, dict):
@@ -151,6 +151,27 @@ def load_main_discriminator(name: str | Path) -> ProgressiveDiscriminator | None
     main = discriminators["main"]
     assert isinstance(main, ProgressiveDiscriminator)
     return main
+
+
+def _discriminators_of(name: str | Path) -> Path | None:
+    """The file of a model's discriminators; None where the model is no file, or came without them."""
+    model = _path(name)
+    path = discriminators_file(model)
+    return path if model.is_file() and path.is_file() else None
+
+
+def weights_digest(weights: Mapping[str, Tensor], start: str = "", size: int = 8) -> str:
+    """A hash of names and values.
+
+    Args:
+        start: hashed before them.
+        size: of the hash, bytes.
+    """
+    hashed = hashlib.blake2b(start.encode(), digest_size=size)
+    for name, tensor in sorted(weights.items()):
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def discriminators_file(model: Path) -> Path:

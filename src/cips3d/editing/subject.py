@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
 from cips3d.models.records import Styles
-from cips3d.pretrained import read_tensors, write_tensors
+from cips3d.pretrained import read_tensors, weights_digest, write_tensors
 
 _KEY = "cips3d-subject"
 
@@ -81,9 +80,5 @@ class Subject:
 
 def _digest(generator: Generator) -> str:
     """Of the radiance field's weights."""
-    hashed = hashlib.blake2b(digest_size=8)
     field = generator.nerf.state_dict() if "nerf" in generator.parts else {}
-    for name, tensor in sorted(field.items()):
-        hashed.update(name.encode())
-        hashed.update(tensor.float().cpu().contiguous().numpy().tobytes())
-    return hashed.hexdigest()
+    return weights_digest({name: tensor.float() for name, tensor in field.items()})

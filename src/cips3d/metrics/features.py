@@ -8,7 +8,6 @@ for the embedded heads.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError, first_line
 from cips3d.metrics.head_network import FEATURES, load_head_network
-from cips3d.pretrained import read_pickle
+from cips3d.pretrained import read_pickle, weights_digest
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
 #: Side of the pictures that EfficientNet-Lite0 was trained on, and its normalisation of pixels from 0 to 255.
@@ -79,11 +78,8 @@ def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return extract(images)
 
-    digest = hashlib.blake2b(f"{name} {_VERSION}".encode(), digest_size=16)
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return FeatureNetwork(width, module.eval().requires_grad_(False), exactly, digest.hexdigest())
+    key = weights_digest(module.state_dict(), f"{name} {_VERSION}", size=16)
+    return FeatureNetwork(width, module.eval().requires_grad_(False), exactly, key)
 
 
 def _inception(weights: Path | None) -> FeatureNetwork:
