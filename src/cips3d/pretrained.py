@@ -156,8 +156,10 @@ def load_main_discriminator(name: str | Path) -> ProgressiveDiscriminator | None
 def _discriminators_of(name: str | Path) -> Path | None:
     """The file of a model's discriminators; None where the model is no file, or came without them."""
     model = _path(name)
+    if not model.is_file():  # also "." and "/", which have no name to put a suffix on
+        return None
     path = discriminators_file(model)
-    return path if model.is_file() and path.is_file() else None
+    return path if path.is_file() else None
 
 
 def weights_digest(weights: Mapping[str, Tensor], start: str = "", size: int = 8) -> str:
