@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import tiny
 from cips3d import pretrained
+from cips3d.interrupts import first_interrupt_noted
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.records import RenderOutput, Sampling
 from cips3d.training import losses
@@ -486,6 +487,19 @@ def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
     assert resumed.counters.step == 6
     resumed.run()
     assert same_bits(weights(resumed.networks), uninterrupted)
+
+
+def test_a_scheduler_ends_what_a_script_runs_in_the_background() -> None:
+    shell = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does
+    try:
+        with pytest.raises(KeyboardInterrupt), first_interrupt_noted() as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, shell)
 
 
 def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(

@@ -19,7 +19,8 @@ def first_interrupt_noted() -> Iterator[list[int]]:
     """A list that the first Ctrl-C or SIGTERM in the block goes to, raised at its end as KeyboardInterrupt; a second one does
     what it usually does.
 
-    Does nothing outside the main thread, or where interrupts are ignored or handled in another way.
+    Does nothing outside the main thread, and nothing with a signal that is ignored or handled in another way. (A shell that runs
+    a script has its background jobs ignore Ctrl-C; a scheduler's SIGTERM reaches them.)
     """
     received: list[int] = []
 
@@ -31,12 +32,12 @@ def first_interrupt_noted() -> Iterator[list[int]]:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    usual = {number: signal.getsignal(number) for number in ENDING}
-    for number in ENDING:
+    unhandled = (signal.default_int_handler, signal.SIG_DFL)
+    usual = {number: handler for number in ENDING if (handler := signal.getsignal(number)) in unhandled}
+    for number in usual:
         signal.signal(number, note)
     try:
         yield received
