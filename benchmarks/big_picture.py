@@ -26,10 +26,9 @@ SIDE, LIMIT, STRIPS = 2048, 1.5 * 1024**3 / 1e6, 32
 CROPS = (np.s_[900:1100, 700:1000], np.s_[:1, :], np.s_[2047:, 2047:], np.s_[512:1024, 31:32])
 
 
-def prepare() -> float:
+def prepare() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return time.perf_counter()
 
 
 def setting(generator: cips3d.Generator) -> tuple[cips3d.Styles, cips3d.Camera]:

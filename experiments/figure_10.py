@@ -1,6 +1,6 @@
 """Fig. 10: the NeRF image has the pose, the INR image has the same pose and richer textures.
 
-Of the bundled model, in its own resolution.
+Of the bundled model, in its own resolution. figure_10.png: NeRF images, and below them INR images.
 """
 
 from __future__ import annotations

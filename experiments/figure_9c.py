@@ -99,14 +99,15 @@ def measured(layer: ModulatedLinear, styles: int, points: int, gradients: bool) 
 
 
 def main() -> None:
-    result = Result("figure_9c", "ModFC by bmm is faster than by grouped convolution (Fig. 9c)")
+    claim = "ModFC by bmm is faster than by grouped convolution, where each point has a style of its own (Fig. 9c)"
+    result = Result("figure_9c", claim)
     torch.manual_seed(0)
     keep_freed_memory()
     layer = ModulatedLinear(DIM, DIM, STYLE_DIM)
     rows = [measured(layer, *case, gradients) for case in CASES for gradients in (False, True)]
     rows.append(measured(layer, *NEAREST, gradients=False))
     holds = rows[-1]["bmm"] > rows[-1]["convolution"]
-    result.write({"paper_calls_per_second": PAPER, "calls_per_second": rows}, holds)
+    result.write({"paper_calls_per_second": PAPER, "calls_per_second": rows}, holds, seeds=(0,))
 
 
 if __name__ == "__main__":

@@ -99,36 +99,31 @@ def measured(network: HeadNetwork) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--measure", action="store_true", help="train none")
-    options = parser.parse_args()
+    measure = parser.parse_args().measure
     result = Result("head_network", "Our network for the embedded heads reads heads that it has never seen (ours)")
-    network = load_head_network() if options.measure else trained(options)
+    network = load_head_network() if measure else trained()
     values = measured(network)
     print(values)
     result.write(values, None, seeds=(TEST_SEED,))
 
 
-def trained(options: argparse.Namespace) -> HeadNetwork:
-    """A network as the options say, which is also written."""
+def trained() -> HeadNetwork:
+    """A network, which is also written to `OUT`."""
     keep_freed_memory()
     torch.manual_seed(0)
     random.seed(0)
     network = HeadNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, options.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.1)
     average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
     styles = {style: SyntheticHeads(10**6, SIDE, TRAINING_SEED, style, POSES) for style in ("natural", "cartoon")}
     began = time.perf_counter()
-    for step in (bar := trange(options.steps)):
+    for step in (bar := trange(STEPS)):
         style = "cartoon" if step % 3 == 2 else "natural"
         batch = styles[style].render(range(step * BATCH, (step + 1) * BATCH))
         images, damage = damaged(batch.images.float() / 127.5 - 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            reading = network(images)
-        value = loss(reading, batch, style == "cartoon", damage)
+        value = loss(network(images), batch, style == "cartoon", damage)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -142,9 +137,9 @@ def trained(options: argparse.Namespace) -> HeadNetwork:
     with torch.no_grad():
         found.set_identity_mean(SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5 - 1)
     # half precision: the file is half as large, and its readings change by far less than their errors
-    save_file({name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, options.out)
+    save_file({name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, OUT)
     found.load_state_dict({name: tensor.half().float() for name, tensor in found.state_dict().items()})
-    print(f"{options.steps * BATCH:,} pictures in {(time.perf_counter() - began) / 60:.1f} minutes; {options.out}")
+    print(f"{STEPS * BATCH:,} pictures in {(time.perf_counter() - began) / 60:.1f} minutes; {OUT}")
     return found
 
 

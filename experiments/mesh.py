@@ -3,6 +3,8 @@
 Distances are symmetric Chamfer distances as shares of a head's height, the mean over heads. Those to depth that a camera sees
 are between the points where the same rays end, so that they are 0 for equal surfaces; those to points all over an analytic
 head have a floor, which is measured too: with the mesh's points moved onto the true surface.
+
+mesh.png has two heads a row, each from six sides: four of the model in their colours, two of it and two analytic ones in grey.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ HEADS, GENERATED, RESOLUTION = 4, 8, 128
 YAWS = tuple(np.radians((-30.0, -15.0, 0.0, 15.0, 30.0)))
 #: Yaw and pitch of the drawn sides, degrees, and their side in pixels.
 SIDES, SHOWN = ((-40, 0), (0, 0), (40, 0), (90, 0), (180, 0), (0, 50)), 160
-#: Density gained per world unit of depth below an analytic head's surface: opaque within 0.0004 world units.
+#: Density gained per world unit of depth below an analytic head's surface: half opaque within 0.0004 world units.
 STEEP = 1e7
 #: Shares of a head's height that the distances should stay below: of analytic heads, and of generated ones to their own depth.
 AIMS = (0.01, 0.05)

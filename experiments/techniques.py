@@ -29,9 +29,11 @@ def discriminators(**changes: bool) -> dict[str, DiscriminatorConfig]:
     return {name: replace(getattr(base, name), **changes) for name in ("discriminator", "aux_discriminator")}
 
 
+#: What the techniques are added to: Table 2's own runs.
+BASE = "table-2"
 #: Changes of the run, and of its stages.
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "table-2": ({}, {}),
+    BASE: ({}, {}),
     "paper-losses": ({"transmittance_weight": 0.0}, {}),
     "pose-loss": ({"pose_weight": POSE_WEIGHT} | discriminators(pose_head=True), {}),
     "relativistic": ({"loss": "relativistic", "r2_gamma": 0.2}, {}),
@@ -61,13 +63,13 @@ ROWS = {
 
 
 def main() -> None:
-    result = Result(
-        "techniques", "With and without later techniques, heads are mirrored without the auxiliary discriminator (ours)"
-    )
+    claim = "With each later technique, heads are mirrored without the auxiliary discriminator and not with it (ours)"
+    result = Result("techniques", claim)
     found = table(ROWS, FIGURES, SEEDS)
     save_image(RESULTS / "techniques.png", sweeps(found["records"]))
     score = {name: values["two_hypothesis_score"] for name, values in found["runs"].items()}
-    holds = all(clearly_mirrored(score[f"{technique}-without"], score[f"{technique}-with"]) for technique in TECHNIQUES)
+    later = [technique for technique in TECHNIQUES if technique != BASE]
+    holds = all(clearly_mirrored(score[f"{technique}-without"], score[f"{technique}-with"]) for technique in later)
     result.write(found, holds, seeds=SEEDS)
 
 
