@@ -8,7 +8,7 @@ angles in degrees across the picture's height. Camera axes are OpenGL's: x right
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -193,6 +193,13 @@ class Camera:
         # not a matrix product, which autocast would make in 16 bits
         directions = (local[:, :, None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-1)
         return Rays(self.position[:, None].expand_as(directions), directions)
+
+    def centre_aligned(self, height: int) -> Camera:
+        """The wider camera whose rays through pixels' centres are this one's corner-aligned rays, of pictures that high."""
+        if height < 2:
+            return self
+        widened = (torch.deg2rad(self.fov / 2).tan() * height / (height - 1)).atan()
+        return replace(self, fov=torch.rad2deg(2 * widened))
 
     def project(
         self, points: Float[Tensor, "batch points 3"]

@@ -19,8 +19,8 @@ def first_interrupt_noted() -> Iterator[list[int]]:
     """A list that the first Ctrl-C or SIGTERM in the block goes to, raised at its end as KeyboardInterrupt; a second one does
     what it usually does.
 
-    Does nothing outside the main thread, and nothing with a signal that is ignored or handled in another way. (A shell that runs
-    a script has its background jobs ignore Ctrl-C; a scheduler's SIGTERM reaches them.)
+    Does nothing outside the main thread, and nothing with a signal that is ignored or handled in another way. (The
+    background jobs of a script ignore Ctrl-C; a scheduler's SIGTERM reaches them.)
     """
     received: list[int] = []
 

@@ -246,10 +246,13 @@ def _is_of_run(config: Path) -> bool:
 
 
 def _built(config: GeneratorConfig, weights: dict[str, Tensor], path: Path) -> Generator:
-    """The generator of a configuration with these weights, in their precision: a double precision model stays one."""
+    """The generator of a configuration with these weights: in double precision, if they are, else in single.
+
+    Not in 16 bits, in which the samples of a ray would fall together: of a file of such weights the values are taken.
+    """
     generator = build_generator(config)
-    if "shape_mean" in weights:
-        generator = generator.to(weights["shape_mean"].dtype)
+    if "shape_mean" in weights and weights["shape_mean"].dtype == torch.float64:
+        generator = generator.double()
     load_weights(generator, weights, str(path))
     return generator
 

@@ -22,7 +22,7 @@ from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras
-from cips3d.files import check_writable
+from cips3d.files import atomic_path, check_writable
 from cips3d.pretrained import check_replaces_nothing
 
 #: Degrees to either side, where nothing else is asked for.
@@ -96,8 +96,9 @@ def blend(
     else:
         blended = interpolate(first, second, weights or (amount or 0.0))
     if suffix == ".safetensors":
-        pretrained.copy_discriminators(base, out)
-        pretrained.save(blended, out)
+        with atomic_path(out) as temporary:  # both files, or neither
+            pretrained.save(blended, temporary)
+            pretrained.copy_discriminators(base, out)
     else:
         turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
         save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))

@@ -28,7 +28,9 @@ def info(what: str, /, resolution: Derived[int] = None, geometry: bool = False) 
             raise UserError(f"--geometry: {what} is a preset, which has learned nothing yet; give a model")
         config = preset(what)
         side = resolution or config.stages[-1].resolution
-        judges = {"discriminator": config.discriminator, "auxiliary": config.aux_discriminator}
+        judges = {"discriminator": config.discriminator}
+        if side in config.aux_discriminator.channels:  # at the largest sides there is none
+            judges["auxiliary"] = config.aux_discriminator
         costs = {name: discriminator_cost(judge, side) for name, judge in judges.items()}
         print(_table(f"{what} at {side}²", {"generator": generator_cost(config.generator, side)} | costs))
         return

@@ -182,11 +182,13 @@ def _unreadable(place: str, error: Exception) -> UserError:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture turned upright (EXIF), laid on white where it is transparent, as RGB; of 16 bits the upper eight."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip to 255 where we want the high byte
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+        transparent = np.asarray(image) == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(transparent, 255, grey).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip to 255 where we want the high byte
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, not 8 or 16 bits")
     return image.convert("RGB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from cips3d.models.records import Latents, Styles
 
 Codes = Latents | Styles
 Psi = float | tuple[float, float]
-#: What is seen in a cell of a sheet.
-_Cell = tuple[Generator, Styles, Camera]
+#: What is seen in a sheet's row and column.
+_Cell = tuple[tuple[int, int], Generator, Styles, Camera]
 Sheet = UInt8[np.ndarray, "height width 3"]
 #: Degrees of yaw that an inverted subject is shown from.
 INVERSION_YAWS = (-40, -20, 0, 20, 40)
@@ -31,8 +31,13 @@ def amounts_sheet(
 ) -> Sheet:
     """A row for each subject, seen from one yaw (degrees), a column for each of `steps` even amounts from 0 to 1 (Fig. 13c)."""
     camera = orbit_cameras(base, [yaw])
-    models = [interpolate(base, other, i / max(1, steps - 1)) for i in range(steps)]
-    return _sheet([[(model, _styles(model, codes[i], psi), camera) for model in models] for i in range(len(codes))], resolution)
+
+    def cells() -> Iterator[_Cell]:  # column by column: one blended model at a time
+        for j in range(steps):
+            model = interpolate(base, other, j / max(1, steps - 1))
+            yield from (((i, j), model, _styles(model, codes[i], psi), camera) for i in range(len(codes)))
+
+    return _sheet(len(codes), steps, cells(), resolution)
 
 
 def views_sheet(
@@ -40,12 +45,13 @@ def views_sheet(
 ) -> Sheet:
     """For each subject a row for each generator, seen from −yaw to yaw (degrees; Fig. 13b), or, in a single view, from yaw."""
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
-    rows = [
-        [(generator, _styles(generator, codes[i], psi), orbit_cameras(generator, [at])) for at in yaws]
-        for i in range(len(codes))
-        for generator in generators
-    ]
-    return _sheet(rows, resolution)
+    rows = [(generator, _styles(generator, codes[i], psi)) for i in range(len(codes)) for generator in generators]
+    cells = (
+        ((i, j), generator, styles, orbit_cameras(generator, [at]))
+        for i, (generator, styles) in enumerate(rows)
+        for j, at in enumerate(yaws)
+    )
+    return _sheet(len(rows), len(yaws), cells, resolution)
 
 
 def mixing_sheet(
@@ -61,11 +67,11 @@ def mixing_sheet(
     """At the top the subjects of `style`, on the left those of `content`, in each cell the two mixed; yaw in degrees."""
     camera = orbit_cameras(generator, [yaw])
     left, top = ([_styles(generator, codes[i], psi) for i in range(len(codes))] for codes in (content, style))
-    rows: list[list[_Cell | None]] = [[None, *((generator, there, camera) for there in top)]]
-    for own in left:
-        mixed = [mix_styles(generator, own, there, from_block) for there in top]
-        rows.append([(generator, styles, camera) for styles in (own, *mixed)])
-    return _sheet(rows, resolution)
+    shown = {(0, j + 1): there for j, there in enumerate(top)} | {(i + 1, 0): own for i, own in enumerate(left)}
+    for i, own in enumerate(left):
+        shown |= {(i + 1, j + 1): mix_styles(generator, own, there, from_block) for j, there in enumerate(top)}
+    cells = ((place, generator, styles, camera) for place, styles in shown.items())
+    return _sheet(len(left) + 1, len(top) + 1, cells, resolution)
 
 
 def _styles(generator: Generator, codes: Codes, psi: Psi) -> Styles:
@@ -73,15 +79,12 @@ def _styles(generator: Generator, codes: Codes, psi: Psi) -> Styles:
 
 
 @torch.inference_mode()
-def _sheet(rows: Sequence[Sequence[_Cell | None]], resolution: int) -> Sheet:
+def _sheet(rows: int, columns: int, cells: Iterable[_Cell], resolution: int) -> Sheet:
     """Pictures of any size, cell by cell: besides the sheet itself, memory is constant. Cells without a subject are white."""
-    grid, cells = blank_grid(len(rows), len(rows[0]), resolution, resolution)
-    for i, row in enumerate(rows):
-        for j, cell in enumerate(row):
-            if cell is None:
-                cells[i, j] = 255
-            else:
-                fill(cells[i, j][None, None], picture_strips(*cell, PictureFormat(resolution, resolution)))
+    grid, places = blank_grid(rows, columns, resolution, resolution)
+    places[:] = 255
+    for place, generator, styles, camera in cells:
+        fill(places[place][None, None], picture_strips(generator, styles, camera, PictureFormat(resolution, resolution)))
     return grid
 
 

@@ -123,6 +123,7 @@ def vertex_colors(
         UserError: if no camera sees any vertex.
     """
     like = generator.shape_mean
+    cameras = _distinct(cameras)
     points, normals = (torch.from_numpy(np.array(x)).to(like) for x in (mesh.vertices, mesh.vertex_normals))
     squareness = _squareness(points, normals, cameras)
     total, weights = like.new_zeros(len(points), 3), like.new_zeros(len(points), 1)
@@ -139,6 +140,12 @@ def vertex_colors(
     return to_uint8(torch.from_numpy(_spread(mesh, mean, known).T[None, :, None].copy()))[0, 0]
 
 
+def _distinct(cameras: Camera) -> Camera:
+    """Each of equal cameras once: a prior without spread has the same one many times, which would crowd out all others."""
+    seen = torch.cat([cameras.cam_to_world.flatten(1), cameras.fov[:, None]], dim=1).unique(dim=0)
+    return Camera(seen[:, :-1].unflatten(1, (4, 4)), seen[:, -1])
+
+
 def _squareness(
     points: Float[Tensor, "vertices 3"], normals: Float[Tensor, "vertices 3"], cameras: Camera
 ) -> Float[Tensor, "cameras vertices"]:
@@ -146,7 +153,9 @@ def _squareness(
     place, distance = cameras.project(points.expand(len(cameras), -1, -1))
     cosine = ((cameras.position[:, None] - points) * normals).sum(dim=-1) / distance
     cosine = cosine.where((distance > 0) & (place.abs() <= 1).all(dim=-1), 0.0)
-    zero = torch.topk(cosine, min(_VIEWS + 1, len(cameras)), dim=0).values[-1].clamp(min=_OBLIQUE)
+    zero = cosine.new_full((len(points),), _OBLIQUE)
+    if len(cameras) > _VIEWS:
+        zero = torch.topk(cosine, _VIEWS + 1, dim=0).values[-1].clamp(min=_OBLIQUE)
     return (cosine - zero + _LEAST).where(cosine > zero, 0.0)
 
 

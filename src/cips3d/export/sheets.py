@@ -10,9 +10,12 @@ from jaxtyping import UInt8
 
 from cips3d.camera import Camera
 from cips3d.export.media import blank_grid
-from cips3d.export.tiles import KINDS, Kind, PictureFormat, fill, picture_strips
+from cips3d.export.tiles import KINDS, Kind, PictureFormat, depth_range, fill, picture_strips
 from cips3d.models.generator import Generator
 from cips3d.models.records import Latents, Styles
+
+#: Views of a subject that are rendered together, since the modulated weights of each take memory.
+_TOGETHER = 16
 
 
 @torch.no_grad()
@@ -47,9 +50,16 @@ def view_sheet(
     kinds = len(form.show)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
     grid, cells = blank_grid(len(styles) * kinds, len(cameras), form.height, form.width)
+    groups = [slice(first, first + _TOGETHER) for first in range(0, len(cameras), _TOGETHER)]
     for i in range(len(styles)):
-        strips = picture_strips(generator, styles[i], cameras, form)
-        fill(cells[i * kinds : (i + 1) * kinds], strips, _part(progress, i, len(styles)))
+        depths = depth_range(generator, styles[i], cameras) if "depth" in form.show else None
+        for j, group in enumerate(groups):
+            strips = picture_strips(generator, styles[i], cameras[group], form, depths)
+            fill(
+                cells[i * kinds : (i + 1) * kinds, group],
+                strips,
+                _part(progress, i * len(groups) + j, len(styles) * len(groups)),
+            )
     return grid
 
 

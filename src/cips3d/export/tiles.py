@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -88,6 +89,10 @@ def picture_strips(
     n, batch = form.supersample, max(len(styles), len(cameras))
     rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // batch)
     rows = max(1, rays // (form.width * n**2))
+    if n > 1 and generator.config.corner_aligned:  # whose finer grid does not divide the pixels of the coarser one
+        cameras = cameras.centre_aligned(form.height)
+        generator = copy.copy(generator)
+        generator.config = replace(generator.config, corner_aligned=False)
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]
         out = generator.render(styles, cameras, (form.height * n, form.width * n), window=window)
@@ -123,12 +128,12 @@ def fill(
 
 
 @torch.no_grad()
-def depth_range(generator: Generator, styles: Styles, cameras: Camera) -> tuple[float, float]:
+def depth_range(generator: Generator, styles: Styles, cameras: Camera) -> tuple[float, float] | None:
     """The nearest and farthest depth of what is solid, as seen in small pictures from up to eight of the cameras.
 
     Depths are relative to each camera's distance from the origin: negative in front of the origin, positive behind it. One
     range for a whole video or picture keeps its frames and strips comparable; the 2nd and 98th percentile (see
-    `media.depth_picture`) leave stray pixels out.
+    `media.depth_picture`) leave stray pixels out. None if nothing is solid.
     """
     count = max(len(styles), len(cameras))
     chosen = torch.linspace(0, count - 1, min(count, _PREVIEWS)).round().long()
@@ -136,7 +141,8 @@ def depth_range(generator: Generator, styles: Styles, cameras: Camera) -> tuple[
     cameras = cameras if len(cameras) == 1 else cameras[chosen.to(cameras.fov.device)]
     out = generator.render(some, cameras, _PREVIEW)
     relative = out.depth - cameras.to(out.depth).position.norm(dim=-1)[:, None, None, None]
-    return robust_range(relative[out.solid].float())
+    solid = relative[out.solid]
+    return robust_range(solid.float()) if solid.numel() else None
 
 
 def _picture(

@@ -76,8 +76,8 @@ def video_frames(
             )
     depths = None
     if "depth" in form.show:
-        ranges = [depth_range(generator, one, cameras) for one in styles]
-        depths = min(near for near, _ in ranges), max(far for _, far in ranges)
+        ranges = [found for one in styles if (found := depth_range(generator, one, cameras)) is not None]
+        depths = (min(near for near, _ in ranges), max(far for _, far in ranges)) if ranges else None
     for frame in range(count):
         camera = cameras[frame if len(cameras) > 1 else 0]
         views = [pictures(generator, one[frame if len(one) > 1 else 0], camera, form, depths)[:, 0] for one in styles]

@@ -112,10 +112,8 @@ class Subjects:
     def seen(self, camera: Camera) -> View:
         """Each from its own camera."""
         out = self.show(camera)
-        if self.corner_aligned:  # the wider camera whose rays through pixels' centres are the same
-            side = out.depth.shape[-1]
-            widened = (torch.deg2rad(camera.fov / 2).tan() * side / (side - 1)).atan()
-            camera = replace(camera, fov=torch.rad2deg(2 * widened))
+        if self.corner_aligned:
+            camera = camera.centre_aligned(out.depth.shape[-1])
         return View(out, camera.to(out.depth))
 
 

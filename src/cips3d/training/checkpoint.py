@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from cips3d.configuration import Configuration, from_dict, to_dict
 from cips3d.pretrained import load_weights, read_tensors, write_tensors
 
+#: Where they are in the folder of a run.
+FOLDER = "checkpoints"
 #: Checkpoints that stay on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
 
@@ -79,7 +81,8 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
         state: dict[int, dict[str, Any]] = {}
         for key, value in _below(tensors, name).items():
             index, moment = key.split("/")
-            state.setdefault(int(index), {})[moment] = value
+            # a copy: optimizers keep what they are given, which lies in the file, and Windows deletes no file that is in use
+            state.setdefault(int(index), {})[moment] = value.clone()
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return counters
 

@@ -25,6 +25,7 @@ from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
 from cips3d.models.generator import Generator
+from cips3d.training import checkpoint
 from cips3d.training.config import TrainConfig
 
 #: Heads in a sample grid, and the yaws in degrees that each is seen from.
@@ -79,7 +80,7 @@ class RunLog:
         images: real pictures already shown.
 
     Raises:
-        UserError: if another process logs there, log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and
+        UserError: if another process logs there, or did after this run was resumed, log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and
             cannot start.
         OSError: here and in the methods, if something else cannot be written.
     """
@@ -87,6 +88,10 @@ class RunLog:
     def __init__(self, run_dir: Path, config: TrainConfig, step: int, images: int) -> None:
         self.run_dir = run_dir
         self.lock = _locked(run_dir)
+        newest = checkpoint.checkpoints(run_dir / checkpoint.FOLDER)[-1:]
+        if newest and int(newest[0].stem) > images:  # of one that ended since this run was resumed
+            self.lock.release()
+            raise UserError(f"{run_dir}: another process trained there a moment ago; start again, to go on from where it ended")
         self._open(step, images)
         self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
 

@@ -261,10 +261,11 @@ def transfer(
     stage = next((stage for stage in base.stages if stage.resolution == side), None)  # the first has the rates of learning anew
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
+    known: dict[str, Any] = {}
     if discriminators is not None:
         configs = [part.config for part in discriminators.values() if isinstance(part, ProgressiveDiscriminator)]
         told = POSE_WEIGHT if configs[0].pose_head else 0.0
-        base = replace(base, discriminator=configs[0], aux_discriminator=configs[1], pose_weight=told)
+        known = {"discriminator": configs[0], "aux_discriminator": configs[1], "pose_weight": told}
     frozen = tuple(part for part in NERF_PARTS if part != "background" or generator.background == "plain")
     stage = replace(
         stage, kimg=kimg, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
@@ -273,7 +274,7 @@ def transfer(
     return replace(
         base, stages=(stage,), data=data, start=model, generator=generator, cameras="prior", augment_target=0.6,
         augment_kimg=min(100.0, kimg), density_noise=0.0, transmittance_weight=0.0, sample_kimg=5.0, alarm_kimg=10.0,
-        metrics=(),
+        metrics=(), **known,
     )  # fmt: skip
 
 

@@ -116,12 +116,15 @@ class Networks:
 
 
 def freeze_blocks(discriminator: nn.Module, resolution: int, count: int) -> None:
-    """Lets all of a discriminator train but its first `count` blocks for pictures of that resolution (FreezeD)."""
+    """Lets all of a discriminator train but its first `count` blocks for pictures of that resolution (FreezeD).
+
+    Blocks that it does not have stay out of it: smaller pictures have fewer, and an auxiliary one may end below the resolution.
+    """
     assert isinstance(discriminator, ProgressiveDiscriminator)
     discriminator.requires_grad_(True)
     discriminator.from_rgb.requires_grad_(count == 0)
     for i in range(count):
-        if resolution >> i > 4:  # smaller pictures have fewer blocks
+        if str(resolution >> i) in discriminator.blocks:
             discriminator.blocks[str(resolution >> i)].requires_grad_(False)
 
 

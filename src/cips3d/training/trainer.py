@@ -237,9 +237,10 @@ class Trainer:
     def _measured(self) -> dict[str, float]:
         """What the measures say of the averaged generator."""
         self.counters.measured = self.counters.images
-        figures: dict[str, float] = {}
+        ema, figures = self._averaged, dict[str, float]()
+        self._update_style_means(ema)  # the average takes the trained generator's, which are not kept up
         for measure in self.measures:
-            figures |= measure(self._averaged, self.dataset)
+            figures |= measure(ema, self.dataset)
         return figures
 
     @property
@@ -486,7 +487,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- files
     def _newest_checkpoint(self) -> Path | None:
-        folder = self.run_dir / "checkpoints"
+        folder = self.run_dir / checkpoint.FOLDER
         newest = self._agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), None))
         return None if newest is None else folder / newest
 
@@ -494,7 +495,7 @@ class Trainer:
         """Writes the model, then a checkpoint, and deletes those that are no longer needed (main process only)."""
         self.save_model()  # first: whoever is stopped in between resumes and writes it again
         if self.accelerator.is_main_process:
-            folder = self.run_dir / "checkpoints"
+            folder = self.run_dir / checkpoint.FOLDER
             checkpoint.save_state(
                 checkpoint.checkpoint_path(folder, self.counters.images),
                 self.networks.modules,

@@ -8,13 +8,14 @@ from typing import Any
 import viser
 
 from cips3d.models.generator import Generator
-from cips3d.viewer.view import COARSE_SAMPLES, FINE_SAMPLES, FOVS, LARGEST_PSI, LARGEST_SEED, SIDES, modes_of, whole
+from cips3d.viewer.view import COARSE_SAMPLES, FINE_SAMPLES, FOVS, LARGEST_PSI, LARGEST_SEED, SIDES, modes_of, whole, within
 
 #: ψ at the start, that of the command line.
 _PSI = 0.7
 #: Side of the refined picture at the start, of the model's resolution: pixels are computed from their rays, so there are more.
 _FINER = 2
-_WIDEST_FOV = 60.0
+#: Least reach of the slider, degrees.
+_USUAL_FOVS = (1.0, 60.0)
 
 
 class Controls:
@@ -46,8 +47,9 @@ class Controls:
                 hint = f"Blocks of the implicit network from here on take the second appearance; {c.inr_blocks} is none"
                 self._slider(gui, "mix_from", "From block", 0, c.inr_blocks, 1, c.inr_blocks, hint)
         with gui.add_folder("Camera"):
-            fov = min(max(c.poses.fov, FOVS[0]), _WIDEST_FOV)
-            self.fov = gui.add_slider("Field of view", FOVS[0], _WIDEST_FOV, 0.5, fov, hint="Vertical, degrees")
+            fov = within(c.poses.fov, *FOVS, FOVS[0])
+            ends = min(fov, _USUAL_FOVS[0]), max(fov, _USUAL_FOVS[1])
+            self.fov = gui.add_slider("Field of view", *ends, 0.5 if fov >= 1 else 0.01, fov, hint="Vertical, degrees")
             self.reset = gui.add_button("Reset view")
         with gui.add_folder("Quality", expand_by_default=False):
             side = whole(_FINER * c.resolution, *SIDES, SIDES[0])

@@ -257,6 +257,7 @@ class Session:
         coarse, fine = _SHOWN_MESHES
         switches = self._switches
         self._say("making the mesh …")
+        self._meshed = None  # what is shown now is no longer the last subject's
         self._stage.show_mesh(glb(extract_mesh(generator, styles, coarse)))
         yield 0.0
         cameras = prior_cameras(self._config.poses)
@@ -327,13 +328,8 @@ class Session:
     def _save(self, worker: Worker, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]) -> None:
         """Has a file made of the view as it is now."""
         view = self._view()
-        if view is None:
-            return
-
-        def steps() -> Steps[None]:
-            yield from make(view, *self._subjects.find(view.choice))
-
-        worker.submit((self._id, kind), self._guarded(steps()))
+        if view is not None:  # found now: an inverted picture may have given way to another when the worker comes to it
+            worker.submit((self._id, kind), self._guarded(make(view, *self._subjects.find(view.choice))))
 
     def _download(self, name: str, content: bytes) -> None:
         if not self._stage.closed:

@@ -37,7 +37,7 @@ class Subjects:
         self.generator, self.other, self.discriminator = generator, other, discriminator
         self._inversions: dict[int | None, tuple[Generator, Styles]] = {}
         self._numbers = itertools.count()
-        self.find = functools.lru_cache(_KEPT_STYLES)(self._find)
+        self._styles = functools.lru_cache(_KEPT_STYLES)(self._find_styles)
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
     def add(self, generator: Generator, styles: Styles) -> int:
@@ -49,24 +49,26 @@ class Subjects:
     def remove(self, number: int) -> None:
         """Forgets an inverted picture; whoever asks for it again gets the seeds' subject."""
         self._inversions.pop(number, None)
-        self.find.cache_clear()
+        self._styles.cache_clear()
         self._blended.cache_clear()
 
-    @torch.no_grad()
-    def _find(self, choice: Choice) -> tuple[Generator, Styles]:
+    def find(self, choice: Choice) -> tuple[Generator, Styles]:
         """The generator and the styles of one subject."""
+        base, _ = self._inversions.get(choice.inversion, (self.generator, None))
+        return self._blended(base, choice.blend), self._styles(choice)
+
+    @torch.no_grad()
+    def _find_styles(self, choice: Choice) -> Styles:
         psi = (choice.psi_shape, choice.psi_appearance)
-        inversion = self._inversions.get(choice.inversion)
-        if inversion is not None:
-            base, styles = inversion
-            generator, content = self._blended(base, choice.blend), base.truncate(styles, psi)
+        base, inverted = self._inversions.get(choice.inversion, (self.generator, None))
+        generator = self._blended(base, choice.blend)
+        if inverted is not None:
+            content = base.truncate(inverted, psi)
         else:
-            generator = self._blended(self.generator, choice.blend)
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
-            return generator, content
-        style = self._latents(choice.shape_seed, choice.mix_seed)
-        return generator, mix_styles(generator, content, style, choice.mix_from, psi)
+            return content
+        return mix_styles(generator, content, self._latents(choice.shape_seed, choice.mix_seed), choice.mix_from, psi)
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
         """z_s of one seed with z_a of another; with equal seeds what `cips3d sample --count 1` draws."""

@@ -24,7 +24,7 @@ LARGEST_SEED = 2**31 - 1
 LARGEST_PSI = 1.5
 SIDES = (16, 1024)
 COARSE_SAMPLES, FINE_SAMPLES = (3, 96), (0, 96)
-FOVS = (1.0, 90.0)
+FOVS = (0.1, 150.0)
 #: Largest side of a browser's window, pixels.
 LARGEST_CANVAS = 2**14
 #: Its width over height: of wider or narrower ones the picture is stretched.
