@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from cips3d import pretrained
 from cips3d.camera import Camera
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
@@ -148,3 +149,14 @@ def test_measures_are_logged(tmp_path: Path) -> None:
     assert all(generator is trainer.networks.ema for generator in seen)
     Trainer(changed, tmp_path / "run", measures=[measure]).run()
     assert len(seen) == 3  # nothing is measured again where nothing was left to train
+
+
+def test_a_measure_sees_the_model_that_is_saved(tmp_path: Path) -> None:
+    """Truncated too, for which it needs the mean styles."""
+
+    def measure(generator: Generator, _: object) -> dict[str, float]:
+        return {"mean": float(generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), 8, psi=0.5).image.mean())}
+
+    path = Trainer(config(tmp_path, metrics_kimg=0.032), tmp_path / "run", measures=[measure]).run()
+    last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
+    assert last["mean"] == pytest.approx(measure(pretrained.load(path), None)["mean"], abs=1e-6)

@@ -389,8 +389,10 @@ def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_real_presets_can_be_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    cli.main(["info", "heads-32"])
-    assert "heads-32 at 32²" in capsys.readouterr().out
+    for name, side, auxiliary in (("heads-32", 32, True), ("ffhq-512", 512, False)):
+        cli.main(["info", name])
+        out = capsys.readouterr().out
+        assert f"{name} at {side}²" in out and ("auxiliary" in out) is auxiliary
 
 
 # ---------------------------------------------------------------- words that make no command

@@ -253,7 +253,7 @@ def test_a_meshs_verdict(
 def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the experiment measures, of one coarse mesh each."""
     module = importlib.import_module("mesh")
-    for changed, value in {"HEADS": 1, "GENERATED": 1, "RESOLUTION": 40, "YAWS": module.YAWS[1:4:2] + (0.0,)}.items():
+    for changed, value in {"HEADS": 1, "GENERATED": 1, "RESOLUTION": 40, "YAWS": (*module.YAWS[1:4:2], 0.0)}.items():
         monkeypatch.setattr(module, changed, value)
     analytic, meshes = module.of_analytic_heads(module.SyntheticHeads(supersampling=1))
     assert meshes[0].is_watertight

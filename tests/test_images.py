@@ -128,6 +128,18 @@ def test_cmyk_jpeg_is_read(tmp_path):
     assert item[1:].max() < 60
 
 
+def test_a_transparent_level_of_a_16_bit_picture_is_white_and_the_rest_stays(tmp_path):
+    ramp = Image.fromarray(np.tile(np.arange(16, dtype=np.uint16) * 4096, (16, 1)))
+    plain, clear = (
+        ImageDataset(write_folder(tmp_path / name, {"a.png": encoded(ramp, **options)}), 16)[0]
+        for name, options in (("plain", {}), ("clear", {"transparency": 4096 * 3}))
+    )
+    assert torch.equal(plain[0, 0], torch.arange(16, dtype=torch.uint8) * 16)
+    assert (clear[:, :, 3] == 255).all()
+    plain[:, :, 3] = 255
+    assert torch.equal(clear, plain)
+
+
 def test_exif_orientation_is_honoured(tmp_path):
     upright = Image.new("RGB", (16, 16), "blue")
     upright.paste(RED, (0, 0, 16, 8))  # red above

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import cips3d
 import tiny
-from cips3d.camera import Rays
+from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.export.mesh import extract_mesh, linear, save_mesh
 from cips3d.models.baselines import build_generator
@@ -156,6 +156,15 @@ def test_a_part_that_no_camera_sees_has_the_mean_colour() -> None:
     mesh = extract_mesh(generator, generator.sample_latents(1, 0), 80, largest=False)
     assert mesh.body_count == 2
     assert torch.allclose(shown(mesh.visual.vertex_colors), RED.expand(len(mesh.vertices), 3), atol=0.01)
+
+
+@pytest.mark.parametrize(("yaw_std", "pitch_std"), [(0.0, 0.155), (0.3, 0.0), (0.0, 0.0)])
+def test_a_prior_without_spread_sees_the_colours_too(yaw_std: float, pitch_std: float) -> None:
+    generator = Balls(((0.0, 0.0, 0.0), 0.06, (RED, GREEN)))
+    generator.config = replace(generator.config, poses=PoseDistribution(yaw_std=yaw_std, pitch_std=pitch_std))
+    mesh = extract_mesh(generator, generator.sample_latents(1, 0), 40)
+    colors, x, z = shown(mesh.visual.vertex_colors), *mesh.vertices[:, [0, 2]].T
+    assert torch.allclose(colors[(x < -0.006) & (z > 0.03)], RED, atol=0.02)
 
 
 # ---------------------------------------------------------------- refusals

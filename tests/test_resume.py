@@ -149,6 +149,29 @@ def test_a_folder_where_another_process_trains_is_refused(tmp_path: Path, monkey
     second.run()
 
 
+def test_a_run_that_another_process_has_just_ended_is_not_taken_back(tmp_path: Path) -> None:
+    config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
+    second = Trainer(config, run)  # while the first one is still training
+    Trainer(config, run).run()
+    before = files(run)
+    with pytest.raises(UserError, match="another process trained there a moment ago; start again"):
+        second.run()
+    assert files(run) == before
+    assert Trainer(config, run).progress() == 1
+
+
+def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
+    """Windows deletes no file that is in use, and a few steps on this one is to be deleted."""
+    run = tmp_path / "run"
+    Trainer(tiny.config(tiny.pictures(tmp_path / "data")), run).run()
+    resumed = Trainer(tiny.config(str(tmp_path / "data")), run)
+    moments = [value for state in resumed.networks.generator_optimizer.state.values() for value in state.values()]
+    assert moments
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(run) not in maps.read_text()
+
+
 def test_sessions_of_one_second_have_a_file_of_events_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs.time, "time", lambda: 1_700_000_000.5)
     for step in range(2):

@@ -154,6 +154,19 @@ def test_supersampling_is_the_mean_of_a_larger_picture(monkeypatch: pytest.Monke
         assert np.abs(part[0].astype(int) - to_uint8(mean)[0]).max() <= 1
 
 
+def test_supersampling_moves_no_pixel_of_a_corner_aligned_model() -> None:
+    """The mean over a pixel of a smooth picture is what its centre shows; a finer corner-aligned grid is elsewhere."""
+    generator = made(replace(CONFIG, corner_aligned=True), torch.float64)
+    styles = generator.map(generator.sample_latents(1, 0))
+    plain, fine = (
+        pictures(generator, styles, CAMERA, PictureFormat(32, 48, supersample=n))[0, 0].astype(float) for n in (1, 4)
+    )
+    larger = to_uint8(generator.render(styles, CAMERA, (128, 192)).image)[0].astype(float)
+    moved = larger.reshape(32, 4, 48, 4, 3).mean(axis=(1, 3))
+    assert np.abs(plain - fine).mean() < 0.5 * np.abs(plain - moved).mean()
+    assert generator.config.corner_aligned
+
+
 def test_values_beyond_white_do_not_bleed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network without tanh may paint brighter than white; the mean is of what can be shown."""
     generator = made(replace(CONFIG, rgb_tanh=False))

@@ -200,6 +200,26 @@ def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
     assert all(p.requires_grad for p in discriminator.parameters())
 
 
+def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_stage(tmp_path: Path) -> None:
+    config = tiny.config(tiny.pictures(tmp_path / "data", size=16), frozen_discriminator_blocks=1)
+    config = replace(
+        config, discriminator=replace(config.discriminator, channels={4: 8, 8: 8, 16: 8}),
+        stages=(config.stages[1], replace(config.stages[1], resolution=16, auxiliary=False)),
+    )  # fmt: skip
+    Trainer(config, tmp_path / "run").run()
+
+
+def test_a_model_trained_without_the_auxiliary_discriminator_at_the_end_is_transferred() -> None:
+    """Its discriminators do not fit the preset's own stages, of which nothing is left."""
+    generator = preset("heads-64").generator
+    configs = preset("heads-32").discriminator, preset("heads-32").aux_discriminator
+    main = replace(configs[0], channels={**configs[0].channels, 64: 16}, pose_head=False)
+    aux = replace(configs[1], pose_head=False)
+    known = nn.ModuleDict({"main": ProgressiveDiscriminator(main), "aux": ProgressiveDiscriminator(aux)})
+    config = transfer(generator, "model", "heads-cartoon", known, 10.0)
+    assert (config.discriminator, config.aux_discriminator, config.pose_weight) == (main, aux, 0.0)
+
+
 def test_what_freeze_d_freezes_keeps_its_bits(model: str, tmp_path: Path) -> None:
     cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.008", "--freeze-d", "1"])
     before, after = (pretrained.load_discriminators(path) for path in (model, tmp_path / "run" / "model.safetensors"))

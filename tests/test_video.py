@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_one_subjects_kinds_stand_side_by_side(generator: Generator) -> None:
 
 def test_several_subjects_have_a_column_each(generator: Generator) -> None:
     z = generator.sample_latents(2, 0)
-    frame = next(video_frames(generator, [z[0], z[1]], ORBIT, 12, show=("image", "nerf")))
+    frame = next(video_frames(generator, [styles[0], styles[1]], ORBIT, 12, show=("image", "nerf")))
     assert frame.shape == (24, 24, 3)
     for i in range(2):
         out = generator.render(z[i], ORBIT[0], 12)
@@ -99,6 +100,26 @@ def test_the_depth_has_one_scale_for_all_frames(generator: Generator) -> None:
         out = generator.render(z, ORBIT[i], 12)
         expected = cips3d.export.media.depth_picture(out.depth - 1, out.opacity, near, far)
         assert close(frame, to_uint8(expected)[0])
+
+
+def test_an_empty_subject_leaves_the_others_their_scale(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    styles = generator.map(generator.sample_latents(2, 0))
+    alone = next(video_frames(generator, styles[0], ORBIT, 12, show="depth"))
+    empty, render_rays = styles[1].shape, Generator.render_rays
+
+    def shown(self: Generator, styles: Styles, *others: Any) -> Any:
+        out = render_rays(self, styles, *others)
+        return (
+            replace(out, opacity=0 * out.opacity, last_weight=0 * out.last_weight)
+            if torch.equal(styles.shape[:1], empty)
+            else out
+        )
+
+    monkeypatch.setattr(Generator, "render_rays", shown)
+    assert depth_range(generator, styles[1], ORBIT) is None
+    both = next(video_frames(generator, [styles[0], styles[1]], ORBIT, 12, show="depth"))
+    assert close(both[:, :12], alone)
+    assert not next(video_frames(generator, styles[1], ORBIT, 12, show="depth")).any()  # black
 
 
 def test_a_still_camera_and_codes_that_change(generator: Generator) -> None:

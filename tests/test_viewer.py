@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import itertools
 import json
@@ -12,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -122,7 +124,7 @@ def test_cameras_out_of_reach_are_moved() -> None:
     assert near is not None and far is not None
     assert CONFIG.extent < float(near.position[0, 2]) < 1.2 * CONFIG.extent
     assert 10 < float(far.position[0, 2]) < 1000
-    assert (float(near.fov), float(far.fov)) == (1.0, 90.0)
+    assert (float(near.fov), float(far.fov)) == pytest.approx((0.1, 150.0))
 
 
 def test_keyframes_are_what_the_trajectories_read() -> None:
@@ -231,6 +233,13 @@ def test_blending_goes_from_one_model_to_the_other(generator: Generator) -> None
         torch.testing.assert_close(weight, generator.inr.to_rgb[0].weight + shift)
     with pytest.raises(UserError, match="blended"):
         Subjects(generator, Generator(CONFIG))
+
+
+def test_few_blends_are_kept(generator: Generator) -> None:
+    subjects = Subjects(generator, copy.deepcopy(generator))
+    made = [weakref.ref(subjects.find(Choice(blend=i / 20))[0]) for i in range(1, 21)]
+    gc.collect()
+    assert sum(blend() is not None for blend in made) == 8
 
 
 def test_an_inverted_picture_is_a_subject_until_it_is_removed(generator: Generator) -> None:
@@ -389,16 +398,22 @@ def test_steps_wait_and_can_be_forgotten() -> None:
         times.append(time.monotonic())
         finished.set()
 
+    remembered: list[str] = []
+    begun = threading.Event()
+
     def forgotten() -> Steps[None]:
+        begun.set()
         yield 0.1
-        raise AssertionError("was not forgotten")
+        remembered.append("forgotten")
 
     with a_worker() as worker:
         worker.submit("other", forgotten())
-        worker.submit("me", wish())
+        assert begun.wait(10)
         worker.forget("other")
+        worker.submit("me", wish())
         assert finished.wait(10)
         assert times[1] - times[0] >= 0.2
+        assert remembered == []
 
 
 # ---------------------------------------------------------------- files
@@ -626,6 +641,63 @@ def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
         assert len(trimesh.load(mesh, force="mesh").faces) == 80
         assert files(client).keys() == {"subject.safetensors", "subject.glb"}
     torch.testing.assert_close(meshed, [generator.map(generator.sample_latents(1, 0), 0.7).shape])
+
+
+def test_a_file_is_of_the_subject_that_was_shown_though_another_picture_came(
+    generator: Generator, other: Generator, tmp_path: Path
+) -> None:
+    first, second = (Subject(generator.map(generator.sample_latents(1, seed)), Camera.orbit(0.2)) for seed in (9, 10))
+    hold = threading.Event()
+
+    def busy() -> Steps[None]:
+        assert hold.wait(20)
+        yield 0.0
+
+    with Viewer(generator, port=0, subject=first) as viewer, Client(viewer.url) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        viewer._workers.meshes.submit("another", busy())
+        client.set("Subject", True)
+        until(lambda: (seen._id, "subject file") in viewer._workers.meshes._tasks)
+        seen._show_inversion(generator, second.styles, second.camera)
+        hold.set()
+        client.wait_for(lambda client: "subject.safetensors" in files(client))
+        (tmp_path / "a.safetensors").write_bytes(files(client)["subject.safetensors"])
+    torch.testing.assert_close(Subject.load(tmp_path / "a.safetensors", generator).styles.shape, first.styles.shape)
+
+
+def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meshed: list[tuple[float, int]] = []
+
+    def extract_mesh(generator: Generator, styles: Any, resolution: int) -> trimesh.Trimesh:
+        meshed.append((float(styles.shape[0, 0]), resolution))
+        if len(meshed) == 3:  # the coarse mesh of another subject: before its fine one the first is chosen again
+            client.set("Shape", 0)
+            until(lambda: seen.controls.values()["shape_seed"] == 0)
+        return trimesh.creation.icosphere(subdivisions=1)
+
+    monkeypatch.setattr(session, "extract_mesh", extract_mesh)
+    monkeypatch.setattr(session, "MESH_STILL_SECONDS", 0.0)
+    with Viewer(generator, port=0) as viewer, Client(viewer.url) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        client.set("Show", "mesh")
+        until(lambda: len(meshed) == 2 and seen._meshed is not None)
+        client.set("Shape", 5)
+        until(lambda: len(meshed) >= 4 and meshed[-1] == meshed[1])
+    assert meshed[2][0] != meshed[0][0]
+
+
+def test_a_wide_models_own_view_can_be_had_again(generator: Generator) -> None:
+    wide = copy.deepcopy(generator)
+    wide.config = replace(wide.config, poses=PoseDistribution(fov=75.0))
+    with Viewer(wide, port=0) as viewer, Client(viewer.url, Camera.orbit(0.5, fov=75.0)) as client:
+        client.rest()
+        client.set("Reset view", True)
+        until(lambda: abs(viewer.sessions[0].pose.position[0]) < 1e-6)
+        assert math.degrees(viewer.sessions[0].pose.fov) == pytest.approx(75.0)
 
 
 def test_a_blended_subject_is_saved_with_its_model(generator: Generator, other: Generator, tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ class RunLog:
         images: real pictures already shown.
 
     Raises:
-        UserError: if another process logs there, or did after this run was resumed, log.jsonl cannot be read or rewritten, or Weights & Biases is asked for and
-            cannot start.
+        UserError: if another process logs there, or did after this run was resumed, log.jsonl cannot be read or rewritten, or
+            Weights & Biases is asked for and cannot start.
         OSError: here and in the methods, if something else cannot be written.
     """
 
