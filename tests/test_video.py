@@ -82,7 +82,7 @@ def test_one_subjects_kinds_stand_side_by_side(generator: Generator) -> None:
 
 def test_several_subjects_have_a_column_each(generator: Generator) -> None:
     z = generator.sample_latents(2, 0)
-    frame = next(video_frames(generator, [styles[0], styles[1]], ORBIT, 12, show=("image", "nerf")))
+    frame = next(video_frames(generator, [z[0], z[1]], ORBIT, 12, show=("image", "nerf")))
     assert frame.shape == (24, 24, 3)
     for i in range(2):
         out = generator.render(z[i], ORBIT[0], 12)
