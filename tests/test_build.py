@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cips3d.camera import Camera
 from cips3d.cli import main
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.data.archive import write_heads
@@ -254,7 +255,21 @@ def test_labels_that_training_would_refuse_are_faults(tmp_path: Path, capsys: py
     assert check(tmp_path, 32).faults == 3  # a small one without a label counts once
     report = check(tmp_path)
     assert report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
+    assert report.odd_labels == ["0.png"]
     assert "2 of its pictures" in error_of(capsys, "data", "check", tmp_path)
+
+
+def test_cameras_of_the_labels_are_told(tmp_path: Path) -> None:
+    """Whoever trains with labels has to give the model their distance and field of view."""
+    cameras = [Camera.orbit(0.1 * i, radius=2.7, fov=18.0).to_label()[0].tolist() for i in range(3)]
+    aside = [x + 0.1 * (i == 18) for i, x in enumerate(cameras[2])]
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", seed=i)
+    labels = [[f"{i}.png", label] for i, label in enumerate((*cameras[:2], aside))]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    report = check(tmp_path)
+    assert report.camera == pytest.approx((2.7, 18.0)) and report.odd_labels == ["2.png"] and report.faults == 0
+    assert "cameras: 2.7 from the origin, field of view 18 degrees (medians)" in report.lines()
 
 
 def test_colour_statistics(tmp_path: Path) -> None:

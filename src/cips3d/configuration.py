@@ -44,7 +44,8 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+        remedy = '; a list is JSON, such as ["a", "b"]' if first["type"] in ("tuple_type", "list_type") else ""
+        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80}){remedy}") from None
 
 
 def _refuse_long_numbers(values: Any) -> None:
@@ -105,6 +106,8 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
         except ValueError:
             value = text
         *parents, name = path.split(".")
+        if not parents and name not in values and (nearby := _path_to(name, values)):
+            raise UserError(f"{source}: there is no {name}, but {nearby}; give that")
         places: list[Any] = [values]
         for parent in parents:
             places = [inner for place in places for inner in _entries(place, parent, f"{source}: {path}")]
@@ -113,6 +116,17 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
                 raise UserError(f"{source}: {path} names a whole entry of a list; name one of its fields")
             place[name] = value
     return from_dict(type(config), values, source)
+
+
+def _path_to(name: str, place: Any) -> str | None:
+    """Where a field of that name is farther down, all entries of a list alike."""
+    inner = place.items() if isinstance(place, dict) else [("*", entry) for entry in place] if isinstance(place, list) else ()
+    for key, entry in inner:
+        if isinstance(entry, dict) and name in entry:
+            return f"{key}.{name}"
+        if (found := _path_to(name, entry)) is not None:
+            return f"{key}.{found}"
+    return None
 
 
 def _entries(place: Any, name: str, source: str) -> list[Any]:

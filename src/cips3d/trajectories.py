@@ -202,7 +202,10 @@ def keyframes(
         frames = max(len(keys), round(min(counted, 2.0 * MOST_FRAMES)))
     _check(frames, 1.0, 90.0, 0.0)
     if frames < len(keys):
-        raise UserError(f"{name}: {len(keys)} keyframes do not fit into {frames} frames; give at least as many frames")
+        raise UserError(
+            f"{name}: {len(keys)} keyframes do not fit into {frames} frames; give at least as many frames (cips3d render: by "
+            "--views of a grid, --seconds or --fps of a video)"
+        )
     if len(keys) == 1:
         return _cameras(places.repeat(frames, axis=0))
     knots = _whole_frames(np.cumsum([0.0, *legs]), frames if loop else frames - 1)

@@ -13,18 +13,20 @@ from tyro.conf import arg
 from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.cli.predictor import named_predictor
+from cips3d.configuration import read_json
 from cips3d.data import SyntheticHeads, open_dataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.evaluation import evaluate
 from cips3d.metrics.features import feature_network
+from cips3d.training.config import TrainConfig
 from cips3d.training.launch import joined
 
 
 def evaluate_model(
     model: str,
     /,
-    data: str = "heads",
+    data: Derived[str] = None,
     metrics: Annotated[Derived[tuple[str, ...]], arg(metavar="NAME ...")] = None,
     count: int = 256,
     seed: int = 0,
@@ -39,7 +41,8 @@ def evaluate_model(
 
     Args:
         model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
-        data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures.
+        data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures. Default: what the config.json
+            beside the model says, as in the folder of a run, else "heads".
         metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
             kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
             Default: fd2k_heads and kd2k_heads for the embedded heads; else fid2k and kid2k, where Inception can be had.
@@ -63,7 +66,7 @@ def evaluate_model(
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = joined() if several else None
     generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
-    dataset = open_dataset(data, resolution or generator.config.resolution)
+    dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
         metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
         if not isinstance(dataset, SyntheticHeads) and inception_weights is None:
@@ -82,3 +85,9 @@ def evaluate_model(
         with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
         print(json_file)
+
+
+def _trained_on(model: str) -> str:
+    """The dataset of the run that a model lies in; of others the embedded heads."""
+    config = Path(model).with_name("config.json") if Path(model).is_file() else None
+    return read_json(TrainConfig, config).data if config is not None and config.exists() else "heads"

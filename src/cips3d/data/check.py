@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from cips3d.camera import Camera, is_centred, is_rigid
 from cips3d.data.images import FILTERS, LABEL_FILE, are_classes, camera_label, central_square, read_labels
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
 from cips3d.errors import UserError, shown
@@ -34,6 +36,7 @@ class DataReport:
         too_small: those whose shorter side is below the resolution asked about.
         unlabelled: what is wrong with the labels of those that have none or a bad one, where others have a camera's.
         faulty: the names of all of these.
+        odd_labels: names of those whose label is no camera that a run could train with; others do not look at it.
         duplicates: groups of names with the same pixels.
         sides: shorter side of each readable picture, pixels.
         not_square: how many are cropped in training.
@@ -41,16 +44,19 @@ class DataReport:
         grey: how many have no colours.
         mean, std: of red, green and blue over all cropped squares (of at most `MOST_SIDE`), 0 to 255.
         labels: what labels there are.
+        camera: median distance from the origin and field of view (degrees) of the labels' cameras, where there are some.
         sheet: evenly spread pictures side by side, or None without any.
     """
 
     names: list[str]
     resolution: int | None
     labels: str
+    camera: tuple[float, float] | None = None
     unreadable: list[str] = field(default_factory=list)
     too_small: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     faulty: set[str] = field(default_factory=set)
+    odd_labels: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
     sides: list[int] = field(default_factory=list)
     not_square: int = 0
@@ -68,6 +74,8 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report for people."""
         lines = [f"{len(self.names):,} pictures, {len(self.names) - len(self.unreadable):,} readable; labels: {self.labels}"]
+        if self.camera is not None:
+            lines.append(f"cameras: {self.camera[0]:.3g} from the origin, field of view {self.camera[1]:.4g} degrees (medians)")
         if self.sides:
             sides = sorted(self.sides)
             middle = sides[len(sides) // 2]
@@ -82,6 +90,7 @@ class DataReport:
             ("unreadable", self.unreadable),
             (f"smaller than {self.resolution}", self.too_small),
             ("without a camera label", self.unlabelled),
+            ("with a label of no centred camera in a rigid pose (cameras=labels refuses it)", self.odd_labels),
             ("the same pixels", [" = ".join(group) for group in self.duplicates]),
         ):
             if entries:
@@ -108,13 +117,22 @@ def check(
     names = picture_names(source)
     labels = read_labels(source)
     report = DataReport([shown(name) for name in names], resolution, _kind(labels, names))
+    cameras: list[Camera] = []
     if labels is not None and not are_classes(labels):
         for name in names:
+            place = shown(source.place(LABEL_FILE))
             try:
-                camera_label(labels, name, shown(source.place(LABEL_FILE)))
+                label = torch.tensor([camera_label(labels, name, place)])
+                if bool(is_centred(label) & is_rigid(label)):
+                    cameras.append(Camera.from_label(label))
+                else:
+                    report.odd_labels.append(shown(name))
             except UserError as error:
                 report.unlabelled.append(str(error))
                 report.faulty.add(name)
+        if cameras:
+            every = Camera.cat(cameras)
+            report.camera = float(every.position.norm(dim=1).median()), float(every.fov.median())
     digests: dict[bytes, list[str]] = {}
     total, squares, pixels = np.zeros(3), np.zeros(3), 0
     shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}

@@ -55,6 +55,10 @@ class LearnedPoses(nn.Module):
         return replace(self.start, yaw_mean=yaw, pitch_mean=pitch, yaw_std=yaw_std, pitch_std=pitch_std)
 
 
+#: Settings of a run that looks at no labels.
+WITHOUT_LABELS = "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
+
+
 class DatasetCameras:
     """The camera of a random picture of the dataset, as tri-plane GANs draw theirs (EG3D, Chan et al. 2022).
 
@@ -74,7 +78,7 @@ class DatasetCameras:
             if len(aside):
                 raise UserError(
                     f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is not of a rotation, a position and a "
-                    "centred pinhole camera with equal focal lengths; mend the labels, or set cameras=prior"
+                    "centred pinhole camera with equal focal lengths; mend the labels, or do without (--set {WITHOUT_LABELS})"
                 )
         cameras = self._some()
         radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))

@@ -47,7 +47,8 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
     path = run_dir / "config.json"
     if path.exists():
         if read_json(TrainConfig, path) != config:
-            raise UserError(f"{run_dir} holds a run with another configuration; give another folder, or resume with its own")
+            alone = f"cips3d train {run_dir}"
+            raise UserError(f"{run_dir} holds a run with another configuration; resume it with {alone}, or give another folder")
     else:
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"{run_dir} is a file; give a folder for the run")

@@ -33,7 +33,7 @@ from cips3d.pretrained import MODEL_FILE
 from cips3d.training import checkpoint, gradients, losses
 from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
-from cips3d.training.cameras import CameraSource, DatasetCameras
+from cips3d.training.cameras import WITHOUT_LABELS, CameraSource, DatasetCameras
 from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
 from cips3d.training.feeding import pieces, real_batches
@@ -97,10 +97,9 @@ class Trainer:
         # at the largest size, so that a picture too small for a later stage is refused before the run starts
         self.dataset = open_dataset(config.data, max(stage.resolution for stage in config.stages))
         if (config.judges_cameras or config.cameras == "labels") and not self.dataset.has_cameras:
-            without = "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
             raise UserError(
                 f"{config.data}: has no camera labels in a dataset.json, which this configuration needs; add them, or do "
-                f"without (--set {without})"
+                f"without (--set {WITHOUT_LABELS})"
             )
         if config.metrics:
             weights = None if config.inception_weights is None else Path(config.inception_weights)
@@ -111,8 +110,9 @@ class Trainer:
         saved = self._newest_checkpoint()
         self.networks = Networks(config, self.accelerator.device, fresh=saved is None)
         self._cameras: CameraSource = self.networks.poses or config.generator.poses
-        if config.cameras == "labels":
-            self._cameras = DatasetCameras(self.dataset, config.mirror, config.generator.poses)
+        if config.judges_cameras or config.cameras == "labels":
+            labelled = DatasetCameras(self.dataset, config.mirror, config.generator.poses)  # refuses labels unlike the model's
+            self._cameras = labelled if config.cameras == "labels" else self._cameras
         self.counters = checkpoint.Counters()
         if saved is not None:
             self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
