@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported: processes that tests start have one thread each too, or they would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The tests are of a CPU's numbers and processes, on a machine with a GPU too.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import signal
 

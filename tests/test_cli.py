@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -25,14 +27,19 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 import tiny
-from cips3d import cli, pretrained
+from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera
 from cips3d.cli import blend, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
 from cips3d.cli import data as data_verbs
 from cips3d.cli.options import to_device
-from cips3d.data import ImageDataset
+from cips3d.configuration import to_dict
+from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.export.media import to_uint8
-from cips3d.metrics import evaluation
+from cips3d.export.video import video_frames
+from cips3d.metrics import consistency, evaluation, symmetry
+from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
+from cips3d.metrics.head_network import load_head_network
+from cips3d.metrics.subjects import Subjects
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training.config import Stage
@@ -193,7 +200,18 @@ def test_render_along_a_path(path: str, model: str, tmp_path: Path) -> None:
     )
     frames = video(tmp_path / "a.gif")
     assert len(frames) == 6 and frames[0].shape == (16, 32, 3)
-    assert any((frame != frames[0]).any() for frame in frames)
+    turn = math.pi / 4
+    cameras = {
+        "arc": trajectories.arc(6, turn), "orbit": trajectories.orbit(6, turn),
+        "figure-eight": trajectories.figure_eight(6, turn, turn / 3), "dolly-zoom": trajectories.dolly_zoom(6, 40.0),
+        "KEYS.json": trajectories.keyframes(keys, fps=10),
+    }  # fmt: skip
+    generator = pretrained.load(model)
+    styles = generator.map(generator.sample_latents(1, 0), 0.7)
+    for frame, expected in zip(
+        frames, video_frames(generator, styles, cameras[path], 16, show=("image", "depth")), strict=True
+    ):
+        assert np.abs(frame.astype(int) - expected).mean() < 6  # a GIF has 256 colours
     cli.main(["render", model, str(tmp_path / "a.png"), *common, "--views", "3"])
     assert Image.open(tmp_path / "a.png").size == (3 * 18 - 2, 2 * 18 - 2)
 
@@ -236,6 +254,47 @@ def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     a, b, c, d, e, f, g = ((tmp_path / f"{name}.ply").read_bytes() for name in "abcdefg")
     assert a == b and a not in (c, d, e, f, g)
     assert lengths["f"] < lengths["a"] < lengths["g"]
+
+
+def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
+    """Each name has its own figure, and the options reach it; of a model that looks from another side than the heads."""
+    generator = pretrained.load("heads")
+    generator.config = replace(generator.config, poses=replace(generator.config.poses, yaw_mean=0.3))
+    turned, out = tmp_path / "turned.safetensors", tmp_path / "found.json"
+    pretrained.save(generator, turned)
+    few = ["--count", "3", "--metrics", "fd4_heads"]
+    cli.main(["eval", str(turned), *few, "--seed", "5", "--psi", "0.5", "--resolution", "16", "--json-file", str(out)])
+    found = json.loads(out.read_text())["values"]
+    subjects = Subjects.generated(generator, generator.sample_latents(3, 5), 16, 0.5)
+    view, network = subjects.from_prior(5), load_head_network()
+    truth = Subjects.true(SyntheticHeads(resolution=16), range(3)).from_prior(5)
+    within, between = consistency.identity_consistency(subjects, network)
+    error, correlation = consistency.depth_error(view, network)
+    expected = {
+        "pose_error": consistency.pose_error(view, network, (0.3, 0.0)),
+        "identity_consistency": within, "identity_between": between,
+        "warp_error": consistency.warp_error(subjects),
+        "depth_error": error, "depth_correlation": correlation, "depth_distance": consistency.depth_distance(view, truth),
+        "non_flatness": non_flatness(view.out, 1.0, generator.config.extent),
+        "detail": detail(view.out.image), "speckle": speckle(view.out.image), "last_sample_share": last_sample_share(view.out),
+        "mirror_jump": symmetry.mirror_jump(subjects), "two_hypothesis_score": symmetry.two_hypothesis_score(subjects),
+        "bangs_flip": symmetry.bangs_flip(subjects, network),
+    }  # fmt: skip
+    expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert set(expected) == set(evaluation.ENTRIES) and len(set(map(str, expected.values()))) > 10
+    assert consistency.pose_error(view, network) != pytest.approx(found["pose_error"], rel=1e-3)
+
+
+def test_a_runs_model_is_measured_against_its_own_pictures(model: str, tmp_path: Path) -> None:
+    data, run = tiny.pictures(tmp_path / "data"), tmp_path / "run"
+    run.mkdir()
+    shutil.copy(model, run / "model.safetensors")
+    (run / "config.json").write_text(json.dumps(to_dict(tiny.config(data))))
+    out = tmp_path / "found.json"
+    for place, name in ((str(run / "model.safetensors"), data), (model, "synthetic heads")):
+        cli.main(["eval", place, "--count", "2", "--metrics", "fd4_heads", "--json-file", str(out)])
+        assert json.loads(out.read_text())["record"]["dataset"]["name"] == name
 
 
 def test_models_without_a_surface(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what readers have: pictures, a video, keyframes, the authors' checkpoint, finished runs."""
     folder = tmp_path_factory.mktemp("reader")
     tiny.pictures(folder / "photos", size=16)
-    shutil.copy(folder / "photos" / "0.png", folder / "me.png")
+    shutil.copy(folder / "photos" / "0.png", folder / "face.png")
     for name in ("photos", "drawings"):
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
             for path in sorted((folder / "photos").iterdir()):

@@ -364,6 +364,18 @@ def test_options_reach_the_search(folder: Path, tmp_path: Path, monkeypatch: pyt
     usual, (config, start) = InversionConfig(), (asked["config"], asked["start"])
     assert config.mirror_weight == 0 and config.steps == tuple(round(steps / 2) for steps in usual.steps) and asked["seed"] == 4
     torch.testing.assert_close(start.cam_to_world, Camera.orbit(*torch.tensor([[-20.0], [5.0]]).deg2rad()).cam_to_world)
+    monkeypatch.setitem(sys.modules, "test_invert", SimpleNamespace(SIGHT=SIGHT))
+    with pytest.raises(SystemExit):
+        cli.main(["invert", str(folder / "me.png"), model, str(tmp_path / "out"), "--predictor", "test_invert:SIGHT"])
+    torch.testing.assert_close(asked["start"].cam_to_world, Camera.orbit(0.25, -0.125).cam_to_world)
+    assert asked["discriminator"] is None and asked["features"] is None
+
+
+#: Sees everything from one side.
+SIGHT = SimpleNamespace(
+    pose=lambda images: (torch.full((len(images),), 0.25), torch.full((len(images),), -0.125)),
+    identity=lambda images: torch.ones(len(images), 2),
+)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +398,12 @@ def test_options_that_make_no_sense(
         cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path / "out"), *options])
     assert exit.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_is_not_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["invert", str(tmp_path / "no.png"), str(folder / "model.safetensors"), str(tmp_path / "out")])
+    assert exit.value.code == 2 and "no.png: there is no such file; check the name" in capsys.readouterr().err
 
 
 def test_the_picture_is_not_replaced_by_a_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

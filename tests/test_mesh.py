@@ -290,6 +290,10 @@ def test_files_are_whole_or_not_there(mesh: trimesh.Trimesh, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(cips3d, name) is not None for name in cips3d.__all__)
+
+
 def test_the_public_names_come_when_they_are_asked_for() -> None:
     assert cips3d.extract_mesh is extract_mesh and cips3d.save_mesh is save_mesh
     assert {"extract_mesh", "save_mesh"} <= set(cips3d.__all__)

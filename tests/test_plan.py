@@ -51,6 +51,14 @@ def test_costs_grow_as_they_should() -> None:
     assert step_cost(config, stage, 1, MEMORY, 1.0).peak_bytes > one.peak_bytes
 
 
+def test_this_machines_speed_is_measured_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    threads = torch.get_num_threads()
+    speed = plans.measured_speed(tiny.config(), processes=2)
+    assert 1e5 < speed < 1e15 and torch.get_num_threads() == threads
+
+
 def test_ways_of_gradients_trade_memory_for_operations() -> None:
     config, stage = small(32, chunk=256)
     full, partial, checkpointed = (

@@ -374,8 +374,14 @@ def test_blend_saves_the_model(pair: tuple[Generator, Generator], tmp_path: Path
     for generator, name in zip(pair, names, strict=True):
         pretrained.save(generator, name)
     out = tmp_path / "blended.safetensors"
-    cli.main(["blend", *names, str(out), "--amount", "0.5"])
-    assert torch.equal(rendered(pretrained.load(out)), rendered(interpolate(*pair, 0.5)))
+    for options, expected in (
+        (["--amount", "0.5"], interpolate(*pair, 0.5)),
+        (["--from-block", "1"], swap_layers(*pair, from_block=1)),
+        (["--weights", "0", "1"], interpolate(*pair, (0.0, 1.0))),
+        (["--weights", "1", "0.25"], interpolate(*pair, (1.0, 0.25))),
+    ):
+        cli.main(["blend", *names, str(out), *options])
+        assert torch.equal(rendered(pretrained.load(out)), rendered(expected)), options
     for options, said in (
         ([], "--amount"),
         (["--amount", "0.5", "--from-block", "1"], "--from-block"),

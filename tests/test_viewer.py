@@ -32,6 +32,7 @@ import tiny
 from chromium import CHROMIUM, FLAGS
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
+from cips3d.editing.blend import mix_styles
 from cips3d.editing.invert import Inversion
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
@@ -470,6 +471,38 @@ def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> Non
         client.look(Camera.orbit(0.0))
         client.rest()
         np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1)
+        for label, value in (
+            ("Appearance 2", 8),
+            ("From block", 1),
+            ("Coarse samples", 6),
+            ("Fine samples", 2),
+            ("Pixels", 32),
+        ):
+            client.set(label, value)
+        client.rest()
+        first, second = generator.sample_latents(1, 3), generator.sample_latents(1, 8)
+        mixed = mix_styles(generator, first, replace(first, appearance=second.appearance), 1, 0.7)
+        out = generator.render(mixed, Camera.orbit(0.0), 32, sampling=Sampling(6, 2))
+        np.testing.assert_allclose(client.picture, pixels_of(out, "image"), atol=1)
+
+
+def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: Path) -> None:
+    with Viewer(generator, port=0) as viewer, Client(viewer.url, Camera.orbit(0.5, 0.2)) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        client.set("Field of view", 20.0)
+        until(lambda: math.degrees(seen._client.camera.fov) == pytest.approx(20.0))
+        client.set("Reset view", True)
+        until(lambda: seen.pose.position == pytest.approx((0.0, 0.0, 1.0), abs=1e-6))
+        assert math.degrees(seen.pose.fov) == pytest.approx(12.0)
+        before = seen.controls.values()
+        client.set("Another subject", True)
+        until(lambda: all(seen.controls.values()[name] != before[name] for name in ("shape_seed", "appearance_seed")))
+        for count in (1, 2):
+            client.set("Add camera to path", True)
+            until(lambda count=count: seen.controls.save_path.label == f"Camera path ({count})")
+        client.set("Clear camera path", True)
+        until(lambda: seen.controls.save_path.disabled and seen.controls.save_path.label == "Camera path")
 
 
 def test_a_given_subject_is_shown_from_its_camera(generator: Generator) -> None:

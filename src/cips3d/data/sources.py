@@ -172,6 +172,8 @@ def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
 def _unreadable(place: str, error: Exception) -> UserError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         reason = f"has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe to decode; scale it down or remove it"
+    elif isinstance(error, FileNotFoundError):
+        reason = "there is no such file; check the name"
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = "is no picture that can be read; remove it or save it again"
     else:
