@@ -33,7 +33,7 @@ COMMANDS = {
 WRITTEN_AS = {"inversion.png": "found/report.png"}
 #: Made in a browser.
 SCREENSHOTS = {"viewer.png"}
-#: Pictures in docs/ that `make demo` has made.
+#: Pictures in docs/ that `make demo` has made, which README.md shows.
 OF_RUNS = {"heads.png"}
 
 

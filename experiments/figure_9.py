@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cips3d.camera import Camera
 from cips3d.models.baselines import build_generator
 from cips3d.models.config import GeneratorConfig
-from cips3d.models.cost import generator_cost
+from cips3d.models.cost import generator_cost, parameter_count
 from cips3d.models.generator import Generator
 from cips3d.training.allocator import keep_freed_memory
 
@@ -42,7 +42,7 @@ def main() -> None:
     torch.manual_seed(0)
     configs = {"cips-3d": GeneratorConfig(), "pi-gan": PI_GAN}
     generators = {name: build_generator(config) for name, config in configs.items()}
-    parameters = {name: sum(p.numel() for p in generator.parameters()) for name, generator in generators.items()}
+    parameters = {name: parameter_count(generator) for name, generator in generators.items()}
     kept = {name: [generator_cost(config, side).saved_bytes / 2**20 for side in SIDES] for name, config in configs.items()}
     rates: dict[str, list[float]] = {name: [] for name in generators}
     for side in SIDES:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, RUNS, Result, of_bundled_model
+from common import RESULTS, RUNS, Result, of_bundled_model, staged
 from matplotlib.figure import Figure
 
 import cips3d
@@ -65,7 +65,7 @@ def main() -> None:
         config = transfer(base.config, "heads", str(few), pretrained.load_discriminators("heads"), KIMG)
         config = replace(config, metrics=(distance,), metrics_kimg=2.5)
         if name == THAWED:
-            config = replace(config, stages=tuple(replace(stage, frozen=()) for stage in config.stages))
+            config = staged(config, frozen=())
         transferred, curve = trained(config, RUNS / f"transfer-{name}-{of_bundled_model()}")
         curve = [(0.0, measures[look](base, open_dataset(str(few), SIDE))[distance]), *curve]
         unseen = open_dataset(str(others), SIDE)

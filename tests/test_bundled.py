@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from cips3d.metrics.subjects import Subjects, View
 from cips3d.metrics.symmetry import two_hypothesis_score
 
 COUNT = 32
+#: Of 256 subjects, so that 32 have somewhat other figures.
+TABLE = json.loads((Path(__file__).parents[1] / "experiments" / "results" / "bundled.json").read_text())["values"]["values"]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +47,11 @@ def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: p
 
 def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects, view: View) -> None:
     network = load_head_network()
-    assert consistency.pose_error(view, network) < 5  # experiments/results/bundled.json
+    assert consistency.pose_error(view, network) < min(5, 1.5 * TABLE["pose_error"])
     within, between = consistency.identity_consistency(heads, network)
-    assert within > 0.7 and between < within - 0.5
+    assert within > TABLE["identity_consistency"] - 0.1 and between < within - 0.5
     _, alike = consistency.depth_error(view, network)
-    assert alike > 0.8
+    assert alike > TABLE["depth_correlation"] - 0.07
     assert two_hypothesis_score(heads) < 0.05
 
 
@@ -56,4 +59,4 @@ def test_its_heads_have_the_depth_of_heads(view: View) -> None:
     truth = Subjects.true(SyntheticHeads(resolution=64), range(COUNT)).from_prior(1)
     spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
     assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
-    assert consistency.depth_distance(view, truth) < 0.015
+    assert consistency.depth_distance(view, truth) < 1.3 * TABLE["depth_distance"]

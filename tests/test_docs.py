@@ -197,13 +197,14 @@ def maker() -> Iterator[ModuleType]:
 
 def test_every_picture_is_made_by_the_script(maker: ModuleType) -> None:
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    pages += (DOCS.parent / "README.md").read_text().replace("](docs/", "](")
     shown_ones = {name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")}
     made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS, *maker.SCREENSHOTS]}
-    assert shown_ones <= made | maker.OF_RUNS
+    assert shown_ones - made == maker.OF_RUNS
     assert made == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == made & shown_ones
     assert all(text in pages for texts in maker.COMMANDS.values() for text in texts)  # readers are told how
     for name in shown_ones:
-        assert (DOCS / name).stat().st_size < 600_000
+        assert (DOCS / name).stat().st_size < (600_000 if name in made else 1_100_000)
 
 
 def test_pictures_can_be_made(maker: ModuleType, reader: Path) -> None:

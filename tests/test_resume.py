@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,45 @@ def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(run) not in maps.read_text()
+
+
+def test_weights_and_biases_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the package, which is not needed and not installed here."""
+    config = tiny.config(tiny.pictures(tmp_path / "data"), wandb="heads")
+    monkeypatch.setattr(logs, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="wandb: the package is not installed; pip install wandb"):
+        Trainer(config, tmp_path / "run")
+    monkeypatch.setattr(logs, "find_spec", lambda _: "found")
+    begun: list[dict[str, Any]] = []
+    logged: list[tuple[int, float]] = []
+    ended: list[str] = []
+
+    class Run:
+        def log(self, figures: dict[str, float], step: int) -> None:
+            logged.append((step, figures["d_loss"]))
+
+        def finish(self) -> None:
+            ended.append(begun[-1]["id"])
+
+    def init(**options: Any) -> Run:
+        begun.append(options)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=RuntimeError))
+    trainer = Trainer(config, tmp_path / "run")
+
+    def stop(_: float, figures: dict[str, float]) -> None:
+        if figures["images"] >= 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stop)
+    Trainer(config, tmp_path / "run").run()
+    first, second = begun
+    assert first["id"] == second["id"] and ended == [first["id"]] * 2
+    assert (first["project"], first["name"], first["resume"]) == ("heads", "run", "allow")
+    log = [(int(line["images"]), line["d_loss"]) for line in read_log(tmp_path / "run")]
+    assert logged == log
 
 
 def test_sessions_of_one_second_have_a_file_of_events_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
