@@ -251,7 +251,7 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
          "sampling.fine=0", "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
         "test",
     )  # fmt: skip
-    assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64, 64]
+    assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]
     channels = {side: 4 for side in (4, 8, 16, 32, 64)}
     small = DiscriminatorConfig(channels, pose_head=True)
     return replace(config, discriminator=small, aux_discriminator=small)

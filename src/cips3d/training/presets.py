@@ -107,9 +107,8 @@ def _heads_64() -> TrainConfig:
         aux_discriminator=replace(small.aux_discriminator, channels={**small.aux_discriminator.channels, 64: 16}),
         stages=(
             *small.stages,
-            Stage(64, kimg=120, batch=32, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=4),
-            Stage(64, kimg=30, batch=32, generator_lr=1e-4, discriminator_lr=1e-3),
-            Stage(64, kimg=15, batch=32, generator_lr=5e-5, discriminator_lr=5e-4),
+            Stage(64, kimg=30, batch=32, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=4),
+            Stage(64, kimg=12, batch=32, generator_lr=1e-4, discriminator_lr=1e-3),
         ),
     )
 
