@@ -89,5 +89,9 @@ def evaluate_model(
 
 def _trained_on(model: str) -> str:
     """The dataset of the run that a model lies in; of others the embedded heads."""
-    config = Path(model).with_name("config.json") if Path(model).is_file() else None
-    return read_json(TrainConfig, config).data if config is not None and config.exists() else "heads"
+    if not Path(model).is_file():
+        return "heads"
+    try:
+        return read_json(TrainConfig, Path(model).with_name("config.json")).data
+    except UserError:  # there is none, or it is of something else
+        return "heads"

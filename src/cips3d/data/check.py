@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cips3d.camera import Camera, is_centred, is_rigid
-from cips3d.data.images import FILTERS, LABEL_FILE, are_classes, camera_label, central_square, read_labels
+from cips3d.data.images import FILTERS, LABEL_FILE, LABEL_SIZE, are_classes, camera_label, central_square, read_labels
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
 from cips3d.errors import UserError, shown
 
@@ -101,6 +101,16 @@ class DataReport:
         return lines
 
 
+def _look_at_cameras(report: DataReport, labels: dict[str, list[float]]) -> None:
+    """Tells the labels' cameras."""
+    numbers = torch.tensor(list(labels.values())).reshape(-1, LABEL_SIZE)
+    fine = is_centred(numbers) & is_rigid(numbers)
+    report.odd_labels = [shown(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine]
+    if fine.any():
+        cameras = Camera.from_label(numbers[fine])
+        report.camera = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
+
+
 def check(
     path: str | os.PathLike[str], resolution: int | None = None, progress: Callable[[int, int], None] = lambda done, all: None
 ) -> DataReport:
@@ -117,22 +127,15 @@ def check(
     names = picture_names(source)
     labels = read_labels(source)
     report = DataReport([shown(name) for name in names], resolution, _kind(labels, names))
-    cameras: list[Camera] = []
     if labels is not None and not are_classes(labels):
+        good: dict[str, list[float]] = {}
         for name in names:
-            place = shown(source.place(LABEL_FILE))
             try:
-                label = torch.tensor([camera_label(labels, name, place)])
-                if bool(is_centred(label) & is_rigid(label)):
-                    cameras.append(Camera.from_label(label))
-                else:
-                    report.odd_labels.append(shown(name))
+                good[name] = camera_label(labels, name, shown(source.place(LABEL_FILE)))
             except UserError as error:
                 report.unlabelled.append(str(error))
                 report.faulty.add(name)
-        if cameras:
-            every = Camera.cat(cameras)
-            report.camera = float(every.position.norm(dim=1).median()), float(every.fov.median())
+        _look_at_cameras(report, good)
     digests: dict[bytes, list[str]] = {}
     total, squares, pixels = np.zeros(3), np.zeros(3), 0
     shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}

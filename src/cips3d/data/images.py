@@ -26,7 +26,7 @@ from cips3d.errors import UserError, first_line, shown
 
 #: StyleGAN's file of labels beside the pictures.
 LABEL_FILE = "dataset.json"
-_LABEL_SIZE = 25
+LABEL_SIZE = 25
 #: Resampling filters by name: the sharper one, and the one that averages areas.
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
@@ -233,6 +233,6 @@ def camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
     if label is None:
         raise UserError(f"{place}: has no label for {shown(name)}; add one, or remove the picture or the labels")
     numbers = isinstance(label, list) and all(type(x) in (int, float) and math.isfinite(x) for x in label)
-    if not numbers or len(label) != _LABEL_SIZE:
-        raise UserError(f"{place}: the label of {shown(name)} must be {_LABEL_SIZE} finite numbers; mend or remove the labels")
+    if not numbers or len(label) != LABEL_SIZE:
+        raise UserError(f"{place}: the label of {shown(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels")
     return label

@@ -142,7 +142,8 @@ def vertex_colors(
 
 def _distinct(cameras: Camera) -> Camera:
     """Each of equal cameras once: a prior without spread has the same one many times, which would crowd out all others."""
-    seen = torch.cat([cameras.cam_to_world.flatten(1), cameras.fov[:, None]], dim=1).unique(dim=0)
+    numbers = torch.cat([cameras.cam_to_world.flatten(1), cameras.fov[:, None]], dim=1)
+    seen = numbers.cpu().unique(dim=0).to(numbers)
     return Camera(seen[:, :-1].unflatten(1, (4, 4)), seen[:, -1])
 
 

@@ -78,7 +78,7 @@ class DatasetCameras:
             if len(aside):
                 raise UserError(
                     f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is not of a rotation, a position and a "
-                    "centred pinhole camera with equal focal lengths; mend the labels, or do without (--set {WITHOUT_LABELS})"
+                    f"centred pinhole camera with equal focal lengths; mend the labels, or do without (--set {WITHOUT_LABELS})"
                 )
         cameras = self._some()
         radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))
