@@ -155,11 +155,15 @@ def test_a_run_that_another_process_has_just_ended_is_not_taken_back(tmp_path: P
     config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
     second = Trainer(config, run)  # while the first one is still training
     Trainer(config, run).run()
-    before = files(run)
+    before = everything(run)
     with pytest.raises(UserError, match="another process trained there a moment ago; start again"):
         second.run()
-    assert files(run) == before
+    assert everything(run) == before
     assert Trainer(config, run).progress() == 1
+
+
+def everything(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
