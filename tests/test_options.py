@@ -279,6 +279,21 @@ def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label
     assert ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).predicted_poses(images) is None
 
 
+@pytest.mark.parametrize("radius", [1.0, 2.7])
+def test_labels_that_give_the_real_pictures_away_are_refused(radius: float, tmp_path: Path) -> None:
+    """A discriminator that sees labels of another distance than the model's knows real pictures by the label alone."""
+    pictures = Path(tiny.pictures(tmp_path / "data"))
+    labels = [[f"{i}.png", Camera.orbit(0.1 * i, radius=radius).to_label()[0].tolist()] for i in range(6)]
+    (pictures / "dataset.json").write_text(json.dumps({"labels": labels}))
+    seeing = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
+    config = one_stage(str(pictures), discriminator=seeing)
+    if radius == 1:
+        Trainer(config, tmp_path / "run").run()
+        return
+    with pytest.raises(UserError, match=r"labels' cameras stand at 2\.7 .* set generator\.poses\.radius=2\.7"):
+        Trainer(config, tmp_path / "run")
+
+
 def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
     heads = SyntheticHeads(5, 8)
     source = DatasetCameras(heads, False, heads.poses)

@@ -245,6 +245,24 @@ def test_a_sheet_has_a_row_for_each_kind_and_a_column_for_each_view(generator: G
     assert told == [0.5, 1.0]
 
 
+def test_a_sheet_of_many_views_renders_few_at_a_time(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modulated weights of each view take memory."""
+    codes, views = generator.sample_latents(1, 0), Camera.orbit(torch.linspace(-0.6, 0.6, 40))
+    at_once: list[int] = []
+    render = Generator.render
+    monkeypatch.setattr(
+        Generator,
+        "render",
+        lambda self, styles, cameras, *a, **k: (at_once.append(len(cameras)), render(self, styles, cameras, *a, **k))[1],
+    )
+    told: list[float] = []
+    sheet = view_sheet(generator, codes, views, 6, show=("image", "depth"), progress=told.append)
+    assert max(at_once) == 16 and told[-1] == 1 and told == sorted(told)
+    for j in (0, 17, 39):
+        alone = view_sheet(generator, codes, views[j], 6, show="image")
+        assert np.abs(sheet[:6, j * 8 : j * 8 + 6].astype(int) - alone).max() <= 1
+
+
 def test_a_grid_of_subjects_shows_each_from_its_own_camera(generator: Generator) -> None:
     codes, views = generator.sample_latents(3, 0), Camera.orbit(torch.tensor([-0.4, 0.0, 0.4]))
     grid = subject_grid(generator, codes, views, 8, psi=0.7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -390,6 +391,19 @@ def test_blend_saves_the_model(pair: tuple[Generator, Generator], tmp_path: Path
         with pytest.raises(SystemExit):
             cli.main(["blend", *names, str(tmp_path / "no.safetensors"), *options])
         assert said in capsys.readouterr().err and not (tmp_path / "no.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+def test_a_blend_on_a_full_disk_changes_neither_file(model: str, tmp_path: Path) -> None:
+    """The model has discriminators, and what it is blended into had none."""
+    out = tmp_path / "blended.safetensors"
+    pretrained.save(pretrained.load(model), out)
+    before = out.read_bytes()
+    with tiny.full_disk_after(4000), pytest.raises(SystemExit):
+        cli.main(["blend", model, model, str(out), "--amount", "0.5"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {out.name: before}
+    cli.main(["blend", model, model, str(out), "--amount", "0.5"])
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, "blended.discriminators.safetensors"}
 
 
 def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
