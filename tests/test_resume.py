@@ -22,9 +22,10 @@ from safetensors import safe_open
 
 import tiny
 from cips3d import pretrained
+from cips3d.configuration import read_json
 from cips3d.errors import UserError
 from cips3d.training import logs
-from cips3d.training.config import Stage
+from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.logs import LOCK_FILE, RunLog
 from cips3d.training.trainer import Trainer
 
@@ -164,6 +165,21 @@ def test_a_run_that_another_process_has_just_ended_is_not_taken_back(tmp_path: P
 
 def everything(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path: Path) -> None:
+    """The two edits of config.json that docs/training.md allows."""
+    run = tmp_path / "run"
+    Trainer(tiny.config(tiny.pictures(tmp_path / "data")), run).run()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    config = json.loads((run / "config.json").read_text())
+    config["data"], before = str(tmp_path / "moved"), read_log(run)
+    config["stages"].append(config["stages"][-1] | {"fade_kimg": 0.0, "generator_lr": 1e-4})
+    (run / "config.json").write_text(json.dumps(config))
+    Trainer(read_json(TrainConfig, run / "config.json"), run).run()
+    log = read_log(run)
+    assert log[: len(before)] == before
+    assert [line["images"] for line in log[len(before) :]] == [before[-1]["images"] + 4 * i for i in range(1, 9)]
 
 
 def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
