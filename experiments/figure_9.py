@@ -60,6 +60,7 @@ def main() -> None:
         right.plot(SIDES, values, "o-", label=name)
     right.set(xlabel="side of the picture, pixels", ylabel="pictures a second", xscale="log", yscale="log")
     right.set_xticks(SIDES, [str(side) for side in SIDES])
+    right.set_yticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
     right.minorticks_off()
     right.legend()
     holds = parameters["cips-3d"] > parameters["pi-gan"] and all(
