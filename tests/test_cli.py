@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import math
@@ -295,6 +296,17 @@ def test_a_runs_model_is_measured_against_its_own_pictures(model: str, tmp_path:
     for place, name in ((str(run / "model.safetensors"), data), (model, "synthetic heads")):
         cli.main(["eval", place, "--count", "2", "--metrics", "fd4_heads", "--json-file", str(out)])
         assert json.loads(out.read_text())["record"]["dataset"]["name"] == name
+
+
+def test_weights_in_16_bits_are_rendered_in_32(model: str, tmp_path: Path) -> None:
+    """In 16 bits the samples of a ray would fall together: near 1 bfloat16 has steps of 0.008."""
+    generator = pretrained.load(model)
+    pretrained.save(copy.deepcopy(generator).bfloat16(), tmp_path / "half.safetensors")
+    loaded = pretrained.load(tmp_path / "half.safetensors")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    rounded = copy.deepcopy(generator).bfloat16().float()
+    pictures = [g.render(g.sample_latents(1, 0), Camera.orbit(0.2), 8).image for g in (loaded, rounded)]
+    torch.testing.assert_close(*pictures)
 
 
 def test_models_without_a_surface(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
