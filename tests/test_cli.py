@@ -201,6 +201,7 @@ def test_render_along_a_path(path: str, model: str, tmp_path: Path) -> None:
     )
     frames = video(tmp_path / "a.gif")
     assert len(frames) == 6 and frames[0].shape == (16, 32, 3)
+    assert any((frame != frames[0]).any() for frame in frames)
     turn = math.pi / 4
     cameras = {
         "arc": trajectories.arc(6, turn), "orbit": trajectories.orbit(6, turn),

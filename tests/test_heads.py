@@ -197,7 +197,7 @@ class TestAttributes:
 
     def test_supersampling_only_smooths(self):
         coarse, fine = (SyntheticHeads(resolution=32, supersampling=n)[4].float() for n in (1, 4))
-        assert (coarse - fine).abs().mean() > 0.5
+        assert 0.5 < (coarse - fine).abs().mean() < 8
         large = SyntheticHeads(resolution=128, supersampling=1)[4].float()
         assert (torch.nn.functional.avg_pool2d(large, 4) - fine).abs().mean() < 0.5  # which is what it stands for
 

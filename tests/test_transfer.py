@@ -207,7 +207,7 @@ def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_sta
         config, discriminator=replace(config.discriminator, channels={4: 8, 8: 8, 16: 8}),
         stages=(config.stages[1], replace(config.stages[1], resolution=16, auxiliary=False)),
     )  # fmt: skip
-    Trainer(config, tmp_path / "run").run()
+    assert Trainer(config, tmp_path / "run").run().exists()
 
 
 def test_a_model_trained_without_the_auxiliary_discriminator_at_the_end_is_transferred() -> None:
