@@ -115,7 +115,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     generator = pretrained.load(folder / MODEL_FILE).to(device)
     found = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS).as_json()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    speeds = {line["resolution"]: line["images_per_second"] for line in log}
+    speeds = {line["resolution"]: line["images_per_second"] for line in log if "resolution" in line}
     content = {
         "figures": found["values"],
         "true_heads": found["true_heads"],

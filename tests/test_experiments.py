@@ -24,6 +24,7 @@ from cips3d.camera import Camera
 from cips3d.editing.invert import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.metrics.features import feature_network
+from cips3d.metrics.subjects import View
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training.config import TrainConfig
@@ -174,6 +175,23 @@ def test_records_are_of_the_network_that_is_in_the_package() -> None:
     assert records and set(keys.values()) == {key}, keys
 
 
+class Told(Exception):
+    """In place of an experiment's result: its claim is known, the rest need not be done."""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "results").glob("*.json")))
+def test_a_results_claim_is_the_one_that_its_file_judges_now(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(_: str, claim: str, **__: Any) -> None:
+        raise Told(claim)
+
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "Result", result)
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(Told) as told:
+        module.main()
+    assert str(told.value) == json.loads((FOLDER / "results" / f"{name}.json").read_text())["claim"]
+
+
 def test_results_are_of_the_model_that_is_in_the_package() -> None:
     now = importlib.import_module("common").of_bundled_model()
     found = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")}
@@ -220,12 +238,25 @@ def test_figure_10_needs_no_run(
         assert experiment("figure_10", compared=lambda _, made_up=made_up: made_up)["holds"] is holds
 
 
-@pytest.mark.parametrize(("pose", "depth", "holds"), [(3.0, 0.9, True), (6.0, 0.9, False), (3.0, 0.1, False)])
+@pytest.mark.parametrize(
+    ("pose", "depth", "back", "holds"),
+    [(3.0, 0.9, 0.0, True), (6.0, 0.9, 0.0, False), (3.0, 0.1, 0.0, False), (3.0, 0.9, 0.05, False)],
+)
 def test_the_bundled_models_table(
-    pose: float, depth: float, holds: bool, experiment: Callable[..., dict[str, Any]], tmp_path: Path
+    pose: float, depth: float, back: float, holds: bool, experiment: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
+    """With a made-up table, and the model's heads moved back."""
     table = Evaluation({"pose_error": pose, "depth_correlation": depth}, {}, {"count": 2})
-    found = experiment("bundled", HEADS=2, SUBJECTS=2, evaluate=lambda *_, **__: table)
+    compared = importlib.import_module("bundled").compared
+
+    def moved(view: View, truth: View) -> dict[str, float]:
+        return compared(replace(view, out=replace(view.out, depth=view.out.depth + back)), truth)
+
+    found = experiment("bundled", HEADS=2, SUBJECTS=2, evaluate=lambda *_, **__: table, compared=moved)
+    depths = found["values"]["depths"]
+    assert depths["distance_of_a_plane"] == pytest.approx(0.016, abs=0.004)
+    assert depths["distance"] == pytest.approx(depths["too_far_back"], abs=2e-3)
+    assert depths["distance_if_moved_forward"] < 0.014
     assert found["holds"] is holds and found["values"]["values"]["pose_error"] == pose
     assert Image.open(tmp_path / "bundled_heads.png").width > 10 * 64  # ten pictures of 64² in a row
     assert (tmp_path / "bundled.png").exists()
@@ -299,6 +330,7 @@ def test_figure_9s_verdict(slower: str, holds: bool, experiment: Callable[..., d
     assert values["pictures_per_second"][slower][0] == pytest.approx(1 / (2 * values["sides"][0] ** 2))
     assert values["parameters"]["cips-3d"] > 5 * values["parameters"]["pi-gan"]
     assert values["kept_mebibytes"]["cips-3d"] < values["kept_mebibytes"]["pi-gan"]
+    assert all(share > 0.95 for share in values["visible_share"].values())  # else one would have less to do
 
 
 def test_both_forms_of_modfc_are_measured(experiment: Callable[..., dict[str, Any]]) -> None:

@@ -102,10 +102,20 @@ def bundled(side: int) -> Generator:
     return model
 
 
-def test_what_tuning_wants_of_other_views() -> None:
-    model = bundled(64)
-    for yaw in (0.0, 0.4):
-        work, styles, camera = reddened(model, yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5))
+def turned(model: Generator, yaw: float) -> Generator:
+    """The same subjects, turned about the y axis with their cameras, as a prior that is learned may have drifted."""
+    first = model.nerf.layers[0].linear.weight
+    turn = Camera.orbit(yaw).cam_to_world[0, :3, :3]
+    first.data = first @ turn.T
+    model.config = replace(model.config, poses=replace(model.config.poses, yaw_mean=yaw))
+    return model
+
+
+@pytest.mark.parametrize("front", [0.0, 0.3])
+def test_what_tuning_wants_of_other_views(front: float) -> None:
+    model = turned(bundled(64), front)
+    for yaw in (0.0, 0.4, -0.4):
+        work, styles, camera = reddened(model, front + yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5))
         rays = work._random_rays()
         work._random_rays = lambda rays=rays: rays
         features, wanted, weight = work._elsewhere(camera, styles)
@@ -159,6 +169,14 @@ def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Gener
     elsewhere = invert(generator, image, "w", start=Camera.orbit(-0.4), discriminator=discriminator, config=config)
     assert float(elsewhere.camera.yaw_pitch()[0]) == pytest.approx(-0.4, abs=0.03)
     assert elsewhere.loss > invert(generator, image, "w", start=Camera.orbit(-0.4), config=config).loss  # features count
+
+
+def test_a_model_in_double_precision_takes_its_discriminator_in_single(generator: Generator) -> None:
+    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+    image = picture_of(generator, Camera.orbit(0.2))
+    double = copy.deepcopy(generator).double()
+    found = invert(double, image.double(), "w", discriminator=discriminator, config=replace(FEW, steps=(1, 1, 1, 1)))
+    assert found.styles.shape.dtype == torch.float64 and next(discriminator.parameters()).dtype == torch.float32
 
 
 def test_a_network_of_one_block_takes_each_steps_own_number() -> None:

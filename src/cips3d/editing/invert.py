@@ -15,6 +15,7 @@ Three steps, each of which starts from the last one's result:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -336,7 +337,7 @@ class _Work:
         here = View(generator.render(styles, camera, side), camera.to(self.target))
         points = rays.at(depth[..., None])[:, :, 0]
         own, seen = self._change_at(points, here)
-        other, mirrored = self._change_at(points * points.new_tensor([-1.0, 1.0, 1.0]), here)
+        other, mirrored = self._change_at(_mirrored(points, generator.config.poses.yaw_mean), here)
         mirrored = mirrored & ~seen & (config.mirror_weight > 0)
         change = own * seen[..., None] + other * mirrored[..., None]
         behind = (self.target - here.out.image).transpose(0, 1)[:, ~here.solid[:, 0]]
@@ -423,6 +424,15 @@ class _Work:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done / self.of, step)
+
+
+def _mirrored(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor, "batch n 3"]:
+    """The points on the subject's other side: beyond the upright plane that a camera at the yaw `front` looks along.
+
+    The middle of the prior is where subjects are seen from the front, also where training has turned both (learned cameras).
+    """
+    normal = points.new_tensor([math.cos(front), 0.0, -math.sin(front)])
+    return points - 2 * (points @ normal)[..., None] * normal
 
 
 def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side side"]:

@@ -77,7 +77,7 @@ def lpips_distance(device: torch.device, side: int) -> Distance:
         raise UserError(f"features lpips: {error}; pip install lpips torchvision, or take another") from None
     except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
         raise UserError(f"features lpips: it cannot be loaded ({first_line(error)}); take another") from None
-    return lambda a, b: network(a, b).flatten()
+    return lambda a, b: network(a.float(), b.float()).flatten()
 
 
 def usual_distance(discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int) -> Distance | None:

@@ -231,8 +231,9 @@ class ProgressiveDiscriminator(nn.Module):
         return None if self.pose is None else self.pose(self._hidden(self.reduced(images), 1.0))
 
     def reduced(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 3 res2 res2"]:
-        """Pictures that are larger than any resolution of the configuration, at the largest one; others as they are."""
+        """Pictures of another precision in the network's, and those larger than any resolution it has at the largest one."""
         largest = max(self.config.channels)
+        images = images.to(self.hidden.weight.dtype)
         return images if images.shape[-1] <= largest else F.interpolate(images, (largest, largest), mode="area")
 
     def _hidden(self, images: Float[Tensor, "batch 3 res res"], alpha: float) -> Float[Tensor, "batch channels"]:
