@@ -64,6 +64,19 @@ def test_look_at_sees_its_target_in_the_centre_and_up_upwards(position, target, 
     assert ((target - eye) @ cam.cam_to_world[0, :3, 2]).item() == pytest.approx(-(target - eye).norm().item())
 
 
+def test_turning_cameras_turns_what_they_see() -> None:
+    camera = Camera.cat(
+        [Camera.orbit(0.3, 0.2, 1.5, 20.0), Camera.look_at(torch.tensor([[0.3, 0.1, 0.9]]), torch.tensor([[0.1, 0.0, 0.0]]))]
+    )
+    turned = camera.turned(0.7)
+    torch.testing.assert_close(turned[0].cam_to_world, Camera.orbit(1.0, 0.2, 1.5).cam_to_world)
+    point = torch.tensor([[[0.02, 0.03, -0.05]]]).expand(2, 1, 3)
+    turn = Camera.orbit(0.7).cam_to_world[0, :3, :3]
+    for one, other in zip(camera.project(point), turned.project(point @ turn.T), strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(camera.turned(0.0).cam_to_world, camera.cam_to_world) and torch.equal(turned.fov, camera.fov)
+
+
 def test_yaw_and_pitch_directions() -> None:
     assert torch.allclose(camera(0.0, 0.0).position, torch.tensor([[0.0, 0.0, 1.0]]).double())
     assert camera(0.3, 0.0).position[0, 0] > 0, "positive yaw: towards +x"

@@ -32,12 +32,14 @@ import tiny
 from chromium import CHROMIUM, FLAGS
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
+from cips3d.editing import invert as editing_invert
 from cips3d.editing.blend import mix_styles
-from cips3d.editing.invert import Inversion
+from cips3d.editing.invert import Inversion, InversionConfig
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.mesh import glb
 from cips3d.files import png
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
 from cips3d.viewer import pictures
@@ -65,6 +67,7 @@ from viewer_client import Client
 
 from cips3d.viewer import server, session
 from cips3d.viewer.server import Viewer
+from cips3d.viewer.session import Session
 
 CONFIG = tiny.GENERATOR
 #: OpenCV axes at +z that look at the origin upright: x stays, y and z turn round.
@@ -141,9 +144,24 @@ def test_keyframes_are_what_the_trajectories_read() -> None:
 @pytest.mark.parametrize("yaw", [-175.0, 90.0, 350.0, 530.0])
 def test_a_path_takes_the_shorter_way_round(yaw: float) -> None:
     last = {"yaw": 535.0}
-    found = keyframe(Camera.orbit(math.radians(yaw), 0.0, 1.0, 12.0), last)["yaw"]
+    found = keyframe(Camera.orbit(math.radians(yaw), 0.0, 1.0, 12.0), [last])["yaw"]
     assert abs(found - last["yaw"]) <= 180
     assert math.cos(math.radians(found - yaw)) == pytest.approx(1.0)
+
+
+def test_a_path_takes_the_shorter_way_past_a_camera_that_looks_aside() -> None:
+    """Its label holds no whole turns; three quarters round, and on."""
+    path: list[dict[str, Any]] = []
+    for yaw, aside in ((0, False), (120, False), (240, False), (300, True), (360, False), (400, True), (410, False)):
+        camera = Camera.orbit(math.radians(yaw), 0.0, 1.0, 12.0)
+        if aside:
+            camera = Camera.look_at(camera.position, torch.tensor([[0.0, 0.02, 0.0]]))
+        path.append(keyframe(camera, path))
+        assert ("label" in path[-1]) == aside
+    assert [round(key["yaw"]) for key in path if "yaw" in key] == [0, 120, 240, 360, 410]
+    cameras = trajectories.keyframes(path, frames=411)
+    steps = torch.rad2deg(torch.diff(cameras.yaw_pitch()[0])).remainder(360)
+    assert float(steps.max()) < 5  # never back, never past a whole turn
 
 
 @pytest.mark.parametrize(("kind", "reach"), [("gaussian", 0.8), ("uniform", 0.4), ("spherical", 0.4)])
@@ -505,11 +523,57 @@ def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: 
         until(lambda: seen.controls.save_path.disabled and seen.controls.save_path.label == "Camera path")
 
 
-def test_a_given_subject_is_shown_from_its_camera(generator: Generator) -> None:
-    subject = Subject(generator.map(generator.sample_latents(1, 9)), Camera.orbit(0.3, -0.1))
+ASIDE = Camera.look_at(torch.tensor([[0.3, -0.1, 0.95]]), torch.tensor([[0.05, 0.02, 0.0]]))
+ROLLED = Camera.look_at(torch.tensor([[0.3, -0.1, 0.95]]), up=torch.tensor([[0.5, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("camera", [Camera.orbit(0.3, -0.1), ASIDE, ROLLED])
+def test_a_given_subject_is_shown_from_its_camera(camera: Camera, generator: Generator) -> None:
+    subject = Subject(generator.map(generator.sample_latents(1, 9)), camera)
     with Viewer(generator, port=0, subject=subject) as viewer, Client(viewer.url) as client:
         client.rest()
         assert_shown(client, generator, subject)
+
+
+def test_a_pictures_subject_and_random_ones_have_a_truncation_each(generator: Generator) -> None:
+    subject = Subject(generator.map(generator.sample_latents(1, 9)), Camera.orbit(0.0))
+
+    def psi(seen: Session) -> tuple[float, float]:
+        values = seen.controls.values()
+        return values["psi_shape"], values["psi_appearance"]
+
+    with Viewer(generator, port=0, subject=subject) as viewer, Client(viewer.url) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        assert psi(seen) == (1.0, 1.0)
+        client.set("ψ shape", 0.9)
+        until(lambda: psi(seen) == (0.9, 1.0))
+        client.set("Another subject", True)
+        until(lambda: psi(seen) == (0.7, 0.7))
+        client.set("Show its subject", True)
+        until(lambda: psi(seen) == (0.9, 1.0))
+        client.set("Show its subject", False)
+        until(lambda: psi(seen) == (0.7, 0.7))
+
+
+def test_a_picture_is_opened_and_its_subject_found(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the inversion itself, of a step of each kind, and the discriminator's features."""
+    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+    found: list[Inversion] = []
+
+    def invert(*args: Any, **options: Any) -> Inversion:
+        found.append(editing_invert.invert(*args, **options, config=InversionConfig(steps=(1, 1, 1, 1))))
+        return found[-1]
+
+    monkeypatch.setattr(session, "invert", invert)
+    with Viewer(generator, port=0, discriminator=discriminator) as viewer, Client(viewer.url) as client:
+        client.rest()
+        before = client.picture
+        upload(client, "grey.png", 50)
+        until(lambda: bool(found))
+        client.rest()
+        assert differs(client.picture, before)
+        assert_shown(client, found[0].generator, Subject(found[0].styles, found[0].camera))
 
 
 def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:

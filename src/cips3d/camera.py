@@ -146,6 +146,13 @@ class Camera:
         )
         return Camera.look_at(position, fov=fov_t)
 
+    def turned(self, yaw: float) -> Camera:
+        """The same cameras, moved about the world's y axis by an angle in radians; positive towards +x."""
+        turn = Camera.orbit(self.cam_to_world.new_tensor(yaw)).cam_to_world[:, :3, :3]
+        moved = self.cam_to_world.clone()
+        moved[:, :3] = turn @ self.cam_to_world[:, :3]
+        return Camera(moved, self.fov)
+
     # ---------------------------------------------------------------- reading cameras
     @property
     def position(self) -> Float[Tensor, "batch 3"]:

@@ -127,7 +127,7 @@ def _start(
 ) -> Camera | None:
     poses = generator.config.poses
     if yaw is not None:
-        return poses.at(math.radians(yaw), math.radians(pitch))
+        return poses.at(math.radians(yaw) + poses.yaw_mean, math.radians(pitch) + poses.pitch_mean)
     seer = named_predictor(predictor)
     if seer is None:
         return None

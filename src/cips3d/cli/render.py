@@ -139,20 +139,25 @@ def _video_length(path: str, seconds: float | None, fps: int, seeds: int) -> int
 def _cameras(
     generator: Generator, path: str, frames: int | None, fps: int, yaw: float | None, pitch: float, fov: float | None
 ) -> Camera:
-    """The path's cameras, with the model's own radius and field of view where nothing else is asked for; angles in degrees."""
+    """The path's cameras, with the model's own radius and field of view where nothing else is asked for.
+
+    Angles are degrees from the middle of the model's prior, those of keyframes from the world's axes.
+    """
     poses = generator.config.poses
     own = {"radius": poses.radius, "fov": poses.fov if fov is None else fov}
     if frames is None or path not in _PATHS:
         return trajectories.keyframes(path, frames, fps, **own)
     stands = path == "dolly-zoom" or frames == 1
-    turn, tilt = math.radians((0.0 if stands else 45.0) if yaw is None else yaw), math.radians(pitch)
+    turn, tilt = math.radians((0.0 if stands else 45.0) if yaw is None else yaw), math.radians(pitch) + poses.pitch_mean
     if path == "dolly-zoom":
-        return trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
-    if path == "arc" or frames == 1:
-        return trajectories.arc(frames, turn, tilt, **own)
-    if path == "orbit":
-        return trajectories.orbit(frames, turn, tilt, **own)
-    return trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
+        cameras = trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+    elif path == "arc" or frames == 1:
+        cameras = trajectories.arc(frames, turn, tilt, **own)
+    elif path == "orbit":
+        cameras = trajectories.orbit(frames, turn, tilt, **own)
+    else:
+        cameras = trajectories.figure_eight(frames, turn, _RISE * turn, tilt, **own)
+    return cameras.turned(poses.yaw_mean)
 
 
 def _before(first: Styles, others: Styles) -> Styles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -93,8 +94,7 @@ def _part(progress: Callable[[float], None] | None, done: int, of: int) -> Calla
 
 
 def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
-    """Cameras at the generator's own radius and field of view; yaws and pitch in degrees."""
+    """Cameras at the generator's own radius and field of view; yaws and pitch in degrees from the middle of its prior."""
     poses = generator.config.poses
-    yaw = torch.deg2rad(torch.tensor(list(yaws)))
-    pitches = torch.deg2rad(torch.full_like(yaw, pitch))
-    return Camera.orbit(yaw, pitches, poses.radius, poses.fov)
+    yaw = torch.deg2rad(torch.tensor(list(yaws))) + poses.yaw_mean
+    return poses.at(yaw, math.radians(pitch) + poses.pitch_mean)

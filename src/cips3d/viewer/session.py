@@ -44,7 +44,6 @@ from cips3d.viewer.view import (
     keyframe,
     prior_cameras,
     view_from,
-    viser_pose,
     whole,
 )
 from cips3d.viewer.worker import Steps, Worker, at_once
@@ -57,6 +56,8 @@ BACKGROUND = 255
 _SHOWN_MESHES, _SAVED_MESH = (48, 128), 256
 #: From where a mesh and the cameras around it are seen: yaw and pitch (degrees), distance (of the prior's), field of view.
 _OVERVIEW = (60.0, 20.0, 1.5, 40.0)
+#: No truncation, which pictures' subjects are shown with at first.
+_WHOLE = {"psi_shape": 1.0, "psi_appearance": 1.0}
 #: Side of the pictures in the cameras' frusta, pixels.
 _FRUSTUM_SIDE = 96
 
@@ -107,6 +108,7 @@ class Session:
         self.coarse_side = 0
         self._keyframes: list[dict[str, Any]] = []
         self._inversion: int | None = None
+        self._shows_inversion, self._other_psi = False, dict(_WHOLE)
         self._newest_picture: torch.Tensor | None = None
         self._drawing = threading.Lock()
         self.pose = _pose(client.camera)
@@ -149,6 +151,7 @@ class Session:
 
         controls.on_change(changed)
         controls.on_seed(self._when(self._leave_inversion))
+        controls.show_inversion.on_update(self._when(self._change_psi))
         controls.mode.on_update(self._when(self._change_mode))
         controls.fov.on_update(self._when(self._change_fov))
         controls.reset.on_click(self._when(self._reset_view))
@@ -282,11 +285,13 @@ class Session:
             self._place(front_camera(poses))
 
     def _place(self, camera: Camera) -> None:
-        """Moves the client's camera; it looks at the origin, upright."""
+        """Moves the client's camera; it turns about the point that is ahead as far away as the origin."""
+        pose = camera.cam_to_world[0].cpu().double().numpy()
+        position = pose[:3, 3]
         with self._client.atomic():
-            self._client.camera.position = viser_pose(camera)[1]
-            self._client.camera.look_at = np.zeros(3)
-            self._client.camera.up_direction = np.array([0.0, 1.0, 0.0])
+            self._client.camera.position = position
+            self._client.camera.look_at = position - pose[:3, 2] * np.linalg.norm(position)
+            self._client.camera.up_direction = pose[:3, 1] if _is_rolled(camera) else np.array([0.0, 1.0, 0.0])
             self.controls.fov.value = float(camera.fov)
             self._change_fov()
         self.pose = _pose(self._client.camera)  # without waiting for what the client makes of it
@@ -299,6 +304,14 @@ class Session:
     def _leave_inversion(self) -> None:
         self.controls.show_inversion.value = False
 
+    def _change_psi(self) -> None:
+        """Pictures' subjects and random ones have a truncation each: the other one's is kept while one is shown."""
+        if self.controls.show_inversion.value != self._shows_inversion:
+            values = self.controls.values()
+            kept, self._shows_inversion = {name: values[name] for name in _WHOLE}, not self._shows_inversion
+            self.controls.set(**self._other_psi)
+            self._other_psi = kept
+
     def _another_subject(self) -> None:
         self._leave_inversion()
         self.controls.set(shape_seed=random.randint(0, LARGEST_SEED), appearance_seed=random.randint(0, LARGEST_SEED))
@@ -307,8 +320,7 @@ class Session:
     def _add_keyframe(self) -> None:
         view = self._view()
         if view is not None:
-            last = self._keyframes[-1] if self._keyframes else None
-            self._set_path([*self._keyframes, keyframe(view.camera, last)])
+            self._set_path([*self._keyframes, keyframe(view.camera, self._keyframes)])
 
     def _clear_path(self) -> None:
         self._set_path([])
@@ -398,12 +410,20 @@ class Session:
         if self._stage.closed:
             self._subjects.remove(self._inversion)
             return
-        self.controls.set(psi_shape=1.0, psi_appearance=1.0)
+        if self._shows_inversion:
+            self.controls.set(**_WHOLE)
+        else:
+            self._other_psi = dict(_WHOLE)
         self.controls.show_inversion.visible = True
         self.controls.show_inversion.value = True
         if not self._stage.has_mesh:
             self._place(camera)
         self._request()
+
+
+def _is_rolled(camera: Camera) -> bool:
+    """Whether the picture's horizon is tilted."""
+    return abs(float(camera.cam_to_world[0, 1, 0])) > 1e-3
 
 
 def _pose(camera: viser.CameraHandle) -> Pose:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -190,22 +190,33 @@ def viser_pose(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     return quaternion_from_matrix(matrix), matrix[:3, 3]
 
 
-def keyframe(camera: Camera, last: dict[str, Any] | None = None) -> dict[str, Any]:
+def keyframe(camera: Camera, earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """One camera as `cips3d.trajectories.keyframes` reads it: yaw, pitch and field of view in degrees, and the radius.
 
     A camera that does not look at the origin, or is not upright, is given by its 25 numbers ("label").
 
     Args:
-        last: the keyframe before; the yaw is given such that the shorter way leads here from there.
+        earlier: keyframes before it; the yaw is given such that the shorter way leads here from the last of them.
     """
     yaw, pitch = camera.yaw_pitch()
     radius = camera.position.norm(dim=-1)
     if not torch.allclose(Camera.orbit(yaw, pitch, radius).cam_to_world, camera.cam_to_world, atol=1e-3):
         return {"label": camera.to_label()[0].tolist()}
+    before = 0.0
+    for entry in earlier:  # a label has no whole turns of its own: it is where it is nearest to the one before it
+        before = entry["yaw"] if "yaw" in entry else _nearest(_label_yaw(entry["label"]), before)
     degrees = math.degrees(float(yaw))
-    before = degrees if last is None else last.get("yaw", degrees)
-    angles = {"yaw": degrees + 360 * round((before - degrees) / 360), "pitch": math.degrees(float(pitch))}
+    angles = {"yaw": _nearest(degrees, before) if earlier else degrees, "pitch": math.degrees(float(pitch))}
     return {name: round(value, 4) for name, value in (angles | {"fov": float(camera.fov), "radius": float(radius)}).items()}
+
+
+def _nearest(degrees: float, to: float) -> float:
+    """The angle, whole turns added, that is nearest to another one."""
+    return degrees + 360 * round((to - degrees) / 360)
+
+
+def _label_yaw(label: Sequence[float]) -> float:
+    return math.degrees(float(Camera.from_label(torch.tensor([label])).yaw_pitch()[0]))
 
 
 def front_camera(poses: PoseDistribution) -> Camera:
