@@ -45,6 +45,8 @@ THAWED = "cartoon-thawed"
 #: The cartoons' heads are others than those that the bundled model was trained on, whose seed is 0.
 SEED = 2
 HEADS, VIEWS, YAW, SUBJECTS = 4, 5, 30.0, 64
+#: Exact versions: others may draw other avatars.
+_NPM_PACKAGES = ("@dicebear/core@9.4.3", "@dicebear/lorelei@9.4.3", "@resvg/resvg-js@2.6.2")
 #: Degrees that the cartoons' poses may be off.
 POSE_ERROR = 5.0
 
@@ -96,9 +98,7 @@ def pictures(look: str) -> tuple[Path, Path]:
         raise UserError("npm: is not installed, and the avatars are made with its packages; install node and npm")
     packages = RUNS / "avatars"
     packages.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [npm, "install", "--silent", "@dicebear/core@9", "@dicebear/lorelei@9", "@resvg/resvg-js@2"], cwd=packages, check=True
-    )
+    subprocess.run([npm, "install", "--silent", *_NPM_PACKAGES], cwd=packages, check=True)
     shutil.copy(Path(__file__).parent / "avatars.mjs", packages)  # where its packages are
     for folder, first, count in ((few, 0, PICTURES), (others, PICTURES, HELD_OUT)):
         arguments = [str(folder.resolve()), str(first), str(count), str(SIDE)]

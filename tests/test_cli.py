@@ -381,6 +381,20 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 #: Sees everything from the front, and one subject only.
+def test_inceptions_weights_are_used_where_they_are_given(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def measured(*args: Any) -> evaluation.Evaluation:
+        asked.append(args[2])
+        return evaluation.Evaluation({}, {}, {})
+
+    monkeypatch.setattr(evaluate, "evaluate", measured)
+    data = tiny.pictures(tmp_path / "data")
+    for options in ([], ["--inception-weights", "x.pth"], ["--data", data, "--inception-weights", "x.pth"]):
+        cli.main(["eval", model, *options])
+    assert asked == [("fd2k_heads", "kd2k_heads"), ("fd2k_heads", "kd2k_heads", "fid2k", "kid2k"), ("fid2k", "kid2k")]
+
+
 SIGHT = SimpleNamespace(
     pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))), identity=lambda images: torch.ones(len(images), 2)
 )
@@ -398,6 +412,7 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
     ("options", "says"),
     [
         (["--metrics", "fvd"], "metric fvd: unknown"),
+        (["--inception-weights", "x.pth"], "--inception-weights: no metric that is asked for uses Inception"),
         (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
         (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
         (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),

@@ -149,6 +149,17 @@ def test_commands_within_the_text_have_those_verbs_and_options(page: Path, capsy
         assert_options_exist(mention)
 
 
+@PAGES
+def test_scripts_and_targets_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for script in re.findall(r"\b(?:benchmarks|experiments|tests|docs)/\w+\.py\b", text):
+        assert (shown.ROOT / script).is_file(), script
+    targets = re.findall(r"^(\S+):", (shown.ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target, name in re.findall(r"(?:`|^)make ([a-z-]+)(?: NAME=(\w+))?", text, re.MULTILINE):
+        assert target in targets, target
+        assert not name or (shown.ROOT / "experiments" / f"{name}.py").is_file(), name
+
+
 def assert_options_exist(text: str) -> None:
     """What cannot be run for its placeholders or its length must at least have a verb, and options that the verb has."""
     verb = re.match(r"data( [a-z]+)?|[a-z-]+", text)

@@ -65,6 +65,15 @@ def test_fid_and_kid_are_torch_fidelitys(weights: Path, folders: tuple[Path, Pat
     assert distance(real, fake, kernel=True) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
 
 
+def test_a_shifted_colour_is_farther_away(weights: Path, folders: tuple[Path, Path]) -> None:
+    network, dataset = feature_network("inception", weights), ImageDataset(folders[0], 64)
+    pictures = torch.stack([dataset[i] for i in range(COUNT)])
+    real, other = network.extract(pictures).split(COUNT // 2)
+    redder = pictures[COUNT // 2 :].int().add(torch.tensor([60, 0, 0])[:, None, None]).clamp(0, 255).to(torch.uint8)
+    for kernel in (False, True):
+        assert distance(real, network.extract(redder), kernel=kernel) > 1.1 * max(distance(real, other, kernel=kernel), 0.0)
+
+
 def test_eval_takes_the_weights_from_a_file(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,8 @@ def evaluate_model(
             beside the model says, as in the folder of a run, else "heads".
         metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
             kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
-            Default: fd2k_heads and kd2k_heads for the embedded heads; else fid2k and kid2k, where Inception can be had.
+            Default: fd2k_heads and kd2k_heads for the embedded heads, and with --inception-weights fid2k and kid2k too; for
+            other pictures these two, where Inception can be had.
         count: subjects that everything else is measured on.
         seed: of latents and cameras.
         psi: truncation of those subjects (distances are measured without).
@@ -68,13 +69,16 @@ def evaluate_model(
     generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
     dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
-        metrics = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ("fid2k", "kid2k")
+        own = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ()
+        metrics = own + (("fid2k", "kid2k") if not own or inception_weights is not None else ())
         if not isinstance(dataset, SyntheticHeads) and inception_weights is None:
             try:
                 feature_network("inception")
             except UserError as error:  # nobody asked for these: the rest of the table can be had without
                 print(f"left out: {error}", file=sys.stderr)
                 metrics = ()
+    elif inception_weights is not None and not any(name.startswith(("fid", "kid")) for name in metrics):
+        raise UserError("--inception-weights: no metric that is asked for uses Inception; add fid2k or kid2k, or leave it out")
     found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
     if processes is not None:
         processes.end_training()  # NCCL complains of a group that nobody ends
