@@ -65,13 +65,17 @@ def test_fid_and_kid_are_torch_fidelitys(weights: Path, folders: tuple[Path, Pat
     assert distance(real, fake, kernel=True) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
 
 
-def test_a_shifted_colour_is_farther_away(weights: Path, folders: tuple[Path, Path]) -> None:
+def test_the_farther_colours_are_shifted_the_greater_are_fid_and_kid(weights: Path, folders: tuple[Path, Path]) -> None:
     network, dataset = feature_network("inception", weights), ImageDataset(folders[0], 64)
     pictures = torch.stack([dataset[i] for i in range(COUNT)])
-    real, other = network.extract(pictures).split(COUNT // 2)
-    redder = pictures[COUNT // 2 :].int().add(torch.tensor([60, 0, 0])[:, None, None]).clamp(0, 255).to(torch.uint8)
+
+    def redder(by: int) -> torch.Tensor:
+        return pictures.int().add(torch.tensor([by, 0, 0])[:, None, None]).clamp(0, 255).to(torch.uint8)
+
+    real, *shifted = (network.extract(redder(by)) for by in (0, 0, 40, 120))
     for kernel in (False, True):
-        assert distance(real, network.extract(redder), kernel=kernel) > 1.1 * max(distance(real, other, kernel=kernel), 0.0)
+        same, near, far = (distance(real, features, kernel=kernel) for features in shifted)
+        assert same < near < far and far > 2 * near, (same, near, far)
 
 
 def test_eval_takes_the_weights_from_a_file(
