@@ -167,6 +167,28 @@ def test_a_transfers_figures_and_pictures(
     assert {path.name for path in tmp_path.glob("*.png")} == drawn | {"transfer.png", "transfer_cartoon-thawed.png"}
 
 
+def test_pictures_to_transfer_to_are_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = importlib.import_module("transfer")
+    for changed, value in {"RUNS": tmp_path, "PICTURES": 2, "HELD_OUT": 3, "SIDE": 8}.items():
+        monkeypatch.setattr(module, changed, value)
+    few, others = module.pictures("cartoon")
+    found = {folder: [path.read_bytes() for path in sorted(folder.iterdir())] for folder in (few, others)}
+    assert [len(of) for of in found.values()] == [2, 3] and len({*found[few], *found[others]}) == 5
+    monkeypatch.setattr(module, "save_image", None)  # they are there
+    assert module.pictures("cartoon") == (few, others)
+
+
+def test_a_transferred_model_comes_with_its_distances_along_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    module = importlib.import_module("transfer")
+    config = tiny.config(metrics=("fd4_heads",), metrics_kimg=0.016)
+    generator, curve = module.trained(config, tmp_path / "run")
+    assert generator.config.inr_width == config.generator.inr_width
+    assert [thousands for thousands, _ in curve] == pytest.approx([0.016, 0.032, 0.048])
+    assert all(distance > 0 for _, distance in curve)
+    assert module.trained(config, tmp_path / "run")[1] == curve  # it has ended
+
+
 def test_records_are_of_the_network_that_is_in_the_package() -> None:
     """A record whose figures came from another is made anew (delete it; its run is taken up if it is there)."""
     key = feature_network("heads").key
