@@ -3,7 +3,7 @@
 The looks are the embedded heads as cartoons, and avatars that nobody here drew: DiceBear's "lorelei" by Lisa Wischofsky (CC0),
 made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on two cores.
 Distances are to the 300 pictures along a run, and to 2,000 others of the look before and after it: a model that knew the 300 by
-heart would be no nearer to those. "cartoon-thawed" is the cartoons' run once more with nothing frozen, for what freezing does.
+heart would be no nearer to those.
 
 Rows of transfer_LOOK.png: each of four heads in the base model's and in the new look, from five yaws. Of blend_LOOK.png: the
 way from one model to the other in five steps. Of swap_LOOK.png: base model, its upper blocks replaced, new look.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, RUNS, Result, of_bundled_model, staged
+from common import RESULTS, RUNS, Result, of_bundled_model
 from matplotlib.figure import Figure
 
 import cips3d
@@ -41,7 +41,6 @@ from cips3d.training.trainer import MODEL_FILE
 
 PICTURES, HELD_OUT, SIDE, KIMG = 300, 2000, 64, 20.0
 DISTANCES = {"cartoon": "fd2k_heads", "avatars": "fd2k_efficientnet"}
-THAWED = "cartoon-thawed"
 #: The cartoons' heads are others than those that the bundled model was trained on, whose seed is 0.
 SEED = 2
 HEADS, VIEWS, YAW, SUBJECTS = 4, 5, 30.0, 64
@@ -61,20 +60,17 @@ def main() -> None:
     # whatever is not there is told of before the first run
     measures = {look: Fidelity((distance,)) for look, distance in DISTANCES.items()}
     folders = {look: pictures(look) for look in DISTANCES}
-    for name in (*DISTANCES, THAWED):
-        look = "cartoon" if name == THAWED else name
-        distance, (few, others) = DISTANCES[look], folders[look]
+    for look, distance in DISTANCES.items():
+        few, others = folders[look]
         config = transfer(base.config, "heads", str(few), pretrained.load_discriminators("heads"), KIMG)
         config = replace(config, metrics=(distance,), metrics_kimg=2.5)
-        if name == THAWED:
-            config = staged(config, frozen=())
-        transferred, curve = trained(config, RUNS / f"transfer-{name}-{of_bundled_model()}")
+        transferred, curve = trained(config, RUNS / f"transfer-{look}-{of_bundled_model()}")
         curve = [(0.0, measures[look](base, open_dataset(str(few), SIDE))[distance]), *curve]
         unseen = open_dataset(str(others), SIDE)
         before, after = (measures[look](generator, unseen)[distance] for generator in (base, transferred))
-        values[name] = {"distance": distance, "before": before, "after": after, "curve": curve} | compared(base, transferred)
-        axes.plot(*zip(*curve, strict=True), "o-", label=f"{name} ({distance})")
-        draw(name, base, transferred)
+        values[look] = {"distance": distance, "before": before, "after": after, "curve": curve} | compared(base, transferred)
+        axes.plot(*zip(*curve, strict=True), "o-", label=f"{look} ({distance})")
+        draw(look, base, transferred)
     axes.set(xlabel="thousands of pictures shown", ylabel="distance to the new pictures", yscale="log")
     axes.legend()
     learned = all(values[look]["after"] < values[look]["before"] / 2 for look in DISTANCES)
@@ -133,8 +129,6 @@ def draw(look: str, base: Generator, transferred: Generator) -> None:
     """The pictures of a run."""
     latents = base.sample_latents(HEADS, 1)
     save_image(RESULTS / f"transfer_{look}.png", views_sheet([base, transferred], latents, YAW, VIEWS, SIDE))
-    if look == THAWED:  # with another NeRF it cannot be blended
-        return
     save_image(RESULTS / f"blend_{look}.png", amounts_sheet(base, transferred, latents, VIEWS, SIDE))
     swapped = swap_layers(base, transferred, from_block=base.config.inr_blocks // 2)
     save_image(RESULTS / f"swap_{look}.png", views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE))
