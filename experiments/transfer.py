@@ -1,7 +1,8 @@
 """Transfer and stylisation (Sections 4.4, 4.5; Fig. 13): the bundled model in two new looks, each learned from 300 pictures.
 
 The looks are the embedded heads as cartoons, and avatars that nobody here drew: DiceBear's "lorelei" by Lisa Wischofsky (CC0),
-made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Twenty-five minutes for each on a core with AVX-512, and as long for both looks' distances before and after.
+made with the packages of npm (avatars.mjs; needs node and npm) and not committed. Half an hour for each on a core with AVX-512,
+and a quarter of an hour for the distances before and after.
 Distances are to the 300 pictures along a run, and to 2,000 others of the look before and after it: a model that knew the 300 by
 heart would be no nearer to those.
 
