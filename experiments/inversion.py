@@ -1,9 +1,10 @@
 """Inversion (the future work of Section 5): 50 heads that the bundled model has not seen, from one picture each.
 
 Camera error, PSNR of the picture and of ten other views against the ray-traced truth, after each step ("w", "w+", "tuned"),
-from the camera that the discriminator tells and from one that is 30° wrong. The i-th search has the seed i. A picture takes half
-a minute on a core with AVX-512, the whole half an hour on two, elsewhere twice as long; a call that was interrupted goes on where
-it was. Rows of inversion.png: picture, what each step made of it; the found subject from five yaws, above the true one.
+from the camera that the discriminator tells and from one that is 30° wrong. The i-th search has the seed i. A picture takes
+half a minute on a core with AVX-512, the whole half an hour on two, elsewhere twice as long; a call that was interrupted goes
+on where it was. Rows of inversion.png: picture, what each step made of it; the found subject from five yaws, over the true
+one.
 """
 
 from __future__ import annotations
