@@ -1,7 +1,7 @@
 """The bundled model: its table of figures, its depth against the dataset's, and 24 heads that nobody picked from five sides.
 
 cips3d train runs/heads-64 --preset heads-64 ...        (the whole command is in src/cips3d/bundled/README.md)
-make experiments NAME=bundled                           (the table of cips3d eval heads; 12 minutes)
+make experiments NAME=bundled                           (the table of cips3d eval heads; 5 to 12 minutes)
 """
 
 from __future__ import annotations
