@@ -79,9 +79,11 @@ def test_the_surface_converges_with_the_square_of_the_voxel() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 777])
-def test_chunks_change_nothing(chunk: int) -> None:
+def test_chunks_change_nothing_but_rounding(chunk: int) -> None:
+    """Of the density, which some CPUs compute differently at the end of a tensor (AVX-512)."""
     whole, parts = (surface(ball(), VOLUME, 10.0, 20, chunk=c) for c in (2**18, chunk))
-    assert np.array_equal(whole.vertices, parts.vertices) and np.array_equal(whole.faces, parts.faces)
+    np.testing.assert_allclose(whole.vertices, parts.vertices, atol=1e-5 * voxel(20), rtol=0)
+    assert np.array_equal(whole.faces, parts.faces)
 
 
 def test_a_surface_through_grid_points_stays_closed_when_equal_points_are_merged() -> None:
