@@ -192,7 +192,7 @@ def keyframes(
     keys = [_keyframe(entry, f"{name}: keyframe {number}") for number, entry in enumerate(entries, 1)]
     places = np.stack([_place(key, f"{name}: keyframe {i}", radius, fov) for i, key in enumerate(keys, 1)])
     for before, (key, place) in zip(places[:-1], zip(keys[1:], places[1:], strict=True), strict=True):
-        place[0] = place[0] if key.label is None else _nearest_turn(place[0], before[0])
+        place[0] = place[0] if key.label is None else nearest_turn(place[0], before[0])
     if not 0 < fps <= MOST_FRAMES:
         raise UserError(f"fps: {fps} is no frame rate; give a positive number")
     seconds = [key.seconds for key in keys]
@@ -209,7 +209,7 @@ def keyframes(
     if len(keys) == 1:
         return _cameras(places.repeat(frames, axis=0))
     knots = _whole_frames(np.cumsum([0.0, *legs]), frames if loop else frames - 1)
-    turn = np.array([_nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0], 0.0, 0.0, 0.0]) if loop else None
+    turn = np.array([nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0], 0.0, 0.0, 0.0]) if loop else None
     path = np.concatenate([_through(places[:, :4], knots, turn), _turned(places[:, 4:], knots, loop)], axis=1)
     return _cameras(path[:frames])
 
@@ -279,8 +279,8 @@ def _cameras(places: Float[np.ndarray, "frames 7"]) -> Camera:
     return Camera(pose, camera.fov).to(torch.float32)
 
 
-def _nearest_turn(angle: float, to: float) -> float:
-    """The angle, whole turns added, that is nearest to another one."""
+def nearest_turn(angle: float, to: float) -> float:
+    """The angle, whole turns added, that is nearest to another one; radians."""
     return angle + 2 * math.pi * round((to - angle) / (2 * math.pi))
 
 

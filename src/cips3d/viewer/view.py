@@ -15,6 +15,7 @@ from cips3d.camera import Camera, PoseDistribution
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
 from cips3d.models.records import Sampling
+from cips3d.trajectories import nearest_turn
 
 Mode = Literal["image", "NeRF image", "depth", "mesh"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -204,19 +205,14 @@ def keyframe(camera: Camera, earlier: Sequence[dict[str, Any]] = ()) -> dict[str
         return {"label": camera.to_label()[0].tolist()}
     before = 0.0
     for entry in earlier:  # a label has no whole turns of its own: it is where it is nearest to the one before it
-        before = entry["yaw"] if "yaw" in entry else _nearest(_label_yaw(entry["label"]), before)
-    degrees = math.degrees(float(yaw))
-    angles = {"yaw": _nearest(degrees, before) if earlier else degrees, "pitch": math.degrees(float(pitch))}
+        before = math.radians(entry["yaw"]) if "yaw" in entry else nearest_turn(_label_yaw(entry["label"]), before)
+    turned = nearest_turn(float(yaw), before) if earlier else float(yaw)
+    angles = {"yaw": math.degrees(turned), "pitch": math.degrees(float(pitch))}
     return {name: round(value, 4) for name, value in (angles | {"fov": float(camera.fov), "radius": float(radius)}).items()}
 
 
-def _nearest(degrees: float, to: float) -> float:
-    """The angle, whole turns added, that is nearest to another one."""
-    return degrees + 360 * round((to - degrees) / 360)
-
-
 def _label_yaw(label: Sequence[float]) -> float:
-    return math.degrees(float(Camera.from_label(torch.tensor([label])).yaw_pitch()[0]))
+    return float(Camera.from_label(torch.tensor([label])).yaw_pitch()[0])
 
 
 def front_camera(poses: PoseDistribution) -> Camera:
