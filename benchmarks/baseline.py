@@ -25,14 +25,19 @@ from torch import Tensor, nn
 
 from cips3d.camera import Rays
 from cips3d.models.config import GeneratorConfig
-from cips3d.models.discriminator import EqualConv, EqualLinear, ProgressiveDiscriminator, ResidualBlock
+from cips3d.models.discriminator import (
+    EqualConv,
+    EqualLinear,
+    ProgressiveDiscriminator,
+    ResidualBlock,
+)
 from cips3d.models.generator import Generator
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import FilmSiren, ModulatedLinear
 from cips3d.models.nerf import RadianceField
-from cips3d.models.records import Latents, RayDraws, Sampling
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.models.types import Latents, RayDraws, Sampling
 from cips3d.training.draws import FakeDraws
+from cips3d.training.recipe import Stage, TrainConfig
 
 
 # -------------------------------------------------------------------- radiance field
@@ -68,7 +73,9 @@ def compositing_weights(t: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
 def importance_depths(t: Tensor, weights: Tensor, u: Tensor) -> Tensor:
     """Inverse CDF of the coarse weights over the mid-points of the coarse depths."""
     edges = (t[..., 1:] + t[..., :-1]) / 2
-    weights = weights[..., 1:-1] + 1e-5 + 1e-5  # once by the caller and once inside, in the authors' code
+    weights = (
+        weights[..., 1:-1] + 1e-5 + 1e-5
+    )  # once by the caller and once inside, in the authors' code
     pdf = weights / weights.sum(dim=-1, keepdim=True)
     cdf = torch.cumsum(pdf, dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
@@ -81,13 +88,17 @@ def importance_depths(t: Tensor, weights: Tensor, u: Tensor) -> Tensor:
     return edge_below + (u - cdf_below) / width * (edge_above - edge_below)
 
 
-def rendered_features(generator: Generator, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws) -> Tensor:
+def rendered_features(
+    generator: Generator, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws
+) -> Tensor:
     """V_r (B, N, feature_dim): coarse pass, fine pass, merge, composite."""
     c = generator.config
     distance = rays.origins.norm(dim=-1, keepdim=True)
     near, far = distance - c.extent, distance + c.extent
     end = torch.full_like(far, 1e10) if c.background == "endless" else far
-    t = near + (far - near) * torch.linspace(0, 1, sampling.coarse, dtype=near.dtype, device=near.device)
+    t = near + (far - near) * torch.linspace(
+        0, 1, sampling.coarse, dtype=near.dtype, device=near.device
+    )
     t = t + (draws.jitter - 0.5) * (far - near) / (sampling.coarse - 1)
     coarse = field_at(generator.nerf, rays, t, w)
     with torch.no_grad():
@@ -102,7 +113,9 @@ def rendered_features(generator: Generator, w: Tensor, rays: Rays, sampling: Sam
     weights = compositing_weights(t, with_noise(sigma, draws.noise), end)
     feature = (weights[..., None] * features).sum(dim=2)
     if generator.background is not None:
-        feature = feature + (1 - weights.sum(dim=-1, keepdim=True)) * generator.background(w)[:, None]
+        feature = (
+            feature + (1 - weights.sum(dim=-1, keepdim=True)) * generator.background(w)[:, None]
+        )
     return feature
 
 
@@ -129,26 +142,45 @@ def implicit_network(inr: ImplicitNetwork, x: Tensor, w: Tensor) -> Tensor:
     return torch.tanh(rgb) if inr.tanh else rgb
 
 
-def generate(generator: Generator, draws: FakeDraws, resolution: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def generate(
+    generator: Generator, draws: FakeDraws, resolution: int, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
     """Pictures of the implicit network and of the auxiliary head, (B, 3, H, W)."""
-    assert generator.config.background in ("plain", "endless") and generator.config.embedding == "film"
-    rays = draws.camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
-    w_shape, w_appearance = generator.shape_mapping(draws.latents.shape), generator.appearance_mapping(draws.latents.appearance)
+    assert (
+        generator.config.background in ("plain", "endless") and generator.config.embedding == "film"
+    )
+    rays = draws.camera.to(generator.shape_mean).rays(
+        resolution, resolution, generator.config.corner_aligned
+    )
+    w_shape, w_appearance = (
+        generator.shape_mapping(draws.latents.shape),
+        generator.appearance_mapping(draws.latents.appearance),
+    )
     feature = rendered_features(generator, w_shape, rays, sampling, draws.rays)
-    colours = implicit_network(generator.inr, feature, w_appearance), torch.tanh(generator.aux_head(feature))
+    colours = (
+        implicit_network(generator.inr, feature, w_appearance),
+        torch.tanh(generator.aux_head(feature)),
+    )
     image, aux_image = (x.transpose(1, 2).unflatten(2, (resolution, resolution)) for x in colours)
     return image, aux_image
 
 
-def random_draws(config: GeneratorConfig, sampling: Sampling, resolution: int, batch: int, noise_std: float) -> FakeDraws:
+def random_draws(
+    config: GeneratorConfig, sampling: Sampling, resolution: int, batch: int, noise_std: float
+) -> FakeDraws:
     rays = resolution * resolution
     noise = [None, None]
     if noise_std > 0:
-        noise = [torch.randn(batch, rays, n) * noise_std for n in (sampling.coarse, sampling.coarse + sampling.fine)]
+        noise = [
+            torch.randn(batch, rays, n) * noise_std
+            for n in (sampling.coarse, sampling.coarse + sampling.fine)
+        ]
     return FakeDraws(
         Latents(torch.randn(batch, config.shape_dim), torch.randn(batch, config.appearance_dim)),
         config.poses.sample(batch),
-        RayDraws(torch.rand(batch, rays, sampling.coarse), torch.rand(batch, rays, sampling.fine), *noise),
+        RayDraws(
+            torch.rand(batch, rays, sampling.coarse), torch.rand(batch, rays, sampling.fine), *noise
+        ),
     )
 
 
@@ -168,7 +200,9 @@ def equal_conv(layer: EqualConv, x: Tensor) -> Tensor:
 
 
 def residual_block(block: ResidualBlock, x: Tensor) -> Tensor:
-    return (equal_conv(block.conv2, equal_conv(block.conv1, x)) + equal_conv(block.skip, x)) / math.sqrt(2)
+    return (
+        equal_conv(block.conv2, equal_conv(block.conv1, x)) + equal_conv(block.skip, x)
+    ) / math.sqrt(2)
 
 
 def equal_linear(layer: EqualLinear, x: Tensor) -> Tensor:
@@ -189,7 +223,12 @@ def discriminate(discriminator: ProgressiveDiscriminator, images: Tensor) -> Ten
 
 
 def logits(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tensor) -> Tensor:
-    return torch.cat([discriminate(discriminators["main"], image), discriminate(discriminators["aux"], aux_image)])
+    return torch.cat(
+        [
+            discriminate(discriminators["main"], image),
+            discriminate(discriminators["aux"], aux_image),
+        ]
+    )
 
 
 # -------------------------------------------------------------------- losses and the step
@@ -201,7 +240,9 @@ def discriminator_loss(
     real_logits = logits(discriminators, real_image, real_aux)
     loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
     if r1_weight > 0:
-        gradients = torch.autograd.grad(real_logits.sum(), [real_image, real_aux], create_graph=True)
+        gradients = torch.autograd.grad(
+            real_logits.sum(), [real_image, real_aux], create_graph=True
+        )
         loss = loss + r1_weight * torch.cat([g.pow(2).sum(dim=(1, 2, 3)) for g in gradients]).mean()
     return loss
 
@@ -213,14 +254,20 @@ def generator_loss(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tens
 class Baseline:
     """Networks, optimisers and the loop's body, for a stage with the auxiliary discriminator and without fade-in."""
 
-    def __init__(self, config: TrainConfig, stage: Stage, generator: Generator, discriminators: nn.ModuleDict) -> None:
+    def __init__(
+        self, config: TrainConfig, stage: Stage, generator: Generator, discriminators: nn.ModuleDict
+    ) -> None:
         self.config, self.stage, self.steps = config, stage, 0
         self.sampling = config.sampling or generator.sampling
         self.generator, self.discriminators = generator, discriminators
         self.average = copy.deepcopy(generator).requires_grad_(False)
         betas = (0.0, config.adam_beta2)
-        self.generator_optimizer = torch.optim.Adam(generator.parameters(), lr=stage.generator_lr, betas=betas)
-        self.discriminator_optimizer = torch.optim.Adam(discriminators.parameters(), lr=stage.discriminator_lr, betas=betas)
+        self.generator_optimizer = torch.optim.Adam(
+            generator.parameters(), lr=stage.generator_lr, betas=betas
+        )
+        self.discriminator_optimizer = torch.optim.Adam(
+            discriminators.parameters(), lr=stage.discriminator_lr, betas=betas
+        )
 
     def step(self, real: Tensor) -> None:
         """One iteration on a batch of uint8 pictures."""
@@ -243,7 +290,9 @@ class Baseline:
 
     def draws(self) -> FakeDraws:
         noise_std = self.config.density_noise  # its decay makes no difference to the time of a step
-        return random_draws(self.config.generator, self.sampling, self.stage.resolution, self.stage.batch, noise_std)
+        return random_draws(
+            self.config.generator, self.sampling, self.stage.resolution, self.stage.batch, noise_std
+        )
 
     def generate(self, draws: FakeDraws) -> tuple[Tensor, Tensor]:
         return generate(self.generator, draws, self.stage.resolution, self.sampling)

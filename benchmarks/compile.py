@@ -22,7 +22,10 @@ SIDE, TURNS = 32, 5
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, config, batch in (("paper size", GeneratorConfig(), 2), ("heads-32", preset("heads-32").generator, 8)):
+    for name, config, batch in (
+        ("paper size", GeneratorConfig(), 2),
+        ("heads-32", preset("heads-32").generator, 8),
+    ):
         eager, compiled = Generator(config), Generator(config)
         compiled.load_state_dict(eager.state_dict())
         compiled.inr.compile(dynamic=True)
@@ -38,7 +41,9 @@ def main() -> None:
         seconds(eager)
         turns = [(seconds(eager), seconds(compiled)) for _ in range(TURNS)]
         ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
-        print(f"{name}, {batch} pictures of {SIDE}²: {ours:.3f} s, compiled {theirs:.3f} s ({ours / theirs:.2f} times as fast)")
+        print(
+            f"{name}, {batch} pictures of {SIDE}²: {ours:.3f} s, compiled {theirs:.3f} s ({ours / theirs:.2f} times as fast)"
+        )
         print(f"  the first pass, with compilation, {first:.1f} s")
 
 

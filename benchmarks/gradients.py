@@ -19,7 +19,7 @@ from memory import give_back_at_once, peak
 
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput
+from cips3d.models.types import RenderOutput
 from cips3d.training import gradients
 from cips3d.training.draws import fake_draws
 
@@ -35,7 +35,9 @@ def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig())
-    draws = fake_draws(generator.config, generator.sampling, resolution, 0.0, (0,), range(1), torch.device("cpu"))
+    draws = fake_draws(
+        generator.config, generator.sampling, resolution, 0.0, (0,), range(1), torch.device("cpu")
+    )
     arguments = (generator, draws.latents, draws.camera, resolution, draws.rays, generator.sampling)
     for parameter in generator.parameters():  # the gradients themselves are no activations
         parameter.grad = torch.zeros_like(parameter)
@@ -43,9 +45,15 @@ def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
 
     def render() -> RenderOutput:
         if way == "partial":
-            index = torch.randperm(resolution**2, generator=torch.Generator().manual_seed(0))[: resolution**2 // 4]
+            index = torch.randperm(resolution**2, generator=torch.Generator().manual_seed(0))[
+                : resolution**2 // 4
+            ]
             return gradients.partial(*arguments, index, CHUNK)
-        return gradients.full(*arguments) if way == "full" else gradients.checkpointed(*arguments, CHUNK)
+        return (
+            gradients.full(*arguments)
+            if way == "full"
+            else gradients.checkpointed(*arguments, CHUNK)
+        )
 
     seconds = 0.0
     for _ in range(1 if memory else 2):
@@ -59,7 +67,9 @@ def measure(way: str, resolution: int, memory: bool, pipe: Connection) -> None:
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    print(f"paper-size generator, forward and backward of one picture, {THREADS} threads, {CHUNK} rays at a time")
+    print(
+        f"paper-size generator, forward and backward of one picture, {THREADS} threads, {CHUNK} rays at a time"
+    )
     print(f"{'':16}" + "".join(f"{f'{side}² s':>12}{f'{side}² MB':>12}" for side in RESOLUTIONS))
     for way in WAYS:
         row = ""

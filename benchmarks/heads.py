@@ -2,7 +2,7 @@
 
 import time
 
-from cips3d.data.heads import SyntheticHeads
+from cips3d.heads.dataset import SyntheticHeads
 
 if __name__ == "__main__":
     for style in ("natural", "cartoon"):
@@ -14,4 +14,6 @@ if __name__ == "__main__":
                 heads.__getitems__(range(done, done + batch))
                 done += batch
             rate = done / (time.perf_counter() - start)
-            print(f"{style:8} {resolution}x{resolution}, 2x2 samples, batch {batch}: {rate:6.0f} pictures/s")
+            print(
+                f"{style:8} {resolution}x{resolution}, 2x2 samples, batch {batch}: {rate:6.0f} pictures/s"
+            )

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from memory import give_back_at_once
 
-from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.plan import in_mode, step_cost, visible_share
+from cips3d.training.planning import in_mode, step_cost, visible_share
 from cips3d.training.presets import preset
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.trainer import Trainer
 
 THREADS, STEPS, CHUNK = 2, 2, 4096
@@ -38,9 +38,15 @@ def configurations() -> dict[str, TrainConfig]:
 
     return {
         "paper size, 64², 4 pictures, full": with_stage(replace(small, batch=4)),
-        "paper size, 128², 2 pictures, partial": with_stage(in_mode(replace(large, batch=2), "partial")),
-        "paper size, 128², 2 pictures, checkpointed": with_stage(in_mode(replace(large, batch=2), "checkpointed")),
-        "heads-32, 32², 16 pictures, full": replace(heads, stages=(replace(heads.stages[1], batch=16),)),
+        "paper size, 128², 2 pictures, partial": with_stage(
+            in_mode(replace(large, batch=2), "partial")
+        ),
+        "paper size, 128², 2 pictures, checkpointed": with_stage(
+            in_mode(replace(large, batch=2), "checkpointed")
+        ),
+        "heads-32, 32², 16 pictures, full": replace(
+            heads, stages=(replace(heads.stages[1], batch=16),)
+        ),
     }
 
 
@@ -63,7 +69,9 @@ def run(config: TrainConfig) -> None:
         (stage,) = config.stages
         for name, part in trainer.networks.generator.named_children():
             part.requires_grad_(name not in stage.frozen)
-        real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+        real = torch.randint(
+            0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8
+        )
         for step in range(STEPS):
             trainer.counters.step = step
             trainer._step(stage, range(stage.batch), real, None, logged=False)
@@ -91,7 +99,10 @@ def main() -> None:
             measured.append(here.recv())
             process.join()
         needed, kept = measured
-        print(f"{name:44}{planned / 2**20:12.0f}{needed / 2**20:10.0f}{planned / needed:8.2f}{kept / 2**20:8.0f}", flush=True)
+        print(
+            f"{name:44}{planned / 2**20:12.0f}{needed / 2**20:10.0f}{planned / needed:8.2f}{kept / 2**20:8.0f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

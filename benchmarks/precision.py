@@ -28,7 +28,9 @@ def main() -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     generator = pretrained.load(sys.argv[1]) if len(sys.argv) > 1 else Generator(GeneratorConfig())
     generator.to(device).requires_grad_(True)
-    draws = fake_draws(generator.config, generator.sampling, SIDE, 0.0, (0,), range(PICTURES), device)
+    draws = fake_draws(
+        generator.config, generator.sampling, SIDE, 0.0, (0,), range(PICTURES), device
+    )
     arguments = (generator, draws.latents, draws.camera, SIDE, draws.rays, generator.sampling)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     pictures = {}
@@ -44,8 +46,12 @@ def main() -> None:
             pictures[half] = out.image.detach().float().clamp(-1, 1)
     single, half = (PICTURES / statistics.median(found[1:]) for found in seconds.values())
     error = (pictures[True] - pictures[False]).square().mean().item()
-    print(f"{device.type}: float32 {single:.2f} images/s, bfloat16 {half:.2f}, ratio {half / single:.2f}")
-    print(f"PSNR of the pictures {10 * math.log10(4 / error):.1f} dB" if error else "equal pictures")
+    print(
+        f"{device.type}: float32 {single:.2f} images/s, bfloat16 {half:.2f}, ratio {half / single:.2f}"
+    )
+    print(
+        f"PSNR of the pictures {10 * math.log10(4 / error):.1f} dB" if error else "equal pictures"
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from cips3d.camera import Camera
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator
-from cips3d.models.records import RayDraws
+from cips3d.models.types import RayDraws
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.draws import FakeDraws
 
@@ -67,9 +67,14 @@ def speed(precision: str, pipe: Connection) -> None:
     latents, camera = generator.sample_latents(1, seed=0), Camera.orbit(0.3, 0.1)
     draws = FakeDraws(latents, camera, even_draws(generator, 64))
     plain = generate(generator, draws, 64, generator.sampling)[0]
-    difference = float((plain - generator.render(latents, camera, 64).image).abs().max() / plain.abs().max())
+    difference = float(
+        (plain - generator.render(latents, camera, 64).image).abs().max() / plain.abs().max()
+    )
     ours, theirs = medians(
-        [lambda: generator.render(latents, camera, 64), lambda: generate(generator, draws, 64, generator.sampling)]
+        [
+            lambda: generator.render(latents, camera, 64),
+            lambda: generate(generator, draws, 64, generator.sampling),
+        ]
     )
     with FlopCounterMode(display=False) as counter:
         generator.render(latents, camera, 64)
@@ -107,8 +112,20 @@ def in_process(function: Callable[..., None], argument: object) -> tuple[float, 
 
 def main() -> None:
     parameters = generator_cost(GeneratorConfig(), 64).parameters
-    print(f"paper-size generator ({parameters / 1e6:.2f} M parameters), float32, {THREADS} threads: one picture of 64²")
-    columns = ("GFLOP", "seconds", "GFLOP/s", "mm", "bmm", "share", "plain way", "ratio", "difference")
+    print(
+        f"paper-size generator ({parameters / 1e6:.2f} M parameters), float32, {THREADS} threads: one picture of 64²"
+    )
+    columns = (
+        "GFLOP",
+        "seconds",
+        "GFLOP/s",
+        "mm",
+        "bmm",
+        "share",
+        "plain way",
+        "ratio",
+        "difference",
+    )
     print(f"{'matmul precision':18}" + "".join(f"{column:>11}" for column in columns))
     for precision in ("highest", "medium"):
         flops, ours, theirs, difference, mm, bmm = in_process(speed, precision)

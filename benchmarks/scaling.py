@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig
 from cips3d.training.launch import run_in_processes
 from cips3d.training.presets import preset
+from cips3d.training.recipe import TrainConfig
 from cips3d.training.trainer import Trainer
 
 WARM_UP = 2
@@ -38,8 +38,12 @@ def train(config: TrainConfig, folder: Path) -> tuple[float, float]:
     """Pictures a second of a run, and the share of the time in which this process ran; its first steps apart."""
     keep_freed_memory()
     times: list[tuple[float, float]] = []
-    Trainer(config, folder).run(lambda share, figures: times.append((time.perf_counter(), time.process_time())))
-    wall, running = (after - before for before, after in zip(times[WARM_UP - 1], times[-1], strict=True))
+    Trainer(config, folder).run(
+        lambda share, figures: times.append((time.perf_counter(), time.process_time()))
+    )
+    wall, running = (
+        after - before for before, after in zip(times[WARM_UP - 1], times[-1], strict=True)
+    )
     return (len(times) - WARM_UP) * config.stages[0].batch / wall, running / wall
 
 
@@ -69,21 +73,40 @@ def at_once(runs: int, processes: int, config: TrainConfig) -> tuple[float, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="heads-64")
-    parser.add_argument("--stage", type=int, default=-1, help="number of the stage, from 0; the last one by default")
+    parser.add_argument(
+        "--stage", type=int, default=-1, help="number of the stage, from 0; the last one by default"
+    )
     parser.add_argument("--batch", type=int, help="the stage's by default")
-    parser.add_argument("--steps", type=int, default=12, help="that are timed, after a few that are not")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="that are timed, after a few that are not"
+    )
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     base = preset(options.preset)
     stage = base.stages[options.stage]
     batch = options.batch or stage.batch
-    stage = replace(stage, batch=batch, kimg=(WARM_UP + options.steps) * batch / 1000, fade_kimg=0.0)
-    config = replace(
-        base, data="heads", stages=(stage,), precision="no", workers=0, checkpoint_kimg=1000, sample_kimg=1000, log_steps=1000
+    stage = replace(
+        stage, batch=batch, kimg=(WARM_UP + options.steps) * batch / 1000, fade_kimg=0.0
     )
-    cases: dict[str, list[tuple[float, float]]] = {"one process": [], "two processes": [], "two runs apart": []}
+    config = replace(
+        base,
+        data="heads",
+        stages=(stage,),
+        precision="no",
+        workers=0,
+        checkpoint_kimg=1000,
+        sample_kimg=1000,
+        log_steps=1000,
+    )
+    cases: dict[str, list[tuple[float, float]]] = {
+        "one process": [],
+        "two processes": [],
+        "two runs apart": [],
+    }
     for _ in range(options.turns):
         for found, (runs, processes) in zip(cases.values(), ((1, 1), (1, 2), (2, 1)), strict=True):
             found.append(at_once(runs, processes, config))
@@ -94,7 +117,10 @@ def main() -> None:
         middle, spread = statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
         share = f"{middle / ideal:.0%} of twice the one; running {statistics.mean(shares):.1%} of the time"
         print(f"{name}: {middle:.1f} images/s ({spread}), {share}")
-    together, apart = (statistics.median(rate for rate, _ in cases[name]) for name in ("two processes", "two runs apart"))
+    together, apart = (
+        statistics.median(rate for rate, _ in cases[name])
+        for name in ("two processes", "two runs apart")
+    )
     print(f"two processes make {together / apart:.0%} of what two runs apart do")
 
 

@@ -32,9 +32,9 @@ from baseline import Baseline, discriminator_loss, generator_loss
 from cips3d.data import open_dataset
 from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig, with_minutes
 from cips3d.training.launch import run_in_processes
 from cips3d.training.presets import for_a_few_minutes, preset
+from cips3d.training.recipe import TrainConfig, with_minutes
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from cips3d.training.trainer import Trainer
 
@@ -77,7 +77,9 @@ def train(config: TrainConfig, folder: Path) -> None:
 class OurProgram:
     def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
         self.trainer, self.config, self.stage = Trainer(config, folder), config, config.stages[0]
-        checkpoint.load_state(trained, self.trainer.networks.modules, self.trainer.networks.optimizers)
+        checkpoint.load_state(
+            trained, self.trainer.networks.modules, self.trainer.networks.optimizers
+        )
         self.positions = self.trainer._positions(self.stage.batch)
         self.networks = n = self.trainer.networks
         n.generator_optimizer.param_groups[0]["lr"] = self.stage.generator_lr
@@ -86,15 +88,25 @@ class OurProgram:
     def step(self, real: torch.Tensor) -> None:
         """The body of the Trainer's loop."""
         at = self.trainer.counters
-        self.trainer._step(self.stage, self.positions, real[: len(self.positions)], None, logged=False)
-        at.step, at.images, at.stage_images = at.step + 1, at.images + len(real), at.stage_images + len(real)
+        self.trainer._step(
+            self.stage, self.positions, real[: len(self.positions)], None, logged=False
+        )
+        at.step, at.images, at.stage_images = (
+            at.step + 1,
+            at.images + len(real),
+            at.stage_images + len(real),
+        )
 
     def parts(self, real: torch.Tensor) -> Parts:
         """What a step is made of, each to be timed alone; `BaselineProgram.parts` has the same."""
         n, t = self.networks, self.trainer
         draws = t._draws(self.stage, self.positions, "D")
         fake = t._generate(self.stage, draws)
-        leaf = replace(fake, image=fake.image.detach().requires_grad_(), aux_image=fake.aux_image.detach().requires_grad_())
+        leaf = replace(
+            fake,
+            image=fake.image.detach().requires_grad_(),
+            aux_image=fake.aux_image.detach().requires_grad_(),
+        )
         pictures = real.float() / 127.5 - 1
         r1_weight = 0.5 * self.config.r1_gamma * self.config.r1_every
 
@@ -113,7 +125,9 @@ class OurProgram:
             "forward": lambda: t._generate(self.stage, draws),
             "both": lambda: backward(*images(t._generate(self.stage, draws))),
             "D": lambda: discriminator_step(n, pictures, fake, Judging(1.0, True), 0.0),
-            "D with R1": lambda: discriminator_step(n, pictures, fake, Judging(1.0, True), r1_weight),
+            "D with R1": lambda: discriminator_step(
+                n, pictures, fake, Judging(1.0, True), r1_weight
+            ),
             "D for G": lambda: generator_step(n, leaf, Judging(1.0, True)),
             "update": update,
         }
@@ -165,7 +179,9 @@ def images(fake: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def backward(image: torch.Tensor, aux_image: torch.Tensor) -> None:
-    torch.autograd.backward([image, aux_image], [torch.ones_like(image), torch.ones_like(aux_image)])
+    torch.autograd.backward(
+        [image, aux_image], [torch.ones_like(image), torch.ones_like(aux_image)]
+    )
 
 
 def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float]:
@@ -205,7 +221,9 @@ def serve(name: str, preset_name: str, trained: Path, folder: str, pipe: Connect
     program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
     main = processes == 1 or torch.distributed.get_rank() == 0
     stage = config.stages[0]
-    real = torch.randint(0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8)
+    real = torch.randint(
+        0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8
+    )
     for _ in range(2):  # warms up, with R1 and without
         program.step(real)
     if main:
@@ -268,7 +286,9 @@ def main() -> None:
         process.join()
 
     median = {name: statistics.median(r) for name, r in rates.items()}
-    print(f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each")
+    print(
+        f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each"
+    )
     print(f"{'':32}{'images/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
     for name, rate in median.items():
         low, high, ratio = min(rates[name]), max(rates[name]), rate / median["baseline"]
@@ -277,8 +297,14 @@ def main() -> None:
     print(f"{'':36}" + "".join(f"{name:>22}" for name in PROFILED))
     for part in parts[PROFILED[0]]:
         print(f"{part:36}" + "".join(f"{1000 * parts[name][part]:22.1f}" for name in PROFILED))
-    print(f"{'sum of these':36}" + "".join(f"{1000 * sum(parts[name].values()):22.1f}" for name in PROFILED))
-    print(f"{'whole steps, measured':36}" + "".join(f"{1000 * stage.batch / median[name]:22.1f}" for name in PROFILED))
+    print(
+        f"{'sum of these':36}"
+        + "".join(f"{1000 * sum(parts[name].values()):22.1f}" for name in PROFILED)
+    )
+    print(
+        f"{'whole steps, measured':36}"
+        + "".join(f"{1000 * stage.batch / median[name]:22.1f}" for name in PROFILED)
+    )
     seconds = loading_seconds(config)
     print(f"{'not in a step: making real heads':36}" + f"{1000 * seconds:22.1f}" * len(PROFILED))
 

@@ -22,7 +22,7 @@ from viewer_client import Client
 import cips3d
 from cips3d.camera import Camera
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.viewer import pictures
+from cips3d.viewer import rendering as pictures
 from cips3d.viewer.server import Viewer
 
 THREADS, SECONDS, STOPS = 2, 8.0, 5
@@ -73,7 +73,9 @@ def measure(size: tuple[int, int], frame_seconds: float) -> tuple[float, float, 
 def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    print(f"load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} processors")
+    print(
+        f"load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} processors"
+    )
     usual = pictures.FRAME_SECONDS
     for size, frame_seconds in (((720, 720), usual), ((1280, 720), usual), ((720, 720), 10.0)):
         rate, refined, coarse = measure(size, frame_seconds)

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from cips3d.camera import Camera
-from cips3d.viewer.view import viser_pose
+from cips3d.viewer.requests import viser_pose
 
 
 class Client:
@@ -36,9 +36,17 @@ class Client:
         seen: condition that is notified of every message.
     """
 
-    def __init__(self, url: str, camera: Camera | None = None, size: tuple[int, int] = (128, 128)) -> None:
+    def __init__(
+        self, url: str, camera: Camera | None = None, size: tuple[int, int] = (128, 128)
+    ) -> None:
         protocol = Subprotocol(f"viser-v{viser.__version__}")
-        self._socket = connect(url.replace("http", "ws"), subprotocols=[protocol], max_size=None, compression=None, proxy=None)
+        self._socket = connect(
+            url.replace("http", "ws"),
+            subprotocols=[protocol],
+            max_size=None,
+            compression=None,
+            proxy=None,
+        )
         self.size = size
         self.controls: dict[str, str] = {}
         self.messages: list[dict[str, Any]] = []
@@ -90,7 +98,9 @@ class Client:
             for frame in self._socket:
                 assert isinstance(frame, bytes)
                 length = int.from_bytes(frame[8:16], "little")
-                content = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(frame[16 : 16 + length]))
+                content = msgspec.msgpack.decode(
+                    zstandard.ZstdDecompressor().decompress(frame[16 : 16 + length])
+                )
                 with self.seen:
                     for message in content["messages"]:
                         self._take(message)
@@ -120,13 +130,19 @@ class Client:
     def wait_for(self, what: Any, seconds: float = 60.0) -> None:
         """Waits until what(self) is true."""
         with self.seen:
-            assert self.seen.wait_for(lambda: what(self), seconds), "the server did not send what was waited for"
+            assert self.seen.wait_for(lambda: what(self), seconds), (
+                "the server did not send what was waited for"
+            )
 
     def rest(self, silence: float = 1.0, seconds: float = 60.0) -> float:
         """Waits for a refined picture of what was asked for last, after which no other comes for a while; when it came."""
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            if self.is_refined and self.shown_at > self._asked_at and time.perf_counter() - self.shown_at > silence:
+            if (
+                self.is_refined
+                and self.shown_at > self._asked_at
+                and time.perf_counter() - self.shown_at > silence
+            ):
                 return self.shown_at
             time.sleep(0.01)
         raise AssertionError("the picture was not refined")

@@ -23,7 +23,14 @@ CANNOT_RUN = {
 }
 
 #: What takes the place of an option's values, of any verb or of one; the latter are also given where a page does not.
-ANY_VERB = {"--resolution": "8", "--count": "1", "--views": "2", "--seconds": "0.5", "--gpus": "2", "--kimg": "0.016"}
+ANY_VERB = {
+    "--resolution": "8",
+    "--count": "1",
+    "--views": "2",
+    "--seconds": "0.5",
+    "--gpus": "2",
+    "--kimg": "0.016",
+}
 BY_VERB = {
     "demo": {"--minutes": "0.01", "--heads": "1", "--resolution": "8"},
     "train": {"--processes": "1"},
@@ -38,7 +45,12 @@ BY_VERB = {
 #: Inception has to be downloaded; the small network for the embedded heads stands for it.
 WORDS = {'metrics=["fid2k"]': 'metrics=["fd4_heads"]', "metrics_kimg=200": "metrics_kimg=1"}
 #: The same for the pages' Python.
-PYTHON = {"resolution=256": "resolution=8", "4096": "64", "2000:2100, 1900:2200": "20:24, 30:36", "frames=120": "frames=2"}
+PYTHON = {
+    "resolution=256": "resolution=8",
+    "4096": "64",
+    "2000:2100, 1900:2200": "20:24, 30:36",
+    "frames=120": "frames=2",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,9 @@ class Command:
     @property
     def reason(self) -> str | None:
         """Why it cannot be run here, if so."""
-        return next((reason for start, reason in CANNOT_RUN.items() if self.text.startswith(start)), None)
+        return next(
+            (reason for start, reason in CANNOT_RUN.items() if self.text.startswith(start)), None
+        )
 
     @property
     def words(self) -> list[str]:

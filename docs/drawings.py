@@ -16,7 +16,12 @@ from matplotlib.figure import Figure
 from cips3d import Camera
 
 #: Same bytes for the same drawing; colours that are seen on white and on black.
-plt.rcParams |= {"svg.hashsalt": "cips3d", "font.size": 11, "text.color": "#777777", "axes.edgecolor": "#777777"}
+plt.rcParams |= {
+    "svg.hashsalt": "cips3d",
+    "font.size": 11,
+    "text.color": "#777777",
+    "axes.edgecolor": "#777777",
+}
 RED, GREEN, BLUE, GREY, ORANGE = "#d1495b", "#3a9d5d", "#3a7ebf", "#8a8a8a", "#d98b20"
 
 
@@ -52,7 +57,9 @@ def arrow(axes: Axes, start: np.ndarray, way: np.ndarray, colour: str, name: str
 
 def on_sphere(yaw: np.ndarray | float, pitch: np.ndarray | float) -> np.ndarray:
     yaw, pitch = np.broadcast_arrays(yaw, pitch)
-    return np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], axis=-1)
+    return np.stack(
+        [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], axis=-1
+    )
 
 
 def frustum(axes: Axes, camera: Camera, length: float, fov: float, colour: str) -> np.ndarray:
@@ -60,7 +67,10 @@ def frustum(axes: Axes, camera: Camera, length: float, fov: float, colour: str) 
     pose = camera.cam_to_world[0].double().numpy()
     right, up, backward, position = (pose[:3, i] for i in range(4))
     half = length * math.tan(math.radians(fov) / 2)
-    corners = [position - length * backward + x * half * right + y * half * up for x, y in ((-1, 1), (1, 1), (1, -1), (-1, -1))]
+    corners = [
+        position - length * backward + x * half * right + y * half * up
+        for x, y in ((-1, 1), (1, 1), (1, -1), (-1, -1))
+    ]
     line(axes, np.array([*corners, corners[0]]), colour)
     for corner in corners:
         line(axes, np.array([position, corner]), colour, lw=0.8)
@@ -83,7 +93,11 @@ def orbit(out: Path) -> None:
     line(axes, on_sphere(turn, 0.0), GREY, lw=0.8)
     line(axes, on_sphere(0.0, turn), GREY, lw=0.8)
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=0.8, ls=":"))
-    for way, colour, name in (((1.3, 0, 0), RED, "x"), ((0, 1.25, 0), GREEN, "y"), ((0, 0, 1.45), BLUE, "z, front")):
+    for way, colour, name in (
+        ((1.3, 0, 0), RED, "x"),
+        ((0, 1.25, 0), GREEN, "y"),
+        ((0, 0, 1.45), BLUE, "z, front"),
+    ):
         arrow(axes, np.zeros(3), np.array(way), colour, name)
     camera = Camera.orbit(yaw, pitch)
     foot = on_sphere(yaw, 0.0)
@@ -91,7 +105,9 @@ def orbit(out: Path) -> None:
     line(axes, np.array([np.zeros(3), on_sphere(yaw, pitch)]), GREY, ls="--", lw=0.9)
     line(axes, on_sphere(np.linspace(0, yaw, 40), 0.0), ORANGE, lw=2.5)
     line(axes, on_sphere(yaw, np.linspace(0, pitch, 40)), ORANGE, lw=2.5)
-    axes.annotate("yaw", flat(on_sphere(yaw / 2, 0.0)) - np.array([0, 0.1]), color=ORANGE, ha="center")
+    axes.annotate(
+        "yaw", flat(on_sphere(yaw / 2, 0.0)) - np.array([0, 0.1]), color=ORANGE, ha="center"
+    )
     axes.annotate("pitch", flat(on_sphere(yaw, pitch / 2)) + np.array([0.05, 0]), color=ORANGE)
     frustum(axes, camera, 0.3, 40, "#777777")
     axes.annotate("camera", flat(on_sphere(yaw, pitch)) + 0.06)
@@ -106,7 +122,10 @@ def axes_of_cameras(out: Path) -> None:
     figure, both = plt.subplots(1, 2, figsize=(8, 3.6))
     camera = Camera.orbit(-0.5, 0.1)
     for axes, name, pose in zip(
-        both, ("OpenGL: cam_to_world", "OpenCV: to_opencv()"), (camera.cam_to_world, camera.to_opencv()), strict=True
+        both,
+        ("OpenGL: cam_to_world", "OpenCV: to_opencv()"),
+        (camera.cam_to_world, camera.to_opencv()),
+        strict=True,
     ):
         matrix = pose[0].double().numpy()
         frustum(axes, camera, 0.8, 45, GREY)
@@ -124,7 +143,9 @@ def pixels(out: Path) -> None:
     figure, both = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     count, camera = 4, Camera.orbit(0.0, fov=60.0)
     edge = math.tan(math.radians(30))
-    for axes, name, corner_aligned in zip(both, ("pixel centres", "corner-aligned (the authors')"), (False, True), strict=True):
+    for axes, name, corner_aligned in zip(
+        both, ("pixel centres", "corner-aligned (the authors')"), (False, True), strict=True
+    ):
         rays = camera.rays(count, 1, corner_aligned).directions[0].double().numpy()
         axes.fill([0, 1, 1], [0, edge, -edge], color=GREY, alpha=0.15, lw=0)
         axes.plot([1, 0, 1], [edge, 0, -edge], color=GREY, lw=1, ls="--")

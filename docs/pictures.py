@@ -22,7 +22,9 @@ from cips3d import cli
 HERE = Path(__file__).parent
 #: The commands that make each picture; the last one writes it.
 COMMANDS = {
-    "views.png": ["cips3d render heads views.png --count 2 --seed 5 --views 5 --yaw 30 --resolution 96"],
+    "views.png": [
+        "cips3d render heads views.png --count 2 --seed 5 --views 5 --yaw 30 --resolution 96"
+    ],
     "mixing.png": ["cips3d mix heads mixing.png --from-block 0"],
     "inversion.png": [
         "cips3d data heads faces --count 1 --resolution 64 --seed 7",

@@ -40,7 +40,9 @@ def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
     page.set_default_timeout(60_000)
     page.goto(served.url)
     page.get_by_text("samples,").wait_for()
-    for button in page.locator(".mantine-Notification-closeButton").all():  # of a warning that there is no GPU
+    for button in page.locator(
+        ".mantine-Notification-closeButton"
+    ).all():  # of a warning that there is no GPU
         button.click()
     served.sessions[0].controls.set(shape_seed=_SEED, appearance_seed=_SEED)
     page.mouse.move(300, 250)

@@ -18,7 +18,7 @@ from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras
 from cips3d.metrics.consistency import depth_distance
 from cips3d.metrics.evaluation import evaluate
-from cips3d.metrics.subjects import Subjects, View
+from cips3d.metrics.views import Subjects, View
 
 HEADS, YAWS, SUBJECTS = 24, (-30.0, -15.0, 0.0, 15.0, 30.0), 256
 #: Degrees of pose error that the model should stay below, and the correlation of its depth with what is seen in the picture (0
@@ -37,7 +37,10 @@ def main() -> None:
     found = evaluate(generator, heads, ("fd2k_heads", "kd2k_heads"), count=SUBJECTS)
     print("\n".join(found.lines()))
     latents = generator.sample_latents(HEADS, 0)
-    rows = [generator.render(latents[i], orbit_cameras(generator, YAWS), side).image for i in range(HEADS)]
+    rows = [
+        generator.render(latents[i], orbit_cameras(generator, YAWS), side).image
+        for i in range(HEADS)
+    ]
     save_image(RESULTS / "bundled_heads.png", image_grid(torch.cat(rows), columns=2 * len(YAWS)))
     subjects = {
         "generated": Subjects.generated(generator, generator.sample_latents(SUBJECTS, 0), side),
@@ -47,7 +50,14 @@ def main() -> None:
     axes = figure.subplots()
     views = {name: of_kind.from_prior(0) for name, of_kind in subjects.items()}
     for name, view in views.items():
-        axes.hist(view.out.depth[view.solid].numpy(), bins=80, range=(0.88, 1.12), density=True, histtype="step", label=name)
+        axes.hist(
+            view.out.depth[view.solid].numpy(),
+            bins=80,
+            range=(0.88, 1.12),
+            density=True,
+            histtype="step",
+            label=name,
+        )
     axes.set(xlabel="depth of solid pixels, world units", ylabel="density per world unit")
     axes.legend()
     depths = compared(views["generated"], views["true"])
@@ -62,7 +72,9 @@ def main() -> None:
 def compared(view: View, truth: View) -> dict[str, float]:
     """Distances of distributions of depth, and how much of the model's is that all its heads lie too far back, world units."""
     ours, true = (of.depth_from_centre[of.solid].mean() for of in (view, truth))
-    plane = replace(truth, out=replace(truth.out, depth=truth.out.depth - truth.depth_from_centre + true))
+    plane = replace(
+        truth, out=replace(truth.out, depth=truth.out.depth - truth.depth_from_centre + true)
+    )
     moved = replace(view, out=replace(view.out, depth=view.out.depth - (ours - true)))
     return {
         "distance": depth_distance(view, truth),

@@ -33,8 +33,8 @@ from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.metrics.evaluation import evaluate
-from cips3d.training.config import TrainConfig
 from cips3d.training.presets import preset, without_pose_loss
+from cips3d.training.recipe import TrainConfig
 from cips3d.training.trainer import MODEL_FILE
 
 matplotlib.use("Agg")
@@ -79,7 +79,9 @@ def staged(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 def run_name(config: TrainConfig) -> str:
     """The name of the run of a configuration: equal runs of several experiments are made once, changed ones anew."""
-    digest = hashlib.blake2b(json.dumps(_chosen(config), sort_keys=True).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(
+        json.dumps(_chosen(config), sort_keys=True).encode(), digest_size=6
+    ).hexdigest()
     return f"{config.generator.architecture}-{config.seed}-{digest}"
 
 
@@ -113,21 +115,29 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     train_here(config, folder, processes=1)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     generator = pretrained.load(folder / MODEL_FILE).to(device)
-    found = evaluate(generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS).as_json()
+    found = evaluate(
+        generator, SyntheticHeads(resolution=32), (DISTANCE, KERNEL_DISTANCE), SUBJECTS
+    ).as_json()
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     speeds = {line["resolution"]: line["images_per_second"] for line in log if "resolution" in line}
     content = {
         "figures": found["values"],
         "true_heads": found["true_heads"],
         "curve": [(line["images"] / 1000, line[DISTANCE]) for line in log if DISTANCE in line],
-        "minutes": round(sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages) / 60, 1),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True).stdout.strip(),
+        "minutes": round(
+            sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages) / 60, 1
+        ),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True
+        ).stdout.strip(),
         "measured": found["record"],
         "config": to_dict(config),
     }
     if "nerf" in generator.parts:
         with torch.inference_mode():
-            out = generator.render(generator.sample_latents(1, 1), orbit_cameras(generator, YAWS), 64)
+            out = generator.render(
+                generator.sample_latents(1, 1), orbit_cameras(generator, YAWS), 64
+            )
         save_image(record.with_suffix(".png"), image_grid(out.image, columns=len(YAWS)))
     with atomic_path(record) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -141,7 +151,10 @@ def measure_all(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """
     if torch.accelerator.is_available():
         return [measure(config) for config in configs]
-    with one_thread_each(), ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+    with (
+        one_thread_each(),
+        ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool,
+    ):
         return list(pool.map(measure, configs))
 
 
@@ -158,7 +171,9 @@ def one_thread_each() -> Iterator[None]:
 
 
 def table(
-    rows: Mapping[str, Callable[[int], TrainConfig]], figures: tuple[str, ...], seeds: tuple[int, ...] = SEEDS
+    rows: Mapping[str, Callable[[int], TrainConfig]],
+    figures: tuple[str, ...],
+    seeds: tuple[int, ...] = SEEDS,
 ) -> dict[str, Any]:
     """Trains every row with every seed and measures what comes out.
 
@@ -174,13 +189,19 @@ def table(
     configs = {row: [config(seed) for seed in seeds] for row, config in rows.items()}
     # seed by seed, so that a call that is interrupted leaves something of every row
     ordered = [of_row[i] for i in range(len(seeds)) for of_row in configs.values()]
-    found = {run_name(config): content for config, content in zip(ordered, measure_all(ordered), strict=True)}
+    found = {
+        run_name(config): content
+        for config, content in zip(ordered, measure_all(ordered), strict=True)
+    }
     records = {row: [run_name(config) for config in of_row] for row, of_row in configs.items()}
     runs = {
         row: {figure: [found[name]["figures"].get(figure) for name in names] for figure in figures}
         for row, names in records.items()
     }
-    medians = {row: {figure: _median(values) for figure, values in of_row.items()} for row, of_row in runs.items()}
+    medians = {
+        row: {figure: _median(values) for figure, values in of_row.items()}
+        for row, of_row in runs.items()
+    }
     true = next((content["true_heads"] for content in found.values() if content["true_heads"]), {})
     return {
         "medians": medians, "runs": runs, "true_heads": {figure: true[figure] for figure in figures if figure in true},
@@ -200,10 +221,18 @@ def of_bundled_model(*others: str) -> str:
 
 def sweeps(records: Mapping[str, Sequence[str]]) -> UInt8[np.ndarray, "height width 3"]:
     """The pictures of a table's records, one below the other."""
-    return np.concatenate([np.asarray(Image.open(RECORDS / f"{name}.png")) for names in records.values() for name in names])
+    return np.concatenate(
+        [
+            np.asarray(Image.open(RECORDS / f"{name}.png"))
+            for names in records.values()
+            for name in names
+        ]
+    )
 
 
-def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, ...] = SEEDS) -> Figure:
+def curves(
+    rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, ...] = SEEDS
+) -> Figure:
     """`DISTANCE` over the pictures shown, a line per run, a colour per row; of runs that are recorded.
 
     Lines break where the resolution changes: each distance is from heads of its own stage's size.
@@ -216,7 +245,13 @@ def curves(rows: Mapping[str, Callable[[int], TrainConfig]], seeds: tuple[int, .
             for small in (True, False):
                 part = [point for point in points if (point[0] <= KIMG[0]) == small]
                 label = row if small and seed == seeds[0] else None
-                axes.plot(*zip(*part, strict=True), _LINES[i % len(_LINES)], color=f"C{i}", label=label, markersize=4)
+                axes.plot(
+                    *zip(*part, strict=True),
+                    _LINES[i % len(_LINES)],
+                    color=f"C{i}",
+                    label=label,
+                    markersize=4,
+                )
     axes.axvline(KIMG[0], color="0.8")
     axes.set(xlabel="thousands of pictures shown", ylabel=DISTANCE, yscale="log")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
@@ -230,7 +265,9 @@ def _median(values: list[float | None]) -> float | None:
 
 def clearly_mirrored(without: list[float | None], with_it: list[float | None]) -> bool:
     """Whether most subjects of every run mirror without the auxiliary discriminator, and few of any run with it."""
-    return all(x is not None and x > 0.5 for x in without) and all(x is not None and x < 0.1 for x in with_it)
+    return all(x is not None and x > 0.5 for x in without) and all(
+        x is not None and x < 0.1 for x in with_it
+    )
 
 
 class Result:
@@ -246,7 +283,13 @@ class Result:
         self.name, self.claim, self.began = name, claim, time.time()
         self.model = {"model": of_bundled_model()} if of_bundled else {}
 
-    def write(self, values: Any, holds: bool | None, figure: Figure | None = None, seeds: tuple[int, ...] = ()) -> None:
+    def write(
+        self,
+        values: Any,
+        holds: bool | None,
+        figure: Figure | None = None,
+        seeds: tuple[int, ...] = (),
+    ) -> None:
         """Writes both files.
 
         Args:

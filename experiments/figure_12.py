@@ -13,7 +13,7 @@ from common import DISTANCE, KERNEL_DISTANCE, SEEDS, Result, staged, table
 from matplotlib.figure import Figure
 from table_2 import ROWS as TABLE_2
 
-from cips3d.training.config import TrainConfig
+from cips3d.training.recipe import TrainConfig
 
 SIDES, CHUNK = (8, 16, 24), 256
 
@@ -24,7 +24,8 @@ def partial(side: int) -> Callable[[int], TrainConfig]:
     def config(seed: int) -> TrainConfig:
         base = TABLE_2["full"](seed)
         stages = [
-            replace(stage, gradients="partial", gradient_rays=(side * stage.resolution // 32) ** 2) for stage in base.stages
+            replace(stage, gradients="partial", gradient_rays=(side * stage.resolution // 32) ** 2)
+            for stage in base.stages
         ]
         return replace(base, stages=tuple(stages))
 
@@ -33,7 +34,9 @@ def partial(side: int) -> Callable[[int], TrainConfig]:
 
 ROWS: dict[str, Callable[[int], TrainConfig]] = {f"{side}²": partial(side) for side in SIDES} | {
     "32²": TABLE_2["full"],
-    "checkpointed": lambda seed: staged(TABLE_2["full"](seed), gradients="checkpointed", chunk=CHUNK),
+    "checkpointed": lambda seed: staged(
+        TABLE_2["full"](seed), gradients="checkpointed", chunk=CHUNK
+    ),
 }
 
 
@@ -52,9 +55,21 @@ def drawn(last: Mapping[str, float], all_rays: Sequence[float]) -> Figure:
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([*SIDES, 32], [last[f"{side}²"] for side in (*SIDES, 32)], "o-", label="seed 0")
-    axes.plot([32] * len(all_rays), all_rays, "_", markersize=14, color="C0", label="all rays, three seeds")
+    axes.plot(
+        [32] * len(all_rays),
+        all_rays,
+        "_",
+        markersize=14,
+        color="C0",
+        label="all rays, three seeds",
+    )
     axes.plot(32, last["checkpointed"], "x", color="C1", label="all rays, checkpointed")
-    axes.set(xlabel="side of the rays with gradients, of 32", ylabel=DISTANCE, yscale="log", xticks=[*SIDES, 32])
+    axes.set(
+        xlabel="side of the rays with gradients, of 32",
+        ylabel=DISTANCE,
+        yscale="log",
+        xticks=[*SIDES, 32],
+    )
     axes.legend()
     return figure
 

@@ -36,7 +36,12 @@ def main() -> None:
     axes.set_ylabel("distance")
     axes.legend()
     crossing = next((octaves for octaves in OCTAVES if neighbour[octaves] > mirror[octaves]), None)
-    values = {"octaves": list(OCTAVES), "neighbour": neighbour, "mirror": mirror, "first_octaves_with_mirror_nearer": crossing}
+    values = {
+        "octaves": list(OCTAVES),
+        "neighbour": neighbour,
+        "mirror": mirror,
+        "first_octaves_with_mirror_nearer": crossing,
+    }
     result.write(values, neighbour[0] < mirror[0] and neighbour[10] > mirror[10], figure)
 
 

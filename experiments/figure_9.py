@@ -25,7 +25,12 @@ from cips3d.training.allocator import keep_freed_memory
 SIDES, TURNS = (16, 32, 64), 3
 #: The published pi-GAN: 8 layers of width 256, three mapping layers.
 PI_GAN = GeneratorConfig(
-    architecture="pi-gan", shape_style_dim=256, shape_mapping_layers=3, nerf_width=256, nerf_layers=8, view_direction=True
+    architecture="pi-gan",
+    shape_style_dim=256,
+    shape_mapping_layers=3,
+    nerf_width=256,
+    nerf_layers=8,
+    view_direction=True,
 )
 
 
@@ -40,10 +45,14 @@ def fill_with_fog(generator: Generator) -> None:
 def visible_share(generator: Generator, side: int) -> float:
     """Of a picture's samples, how many are evaluated with features and gradients."""
     points: list[int] = []
-    hook = generator.nerf.register_forward_hook(lambda _module, inputs, _output: points.append(inputs[0].shape[1]))
+    hook = generator.nerf.register_forward_hook(
+        lambda _module, inputs, _output: points.append(inputs[0].shape[1])
+    )
     generator.render(generator.sample_latents(1, 0), Camera.orbit(0.2), side)
     hook.remove()
-    return sum(points) / (side**2 * (generator.config.coarse_samples + generator.config.fine_samples))
+    return sum(points) / (
+        side**2 * (generator.config.coarse_samples + generator.config.fine_samples)
+    )
 
 
 def seconds(generator: Generator, side: int) -> float:
@@ -57,7 +66,9 @@ def seconds(generator: Generator, side: int) -> float:
 
 def main() -> None:
     keep_freed_memory()
-    result = Result("figure_9", "CIPS-3D has more parameters than pi-GAN and trains faster (Fig. 9a, 9b)")
+    result = Result(
+        "figure_9", "CIPS-3D has more parameters than pi-GAN and trains faster (Fig. 9a, 9b)"
+    )
     torch.manual_seed(0)
     configs = {"cips-3d": GeneratorConfig(), "pi-gan": PI_GAN}
     generators = {name: build_generator(config) for name, config in configs.items()}
@@ -65,7 +76,10 @@ def main() -> None:
         fill_with_fog(generator)
     shares = {name: visible_share(generator, SIDES[0]) for name, generator in generators.items()}
     parameters = {name: parameter_count(generator) for name, generator in generators.items()}
-    kept = {name: [generator_cost(config, side).saved_bytes / 2**20 for side in SIDES] for name, config in configs.items()}
+    kept = {
+        name: [generator_cost(config, side).saved_bytes / 2**20 for side in SIDES]
+        for name, config in configs.items()
+    }
     rates: dict[str, list[float]] = {name: [] for name in generators}
     for side in SIDES:
         taken: dict[str, list[float]] = {name: [] for name in generators}
@@ -80,7 +94,9 @@ def main() -> None:
     left.set_ylabel("million parameters")
     for name, values in rates.items():
         right.plot(SIDES, values, "o-", label=name)
-    right.set(xlabel="side of the picture, pixels", ylabel="pictures a second", xscale="log", yscale="log")
+    right.set(
+        xlabel="side of the picture, pixels", ylabel="pictures a second", xscale="log", yscale="log"
+    )
     right.set_xticks(SIDES, [str(side) for side in SIDES])
     right.set_yticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
     right.minorticks_off()

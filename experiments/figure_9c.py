@@ -46,7 +46,9 @@ def grouped_convolution(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
     batch, in_dim, *size = x.shape
     weight = layer.weight.t()[None] * (layer.affine(w) + 1)[:, None, :]
     weight = weight * torch.rsqrt(weight.square().sum(dim=2, keepdim=True) + 1e-8)
-    out = F.conv2d(x.reshape(1, batch * in_dim, *size), weight.reshape(-1, in_dim, 1, 1), groups=batch)
+    out = F.conv2d(
+        x.reshape(1, batch * in_dim, *size), weight.reshape(-1, in_dim, 1, 1), groups=batch
+    )
     return out.view(batch, -1, *size)
 
 
@@ -86,14 +88,22 @@ def measured(layer: ModulatedLinear, styles: int, points: int, gradients: bool) 
     with torch.set_grad_enabled(gradients):
         with torch.no_grad():
             a = by_bmm()
-            difference = float((a - by_convolution()[..., 0].transpose(1, 2)).abs().max() / a.abs().max())
+            difference = float(
+                (a - by_convolution()[..., 0].transpose(1, 2)).abs().max() / a.abs().max()
+            )
             del a
         assert difference < 1e-4, difference
         if gradients:
             bmm, convolution = seconds_each(with_backward(by_bmm), with_backward(by_convolution))
         else:
             bmm, convolution = seconds_each(by_bmm, by_convolution)
-    found = {"styles": styles, "points": points, "gradients": gradients, "convolution": 1 / convolution, "bmm": 1 / bmm}
+    found = {
+        "styles": styles,
+        "points": points,
+        "gradients": gradients,
+        "convolution": 1 / convolution,
+        "bmm": 1 / bmm,
+    }
     print("  ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
     return found
 

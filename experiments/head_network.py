@@ -20,19 +20,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import trange
 
-import cips3d.metrics
+import cips3d.heads
 from cips3d.camera import PoseDistribution
 from cips3d.data import HeadBatch, SyntheticHeads
+from cips3d.heads.network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
 from cips3d.metrics.consistency import small_depth
-from cips3d.metrics.head_network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
-from cips3d.metrics.subjects import angle_between
+from cips3d.metrics.views import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
 BATCH, STEPS, RATE = 64, 2500, 2e-3
 #: Wider than the prior of the training pictures (0.3 and 0.155), so that no generated view lies outside.
 POSES = PoseDistribution(yaw_std=0.45, pitch_std=0.2)
 TRAINING_SEED, TEST_SEED = 11, 12
-OUT = Path(cips3d.metrics.__file__).parent / "head_network.safetensors"
+OUT = Path(cips3d.heads.__file__).parent / "network.safetensors"
 
 
 def damaged(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,9 @@ def kind_targets(batch: HeadBatch, cartoon: bool) -> dict[str, Tensor]:
 
 
 def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) -> Tensor:
-    angles = torch.stack([reading.yaw - batch.attributes["yaw"], reading.pitch - batch.attributes["pitch"]])
+    angles = torch.stack(
+        [reading.yaw - batch.attributes["yaw"], reading.pitch - batch.attributes["pitch"]]
+    )
     total = 3 * F.smooth_l1_loss(angles / 0.1, torch.zeros_like(angles))
     for name, target in kind_targets(batch, cartoon).items():
         total = total + 0.3 * F.cross_entropy(reading.kinds[name], target)
@@ -70,7 +72,10 @@ def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) 
         total = total + 3 * F.smooth_l1_loss(reading.colors[name], batch.attributes[name], beta=0.1)
     total = total + F.smooth_l1_loss(reading.damage, damage)
     depth, mask = small_depth(batch.depth, batch.mask)
-    total = total + 2 * (F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none") * mask).mean()
+    total = (
+        total
+        + 2 * (F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none") * mask).mean()
+    )
     return total + 2 * F.binary_cross_entropy(reading.mask, mask)
 
 
@@ -98,10 +103,15 @@ def measured(network: HeadNetwork) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", action="store_true", help="train none")
     measure = parser.parse_args().measure
-    result = Result("head_network", "Our network for the embedded heads reads heads that it has never seen (ours)")
+    result = Result(
+        "head_network",
+        "Our network for the embedded heads reads heads that it has never seen (ours)",
+    )
     network = load_head_network() if measure else trained()
     values = measured(network)
     print(values)
@@ -116,8 +126,13 @@ def trained() -> HeadNetwork:
     network = HeadNetwork()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.1)
-    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
-    styles = {style: SyntheticHeads(10**6, SIDE, TRAINING_SEED, style, POSES) for style in ("natural", "cartoon")}
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
+    styles = {
+        style: SyntheticHeads(10**6, SIDE, TRAINING_SEED, style, POSES)
+        for style in ("natural", "cartoon")
+    }
     began = time.perf_counter()
     for step in (bar := trange(STEPS)):
         style = "cartoon" if step % 3 == 2 else "natural"
@@ -135,10 +150,17 @@ def trained() -> HeadNetwork:
     found = average.module
     assert isinstance(found, HeadNetwork)
     with torch.no_grad():
-        found.set_identity_mean(SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5 - 1)
+        found.set_identity_mean(
+            SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5
+            - 1
+        )
     # half precision: the file is half as large, and its readings change by far less than their errors
-    save_file({name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, OUT)
-    found.load_state_dict({name: tensor.half().float() for name, tensor in found.state_dict().items()})
+    save_file(
+        {name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, OUT
+    )
+    found.load_state_dict(
+        {name: tensor.half().float() for name, tensor in found.state_dict().items()}
+    )
     print(f"{STEPS * BATCH:,} pictures in {(time.perf_counter() - began) / 60:.1f} minutes; {OUT}")
     return found
 

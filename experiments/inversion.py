@@ -29,10 +29,10 @@ from torch import Tensor
 import cips3d
 from cips3d import Camera, pretrained
 from cips3d.data import SyntheticHeads
-from cips3d.editing.invert import SPACES, Inversion, invert
+from cips3d.editing.inversion import SPACES, Inversion, invert
 from cips3d.export.media import image_grid, save_image
 from cips3d.files import atomic_path
-from cips3d.metrics.subjects import angle_between
+from cips3d.metrics.views import angle_between
 
 COUNT, SHOWN = 50, 8
 #: The embedded dataset's own seed is 0: these are other heads.
@@ -51,19 +51,32 @@ def main() -> None:
         of_bundled=True,
     )
     values: dict[str, Any] = {}
-    with one_thread_each(), ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+    with (
+        one_thread_each(),
+        ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool,
+    ):
         for start in ("usual", "wrong"):
             found = list(pool.map(partial(inverted, wrong=start == "wrong"), range(COUNT)))
             if start == "usual":
-                sheets = [np.asarray(Image.open(record(index, wrong=False).with_suffix(".png"))) for index in range(SHOWN)]
+                sheets = [
+                    np.asarray(Image.open(record(index, wrong=False).with_suffix(".png")))
+                    for index in range(SHOWN)
+                ]
                 save_image(RESULTS / "inversion.png", np.concatenate(sheets))
             values[start] = {
-                space: {name: statistics.median(of_head[space][name] for of_head in found) for name in found[0][space]}
+                space: {
+                    name: statistics.median(of_head[space][name] for of_head in found)
+                    for name in found[0][space]
+                }
                 for space in SPACES
             } | {"seconds": statistics.median(of_head["seconds"] for of_head in found)}
             print(start, values[start], flush=True)
     tuned = values["usual"]["tuned"]
-    result.write(values, tuned["camera_degrees"] <= AIM_DEGREES and tuned["novel_psnr"] >= AIM_PSNR, seeds=(UNSEEN,))
+    result.write(
+        values,
+        tuned["camera_degrees"] <= AIM_DEGREES and tuned["novel_psnr"] >= AIM_PSNR,
+        seeds=(UNSEEN,),
+    )
 
 
 def record(index: int, wrong: bool) -> Path:
@@ -98,14 +111,20 @@ def inverted(index: int, wrong: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measured(step: Inversion, heads: SyntheticHeads, index: int, camera: Camera, image: Tensor) -> dict[str, float]:
+def measured(
+    step: Inversion, heads: SyntheticHeads, index: int, camera: Camera, image: Tensor
+) -> dict[str, float]:
     side = image.shape[-1]
     others = [Camera.orbit(yaw, pitch) for yaw, pitch in NOVEL]
     truth = torch.cat([seen(heads, index, other) for other in others])
     novel = torch.cat([step.generator.render(step.styles, other, side).image for other in others])
     again = step.generator.render(step.styles, step.camera, side).image
     angle = angle_between(*camera.yaw_pitch(), *step.camera.yaw_pitch())
-    return {"camera_degrees": float(angle), "input_psnr": psnr(again, image), "novel_psnr": psnr(novel, truth)}
+    return {
+        "camera_degrees": float(angle),
+        "input_psnr": psnr(again, image),
+        "novel_psnr": psnr(novel, truth),
+    }
 
 
 def seen(heads: SyntheticHeads, index: int, camera: Camera) -> Float[Tensor, "1 3 side side"]:
@@ -118,9 +137,14 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @torch.inference_mode()
-def drawn(found: Inversion, heads: SyntheticHeads, index: int, image: Tensor) -> UInt8[np.ndarray, "height width 3"]:
+def drawn(
+    found: Inversion, heads: SyntheticHeads, index: int, image: Tensor
+) -> UInt8[np.ndarray, "height width 3"]:
     side = image.shape[-1]
-    steps = [step.generator.render(step.styles, step.camera, side).image for step in (*found.earlier, found)]
+    steps = [
+        step.generator.render(step.styles, step.camera, side).image
+        for step in (*found.earlier, found)
+    ]
     cameras = [Camera.orbit(yaw) for yaw in DRAWN]
     ours = [found.generator.render(found.styles, camera, side).image for camera in cameras]
     true = [seen(heads, index, camera) for camera in cameras]

@@ -23,13 +23,20 @@ from torch import Tensor
 import cips3d
 from cips3d.camera import Camera, Rays
 from cips3d.data import SyntheticHeads
-from cips3d.data.heads import FAR_DEPTH
-from cips3d.export.isosurface import Density, SampledVolume, outward_parts, surface, surface_level, typical_cameras
+from cips3d.export.isosurface import (
+    Density,
+    SampledVolume,
+    outward_parts,
+    surface,
+    surface_level,
+    typical_cameras,
+)
 from cips3d.export.media import image_grid, save_image
-from cips3d.metrics.head_network import DEPTH_SIDE, load_head_network
-from cips3d.metrics.subjects import Subjects, View
+from cips3d.heads.dataset import FAR_DEPTH
+from cips3d.heads.network import DEPTH_SIDE, load_head_network
+from cips3d.metrics.views import Subjects, View
 from cips3d.models.generator import Generator
-from cips3d.models.records import SOLID
+from cips3d.models.types import SOLID
 
 HEADS, GENERATED, RESOLUTION = 4, 8, 128
 YAWS = tuple(np.radians((-30.0, -15.0, 0.0, 15.0, 30.0)))
@@ -48,27 +55,43 @@ def main() -> None:
     analytic, analytic_meshes = of_analytic_heads(SyntheticHeads(supersampling=1))
     generated, meshes = of_generated_heads(cips3d.load("heads"))
     shown = [drawn(mesh, *side) for mesh in meshes[:4] for side in SIDES]
-    shown += [drawn(mesh, *side, shaded=True) for mesh in meshes[:2] + analytic_meshes[:2] for side in SIDES]
+    shown += [
+        drawn(mesh, *side, shaded=True)
+        for mesh in meshes[:2] + analytic_meshes[:2]
+        for side in SIDES
+    ]
     save_image(RESULTS / "mesh.png", image_grid(torch.stack(shown), columns=2 * len(SIDES)))
-    near = analytic["chamfer_to_truth"] < AIMS[0] and generated["chamfer_to_rendered_depth"] < AIMS[1]
+    near = (
+        analytic["chamfer_to_truth"] < AIMS[0] and generated["chamfer_to_rendered_depth"] < AIMS[1]
+    )
     closed = all(mesh.is_watertight for mesh in meshes + analytic_meshes)
-    result.write({"analytic": analytic, "generated": generated, "watertight": closed}, near and closed, seeds=(0,))
+    result.write(
+        {"analytic": analytic, "generated": generated, "watertight": closed},
+        near and closed,
+        seeds=(0,),
+    )
 
 
 def of_analytic_heads(heads: SyntheticHeads) -> tuple[dict[str, float], list[trimesh.Trimesh]]:
     """The extraction alone: heads of the dataset as densities, against points of the dataset's ray caster."""
     cameras = typical_cameras(heads.poses)
-    volume = SampledVolume(Camera(cameras.cam_to_world, torch.full_like(cameras.fov, 16.0)), 2 - FAR_DEPTH, FAR_DEPTH)
+    volume = SampledVolume(
+        Camera(cameras.cam_to_world, torch.full_like(cameras.fov, 16.0)), 2 - FAR_DEPTH, FAR_DEPTH
+    )
     distances, floors, depths, meshes = [], [], [], []
     for index in range(HEADS):
         density = density_of_head(heads, index)
-        mesh = outward_parts(surface(density, volume, surface_level(density, volume, 0.016), RESOLUTION))
+        mesh = outward_parts(
+            surface(density, volume, surface_level(density, volume, 0.016), RESOLUTION)
+        )
         truth = head_points(heads, index)
         points, face = trimesh.sample.sample_surface(mesh, 2 * len(truth), seed=0)
         distances.append(chamfer_distance(points, truth) / HEAD_HEIGHT)
         depth = depth_inside(heads, index, points)
         depths.append(np.abs(depth).mean() / HEAD_HEIGHT)
-        floors.append(chamfer_distance(points + depth[:, None] * mesh.face_normals[face], truth) / HEAD_HEIGHT)
+        floors.append(
+            chamfer_distance(points + depth[:, None] * mesh.face_normals[face], truth) / HEAD_HEIGHT
+        )
         meshes.append(mesh)
     values = {
         "chamfer_to_truth": statistics.mean(distances),
@@ -99,13 +122,17 @@ def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[tri
         solid = [view.solid.flatten().numpy() for view in views]
         rendered = np.concatenate([seen_points(view) for view in views])
         to_rendered.append(chamfer_distance(np.concatenate(hits), rendered) / HEAD_HEIGHT)
-        overlap.append(float((np.stack(hit) & np.stack(solid)).sum() / (np.stack(hit) | np.stack(solid)).sum()))
+        overlap.append(
+            float((np.stack(hit) & np.stack(solid)).sum() / (np.stack(hit) | np.stack(solid)).sum())
+        )
         front = views[YAWS.index(0.0)]
         reading = network(front.out.image)
         rays = front.camera.rays(DEPTH_SIDE, DEPTH_SIDE)
         seen = rays.origins[0] + reading.depth.flatten()[:, None] * rays.directions[0]
         seen = seen[reading.mask.flatten() > SOLID].double().numpy()
-        to_network.append(chamfer_distance(first_hits(mesh, front.camera, DEPTH_SIDE)[0], seen) / HEAD_HEIGHT)
+        to_network.append(
+            chamfer_distance(first_hits(mesh, front.camera, DEPTH_SIDE)[0], seen) / HEAD_HEIGHT
+        )
         coarse = stopped(Subjects.generated(generator, latents[i], DEPTH_SIDE).at(0.0), generator)
         rendered_to_network.append(chamfer_distance(seen_points(coarse), seen) / HEAD_HEIGHT)
         meshes.append(mesh)
@@ -122,7 +149,9 @@ def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[tri
 def stopped(view: View, generator: Generator) -> View:
     """A view whose depth is the mean of where its light ends, without the far plane's share where some passes."""
     far, out = generator.config.poses.radius + generator.config.extent, view.out
-    return View(replace(out, depth=far - (far - out.depth) / out.opacity.clamp(min=SOLID)), view.camera)
+    return View(
+        replace(out, depth=far - (far - out.depth) / out.opacity.clamp(min=SOLID)), view.camera
+    )
 
 
 def first_hits(mesh: trimesh.Trimesh, camera: Camera, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +168,13 @@ def cast(mesh: trimesh.Trimesh, rays: Rays) -> tuple[np.ndarray, np.ndarray, np.
     return mesh.ray.intersects_location(origins, directions, multiple_hits=False)
 
 
-def drawn(mesh: trimesh.Trimesh, yaw: float, pitch: float, shaded: bool = False) -> Float[Tensor, "3 side side"]:
+def drawn(
+    mesh: trimesh.Trimesh, yaw: float, pitch: float, shaded: bool = False
+) -> Float[Tensor, "3 side side"]:
     """A picture of a mesh in [-1, 1]: its vertex colours, or grey by the angle between normal and ray; angles in degrees."""
-    rays = Camera.orbit(float(np.radians(yaw)), float(np.radians(pitch)), 1.0, 15.0).rays(SHOWN, SHOWN)
+    rays = Camera.orbit(float(np.radians(yaw)), float(np.radians(pitch)), 1.0, 15.0).rays(
+        SHOWN, SHOWN
+    )
     points, index, face = cast(mesh, rays)
     weights = trimesh.triangles.points_to_barycentric(mesh.triangles[face], points)[..., None]
     if shaded:

@@ -12,12 +12,12 @@ from scipy.spatial import KDTree
 
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
-from cips3d.data import raycast as rc
-from cips3d.data.head_shapes import head_parts
-from cips3d.data.head_traits import Draws, draw_traits
 from cips3d.errors import UserError
-from cips3d.kernels import kernel
-from cips3d.metrics.subjects import Subjects, View
+from cips3d.heads import raycast as rc
+from cips3d.heads.shapes import head_parts
+from cips3d.heads.traits import Draws, draw_traits
+from cips3d.metrics.views import Subjects, View
+from cips3d.models.ops.kernels import kernel
 
 #: About how high a head is from chin to crown (world units).
 HEAD_HEIGHT = 0.14
@@ -37,7 +37,9 @@ def chamfer_distance(a: Float[np.ndarray, "a 3"], b: Float[np.ndarray, "b 3"]) -
         UserError: if a set is empty.
     """
     if min(len(a), len(b)) == 0:
-        raise UserError(f"Chamfer distance: sets of {len(a)} and {len(b)} points; both need at least one")
+        raise UserError(
+            f"Chamfer distance: sets of {len(a)} and {len(b)} points; both need at least one"
+        )
     return float(KDTree(b).query(a)[0].mean() + KDTree(a).query(b)[0].mean()) / 2
 
 
@@ -53,7 +55,11 @@ def thinned(points: Float[np.ndarray, "points 3"], spacing: float) -> Float[np.n
 
 
 def head_points(
-    heads: SyntheticHeads, index: int, cameras: Camera | None = None, spacing: float = 1e-3, side: int = 256
+    heads: SyntheticHeads,
+    index: int,
+    cameras: Camera | None = None,
+    spacing: float = 1e-3,
+    side: int = 256,
 ) -> Float[np.ndarray, "points 3"]:
     """True points on the surface of an embedded head, evenly.
 
@@ -64,17 +70,27 @@ def head_points(
         side: of the cameras' pictures, pixels; a pixel is about 0.25 / side wide.
     """
     if cameras is None:
-        yaw, pitch = torch.meshgrid(*(torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES)), indexing="ij")
+        yaw, pitch = torch.meshgrid(
+            *(torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES)), indexing="ij"
+        )
         cameras = Camera.orbit(yaw.flatten(), pitch.flatten(), 1.0, _FOV)
     enlarged = SyntheticHeads(heads.size, side, heads.seed, heads.style, heads.poses)
-    return thinned(seen_points(Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)), spacing)
+    return thinned(
+        seen_points(Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)), spacing
+    )
 
 
-def depth_inside(heads: SyntheticHeads, index: int, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, " points"]:
+def depth_inside(
+    heads: SyntheticHeads, index: int, points: Float[np.ndarray, "points 3"]
+) -> Float[np.ndarray, " points"]:
     """How deep points (world) lie inside a head: positive inside, negative outside, near its surface the distance to it."""
     draw = Draws(heads.seed, np.array([index], dtype=np.int64))
     depth = np.empty(len(points))
-    depth_in_parts(head_parts(draw, draw_traits(draw))[0][0], np.ascontiguousarray(points, dtype=np.float64), depth)
+    depth_in_parts(
+        head_parts(draw, draw_traits(draw))[0][0],
+        np.ascontiguousarray(points, dtype=np.float64),
+        depth,
+    )
     return depth
 
 
@@ -92,7 +108,9 @@ def _ellipsoid_depth(ox, oy, oz, axes):
         x, y, z = axes[3 * i], axes[3 * i + 1], axes[3 * i + 2]
         length2 = x * x + y * y + z * z
         least = min(least, length2)
-        u2 = ((ox * x + oy * y + oz * z) / length2) ** 2  # of the offset in the ellipsoid's own unit sphere
+        u2 = (
+            (ox * x + oy * y + oz * z) / length2
+        ) ** 2  # of the offset in the ellipsoid's own unit sphere
         square, slope = square + u2, slope + u2 / length2
     if slope < 1e-12:  # the centre
         return math.sqrt(least)
@@ -120,20 +138,33 @@ def depth_in_parts(parts, points, out):
         if part[rc.PRESENT] <= 0.0:
             continue
         axes = part[rc.AXES : rc.AXES + 9]
-        cut = part[rc.SLAB_NORMAL] != 0.0 or part[rc.SLAB_NORMAL + 1] != 0.0 or part[rc.SLAB_NORMAL + 2] != 0.0
+        cut = (
+            part[rc.SLAB_NORMAL] != 0.0
+            or part[rc.SLAB_NORMAL + 1] != 0.0
+            or part[rc.SLAB_NORMAL + 2] != 0.0
+        )
         carved = part[rc.CARVED] > 0.0
         for k in range(3):
             carve_axes[4 * k] = part[rc.CARVE_RADII + k]
         for n in range(points.shape[0]):
             x, y, z = points[n, 0], points[n, 1], points[n, 2]
-            depth = _ellipsoid_depth(x - part[rc.CENTER], y - part[rc.CENTER + 1], z - part[rc.CENTER + 2], axes)
+            depth = _ellipsoid_depth(
+                x - part[rc.CENTER], y - part[rc.CENTER + 1], z - part[rc.CENTER + 2], axes
+            )
             if depth <= out[n]:
                 continue
             depth = min(depth, rc.BOUND - math.sqrt(x * x + y * y + z * z))
             if cut:
-                along = x * part[rc.SLAB_NORMAL] + y * part[rc.SLAB_NORMAL + 1] + z * part[rc.SLAB_NORMAL + 2]
+                along = (
+                    x * part[rc.SLAB_NORMAL]
+                    + y * part[rc.SLAB_NORMAL + 1]
+                    + z * part[rc.SLAB_NORMAL + 2]
+                )
                 depth = min(depth, along - part[rc.SLAB_LOW], part[rc.SLAB_HIGH] - along)
             if carved:
                 c = rc.CARVE_CENTER
-                depth = min(depth, -_ellipsoid_depth(x - part[c], y - part[c + 1], z - part[c + 2], carve_axes))
+                depth = min(
+                    depth,
+                    -_ellipsoid_depth(x - part[c], y - part[c + 1], z - part[c + 2], carve_axes),
+                )
             out[n] = max(out[n], depth)

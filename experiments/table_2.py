@@ -13,7 +13,7 @@ from typing import Literal
 from common import RESULTS, SEEDS, Result, clearly_mirrored, small_config, staged, sweeps, table
 
 from cips3d.export.media import save_image
-from cips3d.training.config import TrainConfig
+from cips3d.training.recipe import TrainConfig
 
 #: The paper's column FID, at 64² on FFHQ.
 PAPER = {"direction": 17.46, "fixed": 16.25, "learned": 18.77, "full": 16.46}
@@ -23,7 +23,9 @@ FIGURES = (
 )  # fmt: skip
 
 
-def row(direction: bool, embedding: Literal["fixed", "learned"], auxiliary: bool) -> Callable[[int], TrainConfig]:
+def row(
+    direction: bool, embedding: Literal["fixed", "learned"], auxiliary: bool
+) -> Callable[[int], TrainConfig]:
     """The run of a row for a seed."""
 
     def config(seed: int) -> TrainConfig:

@@ -17,8 +17,8 @@ from table_2 import ROWS as TABLE_2
 
 from cips3d.export.media import save_image
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.training.config import TrainConfig
 from cips3d.training.presets import POSE_WEIGHT
+from cips3d.training.recipe import TrainConfig
 
 SEEDS = (0,)
 
@@ -26,7 +26,10 @@ SEEDS = (0,)
 def discriminators(**changes: bool) -> dict[str, DiscriminatorConfig]:
     """The fields with both discriminators changed."""
     base = small_config()
-    return {name: replace(getattr(base, name), **changes) for name in ("discriminator", "aux_discriminator")}
+    return {
+        name: replace(getattr(base, name), **changes)
+        for name in ("discriminator", "aux_discriminator")
+    }
 
 
 #: What the techniques are added to: Table 2's own runs.
@@ -41,7 +44,14 @@ TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "learned-cameras": ({"cameras": "learned"}, {}),
     "camera-labels": (discriminators(camera_label=True), {}),
 }
-FIGURES = ("two_hypothesis_score", "bangs_flip", "mirror_jump", "fd2k_heads", "pose_error", "depth_correlation")
+FIGURES = (
+    "two_hypothesis_score",
+    "bangs_flip",
+    "mirror_jump",
+    "fd2k_heads",
+    "pose_error",
+    "depth_correlation",
+)
 
 
 def row(technique: str, auxiliary: bool) -> Callable[[int], TrainConfig]:
@@ -69,7 +79,10 @@ def main() -> None:
     save_image(RESULTS / "techniques.png", sweeps(found["records"]))
     score = {name: values["two_hypothesis_score"] for name, values in found["runs"].items()}
     later = [technique for technique in TECHNIQUES if technique != BASE]
-    holds = all(clearly_mirrored(score[f"{technique}-without"], score[f"{technique}-with"]) for technique in later)
+    holds = all(
+        clearly_mirrored(score[f"{technique}-without"], score[f"{technique}-with"])
+        for technique in later
+    )
     result.write(found, holds, seeds=SEEDS)
 
 

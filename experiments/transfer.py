@@ -27,17 +27,17 @@ import cips3d
 from cips3d import pretrained
 from cips3d.cli.train import train_here
 from cips3d.data import SyntheticHeads, open_dataset
-from cips3d.editing.blend import swap_layers
+from cips3d.editing.blending import swap_layers
 from cips3d.editing.sheets import amounts_sheet, views_sheet
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
+from cips3d.heads.network import load_head_network
 from cips3d.metrics.consistency import pose_error
 from cips3d.metrics.fidelity import Fidelity
-from cips3d.metrics.head_network import load_head_network
-from cips3d.metrics.subjects import Subjects
+from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
-from cips3d.training.config import TrainConfig
 from cips3d.training.presets import transfer
+from cips3d.training.recipe import TrainConfig
 from cips3d.training.trainer import MODEL_FILE
 
 PICTURES, HELD_OUT, SIDE, KIMG = 300, 2000, 64, 20.0
@@ -63,20 +63,33 @@ def main() -> None:
     folders = {look: pictures(look) for look in DISTANCES}
     for look, distance in DISTANCES.items():
         few, others = folders[look]
-        config = transfer(base.config, "heads", str(few), pretrained.load_discriminators("heads"), KIMG)
+        config = transfer(
+            base.config, "heads", str(few), pretrained.load_discriminators("heads"), KIMG
+        )
         config = replace(config, metrics=(distance,), metrics_kimg=2.5)
         transferred, curve = trained(config, RUNS / f"transfer-{look}-{of_bundled_model()}")
         curve = [(0.0, measures[look](base, open_dataset(str(few), SIDE))[distance]), *curve]
         unseen = open_dataset(str(others), SIDE)
-        before, after = (measures[look](generator, unseen)[distance] for generator in (base, transferred))
-        values[look] = {"distance": distance, "before": before, "after": after, "curve": curve} | compared(base, transferred)
+        before, after = (
+            measures[look](generator, unseen)[distance] for generator in (base, transferred)
+        )
+        values[look] = {
+            "distance": distance,
+            "before": before,
+            "after": after,
+            "curve": curve,
+        } | compared(base, transferred)
         axes.plot(*zip(*curve, strict=True), "o-", label=f"{look} ({distance})")
         draw(look, base, transferred)
-    axes.set(xlabel="thousands of pictures shown", ylabel="distance to the new pictures", yscale="log")
+    axes.set(
+        xlabel="thousands of pictures shown", ylabel="distance to the new pictures", yscale="log"
+    )
     axes.legend()
     learned = all(values[look]["after"] < values[look]["before"] / 2 for look in DISTANCES)
     shapes_stay = all(values[look]["depth_change"] == 0 for look in DISTANCES)
-    poses_stay = values["cartoon"]["pose_error_after"] < POSE_ERROR  # the network that sees poses knows no avatars
+    poses_stay = (
+        values["cartoon"]["pose_error_after"] < POSE_ERROR
+    )  # the network that sees poses knows no avatars
     result.write(values, learned and shapes_stay and poses_stay, figure, seeds=(0,))
 
 
@@ -88,11 +101,16 @@ def pictures(look: str) -> tuple[Path, Path]:
     if look == "cartoon":
         heads = SyntheticHeads(resolution=SIDE, seed=SEED, style="cartoon")
         for i in range(PICTURES + HELD_OUT):
-            save_image((few if i < PICTURES else others) / f"{i:04d}.png", heads[i].permute(1, 2, 0).numpy())
+            save_image(
+                (few if i < PICTURES else others) / f"{i:04d}.png",
+                heads[i].permute(1, 2, 0).numpy(),
+            )
         return few, others
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError("npm: is not installed, and the avatars are made with its packages; install node and npm")
+        raise UserError(
+            "npm: is not installed, and the avatars are made with its packages; install node and npm"
+        )
     packages = RUNS / "avatars"
     packages.mkdir(parents=True, exist_ok=True)
     subprocess.run([npm, "install", "--silent", *_NPM_PACKAGES], cwd=packages, check=True)
@@ -105,10 +123,14 @@ def pictures(look: str) -> tuple[Path, Path]:
 
 def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[float, float]]]:
     """The transferred model, and its distance to the new pictures along the run."""
-    train_here(config, folder)  # goes on with a run that was interrupted, and takes one that has ended as it is
+    train_here(
+        config, folder
+    )  # goes on with a run that was interrupted, and takes one that has ended as it is
     (distance,) = config.metrics
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return pretrained.load(folder / MODEL_FILE), [(line["images"] / 1000, line[distance]) for line in log if distance in line]
+    return pretrained.load(folder / MODEL_FILE), [
+        (line["images"] / 1000, line[distance]) for line in log if distance in line
+    ]
 
 
 def compared(base: Generator, transferred: Generator) -> dict[str, float]:
@@ -118,21 +140,34 @@ def compared(base: Generator, transferred: Generator) -> dict[str, float]:
     with torch.inference_mode():
         depths = [g.render(latents, camera, SIDE).depth for g in (base, transferred)]
     network = load_head_network()
-    errors = [pose_error(Subjects.generated(g, latents, SIDE).from_prior(0), network) for g in (base, transferred)]
+    errors = [
+        pose_error(Subjects.generated(g, latents, SIDE).from_prior(0), network)
+        for g in (base, transferred)
+    ]
     return {
         "depth_change": float((depths[0] - depths[1]).abs().max()),
         "pose_error_before": errors[0],
-        "pose_error_after": errors[1],  # as a network sees it that knows heads and cartoons, not avatars
+        "pose_error_after": errors[
+            1
+        ],  # as a network sees it that knows heads and cartoons, not avatars
     }
 
 
 def draw(look: str, base: Generator, transferred: Generator) -> None:
     """The pictures of a run."""
     latents = base.sample_latents(HEADS, 1)
-    save_image(RESULTS / f"transfer_{look}.png", views_sheet([base, transferred], latents, YAW, VIEWS, SIDE))
-    save_image(RESULTS / f"blend_{look}.png", amounts_sheet(base, transferred, latents, VIEWS, SIDE))
+    save_image(
+        RESULTS / f"transfer_{look}.png",
+        views_sheet([base, transferred], latents, YAW, VIEWS, SIDE),
+    )
+    save_image(
+        RESULTS / f"blend_{look}.png", amounts_sheet(base, transferred, latents, VIEWS, SIDE)
+    )
     swapped = swap_layers(base, transferred, from_block=base.config.inr_blocks // 2)
-    save_image(RESULTS / f"swap_{look}.png", views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE))
+    save_image(
+        RESULTS / f"swap_{look}.png",
+        views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE),
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def recorded(name: str) -> dict[str, Tensor]:
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def generator(tensors: dict[str, Tensor], prefix: str) -> Generator:
@@ -47,4 +49,6 @@ def worst(a: Tensor, b: Tensor) -> float:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of b."""
-    return float(torch.linalg.vector_norm((a - b).detach()) / torch.linalg.vector_norm(b).clamp(min=1e-30))
+    return float(
+        torch.linalg.vector_norm((a - b).detach()) / torch.linalg.vector_norm(b).clamp(min=1e-30)
+    )

@@ -18,13 +18,13 @@ from cips3d.camera import Camera
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.metrics.geometry import non_flatness
-from cips3d.metrics.subjects import Subjects
 from cips3d.metrics.symmetry import mirror_jump
+from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput
-from cips3d.training.alarms import LIMITS, Watch, spread
-from cips3d.training.config import Stage
+from cips3d.models.types import RenderOutput
+from cips3d.training.health import LIMITS, Watch, spread
 from cips3d.training.logs import RunLog
+from cips3d.training.recipe import Stage
 from cips3d.training.trainer import Trainer
 
 
@@ -42,7 +42,9 @@ def flatness(depth: Tensor, solid: Tensor) -> float:
 
 def test_a_plane_is_flat_and_heads_are_not() -> None:
     rays = Camera.orbit(0.0).rays(32, 32)
-    plane = (1.0 / -rays.directions[..., 2]).view(1, 1, 32, 32)  # along the rays, z = 0 is a little deeper at the edge
+    plane = (1.0 / -rays.directions[..., 2]).view(
+        1, 1, 32, 32
+    )  # along the rays, z = 0 is a little deeper at the edge
     heads = SyntheticHeads(8, 32).render(range(8), Camera.orbit(torch.zeros(8)))
     whole = torch.ones_like(plane, dtype=torch.bool)
     assert flatness(plane, whole) < 0.85 * limit("non_flatness")
@@ -63,12 +65,16 @@ class Turning(Generator):
         yaw = camera.yaw_pitch()[0]
         column = torch.where((yaw < 0) & self.mirrored, -(0.6 - yaw), 0.6 + yaw)
         x = torch.linspace(-1, 1, resolution)
-        image = torch.exp(-((x - column[:, None]) ** 2) * 3)[:, None, None].expand(-1, 3, resolution, -1)
+        image = torch.exp(-((x - column[:, None]) ** 2) * 3)[:, None, None].expand(
+            -1, 3, resolution, -1
+        )
         return output(image, image[:, :1], image[:, :1])
 
 
 @pytest.mark.parametrize(("mirrored", "least", "most"), [(False, 0.8, 1.25), (True, 3.0, math.inf)])
-def test_a_mirrored_field_jumps_at_the_frontal_view(mirrored: bool, least: float, most: float) -> None:
+def test_a_mirrored_field_jumps_at_the_frontal_view(
+    mirrored: bool, least: float, most: float
+) -> None:
     turning = Turning(mirrored)
     assert least < mirror_jump(Subjects.generated(turning, turning.sample_latents(1, 0), 64)) < most
 
@@ -87,7 +93,9 @@ def test_figures_of_a_generator() -> None:
     assert Watch.of(SyntheticHeads(2, 96)).real.shape == (2, 3, 64, 64)
     figures = watch.figures(generator, generator.sampling)
     again = watch.figures(generator, generator.sampling)
-    assert figures == pytest.approx(again, abs=0, nan_ok=True)  # always the same subjects and cameras
+    assert figures == pytest.approx(
+        again, abs=0, nan_ok=True
+    )  # always the same subjects and cameras
     assert math.isnan(figures.pop("two_hypothesis_score"))  # there is no surface yet
     assert all(math.isfinite(value) for value in figures.values())
 
@@ -102,7 +110,19 @@ def test_an_alarm_is_raised_once_until_it_is_over() -> None:
     assert not watch.alarms({"r1_penalty": 0.2})  # says nothing about diversity
     assert not watch.alarms(good | {"diversity": 0.1})
     assert not watch.alarms(good)
-    assert len(watch.alarms({"diversity": 0.1, "non_flatness": 1.0, "two_hypothesis_score": 0.9, "r1_penalty": 100.0})) == 4
+    assert (
+        len(
+            watch.alarms(
+                {
+                    "diversity": 0.1,
+                    "non_flatness": 1.0,
+                    "two_hypothesis_score": 0.9,
+                    "r1_penalty": 100.0,
+                }
+            )
+        )
+        == 4
+    )
 
 
 @pytest.fixture
@@ -119,7 +139,9 @@ def config(tmp_path: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.usefixtures("failing")
-def test_a_failing_run_says_so_after_a_while_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_run_says_so_after_a_while_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         Trainer(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016), tmp_path / "run").run()
     (line,) = [record.getMessage() for record in caplog.records]
@@ -128,7 +150,9 @@ def test_a_failing_run_says_so_after_a_while_and_goes_on(tmp_path: Path, caplog:
 
 @pytest.mark.usefixtures("failing")
 def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
-    trainer = Trainer(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run")
+    trainer = Trainer(
+        config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run"
+    )
     with pytest.raises(UserError, match="stopped by an alarm: flat geometry"):
         trainer.run()
     assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == [f"{16:012d}"]
@@ -145,7 +169,11 @@ def test_measures_are_logged(tmp_path: Path) -> None:
     trainer = Trainer(changed, tmp_path / "run", measures=[measure])
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert [(line["images"], line["side"]) for line in lines if "side" in line] == [(12, 8), (24, 8), (32, 8)]
+    assert [(line["images"], line["side"]) for line in lines if "side" in line] == [
+        (12, 8),
+        (24, 8),
+        (32, 8),
+    ]
     assert all(generator is trainer.networks.ema for generator in seen)
     Trainer(changed, tmp_path / "run", measures=[measure]).run()
     assert len(seen) == 3  # nothing is measured again where nothing was left to train
@@ -155,7 +183,13 @@ def test_a_measure_sees_the_model_that_is_saved(tmp_path: Path) -> None:
     """Truncated too, for which it needs the mean styles."""
 
     def measure(generator: Generator, _: object) -> dict[str, float]:
-        return {"mean": float(generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), 8, psi=0.5).image.mean())}
+        return {
+            "mean": float(
+                generator.render(
+                    generator.sample_latents(2, 0), Camera.orbit(0.3), 8, psi=0.5
+                ).image.mean()
+            )
+        }
 
     path = Trainer(config(tmp_path, metrics_kimg=0.032), tmp_path / "run", measures=[measure]).run()
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])

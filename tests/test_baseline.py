@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import tiny
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling
-from cips3d.training.config import TrainConfig
+from cips3d.models.types import Sampling
 from cips3d.training.draws import FakeDraws, fake_draws
+from cips3d.training.recipe import TrainConfig
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -26,7 +26,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def config() -> TrainConfig:
-    generator = replace(tiny.GENERATOR, nerf_layers=2, density_gain=40.0, density_blob=30.0, inr_blocks=3, rgb_from_block=1)
+    generator = replace(
+        tiny.GENERATOR,
+        nerf_layers=2,
+        density_gain=40.0,
+        density_blob=30.0,
+        inr_blocks=3,
+        rgb_from_block=1,
+    )
     return tiny.config(generator=generator, sampling=SAMPLING)
 
 
@@ -37,13 +44,19 @@ def networks(config: TrainConfig) -> Networks:
         module.double()
     with torch.no_grad():  # biases start at zero
         for parameter in networks.discriminators.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1
+            )
     return networks
 
 
 def draws(config: TrainConfig, seed: int) -> FakeDraws:
     drawn = fake_draws(config.generator, SAMPLING, 8, 0.7, (seed,), range(4), CPU)
-    return FakeDraws(drawn.latents.to(torch.float64), drawn.camera.to(torch.float64), drawn.rays.to(torch.float64))
+    return FakeDraws(
+        drawn.latents.to(torch.float64),
+        drawn.camera.to(torch.float64),
+        drawn.rays.to(torch.float64),
+    )
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +80,9 @@ def test_pictures(config: TrainConfig, background: str) -> None:
     generator, drawn = Generator(architecture).double(), draws(config, 0)
     ours = generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
     image, aux_image = baseline.generate(generator, drawn, 8, SAMPLING)
-    assert ours.image.std() > 1e-2 and ours.aux_image.std() > 1e-2 and 0.1 < ours.opacity.mean() < 0.9
+    assert (
+        ours.image.std() > 1e-2 and ours.aux_image.std() > 1e-2 and 0.1 < ours.opacity.mean() < 0.9
+    )
     torch.testing.assert_close(image, ours.image, rtol=0, atol=1e-9)
     torch.testing.assert_close(aux_image, ours.aux_image, rtol=0, atol=1e-9)
 
@@ -75,7 +90,10 @@ def test_pictures(config: TrainConfig, background: str) -> None:
 @pytest.mark.parametrize("r1_weight", [0.0, R1_WEIGHT])
 def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: float) -> None:
     drawn = draws(config, 1)
-    real = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    real = (
+        torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2
+        - 1
+    )
     with torch.no_grad():
         ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
         image, aux_image = baseline.generate(networks.generator, drawn, 8, SAMPLING)
@@ -94,7 +112,9 @@ def test_generator_step(config: TrainConfig, networks: Networks) -> None:
     our_gradients = gradients(networks.generator)
     assert not gradients(networks.discriminators), "they are not this step's to train"
     assert len(our_gradients) == len(list(networks.generator.parameters()))
-    loss = baseline.generator_loss(networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING))
+    loss = baseline.generator_loss(
+        networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING)
+    )
     loss.backward()
     torch.testing.assert_close(loss, our_loss, rtol=1e-9, atol=0)
     assert_same(our_gradients, gradients(networks.generator))
@@ -102,9 +122,13 @@ def test_generator_step(config: TrainConfig, networks: Networks) -> None:
 
 def test_whole_steps(config: TrainConfig) -> None:
     networks = Networks(config, CPU)
-    steps = baseline.Baseline(config, config.stages[-1], networks.generator, networks.discriminators)
+    steps = baseline.Baseline(
+        config, config.stages[-1], networks.generator, networks.discriminators
+    )
     before = [p.clone() for p in steps.average.parameters()]
     for _ in range(2):  # one with R1, one without
         steps.step(torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8))
     assert all(bool(torch.isfinite(p).all()) for p in networks.generator.parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(before, steps.average.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, steps.average.parameters(), strict=True)
+    )

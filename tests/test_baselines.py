@@ -19,17 +19,24 @@ from cips3d.camera import Camera, Rays
 from cips3d.configuration import from_dict, to_dict, with_settings
 from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.models.baselines import GENERATORS, Cips2d, ColourField, PiGan, build_generator, picture_coordinates
+from cips3d.models.baselines import (
+    GENERATORS,
+    Cips2d,
+    ColourField,
+    PiGan,
+    build_generator,
+    picture_coordinates,
+)
 from cips3d.models.config import Architecture, GeneratorConfig
 from cips3d.models.cost import generator_cost
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RayDraws, Sampling, Styles
+from cips3d.models.types import Latents, RayDraws, Sampling, Styles
 from cips3d.training import gradients
-from cips3d.training.alarms import Watch
-from cips3d.training.config import Stage, TrainConfig
-from cips3d.training.plan import in_mode, parameters, step_cost, visible_share
+from cips3d.training.health import Watch
+from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import PI_GAN_RATE, preset
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.trainer import Trainer
 
 BASELINES: tuple[Architecture, ...] = ("pi-gan", "cips-2d")
@@ -41,10 +48,15 @@ SIZES = GeneratorConfig(
 F64 = torch.float64
 
 
-def small(architecture: Architecture, seed: int = 0, dtype: torch.dtype = F64, **changes: Any) -> Generator:
+def small(
+    architecture: Architecture, seed: int = 0, dtype: torch.dtype = F64, **changes: Any
+) -> Generator:
     torch.manual_seed(seed)
     generator = build_generator(replace(SIZES, architecture=architecture, **changes)).to(dtype)
-    for name, parameter in generator.named_parameters():  # colour heads begin too small to tell pixels apart
+    for (
+        name,
+        parameter,
+    ) in generator.named_parameters():  # colour heads begin too small to tell pixels apart
         if "to_rgb" in name or "nerf.colour" in name:
             nn.init.normal_(parameter)
     generator.update_style_means(100)
@@ -56,13 +68,17 @@ def camera_of_two() -> Camera:
 
 
 def drawn(generator: Generator, rays: int, seed: int = 3) -> RayDraws:
-    return RayDraws.sample(2, rays, generator.sampling, 0.5, torch.Generator().manual_seed(seed)).to(F64)
+    return RayDraws.sample(
+        2, rays, generator.sampling, 0.5, torch.Generator().manual_seed(seed)
+    ).to(F64)
 
 
 # ---------------------------------------------------------------- independence of pixels
 @pytest.mark.parametrize("architecture", BASELINES)
 @pytest.mark.parametrize("with_draws", [False, True])
-def test_subsets_permutations_and_chunks_of_rays_give_the_same_pixels(architecture: Architecture, with_draws: bool) -> None:
+def test_subsets_permutations_and_chunks_of_rays_give_the_same_pixels(
+    architecture: Architecture, with_draws: bool
+) -> None:
     generator = small(architecture, view_direction=True)
     styles, camera = generator.map(generator.sample_latents(2, 1)), camera_of_two()
     rays = camera.rays(6, 9)
@@ -71,9 +87,13 @@ def test_subsets_permutations_and_chunks_of_rays_give_the_same_pixels(architectu
     assert whole.rgb.std(dim=1).min() > 1e-3
     shuffle = torch.randperm(rays.count, generator=torch.Generator().manual_seed(4))
     for chosen in (shuffle, shuffle[:11], shuffle[:1]):
-        part = generator.render_rays(styles, rays[chosen], generator.sampling, None if draws is None else draws[chosen])
+        part = generator.render_rays(
+            styles, rays[chosen], generator.sampling, None if draws is None else draws[chosen]
+        )
         for name in ("rgb", "aux_rgb", "depth", "opacity", "last_weight", "feature"):
-            assert (getattr(part, name) - getattr(whole, name)[:, chosen]).abs().max() <= 1e-12, name
+            assert (getattr(part, name) - getattr(whole, name)[:, chosen]).abs().max() <= 1e-12, (
+                name
+            )
     for chunk in (1, 7, 53, 1000):
         picture = generator.render(styles, camera, (6, 9), draws=draws, chunk=chunk)
         assert (picture.image.permute(0, 2, 3, 1).flatten(1, 2) - whole.rgb).abs().max() <= 1e-12
@@ -82,7 +102,9 @@ def test_subsets_permutations_and_chunks_of_rays_give_the_same_pixels(architectu
 
 
 @pytest.mark.parametrize(("architecture", "code"), [("pi-gan", "shape"), ("cips-2d", "appearance")])
-def test_one_code_makes_the_picture_and_the_other_is_carried(architecture: Architecture, code: str) -> None:
+def test_one_code_makes_the_picture_and_the_other_is_carried(
+    architecture: Architecture, code: str
+) -> None:
     generator = small(architecture)
     z, other = generator.sample_latents(2, 0), generator.sample_latents(2, 1)
     carried = "appearance" if code == "shape" else "shape"
@@ -102,7 +124,9 @@ def test_truncation_goes_to_the_mean_subject(architecture: Architecture) -> None
     z, camera = generator.sample_latents(2, 0), Camera.orbit(0.2)
     mean = Styles(generator.shape_mean[None], generator.appearance_mean[None])
     expected = generator.render(mean, camera, 4).image
-    assert torch.allclose(generator.render(z, camera, 4, psi=0.0).image, expected.expand(2, -1, -1, -1))
+    assert torch.allclose(
+        generator.render(z, camera, 4, psi=0.0).image, expected.expand(2, -1, -1, -1)
+    )
     assert not torch.allclose(generator.render(z, camera, 4).image, expected.expand(2, -1, -1, -1))
 
 
@@ -110,10 +134,16 @@ def test_truncation_goes_to_the_mean_subject(architecture: Architecture) -> None
 def film(layer: Any, x: Tensor, w: Tensor) -> Tensor:
     """Equation 2 for one point."""
     gain = 15 * (layer.gain.weight @ w + layer.gain.bias) + 30
-    return torch.sin(gain * (layer.linear.weight @ x + layer.linear.bias) + layer.phase.weight @ w + layer.phase.bias)
+    return torch.sin(
+        gain * (layer.linear.weight @ x + layer.linear.bias)
+        + layer.phase.weight @ w
+        + layer.phase.bias
+    )
 
 
-def composited(generator: Generator, w: Tensor, rays: Rays, ray: int, jitter: Tensor) -> tuple[Tensor, float, float]:
+def composited(
+    generator: Generator, w: Tensor, rays: Rays, ray: int, jitter: Tensor
+) -> tuple[Tensor, float, float]:
     """Colour, depth and opacity of a ray of the first picture, sample after sample."""
     field, extent, background = generator.nerf, generator.config.extent, generator.config.background
     origin, direction = rays.origins[0, ray], rays.directions[0, ray]
@@ -130,12 +160,18 @@ def composited(generator: Generator, w: Tensor, rays: Rays, ray: int, jitter: Te
         sigma = float(30 * (field.density.weight @ x + field.density.bias))
         sigma += 20.0 * (1 - float(point @ point) / (extent / 2) ** 2)
         x = torch.cat([x, direction]) if field.view_direction else x
-        rgb = torch.sigmoid(field.colour.weight @ film(field.feature_layer, x, w) + field.colour.bias)
+        rgb = torch.sigmoid(
+            field.colour.weight @ film(field.feature_layer, x, w) + field.colour.bias
+        )
         end = depths[k + 1] if k + 1 < count else 1e10 if background == "endless" else max(far, t)
         alpha = 1 - math.exp(-(end - t) * max(0.0, sigma))
         if background == "last" and k + 1 == count:
             alpha = 1.0
-        colour, depth, light = colour + light * alpha * (2 * rgb - 1), depth + light * alpha * t, light * (1 - alpha)
+        colour, depth, light = (
+            colour + light * alpha * (2 * rgb - 1),
+            depth + light * alpha * t,
+            light * (1 - alpha),
+        )
     if background == "white":
         colour = colour + light
     if background == "plain":
@@ -147,9 +183,16 @@ def composited(generator: Generator, w: Tensor, rays: Rays, ray: int, jitter: Te
 @pytest.mark.parametrize("background", ["plain", "white", "last", "endless"])
 @pytest.mark.parametrize("view_direction", [False, True])
 @torch.no_grad()
-def test_pi_gan_composites_the_colours_of_all_samples(background: Any, view_direction: bool) -> None:
-    generator = small("pi-gan", background=background, view_direction=view_direction, density_blob=20.0)
-    styles, rays = generator.map(generator.sample_latents(1, 0)), Camera.orbit(torch.tensor([0.4], dtype=F64)).rays(4, 4)
+def test_pi_gan_composites_the_colours_of_all_samples(
+    background: Any, view_direction: bool
+) -> None:
+    generator = small(
+        "pi-gan", background=background, view_direction=view_direction, density_blob=20.0
+    )
+    styles, rays = (
+        generator.map(generator.sample_latents(1, 0)),
+        Camera.orbit(torch.tensor([0.4], dtype=F64)).rays(4, 4),
+    )
     jitter = torch.rand(1, 16, 6, dtype=F64, generator=torch.Generator().manual_seed(1))
     out = generator.render_rays(styles, rays, Sampling(6, 0), RayDraws(jitter, jitter[..., :0]))
     opacities = []
@@ -164,34 +207,62 @@ def test_pi_gan_composites_the_colours_of_all_samples(background: Any, view_dire
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_a_point_of_pi_gan_looks_different_from_elsewhere_only_with_a_view_direction(seen: bool) -> None:
+def test_a_point_of_pi_gan_looks_different_from_elsewhere_only_with_a_view_direction(
+    seen: bool,
+) -> None:
     field = small("pi-gan", view_direction=seen).nerf
     point, w = torch.tensor([[[0.03, -0.02, 0.05]]], dtype=F64), torch.ones(1, 8, dtype=F64)
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.6, 0.0, -0.8]]], dtype=F64)
     sigma, colour = field(point.expand(1, 2, 3), directions, w)
-    assert torch.allclose(sigma[:, 0], sigma[:, 1], rtol=0, atol=1e-12), "density never depends on the direction"
+    assert torch.allclose(sigma[:, 0], sigma[:, 1], rtol=0, atol=1e-12), (
+        "density never depends on the direction"
+    )
     assert torch.allclose(colour[:, 0], colour[:, 1]) is not seen
     assert colour.shape == (1, 2, 3) and colour.abs().max() < 1
 
 
 def test_pi_gan_starts_with_the_published_weights() -> None:
     torch.manual_seed(0)
-    field = ColourField(GeneratorConfig(nerf_width=256, nerf_layers=8, shape_style_dim=256, view_direction=True))
-    sizes = {name: float(p.detach().abs().max()) for name, p in field.named_parameters() if name.endswith("weight")}
+    field = ColourField(
+        GeneratorConfig(nerf_width=256, nerf_layers=8, shape_style_dim=256, view_direction=True)
+    )
+    sizes = {
+        name: float(p.detach().abs().max())
+        for name, p in field.named_parameters()
+        if name.endswith("weight")
+    }
     assert sizes["layers.0.linear.weight"] == pytest.approx(1 / 3, rel=0.01)
-    for name, fan_in in (("layers.7.linear", 256), ("feature_layer.linear", 259), ("density", 256), ("colour", 256)):
+    for name, fan_in in (
+        ("layers.7.linear", 256),
+        ("feature_layer.linear", 259),
+        ("density", 256),
+        ("colour", 256),
+    ):
         assert sizes[f"{name}.weight"] == pytest.approx(math.sqrt(6 / fan_in) / 25, rel=0.01), name
     assert field.feature_layer.linear.weight.shape == (256, 259)
 
 
 # ---------------------------------------------------------------- CIPS
 def test_pixels_of_a_camera_of_the_prior_span_the_unit_square() -> None:
-    camera = Camera.orbit(torch.tensor([0.0, 1.2, -2.5], dtype=F64), torch.tensor([0.0, 0.4, -1.3], dtype=F64), 1.7, 20.0)
+    camera = Camera.orbit(
+        torch.tensor([0.0, 1.2, -2.5], dtype=F64),
+        torch.tensor([0.0, 0.4, -1.3], dtype=F64),
+        1.7,
+        20.0,
+    )
     for height, width in ((4, 4), (3, 5)):
-        x, y = picture_coordinates(camera.rays(height, width), 20.0).unflatten(1, (height, width)).unbind(-1)
+        x, y = (
+            picture_coordinates(camera.rays(height, width), 20.0)
+            .unflatten(1, (height, width))
+            .unbind(-1)
+        )
         for row, column in itertools.product(range(height), range(width)):
-            assert torch.allclose(x[:, row, column], torch.tensor((2 * column + 1 - width) / height, dtype=F64))
-            assert torch.allclose(y[:, row, column], torch.tensor((height - 1 - 2 * row) / height, dtype=F64))
+            assert torch.allclose(
+                x[:, row, column], torch.tensor((2 * column + 1 - width) / height, dtype=F64)
+            )
+            assert torch.allclose(
+                y[:, row, column], torch.tensor((height - 1 - 2 * row) / height, dtype=F64)
+            )
     corners = picture_coordinates(camera.rays(2, 2, corner_aligned=True), 20.0)
     assert torch.allclose(corners[1], torch.tensor([[-1, 1], [1, 1], [-1, -1], [1, -1]], dtype=F64))
 
@@ -206,7 +277,9 @@ def test_cips_shows_the_same_from_everywhere() -> None:
     assert torch.allclose(out.depth, torch.full_like(out.depth, 1.3))
     assert bool((out.opacity == 1).all()) and not out.last_weight.any()
     position = torch.tensor([[0.0, 0.0, 1.0]], dtype=F64)
-    rolled = generator.render(z, Camera.look_at(position, up=torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)), 6).image
+    rolled = generator.render(
+        z, Camera.look_at(position, up=torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)), 6
+    ).image
     assert (rolled - out.image[:1].rot90(1, (2, 3))).abs().max() < 1e-9, "it has an up of its own"
 
 
@@ -215,9 +288,13 @@ def test_cips_keeps_its_scale_at_every_resolution_and_field_of_view() -> None:
     z, camera = generator.sample_latents(2, 0), camera_of_two()
     image = generator.render(z, camera, 5).image
     large = generator.render(z, camera, 15).image
-    assert (large[:, :, 1::3, 1::3] - image).abs().max() < 1e-9, "the middle of three pixels is the pixel"
+    assert (large[:, :, 1::3, 1::3] - image).abs().max() < 1e-9, (
+        "the middle of three pixels is the pixel"
+    )
     wide = math.degrees(2 * math.atan(3 * math.tan(math.radians(6.0))))
-    around = generator.render(z, Camera(camera.cam_to_world, torch.full_like(camera.fov, wide)), 15).image
+    around = generator.render(
+        z, Camera(camera.cam_to_world, torch.full_like(camera.fov, wide)), 15
+    ).image
     assert (around[:, :, 5:10, 5:10] - image).abs().max() < 1e-9
     assert (around[:, :, :5, :5] - image).abs().max() > 1e-2
 
@@ -241,7 +318,10 @@ def test_gradients_equal_finite_differences(architecture: Architecture) -> None:
         out = torch.func.functional_call(generator, dict(zip(names, parameters, strict=True)), call)
         return (out.image, out.depth, out.opacity) if architecture == "pi-gan" else (out.image,)
 
-    inputs = [x.detach().clone().requires_grad_(True) for x in (z.shape, z.appearance, *generator.parameters())]
+    inputs = [
+        x.detach().clone().requires_grad_(True)
+        for x in (z.shape, z.appearance, *generator.parameters())
+    ]
     assert torch.autograd.gradcheck(pictures, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
     found = torch.autograd.grad(pictures(*inputs)[0].square().sum(), inputs[2:])
     assert all(bool(gradient.any()) for gradient in found), "no parameter is idle"
@@ -261,7 +341,12 @@ def test_ways_of_gradients(architecture: Architecture) -> None:
         gradients.partial(*arguments, index[:9], 7),
     ):
         out.image.pow(3).sum().backward()
-        found.append((out.image.detach(), torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None])))
+        found.append(
+            (
+                out.image.detach(),
+                torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None]),
+            )
+        )
         generator.zero_grad()
     for image, gradient in found[1:3]:
         assert torch.allclose(image, found[0][0], rtol=0, atol=1e-12)
@@ -273,7 +358,10 @@ def test_ways_of_gradients(architecture: Architecture) -> None:
 def test_autocast_leaves_sines_and_coordinates_alone() -> None:
     for architecture in BASELINES:
         generator = small(architecture, dtype=torch.float32)
-        styles, rays = generator.map(generator.sample_latents(2, 1)), camera_of_two().to(torch.float32).rays(5, 5)
+        styles, rays = (
+            generator.map(generator.sample_latents(2, 1)),
+            camera_of_two().to(torch.float32).rays(5, 5),
+        )
         exact = generator.render_rays(styles, rays, generator.sampling)
         with torch.autocast("cpu", torch.bfloat16):
             fast = generator.render_rays(styles, rays, generator.sampling)
@@ -283,7 +371,9 @@ def test_autocast_leaves_sines_and_coordinates_alone() -> None:
 
 # ---------------------------------------------------------------- files
 @pytest.mark.parametrize(("architecture", "kind"), [("pi-gan", PiGan), ("cips-2d", Cips2d)])
-def test_files_bring_back_the_class_and_the_bits(architecture: Architecture, kind: type[Generator], tmp_path: Path) -> None:
+def test_files_bring_back_the_class_and_the_bits(
+    architecture: Architecture, kind: type[Generator], tmp_path: Path
+) -> None:
     generator = small(architecture, dtype=torch.float32)
     cips3d.save(generator, tmp_path / "m.safetensors")
     generator.save_pretrained(tmp_path / "hub")
@@ -294,7 +384,10 @@ def test_files_bring_back_the_class_and_the_bits(architecture: Architecture, kin
     ):  # fmt: skip
         assert type(loaded) is kind and loaded.config == generator.config
         assert torch.equal(loaded.render(z, camera, psi=0.8).image, image)
-    with pytest.raises(UserError, match=rf"architecture {architecture} is not what Generator makes; use cips3d\.load"):
+    with pytest.raises(
+        UserError,
+        match=rf"architecture {architecture} is not what Generator makes; use cips3d\.load",
+    ):
         Generator.from_pretrained(tmp_path / "hub")
     with pytest.raises(UserError, match=f"architecture {architecture} is not what Generator makes"):
         Generator(generator.config)
@@ -326,8 +419,12 @@ TELLING = {"discriminator": DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)}
 
 def run_config(architecture: Architecture, data: str = "heads", **changes: Any) -> TrainConfig:
     """Two steps of four pictures."""
-    stage = {name: changes.pop(name) for name in tuple(changes) if name in Stage.__dataclass_fields__}
-    stages = (Stage(8, **({"kimg": 0.008, "batch": 4, "auxiliary": architecture == "cips-3d"} | stage)),)
+    stage = {
+        name: changes.pop(name) for name in tuple(changes) if name in Stage.__dataclass_fields__
+    }
+    stages = (
+        Stage(8, **({"kimg": 0.008, "batch": 4, "auxiliary": architecture == "cips-3d"} | stage)),
+    )
     generator = replace(tiny.GENERATOR, architecture=architecture)
     return tiny.config(data, **({"generator": generator, "stages": stages} | changes))
 
@@ -336,14 +433,24 @@ def run_config(architecture: Architecture, data: str = "heads", **changes: Any) 
     ("architecture", "changes"),
     [
         ("pi-gan", {"sample_kimg": 0.004}),
-        ("pi-gan", {"transmittance_weight": 0.5, "share_fakes": True, "gradients": "checkpointed", "chunk": 30}),
+        (
+            "pi-gan",
+            {
+                "transmittance_weight": 0.5,
+                "share_fakes": True,
+                "gradients": "checkpointed",
+                "chunk": 30,
+            },
+        ),
         ("pi-gan", {"gradients": "partial", "gradient_rays": 40, "frozen": ("shape_mapping",)}),
         ("cips-2d", {"sample_kimg": 0.004}),
         ("cips-2d", {"share_fakes": True, "gradients": "checkpointed"}),
         ("cips-2d", {"gradients": "partial", "gradient_rays": 40, "frozen": ("embedding",)}),
     ],
 )
-def test_the_trainer_takes_two_steps(architecture: Architecture, changes: dict[str, Any], tmp_path: Path, data: str) -> None:
+def test_the_trainer_takes_two_steps(
+    architecture: Architecture, changes: dict[str, Any], tmp_path: Path, data: str
+) -> None:
     config = run_config(architecture, data, **changes)
     trainer = Trainer(config, tmp_path / "run")
     start = {name: p.clone() for name, p in trainer.networks.generator.named_parameters()}
@@ -354,7 +461,9 @@ def test_the_trainer_takes_two_steps(architecture: Architecture, changes: dict[s
         if name.startswith(config.stages[0].frozen):
             assert torch.equal(p, start[name])
         else:
-            assert not torch.equal(p, start[name]) and not torch.equal(averaged[name], start[name]), name
+            assert not torch.equal(p, start[name]) and not torch.equal(
+                averaged[name], start[name]
+            ), name
     assert type(cips3d.load(model)) is GENERATORS[architecture]
     assert Trainer(config, tmp_path / "run").counters.step == 2
     assert ("sample_kimg" in changes) == (tmp_path / "run/samples").exists()
@@ -371,7 +480,10 @@ def test_parts_are_the_networks(architecture: Architecture) -> None:
 def test_only_a_geometry_can_be_flat_or_mirrored() -> None:
     watch = Watch.of(SyntheticHeads(4, 8))
     of_geometry = {"non_flatness", "mirror_jump", "two_hypothesis_score"}
-    for architecture, names in (("pi-gan", {"diversity"} | of_geometry), ("cips-2d", {"diversity"})):
+    for architecture, names in (
+        ("pi-gan", {"diversity"} | of_geometry),
+        ("cips-2d", {"diversity"}),
+    ):
         generator = small(architecture, dtype=torch.float32)
         assert watch.figures(generator, generator.sampling).keys() == names
 
@@ -386,21 +498,31 @@ def test_costs(architecture: Architecture) -> None:
         assert step_cost(config, in_mode(config.stages[0], mode), 4, 2**34).flops > 0
     assert visible_share(config) <= 1
     sparse = replace(generator.config, coarse_samples=3, fine_samples=0)
-    assert (generator_cost(sparse, 8).flops < generator_cost(generator.config, 8).flops) is (architecture == "pi-gan")
+    assert (generator_cost(sparse, 8).flops < generator_cost(generator.config, 8).flops) is (
+        architecture == "pi-gan"
+    )
 
 
-@pytest.mark.parametrize(("architecture", "transmittance_weight"), [("pi-gan", 0.5), ("cips-2d", 0.0)])
-def test_presets_differ_from_heads_32_by_the_generator(architecture: Architecture, transmittance_weight: float) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "transmittance_weight"), [("pi-gan", 0.5), ("cips-2d", 0.0)]
+)
+def test_presets_differ_from_heads_32_by_the_generator(
+    architecture: Architecture, transmittance_weight: float
+) -> None:
     ours, theirs = preset("heads-32"), preset(f"heads-32-{architecture}")
     assert theirs.generator.architecture == architecture
     assert parameters(theirs)["generator"] == pytest.approx(parameters(ours)["generator"], rel=0.03)
     rate = {"generator_lr": PI_GAN_RATE} if architecture == "pi-gan" else {}
     stages = tuple(replace(stage, auxiliary=False, **rate) for stage in ours.stages)
-    assert theirs.pose_weight == (0.0 if architecture == "cips-2d" else ours.pose_weight)  # cips-2d shows no pose
+    assert theirs.pose_weight == (
+        0.0 if architecture == "cips-2d" else ours.pose_weight
+    )  # cips-2d shows no pose
     weights = {"transmittance_weight": ours.transmittance_weight, "pose_weight": ours.pose_weight}
     same = replace(theirs, generator=ours.generator, discriminator=ours.discriminator, **weights)
     assert replace(theirs.discriminator, pose_head=True) == ours.discriminator
-    assert same == replace(ours, stages=stages) and theirs.transmittance_weight == transmittance_weight
+    assert (
+        same == replace(ours, stages=stages) and theirs.transmittance_weight == transmittance_weight
+    )
 
 
 # ---------------------------------------------------------------- what is refused
@@ -409,18 +531,36 @@ def test_presets_differ_from_heads_32_by_the_generator(architecture: Architectur
     [
         ("pi-gan", {"auxiliary": True}, "pi-gan has no auxiliary picture; give auxiliary=false"),
         ("cips-2d", {"auxiliary": True}, "cips-2d has no auxiliary picture; give auxiliary=false"),
-        ("cips-2d", {"transmittance_weight": 0.5}, "cips-2d has no density; give transmittance_weight=0"),
+        (
+            "cips-2d",
+            {"transmittance_weight": 0.5},
+            "cips-2d has no density; give transmittance_weight=0",
+        ),
         ("cips-2d", {"cameras": "learned"}, "same from every camera; give cameras=prior"),
-        ("cips-2d", {"pose_weight": 15.0} | TELLING, "same from every camera; give cameras=prior and pose_weight=0"),
+        (
+            "cips-2d",
+            {"pose_weight": 15.0} | TELLING,
+            "same from every camera; give cameras=prior and pose_weight=0",
+        ),
         ("pi-gan", {"frozen": ("inr", "nerf")}, "frozen names inr, which pi-gan does not have"),
         ("cips-2d", {"frozen": ("nerf",)}, "its parts are appearance_mapping, embedding, inr"),
-        ("cips-3d", {"frozen": ("embedding",)}, "frozen names embedding, which cips-3d does not have"),
+        (
+            "cips-3d",
+            {"frozen": ("embedding",)},
+            "frozen names embedding, which cips-3d does not have",
+        ),
         ("pi-gan", {"frozen": ("shape_mapping", "nerf", "background")}, "freezes all"),
         ("cips-2d", {"frozen": ("appearance_mapping", "embedding", "inr")}, "freezes all"),
-        ("cips-3d", {"frozen": ("shape_mapping", "appearance_mapping", "nerf", "inr", "background")}, "freezes all"),
+        (
+            "cips-3d",
+            {"frozen": ("shape_mapping", "appearance_mapping", "nerf", "inr", "background")},
+            "freezes all",
+        ),
     ],
 )
-def test_runs_that_make_no_sense_are_refused(architecture: Architecture, changes: dict[str, Any], words: str) -> None:
+def test_runs_that_make_no_sense_are_refused(
+    architecture: Architecture, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words) as error:
         run_config(architecture, **changes)
     assert "\n" not in str(error.value)
@@ -430,10 +570,14 @@ def test_a_stage_needs_something_that_its_pictures_can_train(tmp_path: Path, dat
     """The auxiliary head is not enough, and a background that there is not neither; one that there is, or the cameras, is."""
     frozen = ("shape_mapping", "appearance_mapping", "nerf", "inr")
     endless = replace(tiny.GENERATOR, background="endless")
-    with pytest.raises(UserError, match="leave one of shape_mapping, appearance_mapping, nerf, inr to train"):
+    with pytest.raises(
+        UserError, match="leave one of shape_mapping, appearance_mapping, nerf, inr to train"
+    ):
         run_config("cips-3d", frozen=frozen, generator=endless)
     for name, changes in (("a", {}), ("b", {"generator": endless, "cameras": "learned"})):
-        trainer = Trainer(run_config("cips-3d", data, frozen=frozen, auxiliary=False, **changes), tmp_path / name)
+        trainer = Trainer(
+            run_config("cips-3d", data, frozen=frozen, auxiliary=False, **changes), tmp_path / name
+        )
         trained = trainer.networks.poses or trainer.networks.generator.background
         assert trained is not None
         start = torch.cat([p.flatten() for p in trained.parameters()])

@@ -16,14 +16,16 @@ from PIL import Image
 from cips3d.camera import Camera
 from cips3d.cli import main
 from cips3d.data import ImageDataset, SyntheticHeads
-from cips3d.data.archive import write_heads
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
+from cips3d.heads.archive import write_heads
 
 
-def picture(path: Path, width: int = 24, height: int = 16, seed: int = 0, mode: str = "RGB") -> Path:
+def picture(
+    path: Path, width: int = 24, height: int = 16, seed: int = 0, mode: str = "RGB"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
@@ -55,7 +57,11 @@ def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -
         assert all(torch.equal(direct[i], built[i]) for i in range(5))
         record = json.loads(zipfile.ZipFile(out).read("dataset.json"))
         assert record["labels"] is None
-        assert (record["cips3d"]["filter"], record["cips3d"]["crop"], record["cips3d"]["resolution"]) == (filter, "center", 8)
+        assert (
+            record["cips3d"]["filter"],
+            record["cips3d"]["crop"],
+            record["cips3d"]["resolution"],
+        ) == (filter, "center", 8)
     lanczos, box = (ImageDataset(tmp_path / f"{name}.zip", 8)[0] for name in ("lanczos", "box"))
     assert not torch.equal(lanczos, box)
 
@@ -63,7 +69,9 @@ def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -
 def test_pictures_are_resized_as_they_were_built(folder: Path, tmp_path: Path) -> None:
     build_zip(folder, tmp_path / "box.zip", Recipe(16, filter="box", allow_upscaling=True))
     built = ImageDataset(tmp_path / "box.zip", 8)
-    assert built.filter == "box" and torch.equal(built[0], ImageDataset(tmp_path / "box.zip", 8, "box")[0])
+    assert built.filter == "box" and torch.equal(
+        built[0], ImageDataset(tmp_path / "box.zip", 8, "box")[0]
+    )
     assert not torch.equal(built[0], ImageDataset(tmp_path / "box.zip", 8, "lanczos")[0])
     assert ImageDataset(folder, 8, allow_upscaling=True).filter == "lanczos"
 
@@ -76,7 +84,10 @@ def test_equal_sources_give_equal_files(folder: Path, tmp_path: Path) -> None:
         build_zip(folder, tmp_path / f"{name}.zip", Recipe(8))
     build_zip(tmp_path / "in.zip", tmp_path / "c.zip", Recipe(8))
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    members = [[zipfile.ZipFile(tmp_path / f"{n}.zip").read(f"00000/img{i:08d}.png") for i in range(5)] for n in "ac"]
+    members = [
+        [zipfile.ZipFile(tmp_path / f"{n}.zip").read(f"00000/img{i:08d}.png") for i in range(5)]
+        for n in "ac"
+    ]
     assert members[0] == members[1]
 
 
@@ -89,7 +100,9 @@ def test_labels_are_kept_under_the_new_names(tmp_path: Path) -> None:
 
 
 def test_class_numbers_are_kept_too(folder: Path, tmp_path: Path) -> None:
-    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(5)]}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(5)]})
+    )
     build_zip(folder, tmp_path / "out.zip", Recipe(8))
     labels = json.loads(zipfile.ZipFile(tmp_path / "out.zip").read("dataset.json"))["labels"]
     assert labels == [[f"00000/img{i:08d}.png", i % 2] for i in range(5)]
@@ -99,7 +112,10 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
     frames = [np.full((32, 48, 3), 20 * i, dtype=np.uint8) for i in range(10)]
     save_frames(tmp_path / "clip.mp4", frames, fps=10)
     assert build_zip(tmp_path / "clip.mp4", tmp_path / "all.zip", Recipe(16)) == (10, [])
-    assert build_zip(tmp_path / "clip.mp4", tmp_path / "some.zip", Recipe(16), every=4, most=2) == (2, [])
+    assert build_zip(tmp_path / "clip.mp4", tmp_path / "some.zip", Recipe(16), every=4, most=2) == (
+        2,
+        [],
+    )
     some = ImageDataset(tmp_path / "some.zip", 16)
     assert [float(some[i].float().mean()) for i in range(2)] == pytest.approx([0, 80], abs=6)
 
@@ -109,7 +125,9 @@ def test_a_damaged_videos_frames_up_to_the_damage(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     save_frames(path, list(frames), fps=10)
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])  # its index comes first, so that it can be opened
+    path.write_bytes(
+        content[: len(content) // 2]
+    )  # its index comes first, so that it can be opened
     with pytest.raises(UserError, match=r"clip\.mp4: is damaged after frame"):
         build_zip(path, tmp_path / "all.zip", Recipe(16))
     written, left_out = build_zip(path, tmp_path / "some.zip", Recipe(16), skip_bad=True)
@@ -123,15 +141,23 @@ def test_a_phones_video_is_upright(tmp_path: Path) -> None:
         frame[:16] = 255  # the upper half is white
     save_frames(tmp_path / "clip.mp4", frames, fps=10)
     content = bytearray((tmp_path / "clip.mp4").read_bytes())
-    matrix = content.index(b"tkhd") + 44  # of the track's header: to be shown turned clockwise by 90 degrees
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    matrix = (
+        content.index(b"tkhd") + 44
+    )  # of the track's header: to be shown turned clockwise by 90 degrees
+    content[matrix : matrix + 36] = struct.pack(
+        ">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30
+    )
     (tmp_path / "clip.mp4").write_bytes(content)
     build_zip(tmp_path / "clip.mp4", tmp_path / "out.zip", Recipe(16))
     upright = ImageDataset(tmp_path / "out.zip", 16)[0].float().mean(dim=(0, 1))
-    assert float(upright[:6].mean()) < 60 and float(upright[-6:].mean()) > 190  # now the right half is
+    assert (
+        float(upright[:6].mean()) < 60 and float(upright[-6:].mean()) > 190
+    )  # now the right half is
 
 
-def test_bad_pictures_stop_or_are_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_pictures_stop_or_are_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "2.png").write_text("no picture")
     picture(folder / "3.png", 4, 4)
     command = ["data", "build", folder, tmp_path / "out.zip", "--resolution", "8"]
@@ -152,7 +178,9 @@ def test_bad_pictures_stop_or_are_left_out(folder: Path, tmp_path: Path, capsys:
         ("bomb", "safe to decode"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_built(folder: Path, tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_built(
+    folder: Path, tmp_path: Path, kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out, resolution, more = folder, tmp_path / "out.zip", "8", []
     if kind == "not square":
         more = ["--crop", "none"]
@@ -184,7 +212,9 @@ def test_what_cannot_be_built(folder: Path, tmp_path: Path, kind: str, words: st
     else:
         source = crafted(tmp_path / "in.zip", kind, (folder / "0.png").read_bytes())
     before = sorted(tmp_path.rglob("*"))
-    assert words in error_of(capsys, "data", "build", source, out, "--resolution", resolution, *more)
+    assert words in error_of(
+        capsys, "data", "build", source, out, "--resolution", resolution, *more
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -193,7 +223,9 @@ def sound(path: Path) -> Path:
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.rate = 8000
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
@@ -208,7 +240,10 @@ def crafted(path: Path, kind: str, content: bytes) -> Path:
             (b"IDAT", zlib.compress(b"")),
             (b"IEND", b""),
         ]
-        parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+        parts = [
+            struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d))
+            for k, d in chunks
+        ]
         content = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../../0.png" if kind == "outside" else "0.png", content)
@@ -223,7 +258,17 @@ def crafted(path: Path, kind: str, content: bytes) -> Path:
 # ---------------------------------------------------------------- check
 def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_heads(tmp_path / "heads.zip", SyntheticHeads(70, 16))
-    main(["data", "check", str(tmp_path / "heads.zip"), "--resolution", "16", "--sheet", str(tmp_path / "sheet.png")])
+    main(
+        [
+            "data",
+            "check",
+            str(tmp_path / "heads.zip"),
+            "--resolution",
+            "16",
+            "--sheet",
+            str(tmp_path / "sheet.png"),
+        ]
+    )
     words = capsys.readouterr().out
     assert "70 pictures, 70 readable; labels: cameras" in words and "70 RGB" in words
     assert Image.open(tmp_path / "sheet.png").size == (8 * 96, 8 * 96)
@@ -238,7 +283,12 @@ def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     picture(data / "palette.png", 16, 16, mode="P")
     (data / "broken.jpg").write_bytes((data / "0.png").read_bytes()[:100])
     report = check(data, 16)
-    assert [len(report.unreadable), len(report.too_small), report.grey, report.not_square] == [1, 1, 1, 4]
+    assert [len(report.unreadable), len(report.too_small), report.grey, report.not_square] == [
+        1,
+        1,
+        1,
+        4,
+    ]
     assert report.duplicates == [["1.png", "same.bmp"]]
     assert report.modes == {"RGB": 4, "L": 1, "P": 1}
     assert "broken.jpg" in report.unreadable[0] and "grey.png" in report.too_small[0]
@@ -247,14 +297,18 @@ def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert check(data).faults == 1
 
 
-def test_labels_that_training_would_refuse_are_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_that_training_would_refuse_are_faults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.png", seed=i)
     labels = [["0.png", [0.0] * 25], ["1.png", [1, 2, 3]]]
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert check(tmp_path, 32).faults == 3  # a small one without a label counts once
     report = check(tmp_path)
-    assert report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
+    assert (
+        report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
+    )
     assert report.odd_labels == ["0.png"]
     assert "2 of its pictures" in error_of(capsys, "data", "check", tmp_path)
 
@@ -268,7 +322,11 @@ def test_cameras_of_the_labels_are_told(tmp_path: Path) -> None:
     labels = [[f"{i}.png", label] for i, label in enumerate((*cameras[:2], aside))]
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     report = check(tmp_path)
-    assert report.camera == pytest.approx((2.7, 18.0)) and report.odd_labels == ["2.png"] and report.faults == 0
+    assert (
+        report.camera == pytest.approx((2.7, 18.0))
+        and report.odd_labels == ["2.png"]
+        and report.faults == 0
+    )
     assert "cameras: 2.7 from the origin, field of view 18 degrees (medians)" in report.lines()
 
 
@@ -277,7 +335,9 @@ def test_colour_statistics(tmp_path: Path) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)
         Image.new("RGB", (300, 400), (value, 10, 255)).save(tmp_path / "data" / f"{i}.png")
     report = check(tmp_path / "data")
-    assert report.mean == pytest.approx((100, 10, 255)) and report.std == pytest.approx((100, 0, 0), abs=1e-4)
+    assert report.mean == pytest.approx((100, 10, 255)) and report.std == pytest.approx(
+        (100, 0, 0), abs=1e-4
+    )
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:

@@ -11,20 +11,24 @@ import torch
 import cips3d
 from cips3d import pretrained
 from cips3d.data import SyntheticHeads
+from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency
-from cips3d.metrics.head_network import load_head_network
-from cips3d.metrics.subjects import Subjects, View
 from cips3d.metrics.symmetry import two_hypothesis_score
+from cips3d.metrics.views import Subjects, View
 
 COUNT = 32
 #: Of 256 subjects, so that 32 have somewhat other figures.
-TABLE = json.loads((Path(__file__).parents[1] / "experiments" / "results" / "bundled.json").read_text())["values"]["values"]
+TABLE = json.loads(
+    (Path(__file__).parents[1] / "experiments" / "results" / "bundled.json").read_text()
+)["values"]["values"]
 
 
 @pytest.fixture(scope="module")
 def heads() -> Subjects:
     generator = cips3d.load("heads")
-    return Subjects.generated(generator, generator.sample_latents(COUNT, 1), generator.config.resolution)
+    return Subjects.generated(
+        generator, generator.sample_latents(COUNT, 1), generator.config.resolution
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,9 @@ def view(heads: Subjects) -> View:
     return heads.from_prior(1)
 
 
-def test_its_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_name_wins_over_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "heads").mkdir()
     monkeypatch.chdir(tmp_path)
     generator = cips3d.load("heads")

@@ -33,9 +33,13 @@ def project(cam: Camera, point: Tensor) -> Tensor:
 
 @given(yaws, pitches, radii, fovs)
 @relaxed
-def test_the_origin_is_in_the_centre_and_up_is_up(yaw: float, pitch: float, radius: float, fov: float) -> None:
+def test_the_origin_is_in_the_centre_and_up_is_up(
+    yaw: float, pitch: float, radius: float, fov: float
+) -> None:
     cam = camera(yaw, pitch, radius, fov)
-    assert torch.allclose(project(cam, torch.zeros(1, 3, dtype=torch.float64)), torch.zeros(1, 2).double(), atol=1e-12)
+    assert torch.allclose(
+        project(cam, torch.zeros(1, 3, dtype=torch.float64)), torch.zeros(1, 2).double(), atol=1e-12
+    )
     above = project(cam, torch.tensor([[0.0, 0.01 * radius, 0.0]], dtype=torch.float64))[0]
     assert above[1] > 0
     assert abs(float(above[0])) < 1e-9
@@ -61,12 +65,17 @@ def test_look_at_sees_its_target_in_the_centre_and_up_upwards(position, target, 
     assert torch.allclose(project(cam, target), torch.zeros(1, 2).double(), atol=1e-9)
     local_up = up @ cam.cam_to_world[0, :3, :3]
     assert abs(float(local_up[0, 0])) < 1e-9 and local_up[0, 1] > 0
-    assert ((target - eye) @ cam.cam_to_world[0, :3, 2]).item() == pytest.approx(-(target - eye).norm().item())
+    assert ((target - eye) @ cam.cam_to_world[0, :3, 2]).item() == pytest.approx(
+        -(target - eye).norm().item()
+    )
 
 
 def test_turning_cameras_turns_what_they_see() -> None:
     camera = Camera.cat(
-        [Camera.orbit(0.3, 0.2, 1.5, 20.0), Camera.look_at(torch.tensor([[0.3, 0.1, 0.9]]), torch.tensor([[0.1, 0.0, 0.0]]))]
+        [
+            Camera.orbit(0.3, 0.2, 1.5, 20.0),
+            Camera.look_at(torch.tensor([[0.3, 0.1, 0.9]]), torch.tensor([[0.1, 0.0, 0.0]])),
+        ]
     )
     turned = camera.turned(0.7)
     torch.testing.assert_close(turned[0].cam_to_world, Camera.orbit(1.0, 0.2, 1.5).cam_to_world)
@@ -74,7 +83,9 @@ def test_turning_cameras_turns_what_they_see() -> None:
     turn = Camera.orbit(0.7).cam_to_world[0, :3, :3]
     for one, other in zip(camera.project(point), turned.project(point @ turn.T), strict=True):
         torch.testing.assert_close(one, other)
-    assert torch.equal(camera.turned(0.0).cam_to_world, camera.cam_to_world) and torch.equal(turned.fov, camera.fov)
+    assert torch.equal(camera.turned(0.0).cam_to_world, camera.cam_to_world) and torch.equal(
+        turned.fov, camera.fov
+    )
 
 
 def test_yaw_and_pitch_directions() -> None:
@@ -95,9 +106,15 @@ def test_pixel_centres(yaw: float, pitch: float, fov: float, height: int, width:
     size = 2 * half / height
     assert torch.allclose(plane.mean(dim=(0, 1)), torch.zeros(2).double(), atol=1e-9 * half)
     assert float(plane[0, 0, 1]) == pytest.approx(half - size / 2), "rows go from the top down"
-    assert float(plane[0, 0, 0]) == pytest.approx(-size * width / 2 + size / 2), "columns go from left to right"
-    finer = project(cam, cam.rays(2 * height, 2 * width).directions[0] + cam.position[0]).view(height, 2, width, 2, 2)
-    assert torch.allclose(finer.mean(dim=(1, 3)), plane, atol=1e-9), "four pixels of the finer grid tile one of the coarser"
+    assert float(plane[0, 0, 0]) == pytest.approx(-size * width / 2 + size / 2), (
+        "columns go from left to right"
+    )
+    finer = project(cam, cam.rays(2 * height, 2 * width).directions[0] + cam.position[0]).view(
+        height, 2, width, 2, 2
+    )
+    assert torch.allclose(finer.mean(dim=(1, 3)), plane, atol=1e-9), (
+        "four pixels of the finer grid tile one of the coarser"
+    )
 
 
 @given(yaws, pitches, fovs, st.integers(2, 9), st.integers(2, 9), st.booleans())
@@ -105,7 +122,9 @@ def test_pixel_centres(yaw: float, pitch: float, fov: float, height: int, width:
 def test_the_mean_direction_is_the_axis(yaw, pitch, fov, height, width, corner_aligned) -> None:
     cam = camera(yaw, pitch, fov=fov)
     mean = cam.rays(height, width, corner_aligned).directions.mean(dim=1)
-    assert torch.allclose(torch.nn.functional.normalize(mean, dim=-1), -cam.cam_to_world[:, :3, 2], atol=1e-12)
+    assert torch.allclose(
+        torch.nn.functional.normalize(mean, dim=-1), -cam.cam_to_world[:, :3, 2], atol=1e-12
+    )
 
 
 def test_every_camera_of_a_batch_has_its_own_rays() -> None:
@@ -128,9 +147,13 @@ def test_a_batch_can_be_taken_apart_and_joined() -> None:
 
 @pytest.mark.parametrize("corner_aligned", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (2, 3)])
-def test_pixels_are_square_in_pictures_that_are_not(height: int, width: int, corner_aligned: bool) -> None:
+def test_pixels_are_square_in_pictures_that_are_not(
+    height: int, width: int, corner_aligned: bool
+) -> None:
     cam = camera(0.3, 0.1, fov=20.0)
-    plane = project(cam, cam.rays(height, width, corner_aligned).directions[0] + cam.position[0]).view(height, width, 2)
+    plane = project(
+        cam, cam.rays(height, width, corner_aligned).directions[0] + cam.position[0]
+    ).view(height, width, 2)
     across, down = plane[0, 1, 0] - plane[0, 0, 0], plane[0, 0, 1] - plane[1, 0, 1]
     torch.testing.assert_close(across, down)
     torch.testing.assert_close(plane[..., 0], -plane[..., 0].flip(1))
@@ -144,12 +167,19 @@ def test_corner_aligned_grid_reaches_the_edge() -> None:
 
 @given(yaws, pitches, radii, st.integers(1, 9), st.integers(1, 9))
 @relaxed
-def test_projecting_the_points_of_rays_gives_their_pixels(yaw, pitch, radius, height: int, width: int) -> None:
+def test_projecting_the_points_of_rays_gives_their_pixels(
+    yaw, pitch, radius, height: int, width: int
+) -> None:
     cam = camera(yaw, pitch, radius, fov=20.0)
     depth = radius * (0.5 + torch.rand(1, height * width, dtype=torch.float64))
     place, distance = cam.project(cam.rays(height, width).at(depth[..., None])[:, :, 0])
-    column, row = (place[..., 0] * height + width - 1) / 2, (place[..., 1] * height + height - 1) / 2
-    expected = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    column, row = (
+        (place[..., 0] * height + width - 1) / 2,
+        (place[..., 1] * height + height - 1) / 2,
+    )
+    expected = torch.meshgrid(
+        torch.arange(height).double(), torch.arange(width).double(), indexing="ij"
+    )
     assert torch.allclose(row[0], expected[0].flatten(), atol=1e-8)
     assert torch.allclose(column[0], expected[1].flatten(), atol=1e-8)
     assert torch.allclose(distance, depth, rtol=1e-9)
@@ -163,7 +193,9 @@ def test_opencv_round_trip_is_exact(yaw: float, pitch: float, radius: float, fov
     back = Camera.from_opencv(cam.to_opencv(), cam.fov)
     assert torch.equal(back.cam_to_world, cam.cam_to_world)
     forward = cam.to_opencv()[0, :3, 2]
-    assert torch.allclose(forward, -cam.position[0] / radius, atol=1e-9), "OpenCV's z axis looks at the subject"
+    assert torch.allclose(forward, -cam.position[0] / radius, atol=1e-9), (
+        "OpenCV's z axis looks at the subject"
+    )
 
 
 @given(yaws, pitches, radii, fovs)
@@ -191,7 +223,9 @@ def test_a_label_projects_each_ray_onto_its_pixel(yaw, pitch, radius, fov, resol
     assert torch.allclose(projected[:, :2] / projected[:, 2:], expected, atol=1e-9)
 
 
-@pytest.mark.parametrize(("index", "value"), [(16, 3.0), (17, 0.1), (18, 0.4), (20, math.nan), (24, 2.0), (3, math.inf)])
+@pytest.mark.parametrize(
+    ("index", "value"), [(16, 3.0), (17, 0.1), (18, 0.4), (20, math.nan), (24, 2.0), (3, math.inf)]
+)
 def test_label_of_another_kind_is_refused(index: int, value: float) -> None:
     label = camera(0.1, 0.2).to_label()
     label[:, index] = value
@@ -219,7 +253,9 @@ def test_pose_distribution_statistics(kind: str) -> None:
     if kind == "spherical":
         height = pitch.sin()
         low, high = math.sin(-0.25), math.sin(0.15)
-        assert float(height.mean()) == pytest.approx((low + high) / 2, abs=0.005), "uniform over the sphere's area"
+        assert float(height.mean()) == pytest.approx((low + high) / 2, abs=0.005), (
+            "uniform over the sphere's area"
+        )
         assert float(height.std()) == pytest.approx((high - low) / math.sqrt(12), rel=0.03)
     else:
         assert float(pitch.std()) == pytest.approx(spread * 0.2 / 0.3, rel=0.03)
@@ -229,22 +265,34 @@ def test_pose_distribution_statistics(kind: str) -> None:
 def test_pose_distribution_shape(kind: str) -> None:
     """Kolmogorov-Smirnov: yaw and pitch (its sine, on the sphere) follow their distribution, and do not know each other."""
     count = 20_000
-    poses = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.3, pitch_mean=-0.05, pitch_std=0.2, radius=1.5, fov=20.0)
+    poses = PoseDistribution(
+        kind, yaw_mean=0.1, yaw_std=0.3, pitch_mean=-0.05, pitch_std=0.2, radius=1.5, fov=20.0
+    )
     cameras = poses.sample(count, torch.Generator().manual_seed(1))
     assert torch.allclose(cameras.position.norm(dim=-1), torch.tensor(1.5))
     assert torch.equal(cameras.fov, torch.full((count,), 20.0))
     yaw, pitch = cameras.yaw_pitch()
     low, high = math.sin(-0.25), math.sin(0.15)
-    tilt = (pitch.sin() - (low + high) / 2) / ((high - low) / 2) if kind == "spherical" else (pitch + 0.05) / 0.2
+    tilt = (
+        (pitch.sin() - (low + high) / 2) / ((high - low) / 2)
+        if kind == "spherical"
+        else (pitch + 0.05) / 0.2
+    )
     for standard in ((yaw - 0.1) / 0.3, tilt):
-        cdf = (torch.special.ndtr(standard) if kind == "gaussian" else (standard + 1) / 2).sort().values
+        cdf = (
+            (torch.special.ndtr(standard) if kind == "gaussian" else (standard + 1) / 2)
+            .sort()
+            .values
+        )
         assert (cdf - (torch.arange(count) + 0.5) / count).abs().max() < 1.95 / math.sqrt(count)
         assert cdf[0] > -1e-4 and cdf[-1] < 1 + 1e-4, "none beyond the half width"
     assert abs(torch.corrcoef(torch.stack([yaw, pitch]))[0, 1]) < 5 / math.sqrt(count)
 
 
 def test_poses_repeat_with_their_seed() -> None:
-    first, same, other = (PoseDistribution().sample(5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, same, other = (
+        PoseDistribution().sample(5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first.cam_to_world, same.cam_to_world)
     assert not torch.equal(first.cam_to_world, other.cam_to_world)
 

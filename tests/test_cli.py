@@ -30,22 +30,36 @@ from PIL import Image
 import tiny
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.cli import blend, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
+from cips3d.cli import (
+    blend,
+    demo,
+    evaluate,
+    finetune,
+    imports,
+    info,
+    invert,
+    mesh,
+    plan,
+    render,
+    sample,
+    train,
+    view,
+)
 from cips3d.cli import data as data_verbs
 from cips3d.cli.options import to_device
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.export.media import to_uint8
 from cips3d.export.video import video_frames
+from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency, evaluation, symmetry
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
-from cips3d.metrics.head_network import load_head_network
-from cips3d.metrics.subjects import Subjects
+from cips3d.metrics.views import Subjects
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
-from cips3d.training.config import Stage
 from cips3d.training.logs import write_config
 from cips3d.training.presets import PRESETS
+from cips3d.training.recipe import Stage
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -124,17 +138,27 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     if verb not in VERBS:
-        assert all(name.removeprefix(verb).split()[0] in text for name in VERBS if name.startswith(verb))
+        assert all(
+            name.removeprefix(verb).split()[0] in text for name in VERBS if name.startswith(verb)
+        )
         return
     assert "None" not in text
     for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
         dashed = name.replace("_", "-")
-        assert (dashed.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{dashed}") in text
+        assert (
+            dashed.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{dashed}"
+        ) in text
 
 
 # ---------------------------------------------------------------- what the verbs do
 def test_sample(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--yaw", "30"]), ("e", ["--psi", "0"])):
+    for name, options in (
+        ("a", []),
+        ("b", []),
+        ("c", ["--seed", "1"]),
+        ("d", ["--yaw", "30"]),
+        ("e", ["--psi", "0"]),
+    ):
         cli.main(["sample", model, str(tmp_path / f"{name}.png"), "--count", "4", *options])
     assert str(tmp_path / "e.png") in capsys.readouterr().out
     a, b, c, d, e = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcde")
@@ -144,17 +168,47 @@ def test_sample(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sample_separate_files(model: str, tmp_path: Path) -> None:
-    cli.main(["sample", model, str(tmp_path / "new"), "--count", "3", "--separate", "--resolution", "12"])
+    cli.main(
+        ["sample", model, str(tmp_path / "new"), "--count", "3", "--separate", "--resolution", "12"]
+    )
     assert names(tmp_path / "new") == ["0000.png", "0001.png", "0002.png"]
     assert Image.open(tmp_path / "new" / "0002.png").size == (12, 12)
 
 
 def test_render(model: str, tmp_path: Path) -> None:
-    cli.main(["render", model, str(tmp_path / "a.png"), "--count", "2", "--views", "3", "--yaw", "20", "--pitch", "5"])
+    cli.main(
+        [
+            "render",
+            model,
+            str(tmp_path / "a.png"),
+            "--count",
+            "2",
+            "--views",
+            "3",
+            "--yaw",
+            "20",
+            "--pitch",
+            "5",
+        ]
+    )
     assert Image.open(tmp_path / "a.png").size == (3 * 10 - 2, 6 * 10 - 2)
     for suffix in (".mp4", ".gif"):
         out = tmp_path / f"a{suffix}"
-        cli.main(["render", model, str(out), "--count", "2", "--seconds", "0.5", "--fps", "10", "--resolution", "16"])
+        cli.main(
+            [
+                "render",
+                model,
+                str(out),
+                "--count",
+                "2",
+                "--seconds",
+                "0.5",
+                "--fps",
+                "10",
+                "--resolution",
+                "16",
+            ]
+        )
         with av.open(str(out)) as container:
             frames = list(container.decode(video=0))
         assert len(frames) == 5
@@ -164,7 +218,12 @@ def test_render(model: str, tmp_path: Path) -> None:
 
 def test_sample_of_any_size_and_both_truncations(model: str, tmp_path: Path) -> None:
     options = ["--count", "2", "--yaw", "10", "--resolution", "6", "9", "--supersample", "2"]
-    for name, psi in (("a", ["0.7"]), ("b", ["0.7", "0.7"]), ("c", ["0.7", "0"]), ("d", ["0", "0.7"])):
+    for name, psi in (
+        ("a", ["0.7"]),
+        ("b", ["0.7", "0.7"]),
+        ("c", ["0.7", "0"]),
+        ("d", ["0", "0.7"]),
+    ):
         cli.main(["sample", model, str(tmp_path / f"{name}.png"), *options, "--psi", *psi])
     a, b, c, d = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcd")
     assert a.shape == (6 + 2 + 6, 9, 3)
@@ -198,7 +257,20 @@ def test_angles_count_from_the_middle_of_the_models_prior(tmp_path: Path) -> Non
     pretrained.save(generator, model)
 
     def written(verb: str, *options: str) -> np.ndarray:
-        cli.main([verb, str(model), str(tmp_path / "a.png"), "--count", "1", "--resolution", "24", "--psi", "1", *options])
+        cli.main(
+            [
+                verb,
+                str(model),
+                str(tmp_path / "a.png"),
+                "--count",
+                "1",
+                "--resolution",
+                "24",
+                "--psi",
+                "1",
+                *options,
+            ]
+        )
         return np.asarray(Image.open(tmp_path / "a.png")).astype(int)
 
     alone = ["render", "--views", "1", "--show", "image"]
@@ -208,7 +280,9 @@ def test_angles_count_from_the_middle_of_the_models_prior(tmp_path: Path) -> Non
         ([*alone, *turned], 20, -5), (["sample", "--yaw", "0"], 0, 0), (["sample", *turned], 20, -5),
     ):  # fmt: skip
         camera = poses.at(0.4 + math.radians(yaw), 0.2 + math.radians(pitch))
-        expected = to_uint8(generator.render(generator.sample_latents(1, 0), camera, 24).image)[0].astype(int)
+        expected = to_uint8(generator.render(generator.sample_latents(1, 0), camera, 24).image)[
+            0
+        ].astype(int)
         assert np.abs(written(*options) - expected).max() <= 1, options
 
 
@@ -237,7 +311,9 @@ def test_render_along_a_path(path: str, solid_model: str, tmp_path: Path) -> Non
     far: dict[str, float] = {}
     for name, cameras_there in cameras.items():
         expected = list(video_frames(generator, styles, cameras_there, 16, show=("image", "depth")))
-        apart = np.abs(np.array(frames, dtype=int) - np.array(expected, dtype=int)).mean(axis=(1, 2, 3))
+        apart = np.abs(np.array(frames, dtype=int) - np.array(expected, dtype=int)).mean(
+            axis=(1, 2, 3)
+        )
         assert name != path or apart.max() < 6  # a GIF has 256 colours
         far[name] = float(apart.mean())
     assert min(distance for name, distance in far.items() if name != path) > 2 * far[path], far
@@ -253,14 +329,43 @@ def test_render_from_seed_to_seed(model: str, tmp_path: Path) -> None:
     assert len(frames) == 3 * 2 * 4
     for i, seed in enumerate((3, 1, 4)):
         out = tmp_path / f"{seed}.gif"
-        cli.main(["render", model, str(out), "--seed", str(seed), "--count", "1", "--seconds", "0.5", *same])
+        cli.main(
+            [
+                "render",
+                model,
+                str(out),
+                "--seed",
+                str(seed),
+                "--count",
+                "1",
+                "--seconds",
+                "0.5",
+                *same,
+            ]
+        )
         assert np.array_equal(video(out)[0], frames[8 * i])
     assert not np.array_equal(frames[0], frames[8])
-    cli.main(["render", model, str(tmp_path / "a.png"), "--seeds", "3", "1", "4", "--show", "image", "--views", "2"])
+    cli.main(
+        [
+            "render",
+            model,
+            str(tmp_path / "a.png"),
+            "--seeds",
+            "3",
+            "1",
+            "4",
+            "--show",
+            "image",
+            "--views",
+            "2",
+        ]
+    )
     assert Image.open(tmp_path / "a.png").size == (18, 3 * 10 - 2)
 
 
-def test_render_refuses_keyframes_that_are_none(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_refuses_keyframes_that_are_none(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text('[{"yaw": 0}, {"yow": 1}]')
     for out in ("a.mp4", "a.png"):
@@ -277,7 +382,10 @@ def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):  # fmt: skip
         cli.main(["mesh", solid_model, str(tmp_path / name), "--resolution", "16", *options])
         lines = capsys.readouterr().out.splitlines()
-        assert re.fullmatch(r"[\d,]+ vertices, [\d,]+ faces; 0\.\d+ × 0\.\d+ × 0\.\d+ world units; level [\d.]+", lines[0])
+        assert re.fullmatch(
+            r"[\d,]+ vertices, [\d,]+ faces; 0\.\d+ × 0\.\d+ × 0\.\d+ world units; level [\d.]+",
+            lines[0],
+        )
         assert lines[1:] == ["watertight: yes", str(tmp_path / name)]
         lengths[name[0]] = (tmp_path / name).stat().st_size
     a, b, c, d, e, f, g = ((tmp_path / f"{name}.ply").read_bytes() for name in "abcdefg")
@@ -288,11 +396,27 @@ def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     """Each name has its own figure, and the options reach it; of a model that looks from another side than the heads."""
     generator = pretrained.load("heads")
-    generator.config = replace(generator.config, poses=replace(generator.config.poses, yaw_mean=0.3))
+    generator.config = replace(
+        generator.config, poses=replace(generator.config.poses, yaw_mean=0.3)
+    )
     turned, out = tmp_path / "turned.safetensors", tmp_path / "found.json"
     pretrained.save(generator, turned)
     few = ["--count", "3", "--metrics", "fd4_heads"]
-    cli.main(["eval", str(turned), *few, "--seed", "5", "--psi", "0.5", "--resolution", "16", "--json-file", str(out)])
+    cli.main(
+        [
+            "eval",
+            str(turned),
+            *few,
+            "--seed",
+            "5",
+            "--psi",
+            "0.5",
+            "--resolution",
+            "16",
+            "--json-file",
+            str(out),
+        ]
+    )
     found = json.loads(out.read_text())["values"]
     subjects = Subjects.generated(generator, generator.sample_latents(3, 5), 16, 0.5)
     view, network = subjects.from_prior(5), load_head_network()
@@ -333,12 +457,18 @@ def test_weights_in_16_bits_are_rendered_in_32(model: str, tmp_path: Path) -> No
     loaded = pretrained.load(tmp_path / "half.safetensors")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     rounded = copy.deepcopy(generator).bfloat16().float()
-    pictures = [g.render(g.sample_latents(1, 0), Camera.orbit(0.2), 8).image for g in (loaded, rounded)]
+    pictures = [
+        g.render(g.sample_latents(1, 0), Camera.orbit(0.2), 8).image for g in (loaded, rounded)
+    ]
     torch.testing.assert_close(*pictures)
 
 
-def test_models_without_a_surface(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no surface" in refusal(capsys, "mesh", model, tmp_path / "a.ply", "--resolution", "16")
+def test_models_without_a_surface(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no surface" in refusal(
+        capsys, "mesh", model, tmp_path / "a.ply", "--resolution", "16"
+    )
     torch.manual_seed(0)
     flat = tmp_path / "flat.safetensors"
     pretrained.save(build_generator(replace(tiny.GENERATOR, architecture="cips-2d")), flat)
@@ -346,7 +476,9 @@ def test_models_without_a_surface(model: str, tmp_path: Path, capsys: pytest.Cap
     assert names(tmp_path) == ["flat.safetensors"]
 
 
-def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "found.json"
     few = ["--metrics", "fd20_heads", "kd20_heads", "--count", "3"]
@@ -359,7 +491,16 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert set(found["true_heads"]) == set(evaluation.ENTRIES)
     assert found["record"]["dataset"]["resolution"] == 8
     assert found["record"]["predictor"] == "heads"
-    other = ["--data", tiny.pictures(tmp_path / "data"), "--metrics", "fd4_heads", "--count", "2", "--json-file", str(out)]
+    other = [
+        "--data",
+        tiny.pictures(tmp_path / "data"),
+        "--metrics",
+        "fd4_heads",
+        "--count",
+        "2",
+        "--json-file",
+        str(out),
+    ]
     cli.main(["eval", model, *other])
     assert json.loads(out.read_text())["record"]["predictor"] is None  # nothing saw poses in these
     text = capsys.readouterr().out
@@ -368,22 +509,46 @@ def test_eval(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     cli.main(["eval", model, *other[:2], "--count", "2"])
     told = capsys.readouterr()
     assert "warp_error" in told.out and "fid2k" not in told.out
-    assert told.err.startswith("left out: FID and KID need torch-fidelity") and told.err.count("\n") == 1
+    assert (
+        told.err.startswith("left out: FID and KID need torch-fidelity")
+        and told.err.count("\n") == 1
+    )
     sight = "test_cli:SIGHT"
     monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(SIGHT=SIGHT))
     cli.main(["eval", model, *few, "--predictor", sight, "--json-file", str(out)])
     values = json.loads(out.read_text())["values"]
-    expected = Generator(tiny.GENERATOR).config.poses.sample(3, torch.Generator().manual_seed(0)).yaw_pitch()
+    expected = (
+        Generator(tiny.GENERATOR)
+        .config.poses.sample(3, torch.Generator().manual_seed(0))
+        .yaw_pitch()
+    )
     cosine = (expected[1].cos() * expected[0].cos()).acos()  # of the angle to the frontal camera
     assert values["pose_error"] == pytest.approx(float(cosine.rad2deg().mean()), rel=1e-3)
-    assert values["identity_consistency"] == pytest.approx(1) and values["identity_between"] == pytest.approx(1)
+    assert values["identity_consistency"] == pytest.approx(1) and values[
+        "identity_between"
+    ] == pytest.approx(1)
     assert json.loads(out.read_text())["record"]["predictor"] == sight
-    cli.main(["eval", model, "--metrics", "fd4_heads", "--count", "2", "--predictor", "heads", "--json-file", str(out)])
+    cli.main(
+        [
+            "eval",
+            model,
+            "--metrics",
+            "fd4_heads",
+            "--count",
+            "2",
+            "--predictor",
+            "heads",
+            "--json-file",
+            str(out),
+        ]
+    )
     assert json.loads(out.read_text())["record"]["predictor"] == "heads"
 
 
 #: Sees everything from the front, and one subject only.
-def test_inceptions_weights_are_used_where_they_are_given(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_inceptions_weights_are_used_where_they_are_given(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[tuple[str, ...]] = []
 
     def measured(*args: Any) -> evaluation.Evaluation:
@@ -392,21 +557,34 @@ def test_inceptions_weights_are_used_where_they_are_given(model: str, monkeypatc
 
     monkeypatch.setattr(evaluate, "evaluate", measured)
     data = tiny.pictures(tmp_path / "data")
-    for options in ([], ["--inception-weights", "x.pth"], ["--data", data, "--inception-weights", "x.pth"]):
+    for options in (
+        [],
+        ["--inception-weights", "x.pth"],
+        ["--data", data, "--inception-weights", "x.pth"],
+    ):
         cli.main(["eval", model, *options])
-    assert asked == [("fd2k_heads", "kd2k_heads"), ("fd2k_heads", "kd2k_heads", "fid2k", "kid2k"), ("fid2k", "kid2k")]
+    assert asked == [
+        ("fd2k_heads", "kd2k_heads"),
+        ("fd2k_heads", "kd2k_heads", "fid2k", "kid2k"),
+        ("fid2k", "kid2k"),
+    ]
 
 
 SIGHT = SimpleNamespace(
-    pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))), identity=lambda images: torch.ones(len(images), 2)
+    pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))),
+    identity=lambda images: torch.ones(len(images), 2),
 )
 #: Gives a column instead of one angle for each picture.
-COLUMN = SimpleNamespace(pose=lambda images: (torch.zeros(len(images), 1),) * 2, identity=SIGHT.identity)
+COLUMN = SimpleNamespace(
+    pose=lambda images: (torch.zeros(len(images), 1),) * 2, identity=SIGHT.identity
+)
 #: Gives both angles in one tensor, which for two pictures could be taken for yaws and pitches.
 STACKED = SimpleNamespace(pose=lambda images: torch.zeros(len(images), 2), identity=SIGHT.identity)
 FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIGHT.identity)
 #: As errors of CUDA and of state_dicts are: the first line says what it is.
-WORDY = SimpleNamespace(pose=lambda images: torch.nn.Linear(1, 1).load_state_dict({}), identity=SIGHT.identity)
+WORDY = SimpleNamespace(
+    pose=lambda images: torch.nn.Linear(1, 1).load_state_dict({}), identity=SIGHT.identity
+)
 ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, identity=SIGHT.identity)
 
 
@@ -414,27 +592,53 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
     ("options", "says"),
     [
         (["--metrics", "fvd"], "metric fvd: unknown"),
-        (["--inception-weights", "x.pth"], "--inception-weights: no metric that is asked for uses Inception"),
+        (
+            ["--inception-weights", "x.pth"],
+            "--inception-weights: no metric that is asked for uses Inception",
+        ),
         (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
         (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
         (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),
-        (["--predictor", "test_cli:COLUMN"], r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch"),
-        (["--predictor", "test_cli:STACKED"], r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch"),
-        (["--predictor", "test_cli:WORDY"], "--predictor test_cli:WORDY: pose raised RuntimeError: Error.* in loading"),
-        (["--predictor", "test_cli:ARRAYS"], "predictor: pose gave ndarray and ndarray for 2 pictures; give .* a tensor each"),
-        (["--predictor", "test_cli:FAILING"], "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing"),
+        (
+            ["--predictor", "test_cli:COLUMN"],
+            r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch",
+        ),
+        (
+            ["--predictor", "test_cli:STACKED"],
+            r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch",
+        ),
+        (
+            ["--predictor", "test_cli:WORDY"],
+            "--predictor test_cli:WORDY: pose raised RuntimeError: Error.* in loading",
+        ),
+        (
+            ["--predictor", "test_cli:ARRAYS"],
+            "predictor: pose gave ndarray and ndarray for 2 pictures; give .* a tensor each",
+        ),
+        (
+            ["--predictor", "test_cli:FAILING"],
+            "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing",
+        ),
         (["--count", "1"], "--count: 1; it must be at least 2"),
         (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
         (["--psi", "nan"], "--psi"),
         (["--json-file", "/"], "cannot write /: it exists and is no ordinary file"),
     ],
 )
-def test_eval_refuses(model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_eval_refuses(
+    model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(
-        sys.modules, "test_cli", SimpleNamespace(COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING, ARRAYS=ARRAYS, WORDY=WORDY)
+        sys.modules,
+        "test_cli",
+        SimpleNamespace(
+            COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING, ARRAYS=ARRAYS, WORDY=WORDY
+        ),
     )
-    assert re.search(says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options))
+    assert re.search(
+        says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options)
+    )
 
 
 def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:
@@ -446,13 +650,32 @@ def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:
         assert pretrained.load_main_discriminator(folder) is None
 
 
-def test_data_heads_and_training_on_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_heads_and_training_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "heads.zip"
-    cli.main(["data", "heads", str(out), "--count", "5", "--resolution", "16", "--style", "cartoon"])
+    cli.main(
+        ["data", "heads", str(out), "--count", "5", "--resolution", "16", "--style", "cartoon"]
+    )
     dataset = ImageDataset(out, 8)
     assert len(dataset) == 5 and dataset.labels is not None
     run = tmp_path / "run"
-    cli.main(["train", str(run), "--preset", "tiny", "--data", str(out), "--batch", "2", "--kimg", "0.01", "--seed", "3"])
+    cli.main(
+        [
+            "train",
+            str(run),
+            "--preset",
+            "tiny",
+            "--data",
+            str(out),
+            "--batch",
+            "2",
+            "--kimg",
+            "0.01",
+            "--seed",
+            "3",
+        ]
+    )
     config = json.loads((run / "config.json").read_text())
     assert (config["data"], config["seed"]) == (str(out), 3)
     assert [stage["batch"] for stage in config["stages"]] == [2, 2]
@@ -478,12 +701,23 @@ def test_pictures_of_mixed_sizes_and_shapes_train(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "_FRAMES", 3)
     out = tmp_path / "demo"
-    cli.main(["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"])
+    cli.main(
+        ["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"]
+    )
     assert json.loads((out / "config.json").read_text())["seed"] == 4
-    assert {"heads.png", "beside.png", "depth.png", "orbit.mp4", "model.safetensors", "log.jsonl"} <= set(names(out))
+    assert {
+        "heads.png",
+        "beside.png",
+        "depth.png",
+        "orbit.mp4",
+        "model.safetensors",
+        "log.jsonl",
+    } <= set(names(out))
     assert Image.open(out / "heads.png").size == (7 * 18 - 2, 6 * 18 - 2)
     printed = capsys.readouterr().out
     assert "depth agrees between views" in printed
@@ -501,7 +735,9 @@ def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "relief of the heads" in of_model
 
 
-def test_the_real_presets_can_be_counted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_presets_can_be_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     for name, side, auxiliary in (("heads-32", 32, True), ("ffhq-512", 512, False)):
         cli.main(["info", name])
@@ -553,12 +789,18 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
         (["sample", "MODEL", "OUT.png", "--device", "meta"], "--device meta"),
         (["sample", "MODEL", "OUT.png", "--count", "1" + 20 * "0"], "--count: it must be at most"),
-        (["sample", "MODEL", "OUT.png", "--resolution", "2000000000"], "--resolution: it must be at most 65536"),
+        (
+            ["sample", "MODEL", "OUT.png", "--resolution", "2000000000"],
+            "--resolution: it must be at most 65536",
+        ),
         (["sample", "MODEL", "OUT.jpg"], "OUT.jpg"),
         (["sample", "MODEL", "OUT.png", "--psi", "1", "inf"], "--psi"),
         (["sample", "MODEL", "OUT.png", "--resolution", "8", "-8"], "--resolution"),
         (["sample", "MODEL", "OUT.png", "--supersample", "0"], "--supersample"),
-        (["mesh", "nowhere", "OUT.stl"], "OUT.stl: cannot write a mesh"),  # before the model is looked for
+        (
+            ["mesh", "nowhere", "OUT.stl"],
+            "OUT.stl: cannot write a mesh",
+        ),  # before the model is looked for
         (["mesh", "MODEL", "OUT"], "no suffix"),
         (["mesh", "MODEL", "OUT.ply", "--resolution", "7"], "--resolution"),
         (["mesh", "MODEL", "OUT.ply", "--resolution", "100000"], "--resolution"),
@@ -570,7 +812,10 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["mesh", "MODEL", "OUT.ply", "--device", "abacus"], "--device abacus"),
         (["render", "MODEL", "OUT.txt"], "OUT.txt"),
         (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--yaw", "3"], "--yaw and --pitch"),
-        (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--pitch", "3"], "--yaw and --pitch"),
+        (
+            ["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--pitch", "3"],
+            "--yaw and --pitch",
+        ),
         (["finetune", "MODEL", "OUT", "--data", "heads", "--batch", "0"], "--batch"),
         (["finetune", "MODEL", "OUT", "--data", "heads", "--processes", "-1"], "--processes"),
         (["sample", "MODEL", "OUT.png", "--pitch", "20"], "--pitch"),
@@ -579,10 +824,16 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
         (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
         (["render", "MODEL", "OUT.mp4", "--seeds", "1", "-1"], "--seeds"),
-        (["render", "MODEL", "OUT.mp4", "--seeds", "1", "2", "3", "--seconds", "0.01"], "2 frames for 3 subjects"),
+        (
+            ["render", "MODEL", "OUT.mp4", "--seeds", "1", "2", "3", "--seconds", "0.01"],
+            "2 frames for 3 subjects",
+        ),
         (["render", "MODEL", "OUT.mp4", "--fov", "0"], "field of view of 0"),
         (["render", "MODEL", "OUT.mp4", "--fov", "nan"], "--fov"),
-        (["render", "MODEL", "OUT.mp4", "--path", "dolly-zoom", "--fov", "120"], "camera: it comes to"),
+        (
+            ["render", "MODEL", "OUT.mp4", "--path", "dolly-zoom", "--fov", "120"],
+            "camera: it comes to",
+        ),
         (["render", "MODEL", "OUT.mp4", "--pitch", "95"], "pitch reaches 95"),
         (["render", "MODEL", "OUT.mp4", "--path", "spiral"], "--path: spiral"),
         (["render", "MODEL", "OUT.mp4", "--path", "OUT.json"], "OUT.json"),
@@ -611,7 +862,10 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["plan", "tiny", "--memory", "1e300"], "--memory"),
         (["plan", "tiny", "--tflops", "0"], "--tflops"),
         (["train", "OUT", "--set", "sample_kimg=1e306"], "--set: 1e+306 is too large"),
-        (["train", "OUT", "--processes", "3"], "--processes: batch 4 of the stage at 4 does not divide among 3"),
+        (
+            ["train", "OUT", "--processes", "3"],
+            "--processes: batch 4 of the stage at 4 does not divide among 3",
+        ),
         (["demo", "OUT", "--minutes", "0"], "--minutes"),
         (["demo", "OUT", "--minutes", "nan"], "--minutes"),
         (["demo", "OUT", "--heads", "0"], "--heads"),
@@ -630,7 +884,10 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
 def test_values_out_of_range(
     args: list[str], option: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refusal(capsys, *(model if arg == "MODEL" else re.sub(r"^OUT", str(tmp_path / "OUT"), arg) for arg in args))
+    line = refusal(
+        capsys,
+        *(model if arg == "MODEL" else re.sub(r"^OUT", str(tmp_path / "OUT"), arg) for arg in args),
+    )
     assert option in line
     assert names(tmp_path) == []
 
@@ -651,12 +908,26 @@ def damaged_models(folder: Path, model: str) -> dict[str, str]:
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     (folder / "empty-folder").mkdir()
-    for name, config in (("bad-json", "{"), ("json-list", "[]"), ("wrong-values", '{"inr_width": "wide"}')):
+    for name, config in (
+        ("bad-json", "{"),
+        ("json-list", "[]"),
+        ("wrong-values", '{"inr_width": "wide"}'),
+    ):
         pretrained.load(model).save_pretrained(folder / name)
         (folder / name / "config.json").write_text(config)
     pretrained.load(model).save_pretrained(folder / "cut-folder")
     os.truncate(folder / "cut-folder" / "model.safetensors", 1000)
-    return {name: name for name in [*contents, "empty-folder", "bad-json", "json-list", "wrong-values", "cut-folder"]}
+    return {
+        name: name
+        for name in [
+            *contents,
+            "empty-folder",
+            "bad-json",
+            "json-list",
+            "wrong-values",
+            "cut-folder",
+        ]
+    }
 
 
 def test_damaged_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -668,7 +939,9 @@ def test_damaged_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert names(tmp_path) == ["models"]
 
 
-def test_the_folder_of_a_run_is_no_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folder_of_a_run_is_no_model(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_config(tmp_path / "run", tiny.config())
     pretrained.save(pretrained.load(model), tmp_path / "run" / "model.safetensors")
     assert f"give the model in it, {tmp_path}/run/model.safetensors" in refusal(
@@ -676,22 +949,38 @@ def test_the_folder_of_a_run_is_no_model(model: str, tmp_path: Path, capsys: pyt
     )
 
 
-def test_a_blend_replaces_no_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_blend_replaces_no_model(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_config(tmp_path / "run", tiny.config())
     for out in (Path(model), tmp_path / "run" / "model.safetensors"):
-        for words in (["blend", model, model, out, "--amount", "0.5"], ["mix", model, out], ["import-official", model, out]):
+        for words in (
+            ["blend", model, model, out, "--amount", "0.5"],
+            ["mix", model, out],
+            ["import-official", model, out],
+        ):
             assert f"{out}: is " in refusal(capsys, *words)
     assert names(tmp_path / "run") == ["config.json"]
     subject = tmp_path / "subject.safetensors"
     cli.main(["mix", model, str(subject)])
-    assert f"{subject}: is what is read" in refusal(capsys, "mix", model, subject, "--style", subject)
-    cli.main(["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"])  # harms nobody
+    assert f"{subject}: is what is read" in refusal(
+        capsys, "mix", model, subject, "--style", subject
+    )
+    cli.main(
+        ["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"]
+    )  # harms nobody
 
 
 @pytest.mark.parametrize("verb", ["sample", "render", "info", "import-official"])
-@pytest.mark.parametrize("name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300])
-def test_missing_models(verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = {"info": [], "import-official": [tmp_path / "out.safetensors"]}.get(verb, [tmp_path / "out.png"])
+@pytest.mark.parametrize(
+    "name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300]
+)
+def test_missing_models(
+    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = {"info": [], "import-official": [tmp_path / "out.safetensors"]}.get(
+        verb, [tmp_path / "out.png"]
+    )
     assert name in refusal(capsys, verb, name, *out)
     assert names(tmp_path) == []
 
@@ -707,23 +996,35 @@ def test_a_model_that_the_hub_does_not_have(
 
     monkeypatch.setattr(pretrained, "hf_hub_download", unknown)
     line = refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
-    assert "nobody/nothing: is neither a file, a folder nor a model on the Hugging Face hub (404)" in line
+    assert (
+        "nobody/nothing: is neither a file, a folder nor a model on the Hugging Face hub (404)"
+        in line
+    )
 
 
 def test_a_model_on_the_hub(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained.load(model).save_pretrained(tmp_path)
     monkeypatch.setattr(pretrained, "hf_hub_download", lambda repo, file: str(tmp_path / file))
-    fetched, own = pretrained.load("somebody/heads").state_dict(), pretrained.load(model).state_dict()
-    assert fetched.keys() == own.keys() and all(torch.equal(fetched[name], own[name]) for name in own)
+    fetched, own = (
+        pretrained.load("somebody/heads").state_dict(),
+        pretrained.load(model).state_dict(),
+    )
+    assert fetched.keys() == own.keys() and all(
+        torch.equal(fetched[name], own[name]) for name in own
+    )
 
 
-def test_a_device_that_torch_was_built_for_and_that_is_not_there(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_torch_was_built_for_and_that_is_not_there(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert to_device(pretrained.load(model), "auto").shape_mean.device.type == "cpu"
 
 
-def test_a_terminal_without_the_letters(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_the_letters(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open(tmp_path / "out.txt", "w", encoding="ascii") as narrow:
         monkeypatch.setattr(sys, "stdout", narrow)
         cli.main(["info", model])
@@ -766,7 +1067,9 @@ def bad_dataset(kind: str, folder: Path) -> Path:
         ("one pixel", "1.png: is 1x1"),
     ],
 )
-def test_bad_datasets(kind: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_datasets(
+    kind: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = bad_dataset(kind, tmp_path / "data")
     line = refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", path)
     assert words in line
@@ -775,13 +1078,18 @@ def test_bad_datasets(kind: str, words: str, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_turns_out_damaged_in_training(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workers: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config(workers=workers))
     tiny.pictures(tmp_path / "data", count=3)
     content = (tmp_path / "data" / "1.png").read_bytes()
     (tmp_path / "data" / "1.png").write_bytes(content[:-80])  # its header is whole
-    line = refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", tmp_path / "data")
+    line = refusal(
+        capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", tmp_path / "data"
+    )
     assert "1.png" in line and "damaged" in line
 
 
@@ -797,10 +1105,14 @@ def newest_checkpoint(run: Path) -> Path:
     return sorted((run / "checkpoints").iterdir())[-1]
 
 
-def test_a_run_directory_with_another_configuration(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_directory_with_another_configuration(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert "another configuration" in refusal(capsys, "train", run, "--preset", "tiny", "--seed", "5")
+    assert "another configuration" in refusal(
+        capsys, "train", run, "--preset", "tiny", "--seed", "5"
+    )
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -820,7 +1132,11 @@ def test_damaged_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_checkpoint_of_another_configuration(
-    run: Path, tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    tmp_path: Path,
+    pictures: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wider = tiny.config(generator=replace(tiny.GENERATOR, inr_width=24))
     monkeypatch.setitem(PRESETS, "wider", lambda: wider)
@@ -848,7 +1164,9 @@ def test_a_checkpoint_of_another_configuration(
         '{"stages": [{"resolution": 0, "kimg": 1}]}',
     ],
 )
-def test_garbage_in_config_json(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_garbage_in_config_json(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text(content)
     for options in ([], ["--preset", "tiny"]):
         assert "config.json" in refusal(capsys, "train", tmp_path, *options)
@@ -862,7 +1180,9 @@ def test_garbage_in_the_log(content: bytes, run: Path, capsys: pytest.CaptureFix
     assert "log.jsonl" in refusal(capsys, "train", run)
 
 
-def test_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_other_things(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     (tmp_path / ".DS_Store").write_text("x")  # which alone would be no hindrance
     for verb in (["train", tmp_path, "--preset", "tiny"], ["demo", tmp_path]):
@@ -870,7 +1190,9 @@ def test_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.Capture
     assert names(tmp_path) == [".DS_Store", "thesis.txt"]
     assert "is a file" in refusal(capsys, "train", tmp_path / "thesis.txt", "--preset", "tiny")
     (tmp_path / "thesis.txt").unlink()
-    assert "nowhere" in refusal(capsys, "train", tmp_path, "--preset", "tiny", "--set", "start=nowhere.safetensors")
+    assert "nowhere" in refusal(
+        capsys, "train", tmp_path, "--preset", "tiny", "--set", "start=nowhere.safetensors"
+    )
     assert names(tmp_path) == [".DS_Store"]  # so that another start can be tried in the same folder
 
 
@@ -878,7 +1200,9 @@ def test_a_batch_that_does_not_divide_among_the_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 3)
-    assert "does not divide among 3" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
+    assert "does not divide among 3" in refusal(
+        capsys, "train", tmp_path / "run", "--preset", "tiny"
+    )
     assert names(tmp_path) == []
 
 
@@ -886,7 +1210,9 @@ def test_a_launcher_decides_about_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--processes: a launcher" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--processes", "2")
+    assert "--processes: a launcher" in refusal(
+        capsys, "train", tmp_path / "run", "--preset", "tiny", "--processes", "2"
+    )
     assert "but none finds a GPU" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
     assert names(tmp_path) == []
 
@@ -899,7 +1225,12 @@ def unwritable(tmp_path: Path) -> list[Path]:
 
 
 def test_places_that_cannot_be_written(
-    model: str, solid_model: str, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    model: str,
+    solid_model: str,
+    pictures: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.setattr("cips3d.cli.invert.find", None)  # it is said before the work
     for place in unwritable(tmp_path):
@@ -938,7 +1269,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)  # PyAV closes a failed file late
+        subprocess.run(
+            ["umount", "--lazy", str(place)], check=True
+        )  # PyAV closes a failed file late
 
 
 def leave_room(disk: Path, size: int) -> None:
@@ -949,13 +1282,35 @@ def leave_room(disk: Path, size: int) -> None:
     os.truncate(disk / "filler", (disk / "filler").stat().st_size - size)
 
 
-def test_full_disk(small_disk: Path, model: str, solid_model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk(
+    small_disk: Path, model: str, solid_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     leave_room(small_disk, 0)
     for command in (
         ["sample", model, small_disk / "a.png", "--count", "16", "--resolution", "64"],
         ["render", model, small_disk / "a.png", "--count", "2", "--resolution", "64"],
-        ["render", model, small_disk / "a.gif", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
-        ["render", model, small_disk / "a.mp4", "--count", "2", "--seconds", "0.2", "--resolution", "64"],
+        [
+            "render",
+            model,
+            small_disk / "a.gif",
+            "--count",
+            "2",
+            "--seconds",
+            "0.2",
+            "--resolution",
+            "64",
+        ],
+        [
+            "render",
+            model,
+            small_disk / "a.mp4",
+            "--count",
+            "2",
+            "--seconds",
+            "0.2",
+            "--resolution",
+            "64",
+        ],
         ["mesh", solid_model, small_disk / "a.ply", "--resolution", "32", "--no-colors"],
         ["data", "heads", small_disk / "a.zip", "--count", "100", "--resolution", "64"],
         ["data", "heads", small_disk / "a", "--count", "100", "--resolution", "64"],
@@ -965,7 +1320,9 @@ def test_full_disk(small_disk: Path, model: str, solid_model: str, capsys: pytes
         assert names(small_disk) == ["filler"], command
 
 
-def test_a_checkpoint_that_fills_the_disk(small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_fills_the_disk(
+    small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = refusal(capsys, "train", small_disk / "run", "--preset", "tiny", "--data", pictures)
     assert "000000000016.safetensors" in line and "No space left" in line
     assert names(small_disk / "run" / "checkpoints") == []
@@ -979,7 +1336,10 @@ def test_a_model_that_fills_the_disk(small_disk: Path, model: str) -> None:
 
 
 def test_a_log_that_fills_the_disk(
-    small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_disk: Path,
+    pictures: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     long = tiny.config(checkpoint_kimg=1000, stages=(Stage(8, kimg=1, batch=4),))
     monkeypatch.setitem(PRESETS, "tiny", lambda: long)
@@ -994,12 +1354,21 @@ def test_a_log_that_fills_the_disk(
 
 
 def test_a_full_disk(
-    tmp_path: Path, pictures: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    pictures: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
-    cli.main(["train", str(tmp_path / "before"), "--preset", "tiny", "--data", pictures])  # what numba compiles is kept
+    cli.main(
+        ["train", str(tmp_path / "before"), "--preset", "tiny", "--data", pictures]
+    )  # what numba compiles is kept
     for size, kimg, words in ((20_000, 0.016, "safetensors"), (4000, 1000.0, "cannot write in")):
-        monkeypatch.setitem(PRESETS, "tiny", lambda kimg=kimg: tiny.config(checkpoint_kimg=kimg, stages=(Stage(8, 0.2, 4),)))
+        monkeypatch.setitem(
+            PRESETS,
+            "tiny",
+            lambda kimg=kimg: tiny.config(checkpoint_kimg=kimg, stages=(Stage(8, 0.2, 4),)),
+        )
         run = tmp_path / f"run-{size}"
         with tiny.full_disk_after(size):
             line = refusal(capsys, "train", run, "--preset", "tiny", "--data", pictures)
@@ -1009,7 +1378,9 @@ def test_a_full_disk(
 
 
 # ---------------------------------------------------------------- interrupts
-def test_ctrl_c_ends_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 

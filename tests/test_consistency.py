@@ -14,12 +14,18 @@ from torch import Tensor
 import tiny
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.data import SyntheticHeads
-from cips3d.metrics.consistency import depth_distance, depth_error, identity_consistency, pose_error, warp_error
-from cips3d.metrics.head_network import HeadNetwork, load_head_network
-from cips3d.metrics.subjects import Subjects, View, angle_between, warped
+from cips3d.heads.network import HeadNetwork, load_head_network
+from cips3d.metrics.consistency import (
+    depth_distance,
+    depth_error,
+    identity_consistency,
+    pose_error,
+    warp_error,
+)
 from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
+from cips3d.metrics.views import Subjects, View, angle_between, warped
 from cips3d.models.baselines import build_generator
-from cips3d.models.records import SOLID, RenderOutput
+from cips3d.models.types import SOLID, RenderOutput
 
 COUNT = 48
 
@@ -43,7 +49,12 @@ def spoiled(subjects: Subjects, change: Callable[[RenderOutput, Camera], RenderO
 
 
 def flattened(out: RenderOutput, _: Camera) -> RenderOutput:
-    return replace(out, depth=torch.where(out.opacity > SOLID, float(out.depth[out.opacity > SOLID].mean()), out.depth))
+    return replace(
+        out,
+        depth=torch.where(
+            out.opacity > SOLID, float(out.depth[out.opacity > SOLID].mean()), out.depth
+        ),
+    )
 
 
 def mirrored(subjects: Subjects) -> Subjects:
@@ -72,7 +83,10 @@ def test_a_plane_is_warped_as_geometry_says() -> None:
         depth = (0.02 - rays.origins[..., 2]) / rays.directions[..., 2]
         image = texture(rays.at(depth[..., None])[:, :, 0]).transpose(1, 2).unflatten(2, (96, 64))
         depth = depth.unflatten(1, (96, 64))[:, None]
-        return View(RenderOutput(image, image, depth, torch.ones_like(depth), torch.zeros_like(depth)), camera)
+        return View(
+            RenderOutput(image, image, depth, torch.ones_like(depth), torch.zeros_like(depth)),
+            camera,
+        )
 
     source, target = view(0.3), view(-0.2)
     picture, known = warped(source, target)
@@ -113,8 +127,12 @@ def test_nothing_solid_gives_nan(truth: Subjects, network: HeadNetwork) -> None:
 def test_angles() -> None:
     zero, quarter = torch.zeros(1), torch.full((1,), math.pi / 2)
     assert float(angle_between(zero, zero, quarter, zero)) == pytest.approx(90, abs=1e-3)
-    assert float(angle_between(zero, quarter, quarter, quarter)) == pytest.approx(0, abs=0.05)  # at the pole yaw is nothing
-    assert float(angle_between(zero + 0.1, zero, zero, zero)) == pytest.approx(math.degrees(0.1), rel=1e-3)
+    assert float(angle_between(zero, quarter, quarter, quarter)) == pytest.approx(
+        0, abs=0.05
+    )  # at the pole yaw is nothing
+    assert float(angle_between(zero + 0.1, zero, zero, zero)) == pytest.approx(
+        math.degrees(0.1), rel=1e-3
+    )
 
 
 def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
@@ -122,11 +140,17 @@ def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
     good = pose_error(view, network)
     assert good < 2
     yaw, pitch = view.camera.yaw_pitch()
-    for wrong in (Camera.orbit(yaw + 0.1, pitch), Camera.orbit(yaw, pitch - 0.1), Camera.orbit(-yaw, pitch)):
+    for wrong in (
+        Camera.orbit(yaw + 0.1, pitch),
+        Camera.orbit(yaw, pitch - 0.1),
+        Camera.orbit(-yaw, pitch),
+    ):
         assert pose_error(View(view.out, wrong), network) > good + 3
     still = spoiled(truth, lambda _, camera: truth.at(0.0).out)  # a picture that does not turn
     assert pose_error(still.from_prior(0), network) > 10
-    turned = View(view.out, Camera.orbit(yaw + 0.2, pitch - 0.1))  # as a model says whose learned cameras have drifted
+    turned = View(
+        view.out, Camera.orbit(yaw + 0.2, pitch - 0.1)
+    )  # as a model says whose learned cameras have drifted
     assert pose_error(turned, network, (0.2, -0.1)) == pytest.approx(good, abs=1e-3)
 
 
@@ -162,7 +186,9 @@ def test_depth_distance(truth: Subjects) -> None:
     assert good < 0.003
     assert depth_distance(spoiled(truth, flattened).from_prior(0), other) > 4 * good
     shifted = spoiled(truth, lambda out, _: replace(out, depth=out.depth + 0.02))
-    assert depth_distance(shifted.from_prior(0), truth.from_prior(0)) == pytest.approx(0.02, abs=1e-4)
+    assert depth_distance(shifted.from_prior(0), truth.from_prior(0)) == pytest.approx(
+        0.02, abs=1e-4
+    )
 
 
 def test_the_camera_may_stand_anywhere(truth: Subjects, network: HeadNetwork) -> None:
@@ -188,8 +214,12 @@ def test_symmetry(resolution: int, network: HeadNetwork) -> None:
     assert bangs_flip(fault, network) > 0.6
 
 
-@pytest.mark.parametrize(("colour", "score"), [(torch.sin, 0), (torch.cos, 1)], ids=["lopsided", "symmetric"])
-def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(colour: Callable[[Tensor], Tensor], score: float) -> None:
+@pytest.mark.parametrize(
+    ("colour", "score"), [(torch.sin, 0), (torch.cos, 1)], ids=["lopsided", "symmetric"]
+)
+def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
+    colour: Callable[[Tensor], Tensor], score: float
+) -> None:
     """A ball with stripes that change sides with x, or do not."""
 
     def show(camera: Camera) -> RenderOutput:
@@ -201,7 +231,8 @@ def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(colour: Callable
         points = rays.at(depth[..., None])[:, :, 0]
         stripes = torch.where(hit[..., None], colour(points * 60), 0.0)
         image, depth, opacity = (
-            x.transpose(1, 2).unflatten(2, (48, 48)) for x in (stripes, depth[..., None], hit.float()[..., None])
+            x.transpose(1, 2).unflatten(2, (48, 48))
+            for x in (stripes, depth[..., None], hit.float()[..., None])
         )
         return RenderOutput(image, image, depth, opacity, torch.zeros_like(opacity))
 
@@ -213,7 +244,10 @@ def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(colour: Callable
 def test_sides_are_counted_from_where_the_prior_looks() -> None:
     poses = PoseDistribution(yaw_mean=0.4, pitch_mean=-0.1)
     subjects = Subjects(
-        3, poses, 0.12, lambda camera: RenderOutput(*[torch.zeros(3, 3, 1, 1)] * 2, *[torch.zeros(3, 1, 1, 1)] * 3)
+        3,
+        poses,
+        0.12,
+        lambda camera: RenderOutput(*[torch.zeros(3, 3, 1, 1)] * 2, *[torch.zeros(3, 1, 1, 1)] * 3),
     )
     yaw, pitch = subjects.at(0.2, 0.05).camera.yaw_pitch()
     torch.testing.assert_close((yaw, pitch), (torch.full((3,), 0.6), torch.full((3,), -0.05)))
@@ -225,7 +259,9 @@ def test_points_lie_on_the_rays_of_a_picture_whose_corners_they_run_through() ->
     camera = PoseDistribution().sample(3, torch.Generator().manual_seed(0))
     view = Subjects.generated(generator, generator.sample_latents(3, 0), 8).seen(camera)
     rays = camera.rays(8, 8, corner_aligned=True)
-    torch.testing.assert_close(view.points, rays.at(view.out.depth.flatten(1)[..., None])[:, :, 0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        view.points, rays.at(view.out.depth.flatten(1)[..., None])[:, :, 0], atol=1e-6, rtol=0
+    )
 
 
 def test_many_subjects_are_rendered_as_few_are() -> None:

@@ -35,7 +35,9 @@ def test_fade_in_starts_from_the_halved_picture() -> None:
     assert torch.allclose(network(images(16), alpha=0.0), network(halved))
     assert not torch.allclose(network(images(16), alpha=0.5), network(halved))
     torch.nn.init.zeros_(network.blocks["16"].conv1.weight)
-    assert torch.allclose(network(images(16), alpha=0.0), network(halved)), "at 0 the new block does not matter"
+    assert torch.allclose(network(images(16), alpha=0.0), network(halved)), (
+        "at 0 the new block does not matter"
+    )
 
 
 def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
@@ -45,7 +47,9 @@ def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
     old = network.from_rgb["8"].weight
     gradients = torch.autograd.grad(network(images(16), alpha=0.0).sum(), new, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
-    (gradient,) = torch.autograd.grad(network(images(16), alpha=1.0).sum(), [old], allow_unused=True)
+    (gradient,) = torch.autograd.grad(
+        network(images(16), alpha=1.0).sum(), [old], allow_unused=True
+    )
     assert gradient is None
     for part in (new[0], old):
         (gradient,) = torch.autograd.grad(network(images(16), alpha=0.5).sum(), [part])
@@ -60,13 +64,19 @@ def test_pictures_are_judged_alone_without_a_minibatch_deviation() -> None:
 
 @pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2), (2, 2)])
 def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> None:
-    x = torch.randn(2, 3, 7, 6, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    x = (
+        torch.randn(2, 3, 7, 6, generator=torch.Generator().manual_seed(0))
+        .double()
+        .requires_grad_()
+    )
     kernel = torch.rand(4, 4).double()
 
     def blurred(x: torch.Tensor) -> torch.Tensor:
         return Blur.apply(x, kernel, padding, stride)
 
-    expected = nn.functional.conv2d(x, kernel.expand(3, 1, 4, 4), padding=padding, stride=stride, groups=3)
+    expected = nn.functional.conv2d(
+        x, kernel.expand(3, 1, 4, 4), padding=padding, stride=stride, groups=3
+    )
     torch.testing.assert_close(blurred(x), expected)
     torch.autograd.gradcheck(blurred, (x,))
     torch.autograd.gradgradcheck(blurred, (x,))
@@ -78,8 +88,13 @@ def test_a_penalty_takes_as_many_convolutions_however_many_channels_there_are() 
     class Count(TorchDispatchMode):
         convolutions = 0
 
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.convolutions += function.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.convolutions += function.overloadpacket in (
+                torch.ops.aten.convolution,
+                torch.ops.aten.convolution_backward,
+            )
             return function(*args, **(kwargs or {}))
 
     counts = []
@@ -130,7 +145,9 @@ def test_gradient_of_the_r1_penalty(first: bool) -> None:
     parameters = [p for p in network.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(penalty(), parameters, allow_unused=True)
     direction = [torch.randn_like(p) for p in parameters]
-    slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True) if g is not None)
+    slope = sum(
+        float((g * d).sum()) for g, d in zip(gradients, direction, strict=True) if g is not None
+    )
     eps, values = 1e-6, []
     for sign in (1, -1):
         with torch.no_grad():
@@ -144,7 +161,8 @@ def test_gradient_of_the_r1_penalty(first: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "groups"), [(4, [(0, 1, 2, 3)]), (8, [(0, 2, 4, 6), (1, 3, 5, 7)]), (6, [(0, 3), (1, 4), (2, 5)])]
+    ("batch", "groups"),
+    [(4, [(0, 1, 2, 3)]), (8, [(0, 2, 4, 6), (1, 3, 5, 7)]), (6, [(0, 3), (1, 4), (2, 5)])],
 )
 def test_minibatch_deviation_by_hand(batch: int, groups: list[tuple[int, ...]]) -> None:
     """StyleGAN2's groups: every n-th picture, as many as divide both batch and group size; one mean deviation for each."""
@@ -165,4 +183,6 @@ def test_minibatch_deviation_sees_a_batch_of_one_picture_repeated() -> None:
     varied = network(images(8))
     repeated = network(same)
     assert torch.allclose(repeated, repeated[:1].expand_as(repeated))
-    assert not torch.allclose(varied[0], repeated[0]), "the same picture scores differently among others"
+    assert not torch.allclose(varied[0], repeated[0]), (
+        "the same picture scores differently among others"
+    )

@@ -26,9 +26,9 @@ import tiny
 from cips3d import cli, pretrained
 from cips3d.cli import demo, train
 from cips3d.export.media import save_frames
-from cips3d.training import plan as plans
-from cips3d.training.config import TrainConfig
+from cips3d.training import planning as plans
 from cips3d.training.presets import PRESETS
+from cips3d.training.recipe import TrainConfig
 from cips3d.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,9 @@ def brief() -> TrainConfig:
     """A run of two steps, whose subjects have a surface."""
     config = tiny.config()
     solid = replace(config.generator, density_gain=40.0, density_blob=60.0)
-    return replace(config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages))
+    return replace(
+        config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +60,27 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
             for path in sorted((folder / "photos").iterdir()):
                 archive.write(path, path.name)
-    save_frames(folder / "clip.mp4", iter(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)), 4)
+    save_frames(
+        folder / "clip.mp4",
+        iter(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)),
+        4,
+    )
     keyframes = re.search(r"```json\n(.*?)```", (DOCS / "rendering.md").read_text(), re.DOTALL)
     assert keyframes
     (folder / "flight.json").write_text(keyframes[1])
     recorded = load_file(ROOT / "tests" / "data" / "generator.safetensors")
-    official = {key.removeprefix("param/"): value.float() for key, value in recorded.items() if key.startswith("param/")}
+    official = {
+        key.removeprefix("param/"): value.float()
+        for key, value in recorded.items()
+        if key.startswith("param/")
+    }
     torch.save(official, folder / "G_ema.pth")
     recorded = load_file(ROOT / "tests" / "data" / "training_step_discriminator.safetensors")
     prefix = "discriminator_before/"
-    torch.save({key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)}, folder / "D.pth")
+    torch.save(
+        {key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)},
+        folder / "D.pth",
+    )
     Trainer(brief(), folder / "runs" / "mine").run()
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
     return folder
@@ -81,7 +94,9 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     for name in PRESETS:
         monkeypatch.setitem(PRESETS, name, brief)
-    monkeypatch.setitem(pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors"))
+    monkeypatch.setitem(
+        pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors")
+    )
     monkeypatch.setattr(demo, "_FRAMES", 2)
     # Steps on shapes take long where every shape is checked; tests/test_plan.py is about them.
     monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
@@ -107,7 +122,11 @@ def test_the_pages_commands_are_found(tmp_path: Path) -> None:
     page.write_text(PAGE)
     found = shown.commands(page)
     assert [command.line for command in found] == [3, 5, 8]
-    assert [command.words for command in found] == [["train", "runs/a", "--kimg", "3"], ["info", "x"], ["info", "x y"]]
+    assert [command.words for command in found] == [
+        ["train", "runs/a", "--kimg", "3"],
+        ["info", "x"],
+        ["info", "x y"],
+    ]
     assert found[0].small() == ["train", "runs/a", "--kimg", "0.016", "--processes", "1"]
     assert [command.reason is None for command in found] == [True, False, True]
     assert sum(len(shown.commands(page)) for page in shown.PAGES) > 50
@@ -127,7 +146,9 @@ def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
             try:
                 cli.main(command.small())
             except SystemExit as end:
-                pytest.fail(f"{command.page}:{command.line}: {command.text}: exit status {end.code}")
+                pytest.fail(
+                    f"{command.page}:{command.line}: {command.text}: exit status {end.code}"
+                )
 
 
 def make_way(command: shown.Command) -> None:
@@ -144,7 +165,9 @@ def make_way(command: shown.Command) -> None:
 
 
 @PAGES
-def test_commands_within_the_text_have_those_verbs_and_options(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_within_the_text_have_those_verbs_and_options(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for mention in shown.mentions(page):
         assert_options_exist(mention)
 
@@ -182,7 +205,11 @@ def test_options_that_a_verb_lacks_are_noticed() -> None:
 def help_of(verb: str) -> str:
     """What `cips3d VERB --help` prints; nothing if there is no such verb."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()), pytest.raises(SystemExit):
+    with (
+        contextlib.redirect_stdout(text),
+        contextlib.redirect_stderr(io.StringIO()),
+        pytest.raises(SystemExit),
+    ):
         cli.main([*verb.split(), "--help"])
     return text.getvalue() if f"cips3d {verb}" in text.getvalue() else ""
 
@@ -209,11 +236,19 @@ def maker() -> Iterator[ModuleType]:
 def test_every_picture_is_made_by_the_script(maker: ModuleType) -> None:
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
     pages += (DOCS.parent / "README.md").read_text().replace("](docs/", "](")
-    shown_ones = {name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")}
+    shown_ones = {
+        name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")
+    }
     made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS, *maker.SCREENSHOTS]}
     assert shown_ones - made == maker.OF_RUNS
-    assert made == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()} == made & shown_ones
-    assert all(text in pages for texts in maker.COMMANDS.values() for text in texts)  # readers are told how
+    assert (
+        made
+        == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()}
+        == made & shown_ones
+    )
+    assert all(
+        text in pages for texts in maker.COMMANDS.values() for text in texts
+    )  # readers are told how
     for name in shown_ones:
         assert (DOCS / name).stat().st_size < (600_000 if name in made else 1_100_000)
 
@@ -238,12 +273,29 @@ def test_the_picture_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) 
 
 
 # ---------------------------------------------------------------- the site
-@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("mkdocstrings") is None, reason="pip install 'cips3d[docs]'")
+@pytest.mark.skipif(
+    find_spec("mkdocs") is None or find_spec("mkdocstrings") is None,
+    reason="pip install 'cips3d[docs]'",
+)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "site"
-    assert 'id="cips3d.models.generator.Generator.render_rays"' in (site / "api" / "models.html").read_text()
+    assert (
+        'id="cips3d.models.generator.Generator.render_rays"'
+        in (site / "api" / "models.html").read_text()
+    )
     assert (site / "experiments" / "results" / "figure_7.png").is_file()
-    assert not re.search(r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', (site / "index.html").read_text())  # works offline
+    assert not re.search(
+        r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', (site / "index.html").read_text()
+    )  # works offline

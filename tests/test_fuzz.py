@@ -21,15 +21,19 @@ from PIL import Image
 import tiny
 from cips3d import cli
 from cips3d.configuration import to_dict
-from cips3d.training.config import Stage
 from cips3d.training.presets import PRESETS
+from cips3d.training.recipe import Stage
 from cips3d.training.trainer import Trainer
 
 Damage = Callable[[Path, random.Random], None]
 
 
-def encoded(kind: str, draw: random.Random, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> bytes:
-    pixels = np.frombuffer(draw.randbytes(size[0] * size[1] * 3), np.uint8).reshape(size[1], size[0], 3)
+def encoded(
+    kind: str, draw: random.Random, size: tuple[int, int] = (12, 9), mode: str = "RGB"
+) -> bytes:
+    pixels = np.frombuffer(draw.randbytes(size[0] * size[1] * 3), np.uint8).reshape(
+        size[1], size[0], 3
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
@@ -46,7 +50,9 @@ def first_bytes(change: Callable[[bytes, random.Random], bytes], kind: str = "pn
     """A picture of that kind with its bytes changed."""
 
     def damage(folder: Path, draw: random.Random) -> None:
-        (folder / f"1.{kind}").write_bytes(change(encoded("jpeg" if kind == "jpg" else kind, draw), draw))
+        (folder / f"1.{kind}").write_bytes(
+            change(encoded("jpeg" if kind == "jpg" else kind, draw), draw)
+        )
 
     return damage
 
@@ -95,7 +101,9 @@ def folder_as_picture(folder: Path, _: random.Random) -> None:
 
 
 def odd_name(folder: Path, draw: random.Random) -> None:
-    (folder / "new\nline \x1b[31m.png").write_bytes(flipped(encoded("png", draw), draw)[: draw.randrange(1, 60)])
+    (folder / "new\nline \x1b[31m.png").write_bytes(
+        flipped(encoded("png", draw), draw)[: draw.randrange(1, 60)]
+    )
 
 
 DATA: dict[str, Damage] = {
@@ -116,11 +124,19 @@ DATA: dict[str, Damage] = {
     "link to nowhere": link_to_nowhere,
     "folder called png": folder_as_picture,
     "odd name": odd_name,
-    "labels cut off": labels(lambda d: json.dumps({"labels": [["0.png", [0.0] * 25]]})[: d.randrange(30)]),
-    "labels of another form": labels(lambda d: d.choice([[], 3, {"labels": 3}, {"labels": [1]}, {"label": []}, None])),
-    "labels too short": labels(lambda d: {"labels": [[f"{i}.png", [0.5] * d.randrange(25)] for i in range(3)]}),
+    "labels cut off": labels(
+        lambda d: json.dumps({"labels": [["0.png", [0.0] * 25]]})[: d.randrange(30)]
+    ),
+    "labels of another form": labels(
+        lambda d: d.choice([[], 3, {"labels": 3}, {"labels": [1]}, {"label": []}, None])
+    ),
+    "labels too short": labels(
+        lambda d: {"labels": [[f"{i}.png", [0.5] * d.randrange(25)] for i in range(3)]}
+    ),
     "labels missing": labels(lambda d: {"labels": [["0.png", [0.5] * 25]]}),
-    "labels not finite": labels(lambda d: {"labels": [[f"{i}.png", [float("nan")] * 25] for i in range(3)]}),
+    "labels not finite": labels(
+        lambda d: {"labels": [[f"{i}.png", [float("nan")] * 25] for i in range(3)]}
+    ),
     "cut zip": zipped(lambda c, d: c[: d.randrange(len(c))]),
     "flipped bit in a zip": zipped(flipped),
     "zip that points outside": zipped(lambda c, d: c, "../{}"),
@@ -141,7 +157,13 @@ def seeds(kind: str) -> st.SearchStrategy[int]:
 
 def leaves(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all entries of a nested configuration, from the outside in."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items()
+        if isinstance(values, dict)
+        else enumerate(values)
+        if isinstance(values, list)
+        else ()
+    )
     return [path, *(leaf for key, value in items for leaf in leaves(value, (*path, key)))]
 
 
@@ -206,7 +228,9 @@ def outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
     except SystemExit as stopped:
         assert stopped.code == 2
         printed = capsys.readouterr().err.replace("\r", "\n").splitlines()
-        lines = [line for line in printed if line.strip() and "%" not in line[:20]]  # no progress bar
+        lines = [
+            line for line in printed if line.strip() and "%" not in line[:20]
+        ]  # no progress bar
         assert [line.startswith("cips3d: error: ") for line in lines] == [True], lines
         return lines[-1]
 
@@ -214,8 +238,12 @@ def outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of one step, whatever the configuration asks for."""
-    monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config(stages=(Stage(8, kimg=0.004, batch=4),)))
-    monkeypatch.setattr(Trainer, "_stage_progress", lambda self, stage: float(self.counters.stage_images > 0))
+    monkeypatch.setitem(
+        PRESETS, "tiny", lambda: tiny.config(stages=(Stage(8, kimg=0.004, batch=4),))
+    )
+    monkeypatch.setattr(
+        Trainer, "_stage_progress", lambda self, stage: float(self.counters.stage_images > 0)
+    )
 
 
 #: What no run can train on, or with.
@@ -232,7 +260,9 @@ few = settings(max_examples=2, suppress_health_check=[HealthCheck.function_scope
 @pytest.mark.parametrize("kind", DATA)
 @given(drawn=st.data())
 @few
-def test_damaged_datasets(kind: str, capsys: pytest.CaptureFixture[str], drawn: st.DataObject) -> None:
+def test_damaged_datasets(
+    kind: str, capsys: pytest.CaptureFixture[str], drawn: st.DataObject
+) -> None:
     draw = random.Random(drawn.draw(seeds(kind)))
     with tempfile.TemporaryDirectory() as place:
         data, run = Path(place) / "data", Path(place) / "run"
@@ -249,12 +279,20 @@ def test_damaged_datasets(kind: str, capsys: pytest.CaptureFixture[str], drawn: 
 @pytest.mark.parametrize("kind", CONFIG)
 @given(drawn=st.data())
 @settings(few, max_examples=4)
-def test_damaged_configurations(kind: str, capsys: pytest.CaptureFixture[str], drawn: st.DataObject) -> None:
+def test_damaged_configurations(
+    kind: str, capsys: pytest.CaptureFixture[str], drawn: st.DataObject
+) -> None:
     draw = random.Random(drawn.draw(seeds(kind)))
     with tempfile.TemporaryDirectory() as place:
         run = Path(place)
-        config = to_dict(tiny.config("heads", stages=(Stage(4, kimg=0.004, batch=4), Stage(8, kimg=0.004, batch=4))))
+        config = to_dict(
+            tiny.config(
+                "heads", stages=(Stage(4, kimg=0.004, batch=4), Stage(8, kimg=0.004, batch=4))
+            )
+        )
         (run / "config.json").write_text(json.dumps(config))
         CONFIG[kind](run, draw)
         line = outcome(["train", str(run)], capsys)
-        assert line is not None if kind in HOPELESS else line is None or (run / "config.json").exists()
+        assert (
+            line is not None if kind in HOPELESS else line is None or (run / "config.json").exists()
+        )

@@ -19,7 +19,7 @@ from cips3d.errors import UserError
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.embedding import positional_encoding
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RayDraws, Sampling, Styles
+from cips3d.models.types import Latents, RayDraws, Sampling, Styles
 
 TINY = GeneratorConfig(
     shape_dim=6, appearance_dim=7, shape_style_dim=8, appearance_style_dim=9, shape_mapping_layers=2,
@@ -37,9 +37,13 @@ def tiny(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> Genera
 
 def setting(generator: Generator, height: int = 6, width: int = 9, draws: bool = True):
     """Styles, rays and draws of two heads."""
-    camera = Camera.orbit(torch.tensor([0.3, -0.5]), torch.tensor([0.1, -0.2])).to(generator.shape_mean)
+    camera = Camera.orbit(torch.tensor([0.3, -0.5]), torch.tensor([0.1, -0.2])).to(
+        generator.shape_mean
+    )
     rays = camera.rays(height, width)
-    drawn = RayDraws.sample(2, rays.count, generator.sampling, 0.5, torch.Generator().manual_seed(3)).to(torch.float64)
+    drawn = RayDraws.sample(
+        2, rays.count, generator.sampling, 0.5, torch.Generator().manual_seed(3)
+    ).to(torch.float64)
     styles = generator.map(generator.sample_latents(2, seed=1))
     return styles, camera, rays, drawn if draws else None
 
@@ -51,9 +55,13 @@ def test_a_picture_is_its_rays_row_by_row() -> None:
     picture = generator.render(styles, camera, (6, 9), draws=draws)
     ray = generator.render_rays(styles, rays, generator.sampling, draws)
     assert torch.allclose(picture.image.permute(0, 2, 3, 1).flatten(1, 2), ray.rgb, atol=1e-12)
-    assert torch.allclose(picture.aux_image.permute(0, 2, 3, 1).flatten(1, 2), ray.aux_rgb, atol=1e-12)
+    assert torch.allclose(
+        picture.aux_image.permute(0, 2, 3, 1).flatten(1, 2), ray.aux_rgb, atol=1e-12
+    )
     for name in ("depth", "opacity", "last_weight"):
-        assert torch.allclose(getattr(picture, name).flatten(1), getattr(ray, name), atol=1e-12), name
+        assert torch.allclose(getattr(picture, name).flatten(1), getattr(ray, name), atol=1e-12), (
+            name
+        )
 
 
 def test_rendering_repeats_and_leaves_no_trace() -> None:
@@ -64,7 +72,9 @@ def test_rendering_repeats_and_leaves_no_trace() -> None:
     first, second = (generator.render(z, camera, 5, psi=0.7).image for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), global_state)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in generator.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in generator.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("draws", [False, True])
@@ -74,9 +84,13 @@ def test_subsets_and_permutations_of_rays_give_the_same_pixels(draws: bool) -> N
     whole = generator.render_rays(styles, rays, generator.sampling, drawn)
     shuffle = torch.randperm(rays.count, generator=torch.Generator().manual_seed(4))
     for chosen in (shuffle, shuffle[:11], shuffle[:1]):
-        part = generator.render_rays(styles, rays[chosen], generator.sampling, None if drawn is None else drawn[chosen])
+        part = generator.render_rays(
+            styles, rays[chosen], generator.sampling, None if drawn is None else drawn[chosen]
+        )
         for name in ("rgb", "aux_rgb", "depth", "opacity", "last_weight", "feature"):
-            assert (getattr(part, name) - getattr(whole, name)[:, chosen]).abs().max() <= 1e-12, name
+            assert (getattr(part, name) - getattr(whole, name)[:, chosen]).abs().max() <= 1e-12, (
+                name
+            )
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 53, 54, 1000])
@@ -104,7 +118,11 @@ def test_a_crop_of_a_larger_picture_is_the_smaller_one_seen_from_there() -> None
     generator = tiny()
     z = generator.sample_latents(1, 0)
     fov = 12.0
-    wide = float(torch.rad2deg(2 * torch.atan(3 * torch.tan(torch.deg2rad(torch.tensor(fov, dtype=torch.float64)) / 2))))
+    wide = float(
+        torch.rad2deg(
+            2 * torch.atan(3 * torch.tan(torch.deg2rad(torch.tensor(fov, dtype=torch.float64)) / 2))
+        )
+    )
     yaw = torch.tensor([0.2], dtype=torch.float64)
     small = generator.render(z, Camera.orbit(yaw, fov=fov), 7)
     large = generator.render(z, Camera.orbit(yaw, fov=wide), 21)
@@ -126,12 +144,17 @@ def test_one_code_goes_with_many_cameras_and_one_camera_with_many_codes() -> Non
 def test_the_centre_pixel_is_the_same_at_every_odd_resolution() -> None:
     generator = tiny()
     z, camera = generator.sample_latents(2, 0), Camera.orbit(0.3, -0.2)
-    centres = [generator.render(z, camera, (h, w)).image[:, :, h // 2, w // 2] for h, w in ((1, 1), (5, 7), (33, 3))]
+    centres = [
+        generator.render(z, camera, (h, w)).image[:, :, h // 2, w // 2]
+        for h, w in ((1, 1), (5, 7), (33, 3))
+    ]
     assert torch.allclose(centres[0], centres[1], atol=1e-9)
     assert torch.allclose(centres[0], centres[2], atol=1e-9)
 
 
-@pytest.mark.parametrize("bad", [{"resolution": 0}, {"resolution": (4, 0)}, {"resolution": 4, "chunk": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"resolution": 0}, {"resolution": (4, 0)}, {"resolution": 4, "chunk": 0}]
+)
 def test_impossible_sizes(bad: dict) -> None:
     generator = tiny()
     with pytest.raises(UserError):
@@ -166,7 +189,9 @@ def test_the_stored_means_are_means_of_mapped_codes() -> None:
 def test_full_truncation_shows_the_mean_subject() -> None:
     generator = tiny()
     z, camera = generator.sample_latents(3, 0), Camera.orbit(0.2)
-    mean = generator.render(Styles(generator.shape_mean[None], generator.appearance_mean[None]), camera, 4).image
+    mean = generator.render(
+        Styles(generator.shape_mean[None], generator.appearance_mean[None]), camera, 4
+    ).image
     assert torch.allclose(generator.render(z, camera, 4, psi=0.0).image, mean.expand(3, -1, -1, -1))
     untruncated = generator.render(z, camera, 4).image
     generator.shape_mean.add_(1.0)
@@ -185,7 +210,9 @@ def test_truncation_goes_to_the_stored_mean() -> None:
     assert isinstance(full.appearance, Tensor)
     assert torch.equal(half.appearance, full.appearance)
     generator.shape_mean.add_(1.0)
-    assert torch.allclose(generator.map(z, psi=0.0).shape, none.shape + 1), "the stored mean is used, not a fresh one"
+    assert torch.allclose(generator.map(z, psi=0.0).shape, none.shape + 1), (
+        "the stored mean is used, not a fresh one"
+    )
     assert torch.equal(generator.map(z).shape, full.shape), "ψ = 1 does not touch it"
 
 
@@ -224,7 +251,9 @@ def test_every_option_renders_and_trains(changes: dict) -> None:
     generator = tiny(**changes)
     _, camera, _, _ = setting(generator)
     sampling = generator.sampling
-    draws = RayDraws.sample(2, 16, sampling, 0.5, torch.Generator().manual_seed(0)).to(torch.float64)
+    draws = RayDraws.sample(2, 16, sampling, 0.5, torch.Generator().manual_seed(0)).to(
+        torch.float64
+    )
     out = generator(generator.sample_latents(2, 0), camera, 4, draws)
     (out.image.square().sum() + out.aux_image.square().sum()).backward()
     for name, parameter in generator.named_parameters():
@@ -236,7 +265,10 @@ def test_every_option_renders_and_trains(changes: dict) -> None:
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_point_looks_different_from_elsewhere_only_with_a_view_direction(seen: bool) -> None:
     generator = tiny(view_direction=seen)
-    point, w = torch.tensor([[[0.03, -0.02, 0.05]]], dtype=torch.float64), torch.ones(1, 8, dtype=torch.float64)
+    point, w = (
+        torch.tensor([[[0.03, -0.02, 0.05]]], dtype=torch.float64),
+        torch.ones(1, 8, dtype=torch.float64),
+    )
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.6, 0.0, -0.8]]], dtype=torch.float64)
     sigma, feature = generator.nerf(point.expand(1, 2, 3), directions, w)
     assert torch.equal(sigma[:, 0], sigma[:, 1]), "density never depends on the direction"
@@ -249,7 +281,10 @@ def test_positional_encoding() -> None:
     expected = [*x[0].tolist()]
     for value in x[0].tolist():
         for octave in range(4):
-            expected += [math.sin(2**octave * math.pi * value), math.cos(2**octave * math.pi * value)]
+            expected += [
+                math.sin(2**octave * math.pi * value),
+                math.cos(2**octave * math.pi * value),
+            ]
     encoded = positional_encoding(x, 4)[0]
     assert sorted(encoded.tolist()) == pytest.approx(sorted(expected))
 
@@ -268,7 +303,9 @@ def test_autocast_leaves_geometry_alone() -> None:
     exact_picture = generator.render(styles, camera, 8)
     with torch.autocast("cpu", torch.bfloat16):
         picture = generator.render(styles, camera, 8)
-    assert torch.equal(picture.depth, exact_picture.depth) and torch.equal(picture.opacity, exact_picture.opacity)
+    assert torch.equal(picture.depth, exact_picture.depth) and torch.equal(
+        picture.opacity, exact_picture.opacity
+    )
 
 
 def test_backgrounds() -> None:
@@ -290,7 +327,9 @@ def test_backgrounds() -> None:
             assert torch.allclose(out.last_weight, torch.ones_like(out.opacity))
         else:
             assert float(out.opacity.max()) < 1e-9
-        assert torch.allclose(out.depth, rays.origins.norm(dim=-1) + generator.config.extent, atol=1e-6)
+        assert torch.allclose(
+            out.depth, rays.origins.norm(dim=-1) + generator.config.extent, atol=1e-6
+        )
 
 
 def test_invalid_configurations() -> None:
@@ -316,7 +355,9 @@ def test_gradients_equal_finite_differences() -> None:
         appearance_style_dim=2, coarse_samples=4, fine_samples=0, density_gain=5.0,
     )  # fmt: skip
     camera = Camera.orbit(torch.tensor([0.3], dtype=torch.float64))
-    draws = RayDraws.sample(1, 2, generator.sampling, 0.1, torch.Generator().manual_seed(1)).to(torch.float64)
+    draws = RayDraws.sample(1, 2, generator.sampling, 0.1, torch.Generator().manual_seed(1)).to(
+        torch.float64
+    )
     names = [name for name, _ in generator.named_parameters()]
     z = generator.sample_latents(1, 2)
 
@@ -337,7 +378,10 @@ def test_importance_samples_are_constants_to_the_gradient() -> None:
     z = generator.sample_latents(2, 1)
     held = []
     original = cips3d.models.volume.importance_depths
-    direction = [torch.randn_like(p) * p.detach().std().nan_to_num(0.1).clamp(min=0.01) for p in generator.parameters()]
+    direction = [
+        torch.randn_like(p) * p.detach().std().nan_to_num(0.1).clamp(min=0.01)
+        for p in generator.parameters()
+    ]
 
     def loss() -> Tensor:
         out = generator(z, camera, (3, 3), draws)
@@ -427,7 +471,16 @@ def test_a_model_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["{", "[1, 2]", "3", '{"inr_width": "wide"}', '{"inr_widht": 10}', '{"inr_width": 0}', "{}", "changed"],
+    [
+        "{",
+        "[1, 2]",
+        "3",
+        '{"inr_width": "wide"}',
+        '{"inr_widht": 10}',
+        '{"inr_width": 0}',
+        "{}",
+        "changed",
+    ],
 )
 def test_a_model_with_another_configuration_is_refused(tmp_path: Path, header: str) -> None:
     generator, path = tiny(dtype=torch.float32), tmp_path / "m.safetensors"
@@ -439,8 +492,12 @@ def test_a_model_with_another_configuration_is_refused(tmp_path: Path, header: s
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("missing", "surplus"), [("inr.to_rgb.0.bias", None), (None, "extra"), ("shape_mean", None)])
-def test_a_model_with_other_weights_is_refused(tmp_path: Path, missing: str | None, surplus: str | None) -> None:
+@pytest.mark.parametrize(
+    ("missing", "surplus"), [("inr.to_rgb.0.bias", None), (None, "extra"), ("shape_mean", None)]
+)
+def test_a_model_with_other_weights_is_refused(
+    tmp_path: Path, missing: str | None, surplus: str | None
+) -> None:
     generator, path = tiny(dtype=torch.float32), tmp_path / "m.safetensors"
     weights = {name: tensor for name, tensor in generator.state_dict().items() if name != missing}
     if surplus is not None:
@@ -455,7 +512,9 @@ def test_a_model_with_other_weights_is_refused(tmp_path: Path, missing: str | No
         Generator.from_pretrained(tmp_path / "folder")
 
 
-def test_a_folder_keeps_what_the_model_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_keeps_what_the_model_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = tiny(dtype=torch.float64)
     generator.config = replace(generator.config, resolution=24)
     generator.save_pretrained(tmp_path / "heads")
@@ -463,7 +522,10 @@ def test_a_folder_keeps_what_the_model_is_now(tmp_path: Path, monkeypatch: pytes
     for name in ("./heads", Path("heads")):  # neither is the bundled model
         loaded = cips3d.load(name)
         assert loaded.config == generator.config
-        assert all(torch.equal(tensor, generator.state_dict()[key]) for key, tensor in loaded.state_dict().items())
+        assert all(
+            torch.equal(tensor, generator.state_dict()[key])
+            for key, tensor in loaded.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize(

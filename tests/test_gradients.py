@@ -12,7 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 import tiny
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput, Sampling
+from cips3d.models.types import RenderOutput, Sampling
 from cips3d.training import gradients
 from cips3d.training.draws import fake_draws
 
@@ -32,10 +32,19 @@ def generator() -> Generator:
 def arguments(generator: Generator) -> tuple:
     draws = fake_draws(generator.config, SAMPLING, SIDE, 5.0, (0,), range(3), torch.device("cpu"))
     rays = draws.rays.to(torch.float64)
-    return generator, draws.latents.to(torch.float64), draws.camera.to(torch.float64), SIDE, rays, SAMPLING
+    return (
+        generator,
+        draws.latents.to(torch.float64),
+        draws.camera.to(torch.float64),
+        SIDE,
+        rays,
+        SAMPLING,
+    )
 
 
-def gradient(render: Callable[[], RenderOutput], generator: Generator) -> tuple[RenderOutput, Tensor]:
+def gradient(
+    render: Callable[[], RenderOutput], generator: Generator
+) -> tuple[RenderOutput, Tensor]:
     """The picture, and the gradient of a loss that sees INR image and auxiliary image, as one vector."""
     out = render()
     generator.zero_grad()
@@ -50,7 +59,9 @@ def assert_same_picture(a: RenderOutput, b: RenderOutput) -> None:
 
 
 @pytest.mark.parametrize("chunk", [5, 100])
-def test_checkpointed_gradients_are_the_full_ones(generator: Generator, arguments: tuple, chunk: int) -> None:
+def test_checkpointed_gradients_are_the_full_ones(
+    generator: Generator, arguments: tuple, chunk: int
+) -> None:
     picture, expected = gradient(lambda: gradients.full(*arguments), generator)
     same, found = gradient(lambda: gradients.checkpointed(*arguments, chunk), generator)
     assert_same_picture(same, picture)
@@ -71,10 +82,14 @@ def test_checkpointing_holds_one_chunk(generator: Generator, arguments: tuple) -
             render()
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
-    assert kept(lambda: gradients.checkpointed(*arguments, 4)) < 0.2 * kept(lambda: gradients.full(*arguments))
+    assert kept(lambda: gradients.checkpointed(*arguments, 4)) < 0.2 * kept(
+        lambda: gradients.full(*arguments)
+    )
 
 
-def test_partial_gradients_of_all_rays_are_the_full_ones(generator: Generator, arguments: tuple) -> None:
+def test_partial_gradients_of_all_rays_are_the_full_ones(
+    generator: Generator, arguments: tuple
+) -> None:
     picture, expected = gradient(lambda: gradients.full(*arguments), generator)
     shuffled = torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(1))
     same, found = gradient(lambda: gradients.partial(*arguments, shuffled, 5), generator)
@@ -82,11 +97,15 @@ def test_partial_gradients_of_all_rays_are_the_full_ones(generator: Generator, a
     assert float((found - expected).norm() / expected.norm()) < 1e-9
 
 
-def test_partial_gradients_of_parts_of_the_rays_add_up_to_the_full_one(generator: Generator, arguments: tuple) -> None:
+def test_partial_gradients_of_parts_of_the_rays_add_up_to_the_full_one(
+    generator: Generator, arguments: tuple
+) -> None:
     picture, expected = gradient(lambda: gradients.full(*arguments), generator)
     total = torch.zeros_like(expected)
     for index in torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(1)).chunk(4):
-        same, found = gradient(lambda index=index: gradients.partial(*arguments, index, 5), generator)
+        same, found = gradient(
+            lambda index=index: gradients.partial(*arguments, index, 5), generator
+        )
         assert_same_picture(same, picture)
         total += found
     assert float((total - expected).norm() / expected.norm()) < 1e-9

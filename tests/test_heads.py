@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.data import raycast, shading
-from cips3d.data.archive import write_heads
-from cips3d.data.heads import ATTRIBUTES, FAR_DEPTH, SyntheticHeads
-from cips3d.data.raycast import BOUND, HAIR_LABEL, SKIN_LABEL
 from cips3d.errors import UserError
+from cips3d.heads import raycast, shading
+from cips3d.heads.archive import write_heads
+from cips3d.heads.dataset import ATTRIBUTES, FAR_DEPTH, SyntheticHeads
+from cips3d.heads.raycast import BOUND, HAIR_LABEL, SKIN_LABEL
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ class TestItems:
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_forked_workers_give_the_same(self, heads):
         heads.__getitems__(range(8))  # threads have run before the fork
-        loader = torch.utils.data.DataLoader(heads, batch_size=8, num_workers=1, multiprocessing_context="fork")
+        loader = torch.utils.data.DataLoader(
+            heads, batch_size=8, num_workers=1, multiprocessing_context="fork"
+        )
         assert torch.equal(next(iter(loader)), torch.stack(heads.__getitems__(range(8))))
 
     @pytest.mark.parametrize("index", [200, -201])
@@ -86,7 +88,9 @@ class TestGeometry:
     def test_one_ball_has_the_depth_of_its_equation(self):
         camera = Camera.orbit(0.5, -0.3, radius=0.7, fov=20.0)
         center, radius = torch.tensor([0.03, -0.02, 0.01]), 0.05
-        depth, owner, _ = raycast.cast(ball(center.numpy(), radius), camera.cam_to_world[0].double().numpy(), 20.0, 24, 40)
+        depth, owner, _ = raycast.cast(
+            ball(center.numpy(), radius), camera.cam_to_world[0].double().numpy(), 20.0, 24, 40
+        )
         rays = camera.rays(24, 40)
         offset, direction = (rays.origins - center)[0].double(), rays.directions[0].double()
         b = (offset * direction).sum(-1)
@@ -95,19 +99,31 @@ class TestGeometry:
         length = (1 / np.tan(np.radians(10.0)) ** 2 + ((2 * np.arange(24) - 23) / 24)[:, None] ** 2
                   + ((2 * np.arange(40) - 39) / 24) ** 2) ** 0.5  # fmt: skip
         hit = (root > 1e-7).view(24, 40).numpy()
-        assert hit.sum() > 50 and (owner[hit] == 0).all() and (owner[(root < -1e-7).view(24, 40).numpy()] == -1).all()
+        assert (
+            hit.sum() > 50
+            and (owner[hit] == 0).all()
+            and (owner[(root < -1e-7).view(24, 40).numpy()] == -1).all()
+        )
         np.testing.assert_allclose((depth * length)[hit], expected[hit], atol=2e-5)
 
     def test_slab_and_carving_end_on_their_surfaces(self):
         part = ball((0.0, 0.0, 0.0), 0.1)
-        part[0, raycast.SLAB_NORMAL + 2], part[0, raycast.SLAB_LOW], part[0, raycast.SLAB_HIGH] = 1.0, -1.0, 0.06
+        part[0, raycast.SLAB_NORMAL + 2], part[0, raycast.SLAB_LOW], part[0, raycast.SLAB_HIGH] = (
+            1.0,
+            -1.0,
+            0.06,
+        )
         part[0, raycast.CARVED] = 1.0
         part[0, raycast.CARVE_CENTER : raycast.CARVE_CENTER + 3] = (0.0, 0.0, 0.08)
         part[0, raycast.CARVE_RADII : raycast.CARVE_RADII + 3] = 0.05
         pose = Camera.orbit(0.0)
         depth, _, side = raycast.cast(part, pose.cam_to_world[0].double().numpy(), 12.0, 21, 21)
-        assert side[10, 10] == raycast.ON_CARVE and depth[10, 10] / np.tan(np.radians(6.0)) == pytest.approx(1 - 0.03)
-        assert side[10, 2] == raycast.ON_SLAB and depth[10, 2] / np.tan(np.radians(6.0)) == pytest.approx(1 - 0.06)
+        assert side[10, 10] == raycast.ON_CARVE and depth[10, 10] / np.tan(
+            np.radians(6.0)
+        ) == pytest.approx(1 - 0.03)
+        assert side[10, 2] == raycast.ON_SLAB and depth[10, 2] / np.tan(
+            np.radians(6.0)
+        ) == pytest.approx(1 - 0.06)
 
     def test_parts_behind_the_camera_are_not_drawn(self):
         pose = Camera.orbit(0.0, radius=0.7).cam_to_world[0].double().numpy()
@@ -146,15 +162,21 @@ class TestGeometry:
         second = heads.render(indices, Camera.orbit(torch.full((12,), 0.15), 0.0), side)
         to_camera = torch.linalg.inv(second.camera.cam_to_world)
         local = points(first) @ to_camera[:, :3, :3].transpose(1, 2) + to_camera[:, None, :3, 3]
-        grid = local[..., :2] * torch.tensor([1.0, -1.0]) / -local[..., 2:] / np.tan(np.radians(6.0))
+        grid = (
+            local[..., :2] * torch.tensor([1.0, -1.0]) / -local[..., 2:] / np.tan(np.radians(6.0))
+        )
         sample = {"grid": grid[:, None], "mode": "nearest", "align_corners": False}
         seen = torch.nn.functional.grid_sample(second.depth, **sample)[:, 0, 0]
         nearest = -torch.nn.functional.max_pool2d(-second.depth, 3, stride=1, padding=1)
         nearest = torch.nn.functional.grid_sample(nearest, **sample)[:, 0, 0]
         inside = first.mask.flatten(1) & (grid.abs() < 0.98).all(-1)
         distance = local.norm(dim=-1)
-        assert ((distance - seen)[inside].abs() < 0.002).float().mean() > 0.8  # the others are hidden, or on steep slopes
-        assert (distance - nearest)[inside].min() > -0.001  # never empty space where there is a surface
+        assert (
+            (distance - seen)[inside].abs() < 0.002
+        ).float().mean() > 0.8  # the others are hidden, or on steep slopes
+        assert (distance - nearest)[
+            inside
+        ].min() > -0.001  # never empty space where there is a surface
 
     def test_mask_and_labels_agree(self, batch):
         assert torch.equal(batch.mask, batch.labels > 0)
@@ -171,9 +193,13 @@ class TestAttributes:
         assert all(len(value) == 40 for value in batch.attributes.values())
 
     def test_camera_is_drawn_from_the_poses(self):
-        poses = PoseDistribution("uniform", yaw_std=0.1, pitch_mean=0.2, pitch_std=0.05, radius=0.9, fov=14.0)
+        poses = PoseDistribution(
+            "uniform", yaw_std=0.1, pitch_mean=0.2, pitch_std=0.05, radius=0.9, fov=14.0
+        )
         batch = SyntheticHeads(resolution=2, poses=poses).render(range(300))
-        assert batch.attributes["yaw"].abs().max() <= 0.1001 and batch.attributes["yaw"].std() > 0.04
+        assert (
+            batch.attributes["yaw"].abs().max() <= 0.1001 and batch.attributes["yaw"].std() > 0.04
+        )
         assert (batch.attributes["pitch"] - 0.2).abs().max() <= 0.0501
         torch.testing.assert_close(batch.camera.position.norm(dim=-1), torch.full((300,), 0.9))
         normal = SyntheticHeads().cameras(range(4000)).yaw_pitch()
@@ -199,7 +225,9 @@ class TestAttributes:
         coarse, fine = (SyntheticHeads(resolution=32, supersampling=n)[4].float() for n in (1, 4))
         assert 0.5 < (coarse - fine).abs().mean() < 8
         large = SyntheticHeads(resolution=128, supersampling=1)[4].float()
-        assert (torch.nn.functional.avg_pool2d(large, 4) - fine).abs().mean() < 0.5  # which is what it stands for
+        assert (
+            torch.nn.functional.avg_pool2d(large, 4) - fine
+        ).abs().mean() < 0.5  # which is what it stands for
 
 
 class TestStyles:
@@ -215,9 +243,23 @@ class TestStyles:
         part[0, raycast.COLOR : raycast.COLOR + 3] = 0.5
         levels = []
         for sign in (1, -1):
-            pose = Camera.look_at(sign * torch.tensor([shading.LIGHT])).cam_to_world[0].double().numpy()
+            pose = (
+                Camera.look_at(sign * torch.tensor([shading.LIGHT]))
+                .cam_to_world[0]
+                .double()
+                .numpy()
+            )
             samples = raycast.cast(part, pose, 12.0, 18, 18)
-            shading.draw(part, np.zeros((0, shading.TINT_COLUMNS)), pose, 12.0, *samples, np.zeros(3), False, image)
+            shading.draw(
+                part,
+                np.zeros((0, shading.TINT_COLUMNS)),
+                pose,
+                12.0,
+                *samples,
+                np.zeros(3),
+                False,
+                image,
+            )
             levels.append(int(image[0, 4, 4]))
         assert levels[0] > 1.5 * levels[1]
 
@@ -228,19 +270,26 @@ class TestExport:
         with zipfile.ZipFile(tmp_path / "heads.zip") as archive:
             labels = json.loads(archive.read("dataset.json"))["labels"]
             attributes = json.loads(archive.read("attributes.json"))
-            pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name, _ in labels])
+            pixels = np.stack(
+                [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name, _ in labels]
+            )
         assert labels[0][0] == "00000/img00000000.png" and len(labels) == 5
         assert torch.equal(torch.from_numpy(pixels).permute(0, 3, 1, 2), batch.images[:5])
         camera = Camera.from_label(torch.tensor([label for _, label in labels]))
         torch.testing.assert_close(camera.cam_to_world, batch.camera.cam_to_world[:5])
         torch.testing.assert_close(camera.fov, batch.camera.fov[:5])
         entry = attributes["attributes"]["00000/img00000003.png"]
-        assert entry["bangs_side"] == int(batch.attributes["bangs_side"][3]) and attributes["kinds"]["hat"][0] == "none"
+        assert (
+            entry["bangs_side"] == int(batch.attributes["bangs_side"][3])
+            and attributes["kinds"]["hat"][0] == "none"
+        )
         assert [p.name for p in tmp_path.iterdir()] == ["heads.zip"]
 
     def test_folder(self, heads, tmp_path):
         write_heads(tmp_path / "new" / "heads", heads, count=2)
-        files = sorted(str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*.*"))
+        files = sorted(
+            str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*.*")
+        )
         assert files == ["heads/00000/img00000000.png", "heads/00000/img00000001.png", "heads/attributes.json",
                          "heads/dataset.json"]  # fmt: skip
 
@@ -292,7 +341,9 @@ def test_faulty_arguments(arguments, message):
 
 
 def test_unknown_style():
-    unchecked = inspect.unwrap(SyntheticHeads.__init__)  # the tests' type checker would be first to object
+    unchecked = inspect.unwrap(
+        SyntheticHeads.__init__
+    )  # the tests' type checker would be first to object
     with pytest.raises(UserError, match=r"unknown style 'oil'.*natural, cartoon"):
         unchecked(object.__new__(SyntheticHeads), style="oil")
 

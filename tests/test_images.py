@@ -27,7 +27,9 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def write_folder(root, files: dict[str, bytes]):
@@ -66,8 +68,15 @@ def one_line(caught) -> str:
 # ---------------------------------------------------------------- what an item is
 @both_layouts
 def test_items_are_uint8_squares_in_name_order(tmp_path, write):
-    files = {f"{folder}/{name}.png": encoded(noise(8, 8, i)) for i, (folder, name) in enumerate(["b1", "a2", "a1"])}
-    files |= {"notes.txt": b"no picture", ".hidden.png": b"no picture", "__MACOSX/a/._1.png": b"no picture"}
+    files = {
+        f"{folder}/{name}.png": encoded(noise(8, 8, i))
+        for i, (folder, name) in enumerate(["b1", "a2", "a1"])
+    }
+    files |= {
+        "notes.txt": b"no picture",
+        ".hidden.png": b"no picture",
+        "__MACOSX/a/._1.png": b"no picture",
+    }
     data = ImageDataset(write(tmp_path, files), 8)
     assert len(data) == 3
     assert data.names == ["a/1.png", "a/2.png", "b/1.png"]
@@ -80,7 +89,9 @@ def test_crops_the_central_square_of_mixed_sizes(tmp_path):
     wide = Image.new("RGB", (12, 4), "blue")
     wide.paste(RED, (4, 0, 8, 4))
     tall = wide.transpose(Image.Transpose.ROTATE_90)
-    data = ImageDataset(write_folder(tmp_path, {"wide.png": encoded(wide), "tall.png": encoded(tall)}), 4)
+    data = ImageDataset(
+        write_folder(tmp_path, {"wide.png": encoded(wide), "tall.png": encoded(tall)}), 4
+    )
     for item in data:
         assert item.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(RED)]
 
@@ -146,25 +157,39 @@ def test_exif_orientation_is_honoured(tmp_path):
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees clockwise to show"
-    item = ImageDataset(write_folder(tmp_path, {"a.jpg": encoded(stored, "JPEG", exif=exif, quality=95)}), 16)[0].float()
+    item = ImageDataset(
+        write_folder(tmp_path, {"a.jpg": encoded(stored, "JPEG", exif=exif, quality=95)}), 16
+    )[0].float()
     assert item[0, :7].mean() > 200
     assert item[2, 9:].mean() > 200
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 def test_every_listed_format_is_read(tmp_path, format):
-    data = ImageDataset(write_folder(tmp_path, {f"a.{format.lower()}": encoded(Image.new("RGB", (16, 16), RED), format)}), 16)
+    data = ImageDataset(
+        write_folder(
+            tmp_path, {f"a.{format.lower()}": encoded(Image.new("RGB", (16, 16), RED), format)}
+        ),
+        16,
+    )
     assert (data[0].float().mean(dim=(1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 6
 
 
 # ---------------------------------------------------------------- processes
 @both_layouts
 def test_is_picklable_and_works_in_worker_processes(tmp_path, write):
-    data = ImageDataset(write(tmp_path, {f"{i:02}.png": encoded(noise(8, 8, i)) for i in range(12)}), 8)
+    data = ImageDataset(
+        write(tmp_path, {f"{i:02}.png": encoded(noise(8, 8, i)) for i in range(12)}), 8
+    )
     expected = torch.stack([data[i] for i in range(12)])  # the zip is open in this process now
     assert torch.equal(pickle.loads(pickle.dumps(data))[3], expected[3])
     for context in ("fork", "spawn") if write is write_zip else ("fork",):
-        loader = DataLoader(data, batch_size=3, num_workers=2 if context == "fork" else 1, multiprocessing_context=context)
+        loader = DataLoader(
+            data,
+            batch_size=3,
+            num_workers=2 if context == "fork" else 1,
+            multiprocessing_context=context,
+        )
         assert torch.equal(torch.cat(list(loader)), expected)
 
 
@@ -186,7 +211,9 @@ def test_labels_round_trip(tmp_path, write):
     data = ImageDataset(write(tmp_path, files), 8)
     assert data.labels is not None
     assert torch.equal(data.labels, labels)
-    assert torch.allclose(Camera.from_label(data.labels).yaw_pitch()[0], torch.tensor([0.3, -0.2]), atol=1e-5)
+    assert torch.allclose(
+        Camera.from_label(data.labels).yaw_pitch()[0], torch.tensor([0.3, -0.2]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("content", [{"labels": None}, {"labels": [["a.png", 3]]}, {"labels": []}])
@@ -211,7 +238,9 @@ def test_no_camera_labels(tmp_path, content):
 )
 @both_layouts
 def test_bad_labels_are_refused(tmp_path, write, content, complaint):
-    line = refusal(write(tmp_path, {"a.png": encoded(noise(8, 8)), "dataset.json": content.encode()}), 8)
+    line = refusal(
+        write(tmp_path, {"a.png": encoded(noise(8, 8)), "dataset.json": content.encode()}), 8
+    )
     assert "dataset.json" in line
     assert complaint in line
 
@@ -253,9 +282,13 @@ def test_zip_with_a_damaged_member(tmp_path):
     assert "a.png in" in refusal(path, 8)
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"])
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png"]
+)
 def test_zip_members_outside_the_zip_are_refused(tmp_path, name):
-    line = refusal(write_zip(tmp_path, {"a.png": encoded(noise(8, 8)), name: encoded(noise(8, 8))}), 8)
+    line = refusal(
+        write_zip(tmp_path, {"a.png": encoded(noise(8, 8)), name: encoded(noise(8, 8))}), 8
+    )
     assert "points outside the zip" in line
     assert name in line
 
@@ -297,7 +330,9 @@ def test_picture_that_vanishes(tmp_path):
     assert re.search(r"a\.png: there is no such file", one_line(caught))
 
 
-@pytest.mark.parametrize("pixels", [40, 20])  # of 64: beyond Pillow's limit, and beyond twice its limit
+@pytest.mark.parametrize(
+    "pixels", [40, 20]
+)  # of 64: beyond Pillow's limit, and beyond twice its limit
 def test_decompression_bomb(tmp_path, monkeypatch, pixels):
     root = write_folder(tmp_path, {"bomb.png": encoded(noise(8, 8))})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
@@ -343,7 +378,9 @@ def test_encrypted_member(tmp_path):
 
 
 def test_floating_point_tiff_is_refused(tmp_path):
-    data = ImageDataset(write_folder(tmp_path, {"a.tif": encoded(Image.new("F", (8, 8)), "TIFF")}), 8)
+    data = ImageDataset(
+        write_folder(tmp_path, {"a.tif": encoded(Image.new("F", (8, 8)), "TIFF")}), 8
+    )
     with pytest.raises(UserError, match=r"a\.tif: .*floating-point"):
         data[0]
 

@@ -21,15 +21,15 @@ import cips3d
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.camera import PoseDistribution
-from cips3d.editing import invert as invert_module
-from cips3d.editing.invert import Inversion, InversionConfig, invert
+from cips3d.editing import inversion as invert_module
+from cips3d.editing.inversion import Inversion, InversionConfig, invert
 from cips3d.editing.similarity import discriminator_distance, lpips_distance, pixel_distance
 from cips3d.editing.subject import Subject
-from cips3d.metrics.subjects import angle_between
+from cips3d.metrics.views import angle_between
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling, Styles
+from cips3d.models.types import Sampling, Styles
 
 FEW = InversionConfig(steps=(4, 6, 6, 6))
 
@@ -44,7 +44,9 @@ def generator() -> Generator:
 
 def picture_of(generator: Generator, camera: Camera, seed: int = 3) -> torch.Tensor:
     with torch.no_grad():
-        return generator.render(generator.sample_latents(1, seed), camera, generator.config.resolution, psi=0.7).image
+        return generator.render(
+            generator.sample_latents(1, seed), camera, generator.config.resolution, psi=0.7
+        ).image
 
 
 def test_a_subject_of_the_bundled_model_is_found_again() -> None:
@@ -67,20 +69,29 @@ def test_a_subject_of_the_bundled_model_is_found_again() -> None:
 
 def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Generator) -> None:
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
-    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 8, 8)  # none of its own
+    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(
+        1, 3, 8, 8
+    )  # none of its own
     shares: list[float] = []
     found = invert(
         generator, image, start=Camera.orbit(0.1), config=replace(FEW, steps=(5, 20, 20, 20)),
         progress=lambda share, _: shares.append(share),
     )  # fmt: skip
     w, plus = found.earlier
-    assert isinstance(w.styles.appearance, torch.Tensor) and len(plus.styles.appearance) == tiny.GENERATOR.inr_blocks
+    assert (
+        isinstance(w.styles.appearance, torch.Tensor)
+        and len(plus.styles.appearance) == tiny.GENERATOR.inr_blocks
+    )
 
     def distance(step: Inversion) -> float:
-        return float(pixel_distance(step.generator.render(step.styles, step.camera, 8).image, image))
+        return float(
+            pixel_distance(step.generator.render(step.styles, step.camera, 8).image, image)
+        )
 
     assert distance(found) < 0.9 * distance(plus) and distance(plus) < 1.001 * distance(w)
-    assert [step.loss for step in (w, plus, found)] == pytest.approx([distance(step) for step in (w, plus, found)], rel=1e-4)
+    assert [step.loss for step in (w, plus, found)] == pytest.approx(
+        [distance(step) for step in (w, plus, found)], rel=1e-4
+    )
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
     for name, tensor in generator.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -89,11 +100,19 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
     assert plus.generator is generator
 
 
-def reddened(model: Generator, yaw: float, config: InversionConfig) -> tuple[invert_module._Work, Styles, Camera]:
+def reddened(
+    model: Generator, yaw: float, config: InversionConfig
+) -> tuple[invert_module._Work, Styles, Camera]:
     """The work at a picture of one of the model's own subjects, made redder."""
     styles, camera = model.map(model.sample_latents(1, 3), 0.7), Camera.orbit(yaw)
     image = model.render(styles, camera).image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-    return invert_module._Work(model, image, None, config, torch.Generator().manual_seed(0), "tuned", None), styles, camera
+    return (
+        invert_module._Work(
+            model, image, None, config, torch.Generator().manual_seed(0), "tuned", None
+        ),
+        styles,
+        camera,
+    )
 
 
 def bundled(side: int) -> Generator:
@@ -115,13 +134,20 @@ def turned(model: Generator, yaw: float) -> Generator:
 def test_what_tuning_wants_of_other_views(front: float) -> None:
     model = turned(bundled(64), front)
     for yaw in (0.0, 0.4, -0.4):
-        work, styles, camera = reddened(model, front + yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5))
+        work, styles, camera = reddened(
+            model, front + yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5)
+        )
         rays = work._random_rays()
         work._random_rays = lambda rays=rays: rays
         features, wanted, weight = work._elsewhere(camera, styles)
-        change, solid = wanted - model.inr(features, styles.appearance), work._rendered_features(styles, rays)[2] > 0.5
+        change, solid = (
+            wanted - model.inr(features, styles.appearance),
+            work._rendered_features(styles, rays)[2] > 0.5,
+        )
         shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
-        assert float(shown.sum() / solid.sum()) > 0.5 and not bool(((shown | mirrored) & ~solid).any())
+        assert float(shown.sum() / solid.sum()) > 0.5 and not bool(
+            ((shown | mirrored) & ~solid).any()
+        )
         share = float(mirrored.sum() / solid.sum())
         assert share < 0.02 if yaw == 0 else 0.05 < share < 0.5
         redder = shown | mirrored | ~solid  # the background is redder in the picture too
@@ -136,8 +162,13 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
     features, _, weight = work._elsewhere(camera, styles)
     before, hidden = model.inr(features, styles.appearance), weight == 30.0
     for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
-        work, _, _ = reddened(model, 0.5, InversionConfig(steps=(0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror))
-        shape, w = (getattr(work.space, name).coordinates(getattr(styles, name)) for name in ("shape", "appearance"))
+        work, _, _ = reddened(
+            model, 0.5, InversionConfig(steps=(0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror)
+        )
+        shape, w = (
+            getattr(work.space, name).coordinates(getattr(styles, name))
+            for name in ("shape", "appearance")
+        )
         tuned = work.tuned(invert_module._Codes(work.space, *camera.yaw_pitch(), shape, w[:, None]))
         after = tuned.generator.inr(features, styles.appearance)
         changes.append(float((after - before)[hidden][:, 0].mean()))
@@ -157,7 +188,9 @@ def test_short_memory_changes_nothing_but_rounding(
 
 
 def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Generator) -> None:
-    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+    discriminator = ProgressiveDiscriminator(
+        DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    ).requires_grad_(False)
     assert discriminator.pose is not None
     discriminator.pose.weight.zero_()
     discriminator.pose.bias.copy_(torch.tensor([0.25, -0.1]))
@@ -165,25 +198,49 @@ def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Gener
     config = replace(FEW, steps=(1, 1, 1, 1))
     found = invert(generator, image, "w", discriminator=discriminator, config=config)
     yaw, pitch = found.camera.yaw_pitch()
-    assert float(yaw) == pytest.approx(0.25, abs=0.03) and float(pitch) == pytest.approx(-0.1, abs=0.03)
-    elsewhere = invert(generator, image, "w", start=Camera.orbit(-0.4), discriminator=discriminator, config=config)
+    assert float(yaw) == pytest.approx(0.25, abs=0.03) and float(pitch) == pytest.approx(
+        -0.1, abs=0.03
+    )
+    elsewhere = invert(
+        generator, image, "w", start=Camera.orbit(-0.4), discriminator=discriminator, config=config
+    )
     assert float(elsewhere.camera.yaw_pitch()[0]) == pytest.approx(-0.4, abs=0.03)
-    assert elsewhere.loss > invert(generator, image, "w", start=Camera.orbit(-0.4), config=config).loss  # features count
+    assert (
+        elsewhere.loss > invert(generator, image, "w", start=Camera.orbit(-0.4), config=config).loss
+    )  # features count
 
 
-def test_a_model_in_double_precision_takes_its_discriminator_in_single(generator: Generator) -> None:
-    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+def test_a_model_in_double_precision_takes_its_discriminator_in_single(
+    generator: Generator,
+) -> None:
+    discriminator = ProgressiveDiscriminator(
+        DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    ).requires_grad_(False)
     image = picture_of(generator, Camera.orbit(0.2))
     double = copy.deepcopy(generator).double()
-    found = invert(double, image.double(), "w", discriminator=discriminator, config=replace(FEW, steps=(1, 1, 1, 1)))
-    assert found.styles.shape.dtype == torch.float64 and next(discriminator.parameters()).dtype == torch.float32
+    found = invert(
+        double,
+        image.double(),
+        "w",
+        discriminator=discriminator,
+        config=replace(FEW, steps=(1, 1, 1, 1)),
+    )
+    assert (
+        found.styles.shape.dtype == torch.float64
+        and next(discriminator.parameters()).dtype == torch.float32
+    )
 
 
 def test_a_network_of_one_block_takes_each_steps_own_number() -> None:
     one = build_generator(replace(tiny.GENERATOR, inr_blocks=1)).eval().requires_grad_(False)
     told: list[tuple[float, str]] = []
     config = replace(FEW, steps=(1, 2, 3, 4))
-    invert(one, picture_of(one, Camera.orbit(0.1)), config=config, progress=lambda *said: told.append(said))
+    invert(
+        one,
+        picture_of(one, Camera.orbit(0.1)),
+        config=config,
+        progress=lambda *said: told.append(said),
+    )
     assert [step for _, step in told] == ["w"] * 3 + ["w+"] * 3 + ["tuned"] * 4
     assert told[-1][0] == pytest.approx(1.0)
 
@@ -198,8 +255,13 @@ def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
 def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) -> None:
     poses = PoseDistribution("uniform", yaw_std=0.5, pitch_std=0.0, radius=1.3, fov=20.0)
     other = build_generator(replace(tiny.GENERATOR, poses=poses)).requires_grad_(False)
-    found = invert(other, picture_of(other, Camera.orbit(0.1, radius=1.3, fov=20.0)), "w", config=FEW)
-    assert float(found.camera.position.norm()) == pytest.approx(1.3, abs=1e-5) and float(found.camera.fov) == 20.0
+    found = invert(
+        other, picture_of(other, Camera.orbit(0.1, radius=1.3, fov=20.0)), "w", config=FEW
+    )
+    assert (
+        float(found.camera.position.norm()) == pytest.approx(1.3, abs=1e-5)
+        and float(found.camera.fov) == 20.0
+    )
 
 
 def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator) -> None:
@@ -225,7 +287,9 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
         (torch.zeros(3, 8, 8), r"shape \(3, 8"),
     ],
 )
-def test_a_picture_that_cannot_be_inverted_is_refused(generator: Generator, image: torch.Tensor, said: str) -> None:
+def test_a_picture_that_cannot_be_inverted_is_refused(
+    generator: Generator, image: torch.Tensor, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         invert(generator, image)
 
@@ -233,13 +297,17 @@ def test_a_picture_that_cannot_be_inverted_is_refused(generator: Generator, imag
 def test_other_architectures_are_refused() -> None:
     for name in ("pi-gan", "cips-2d"):
         with pytest.raises(UserError, match=name):
-            invert(build_generator(replace(tiny.GENERATOR, architecture=name)), torch.zeros(1, 3, 8, 8))
+            invert(
+                build_generator(replace(tiny.GENERATOR, architecture=name)), torch.zeros(1, 3, 8, 8)
+            )
 
 
 # ---------------------------------------------------------------- likeness
 def test_features_of_a_discriminator_measure_likeness() -> None:
     torch.manual_seed(0)
-    distance = discriminator_distance(ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8, 16: 8})))
+    distance = discriminator_distance(
+        ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8, 16: 8}))
+    )
     a = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.equal(distance(a, a), torch.zeros(2))
     near, far = distance(a, a + 0.05 * torch.randn_like(a)), distance(a, a.flip(3))
@@ -260,7 +328,9 @@ def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):
         lpips_distance(torch.device("cpu"), 64)
-    with pytest.raises(UserError, match="features lpips: it takes pictures of 32² and more, the model makes 8²"):
+    with pytest.raises(
+        UserError, match="features lpips: it takes pictures of 32² and more, the model makes 8²"
+    ):
         lpips_distance(torch.device("cpu"), 8)
 
 
@@ -278,14 +348,28 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
             compared.append(a.shape)
             return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
 
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips, __spec__=ModuleSpec("lpips", None)))
+    monkeypatch.setitem(
+        sys.modules, "lpips", SimpleNamespace(LPIPS=Lpips, __spec__=ModuleSpec("lpips", None))
+    )
     monkeypatch.setattr("cips3d.editing.similarity._LPIPS_SIDE", 8)
-    command = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), "--space", "w", "--effort", "0.02"]
+    command = [
+        "invert",
+        str(folder / "me.png"),
+        str(folder / "model.safetensors"),
+        "--space",
+        "w",
+        "--effort",
+        "0.02",
+    ]
     cli.main([*command, str(tmp_path / "out")])
     assert compared
     compared.clear()
     cli.main([*command, str(tmp_path / "other"), "--features", "none"])
-    monkeypatch.setattr(Lpips, "__init__", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("of another torch\nat length")))
+    monkeypatch.setattr(
+        Lpips,
+        "__init__",
+        lambda *_, **__: (_ for _ in ()).throw(RuntimeError("of another torch\nat length")),
+    )
     cli.main([*command, str(tmp_path / "third")])  # colours alone serve
     assert not compared and "of another torch); take another; colours alone count" in caplog.text
     with pytest.raises(SystemExit):
@@ -293,7 +377,9 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
 
 
 @pytest.mark.parametrize("by_block", [False, True])
-def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Path, by_block: bool) -> None:
+def test_a_subject_is_read_as_it_was_written(
+    generator: Generator, tmp_path: Path, by_block: bool
+) -> None:
     styles = generator.map(generator.sample_latents(1, 0))
     assert isinstance(styles.appearance, torch.Tensor)
     if by_block:
@@ -304,13 +390,18 @@ def test_a_subject_is_read_as_it_was_written(generator: Generator, tmp_path: Pat
     sampling = Sampling(4, 4)
     torch.testing.assert_close(again.camera.cam_to_world, camera.cam_to_world)
     torch.testing.assert_close(again.camera.fov, camera.fov)
-    images = [generator.render(s, camera, 8, sampling=sampling).image for s in (styles, again.styles)]
+    images = [
+        generator.render(s, camera, 8, sampling=sampling).image for s in (styles, again.styles)
+    ]
     assert torch.equal(*images)
     other = build_generator(replace(tiny.GENERATOR, shape_style_dim=9))
     with pytest.raises(UserError, match="other networks"):
         Subject.load(tmp_path / "subject.safetensors", other)
     with pytest.raises(UserError, match="other networks"):
-        Subject.load(tmp_path / "subject.safetensors", build_generator(replace(tiny.GENERATOR, appearance_style_dim=9)))
+        Subject.load(
+            tmp_path / "subject.safetensors",
+            build_generator(replace(tiny.GENERATOR, appearance_style_dim=9)),
+        )
 
 
 def test_a_subject_is_one_of_the_models_with_its_nerf(generator: Generator, tmp_path: Path) -> None:
@@ -321,7 +412,9 @@ def test_a_subject_is_one_of_the_models_with_its_nerf(generator: Generator, tmp_
     Subject.load(path, tuned)
     Subject.load(path, copy.deepcopy(generator).double())
     other.nerf.density.bias.add_(1e-6)
-    with pytest.raises(UserError, match=r"subject\.safetensors is a subject of another model; give the one"):
+    with pytest.raises(
+        UserError, match=r"subject\.safetensors is a subject of another model; give the one"
+    ):
         Subject.load(path, other)
 
 
@@ -354,20 +447,51 @@ def folder(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_invert_writes_everything_that_is_needed_to_go_on(folder: Path, generator: Generator) -> None:
+def test_invert_writes_everything_that_is_needed_to_go_on(
+    folder: Path, generator: Generator
+) -> None:
     out = folder / "found"
-    cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out), "--effort", "0.03"])
+    cli.main(
+        [
+            "invert",
+            str(folder / "me.png"),
+            str(folder / "model.safetensors"),
+            str(out),
+            "--effort",
+            "0.03",
+        ]
+    )
     told = json.loads((out / "inversion.json").read_text())
     subject = Subject.load(out / "subject.safetensors", pretrained.load(out / "model.safetensors"))
-    assert told["yaw"] == pytest.approx(float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3)
+    assert told["yaw"] == pytest.approx(
+        float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3
+    )
     width, height = Image.open(out / "report.png").size
     assert (width, height) == (5 * 10 - 2, 3 * 10 - 2)
     assert Image.open(out / "views.png").size == (7 * 10 - 2, 2 * 10 - 2)
-    by_block = ["--subject", str(out / "subject.safetensors"), "--seeds", "3", "--views", "1"]  # of one appearance
-    cli.main(["render", str(out / "model.safetensors"), str(out / "both.gif"), *by_block, "--seconds", "0.1"])
+    by_block = [
+        "--subject",
+        str(out / "subject.safetensors"),
+        "--seeds",
+        "3",
+        "--views",
+        "1",
+    ]  # of one appearance
+    cli.main(
+        [
+            "render",
+            str(out / "model.safetensors"),
+            str(out / "both.gif"),
+            *by_block,
+            "--seconds",
+            "0.1",
+        ]
+    )
 
 
-def test_options_reach_the_search(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_search(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     def find(*_: Any, **options: Any) -> None:
@@ -380,11 +504,26 @@ def test_options_reach_the_search(folder: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SystemExit):
         cli.main(["invert", str(folder / "me.png"), model, str(tmp_path / "out"), *options])
     usual, (config, start) = InversionConfig(), (asked["config"], asked["start"])
-    assert config.mirror_weight == 0 and config.steps == tuple(round(steps / 2) for steps in usual.steps) and asked["seed"] == 4
-    torch.testing.assert_close(start.cam_to_world, Camera.orbit(*torch.tensor([[-20.0], [5.0]]).deg2rad()).cam_to_world)
+    assert (
+        config.mirror_weight == 0
+        and config.steps == tuple(round(steps / 2) for steps in usual.steps)
+        and asked["seed"] == 4
+    )
+    torch.testing.assert_close(
+        start.cam_to_world, Camera.orbit(*torch.tensor([[-20.0], [5.0]]).deg2rad()).cam_to_world
+    )
     monkeypatch.setitem(sys.modules, "test_invert", SimpleNamespace(SIGHT=SIGHT))
     with pytest.raises(SystemExit):
-        cli.main(["invert", str(folder / "me.png"), model, str(tmp_path / "out"), "--predictor", "test_invert:SIGHT"])
+        cli.main(
+            [
+                "invert",
+                str(folder / "me.png"),
+                model,
+                str(tmp_path / "out"),
+                "--predictor",
+                "test_invert:SIGHT",
+            ]
+        )
     torch.testing.assert_close(asked["start"].cam_to_world, Camera.orbit(0.25, -0.125).cam_to_world)
     assert asked["discriminator"] is None and asked["features"] is None
 
@@ -413,32 +552,60 @@ def test_options_that_make_no_sense(
     folder: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
-        cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path / "out"), *options])
+        cli.main(
+            [
+                "invert",
+                str(folder / "me.png"),
+                str(folder / "model.safetensors"),
+                str(tmp_path / "out"),
+                *options,
+            ]
+        )
     assert exit.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_is_not_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_that_is_not_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit:
-        cli.main(["invert", str(tmp_path / "no.png"), str(folder / "model.safetensors"), str(tmp_path / "out")])
-    assert exit.value.code == 2 and "no.png: there is no such file; check the name" in capsys.readouterr().err
+        cli.main(
+            [
+                "invert",
+                str(tmp_path / "no.png"),
+                str(folder / "model.safetensors"),
+                str(tmp_path / "out"),
+            ]
+        )
+    assert (
+        exit.value.code == 2
+        and "no.png: there is no such file; check the name" in capsys.readouterr().err
+    )
 
 
-def test_the_picture_is_not_replaced_by_a_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_picture_is_not_replaced_by_a_sheet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("views.png", "report.png"):
         shutil.copy(folder / "me.png", tmp_path / name)
         with pytest.raises(SystemExit) as exit:
-            cli.main(["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path)])
+            cli.main(
+                ["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path)]
+            )
         assert exit.value.code == 2 and f"{name}: is what is read" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == (folder / "me.png").read_bytes()
 
 
-def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_is_not_replaced_by_the_tuned_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (folder / "model.safetensors").read_bytes()
     (tmp_path / "config.json").touch()  # a run
     for out in (folder, tmp_path):
         with pytest.raises(SystemExit) as exit:
-            cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out)])
+            cli.main(
+                ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(out)]
+            )
         assert exit.value.code == 2 and "would be replaced; give another" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
     (tmp_path / "mine").mkdir()
@@ -452,25 +619,44 @@ def test_the_model_is_not_replaced_by_the_tuned_one(folder: Path, tmp_path: Path
 def test_a_model_that_cannot_be_written_leaves_the_last_inversion_whole(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path), "--effort", "0.03"]
+    words = [
+        "invert",
+        str(folder / "me.png"),
+        str(folder / "model.safetensors"),
+        str(tmp_path),
+        "--effort",
+        "0.03",
+    ]
     cli.main(words)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with tiny.full_disk_after(4000), pytest.raises(SystemExit) as exit:
         cli.main([*words, "--seed", "1"])
-    assert exit.value.code == 2 and f"cannot write {tmp_path / 'model.safetensors'}" in capsys.readouterr().err
+    assert (
+        exit.value.code == 2
+        and f"cannot write {tmp_path / 'model.safetensors'}" in capsys.readouterr().err
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "subject.safetensors", "inversion.json", "report.png", "views.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "subject.safetensors", "inversion.json", "report.png", "views.png"],
+)
 def test_what_cannot_be_written_is_told_of_before_the_search(
-    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "inversion.json").touch()
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).mkdir()
     monkeypatch.setattr("cips3d.cli.invert.find", None)
     with pytest.raises(SystemExit) as exit:
-        cli.main(["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path)])
+        cli.main(
+            ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path)]
+        )
     assert exit.value.code == 2 and f"cannot write {tmp_path / name}" in capsys.readouterr().err
 
 
@@ -485,23 +671,36 @@ def test_the_tuned_model_has_the_discriminators_of_the_model(folder: Path, tmp_p
     pretrained.save_discriminators(torch.nn.ModuleDict(networks), model)
     words = ["invert", str(folder / "me.png"), str(model), str(out), "--effort", "0.03"]
     cli.main(words)
-    theirs, kept = (pretrained.discriminators_file(place) for place in (model, out / "model.safetensors"))
+    theirs, kept = (
+        pretrained.discriminators_file(place) for place in (model, out / "model.safetensors")
+    )
     assert kept.read_bytes() == theirs.read_bytes()
     theirs.unlink()
     cli.main(words)
     assert not kept.exists()  # they would be another model's
 
 
-def test_a_damaged_picture_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_picture_is_said_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     for name in ("broken.png", "missing.png"):
         with pytest.raises(SystemExit) as exit:
-            cli.main(["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path / "out")])
+            cli.main(
+                [
+                    "invert",
+                    str(tmp_path / name),
+                    str(folder / "model.safetensors"),
+                    str(tmp_path / "out"),
+                ]
+            )
         assert exit.value.code == 2 and name in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: Path, tmp_path: Path) -> None:
+def test_a_found_subject_can_be_shown_and_blended(
+    generator: Generator, folder: Path, tmp_path: Path
+) -> None:
     model, subject = str(folder / "model.safetensors"), tmp_path / "subject.safetensors"
     styles = generator.map(generator.sample_latents(1, 9))
     Subject(styles, Camera.orbit(0.1)).save(subject, generator)
@@ -510,13 +709,48 @@ def test_a_found_subject_can_be_shown_and_blended(generator: Generator, folder: 
     cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
     assert np.array_equal(*pictures)
-    cli.main(["render", model, str(tmp_path / "less.png"), "--subject", str(subject), "--psi", "0.2", *view])
+    cli.main(
+        [
+            "render",
+            model,
+            str(tmp_path / "less.png"),
+            "--subject",
+            str(subject),
+            "--psi",
+            "0.2",
+            *view,
+        ]
+    )
     cli.main(["render", model, str(tmp_path / "least.png"), "--seeds", "9", "--psi", "0.2", *view])
     less = [np.asarray(Image.open(tmp_path / name)) for name in ("less.png", "least.png")]
     assert np.array_equal(*less) and not np.array_equal(less[0], pictures[0])
-    cli.main(["blend", model, model, str(tmp_path / "blend.png"), "--subject", str(subject), "--views", "2"])
+    cli.main(
+        [
+            "blend",
+            model,
+            model,
+            str(tmp_path / "blend.png"),
+            "--subject",
+            str(subject),
+            "--views",
+            "2",
+        ]
+    )
     assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
-    cli.main(["render", model, str(tmp_path / "both.png"), "--subject", str(subject), "--seeds", "9", "--psi", "1", *view])
+    cli.main(
+        [
+            "render",
+            model,
+            str(tmp_path / "both.png"),
+            "--subject",
+            str(subject),
+            "--seeds",
+            "9",
+            "--psi",
+            "1",
+            *view,
+        ]
+    )
     both = np.asarray(Image.open(tmp_path / "both.png"))
     assert np.array_equal(both[:8], both[-8:]) and np.array_equal(both[:8], pictures[0])
     with pytest.raises(SystemExit):

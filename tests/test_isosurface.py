@@ -41,7 +41,9 @@ def along(function: Callable[[Tensor], Tensor]) -> Density:
     return density
 
 
-def depth_in_ball(points: Tensor, centre: tuple[float, ...] = CENTRE, radius: float = RADIUS) -> Tensor:
+def depth_in_ball(
+    points: Tensor, centre: tuple[float, ...] = CENTRE, radius: float = RADIUS
+) -> Tensor:
     return radius - (points - torch.tensor(centre)).norm(dim=-1)
 
 
@@ -74,7 +76,9 @@ def test_the_surface_converges_with_the_square_of_the_voxel() -> None:
     errors = []
     for resolution in (24, 48, 96):
         mesh = surface(curved, VOLUME, 20.0, resolution)
-        errors.append(np.abs(np.linalg.norm(mesh.vertices, axis=1) - RADIUS * math.sqrt(2 / 3)).mean())
+        errors.append(
+            np.abs(np.linalg.norm(mesh.vertices, axis=1) - RADIUS * math.sqrt(2 / 3)).mean()
+        )
     assert errors[0] > 3 * errors[1] and errors[1] > 3 * errors[2]
 
 
@@ -88,14 +92,18 @@ def test_chunks_change_nothing(chunk: int) -> None:
 
     whole, parts = (surface(along(round_hill), VOLUME, 10.0, 20, chunk=c) for c in (2**18, chunk))
     assert len(whole.faces) > 300
-    assert np.array_equal(whole.vertices, parts.vertices) and np.array_equal(whole.faces, parts.faces)
+    assert np.array_equal(whole.vertices, parts.vertices) and np.array_equal(
+        whole.faces, parts.faces
+    )
 
 
 def test_a_surface_through_grid_points_stays_closed_when_equal_points_are_merged() -> None:
     step = voxel(16)
     low, _ = VOLUME.bounds()
     inside = low + step * torch.tensor([4, 5, 4]), low + step * torch.tensor([10, 9, 9])
-    box = along(lambda p: torch.minimum(p - inside[0], inside[1] - p).amin(dim=-1).mul(1e6).round() + 10)
+    box = along(
+        lambda p: torch.minimum(p - inside[0], inside[1] - p).amin(dim=-1).mul(1e6).round() + 10
+    )
     mesh = surface(box, VOLUME, 10.0, 16)
     merged = trimesh.Trimesh(mesh.vertices.astype(np.float32), mesh.faces, process=True)
     assert mesh.is_watertight and merged.is_watertight
@@ -119,25 +127,46 @@ def test_the_largest_part_is_kept() -> None:
 
 @pytest.mark.parametrize("largest", [True, False])
 def test_a_hollow_inside_has_no_walls(largest: bool) -> None:
-    shell = along(lambda points: 10 + 1e4 * torch.minimum(depth_in_ball(points), -depth_in_ball(points, radius=0.03)))
+    shell = along(
+        lambda points: (
+            10 + 1e4 * torch.minimum(depth_in_ball(points), -depth_in_ball(points, radius=0.03))
+        )
+    )
     mesh = surface(shell, VOLUME, 10.0, 48)
     assert mesh.body_count == 2
     solid = outward_parts(mesh, largest)
-    assert solid.body_count == 1 and solid.volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.01)
+    assert solid.body_count == 1 and solid.volume == pytest.approx(
+        4 / 3 * math.pi * RADIUS**3, rel=0.01
+    )
 
 
 # ---------------------------------------------------------------- the volume
 def test_one_camera_samples_its_frustum() -> None:
     volume = SampledVolume.of(replace(CONFIG, poses=PoseDistribution(yaw_std=0.0, pitch_std=0.0)))
     edge = math.tan(math.radians(6))
-    inside = [[0, 0, 0], [0, 0, 0.11], [0, 0, -0.11], [0.99 * edge, 0, 0], [0, -0.99 * edge, 0], [0.9 * edge, 0, 0.05]]
-    outside = [[0, 0, 0.121], [0, 0, -0.121], [1.01 * edge, 0, 0], [0, -1.01 * edge, 0], [0.99 * edge, 0, 0.05]]
+    inside = [
+        [0, 0, 0],
+        [0, 0, 0.11],
+        [0, 0, -0.11],
+        [0.99 * edge, 0, 0],
+        [0, -0.99 * edge, 0],
+        [0.9 * edge, 0, 0.05],
+    ]
+    outside = [
+        [0, 0, 0.121],
+        [0, 0, -0.121],
+        [1.01 * edge, 0, 0],
+        [0, -1.01 * edge, 0],
+        [0.99 * edge, 0, 0.05],
+    ]
     behind_the_camera = [0, 0, 2.0]
     assert (volume.signed_distance(torch.tensor(inside)) > 0).all()
     assert (volume.signed_distance(torch.tensor([*outside, behind_the_camera])) < 0).all()
     cosine = math.cos(math.radians(6))
     distance = volume.signed_distance(torch.tensor([[0.0, 0, 0], [0.09, 0, 0], [0, 0, 0.11]]))
-    assert distance.tolist() == pytest.approx([edge * cosine, (edge - 0.09) * cosine, 0.01], abs=1e-5)
+    assert distance.tolist() == pytest.approx(
+        [edge * cosine, (edge - 0.09) * cosine, 0.01], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
@@ -174,11 +203,18 @@ def wall_behind(points: Tensor) -> Tensor:
     """A head on a stalk before a wall that fills all behind z = -0.1."""
     stalk = 0.02 - points[..., :2].norm(dim=-1)
     stalk = torch.minimum(stalk, -points[..., 2])
-    return 10 + 1e4 * torch.maximum(torch.maximum(depth_in_ball(points), stalk), -0.1 - points[..., 2])
+    return 10 + 1e4 * torch.maximum(
+        torch.maximum(depth_in_ball(points), stalk), -0.1 - points[..., 2]
+    )
 
 
-@pytest.mark.parametrize(("background", "has_wall"), [("endless", False), ("last", False), ("white", True), ("plain", True)])
-def test_what_the_last_sample_paints_is_no_part_of_the_subject(background: str, has_wall: bool) -> None:
+@pytest.mark.parametrize(
+    ("background", "has_wall"),
+    [("endless", False), ("last", False), ("white", True), ("plain", True)],
+)
+def test_what_the_last_sample_paints_is_no_part_of_the_subject(
+    background: str, has_wall: bool
+) -> None:
     volume = SampledVolume.of(replace(CONFIG, background=background, coarse_samples=12))
     mesh = outward_parts(surface(along(wall_behind), volume, 10.0, 48))
     assert mesh.is_watertight
@@ -197,7 +233,11 @@ def test_the_level_of_a_soft_body_is_where_half_of_the_light_ends() -> None:
 
 @pytest.mark.parametrize("density", [30.0, 1e3, 1e6])
 def test_the_level_of_a_uniform_body_is_well_below_its_density(density: float) -> None:
-    noisy = along(lambda points: density * (1 + 0.02 * torch.sin(4e3 * points[..., 0])) * (depth_in_ball(points) > 0))
+    noisy = along(
+        lambda points: (
+            density * (1 + 0.02 * torch.sin(4e3 * points[..., 0])) * (depth_in_ball(points) > 0)
+        )
+    )
     level = surface_level(noisy, VOLUME, SPACING)
     assert 0.01 * density < level < 0.95 * density
     mesh = surface(noisy, VOLUME, level, 32)
@@ -211,7 +251,11 @@ def test_a_sheet_thinner_than_the_samples_has_a_level() -> None:
 
 def test_the_level_does_not_depend_on_what_no_ray_reaches() -> None:
     def with_core(density: float) -> Density:
-        return along(lambda points: (5000 * depth_in_ball(points)).where(depth_in_ball(points) < 0.05, density))
+        return along(
+            lambda points: (5000 * depth_in_ball(points)).where(
+                depth_in_ball(points) < 0.05, density
+            )
+        )
 
     levels = [surface_level(with_core(density), VOLUME, SPACING) for density in (250.0, 1e5)]
     assert levels[0] == pytest.approx(levels[1], rel=0.01)
@@ -220,7 +264,9 @@ def test_the_level_does_not_depend_on_what_no_ray_reaches() -> None:
 @pytest.mark.parametrize("density", [0.0, -3.0, 1.0])
 def test_where_nothing_stops_light_there_is_no_surface(density: float) -> None:
     with pytest.raises(UserError, match=r"absorbs half .* give a level"):
-        surface_level(along(lambda points: torch.full_like(points[..., 0], density)), VOLUME, SPACING)
+        surface_level(
+            along(lambda points: torch.full_like(points[..., 0], density)), VOLUME, SPACING
+        )
 
 
 def test_a_level_above_everything() -> None:
@@ -231,7 +277,10 @@ def test_a_level_above_everything() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_densities_that_are_no_numbers(bad: float) -> None:
     spoilt = along(lambda points: torch.where(points[..., 0] > 0.05, bad, 100.0))
-    for use in (lambda: surface_level(spoilt, VOLUME, SPACING), lambda: surface(spoilt, VOLUME, 10.0, 16)):
+    for use in (
+        lambda: surface_level(spoilt, VOLUME, SPACING),
+        lambda: surface(spoilt, VOLUME, 10.0, 16),
+    ):
         with pytest.raises(UserError, match="NaN or infinite"):
             use()
 

@@ -26,10 +26,10 @@ from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.launch import default_processes, joined, run_in_processes
 from cips3d.training.logs import write_config
 from cips3d.training.presets import preset
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.trainer import MODEL_FILE, Trainer
 
 
@@ -79,12 +79,16 @@ def cores_of_all_ranks() -> list[float]:
     from accelerate import Accelerator
 
     cores = os.sched_getaffinity(0)
-    total = Accelerator().reduce(torch.tensor([float(min(cores)), float(len(cores))]), reduction="sum")
+    total = Accelerator().reduce(
+        torch.tensor([float(min(cores)), float(len(cores))]), reduction="sum"
+    )
     assert isinstance(total, torch.Tensor)
     return total.tolist()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="only Linux binds processes to cores"
+)
 def test_each_process_has_cores_of_its_own() -> None:
     before = os.sched_getaffinity(0)
     if len(before) < 2:
@@ -99,16 +103,25 @@ def test_each_process_has_cores_of_its_own() -> None:
     assert os.sched_getaffinity(0) == before
 
 
-def test_processes_on_a_machine_with_gpus_are_started_by_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_on_a_machine_with_gpus_are_started_by_a_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
-    with pytest.raises(UserError, match=r"--processes 2: .*8 GPUs; .*accelerate launch --num_processes 8"):
+    with pytest.raises(
+        UserError, match=r"--processes 2: .*8 GPUs; .*accelerate launch --num_processes 8"
+    ):
         run_in_processes(2, fail_on, 0)
 
 
 def test_a_gpu_that_only_emulates_16_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cips3d.training.launch.Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda")))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        "cips3d.training.launch.Accelerator",
+        lambda **_: SimpleNamespace(device=torch.device("cuda")),
+    )
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     with pytest.raises(UserError, match="precision bf16: this GPU"):
         joined("bf16")
 
@@ -126,20 +139,26 @@ def train(config: TrainConfig, run: Path) -> None:
             loading = multiprocessing.active_children()
             assert len(loading) == config.workers
             for process in loading:
-                os.kill(process.pid or 0, signal.SIGTERM)  # a scheduler's reaches these as well, and the step needs them
+                os.kill(
+                    process.pid or 0, signal.SIGTERM
+                )  # a scheduler's reaches these as well, and the step needs them
 
     Trainer(config, run).run(look)
 
 
 def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
-    config = tiny.config(tiny.pictures(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1)
+    config = tiny.config(
+        tiny.pictures(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
+    )
     run_in_processes(2, train, config, tmp_path / "run")
     assert (tmp_path / "run" / MODEL_FILE).exists()
     assert not multiprocessing.active_children()
 
 
 def measure(model: str, out: str) -> None:
-    cli.main(["eval", model, "--metrics", "fd33_heads", "kd33_heads", "--count", "2", "--json-file", out])
+    cli.main(
+        ["eval", model, "--metrics", "fd33_heads", "kd33_heads", "--count", "2", "--json-file", out]
+    )
 
 
 def test_processes_share_the_pictures_of_a_distance(
@@ -154,7 +173,9 @@ def test_processes_share_the_pictures_of_a_distance(
         run_in_processes(processes, measure, model, str(tmp_path / "found.json"))
         found = json.loads((tmp_path / "found.json").read_text())["values"]
         values.append([found["fd33_heads"], found["kd33_heads"]])
-        assert len(list(cache.iterdir())) == processes  # each keeps the real pictures' features of its share
+        assert (
+            len(list(cache.iterdir())) == processes
+        )  # each keeps the real pictures' features of its share
     assert values[0] == pytest.approx(values[1], rel=1e-3)
     assert capfd.readouterr().out.count("fd33_heads") == 2  # one table from each call
 
@@ -169,7 +190,9 @@ def end_on(rank: int, how: str) -> None:
 
 
 def test_a_process_that_the_system_ends_or_that_lacks_memory_is_told_of() -> None:
-    with pytest.raises(UserError, match=f"a training process was ended by signal {signal.SIGKILL:d}; resume"):
+    with pytest.raises(
+        UserError, match=f"a training process was ended by signal {signal.SIGKILL:d}; resume"
+    ):
         run_in_processes(2, end_on, 1, "kill")
     with pytest.raises(UserError, match="there is not enough memory"):
         run_in_processes(2, end_on, 1, "memory")
@@ -179,7 +202,11 @@ def test_a_process_that_the_system_ends_or_that_lacks_memory_is_told_of() -> Non
 # ---------------------------------------------------------------- the command
 def start(run: Path, processes: int = 2) -> subprocess.Popen[str]:
     """The command, in a process group of its own as in a terminal."""
-    words = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{MAIN}"]
+    words = [
+        sys.executable,
+        "-c",
+        f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{MAIN}",
+    ]
     command = [*words, "train", str(run), "--processes", str(processes)]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     RUNNING.append(started)
@@ -228,11 +255,17 @@ def test_an_interrupt_ends_a_run_whose_processes_are_still_starting(tmp_path: Pa
     started = start(run)
 
     def helpers() -> list[psutil.Process]:
-        found = [process for process in psutil.process_iter(["ppid", "cmdline"]) if process.info["ppid"] == started.pid]
+        found = [
+            process
+            for process in psutil.process_iter(["ppid", "cmdline"])
+            if process.info["ppid"] == started.pid
+        ]
         return [process for process in found if "spawn_main" in str(process.info["cmdline"])]
 
     wait_until(helpers)
-    helpers()[0].send_signal(signal.SIGINT)  # which it must not hear: the main process has to end in its own way
+    helpers()[0].send_signal(
+        signal.SIGINT
+    )  # which it must not hear: the main process has to end in its own way
     time.sleep(0.5)  # nor does the main process while it starts a helper
     assert status_after(signal.SIGINT, started) == 130
     assert not read_log(run)
@@ -257,7 +290,9 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return replace(config, discriminator=small, aux_discriminator=small)
 
 
-@pytest.mark.parametrize("processes", [1, 2] if "CIPS3D_KILLS" in os.environ else [2])  # test_resume.py kills single ones
+@pytest.mark.parametrize(
+    "processes", [1, 2] if "CIPS3D_KILLS" in os.environ else [2]
+)  # test_resume.py kills single ones
 def test_the_curriculum_of_heads_64_survives_an_interrupt_and_kills(
     tmp_path: Path, heads_64: TrainConfig, processes: int
 ) -> None:
@@ -272,10 +307,14 @@ def test_the_curriculum_of_heads_64_survives_an_interrupt_and_kills(
         at = max(1, round(everything * (i + moments.random()) / len(stops)))
         before = log_time(broken)
         attempt = start(broken, processes)
-        wait_until(lambda at=at, before=before: log_time(broken) > before and len(read_log(broken)) >= at)
+        wait_until(
+            lambda at=at, before=before: log_time(broken) > before and len(read_log(broken)) >= at
+        )
         time.sleep(0.05 * moments.random())
         ended = status_after(number, attempt)
-        assert ended == status or (ended == 0 and len(read_log(broken)) == everything)  # not by a fault of its own
+        assert ended == status or (
+            ended == 0 and len(read_log(broken)) == everything
+        )  # not by a fault of its own
     assert start(broken, processes).wait(300) == 0
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 

@@ -97,7 +97,9 @@ def test_depth_bounds():
     picture = depth_picture(depth, near=1.0, far=2.0)
     assert torch.equal(picture[..., 0], picture[..., 1])
     assert torch.equal(picture[..., 2], picture[..., 3])
-    assert torch.allclose(depth_picture(depth * 3 + 1), depth_picture(depth), atol=1e-5)  # robust bounds follow the scale
+    assert torch.allclose(
+        depth_picture(depth * 3 + 1), depth_picture(depth), atol=1e-5
+    )  # robust bounds follow the scale
 
 
 def test_stray_depths_do_not_flatten_the_rest():
@@ -131,7 +133,10 @@ def test_save_image_writes_png_only(tmp_path, name):
 
 def test_save_image_leaves_nothing_behind_when_the_disk_is_full(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    with full_disk_after(500), pytest.raises(UserError, match=r"cannot write .*a\.png: File too large"):
+    with (
+        full_disk_after(500),
+        pytest.raises(UserError, match=r"cannot write .*a\.png: File too large"),
+    ):
         save_image(tmp_path / "a.png", array)
     assert os.listdir(tmp_path) == []
 
@@ -154,7 +159,9 @@ def test_video_round_trip(tmp_path, suffix, size):
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize(("suffix", "fps"), [(".mp4", 30), (".mp4", 23.976), (".gif", 30), (".gif", 12.5)])
+@pytest.mark.parametrize(
+    ("suffix", "fps"), [(".mp4", 30), (".mp4", 23.976), (".gif", 30), (".gif", 12.5)]
+)
 def test_a_video_lasts_as_long_as_asked(tmp_path, suffix, fps):
     path = tmp_path / f"turn{suffix}"
     save_frames(path, moving(24), fps=fps)
@@ -168,7 +175,11 @@ def test_a_video_declares_its_colours(tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as container:
         codec = container.streams.video[0].codec_context
         assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
-        assert (codec.colorspace, codec.color_primaries, codec.color_range) == (1, 1, 1)  # BT.709, limited
+        assert (codec.colorspace, codec.color_primaries, codec.color_range) == (
+            1,
+            1,
+            1,
+        )  # BT.709, limited
 
 
 def test_frames_are_taken_one_by_one(tmp_path):
@@ -198,7 +209,8 @@ def test_unknown_kinds_of_video(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "fps"), [("a.mp4", 0), ("a.mp4", -1.0), ("a.mp4", 0.0004), ("a.mp4", float("nan")), ("a.gif", 60)]
+    ("name", "fps"),
+    [("a.mp4", 0), ("a.mp4", -1.0), ("a.mp4", 0.0004), ("a.mp4", float("nan")), ("a.gif", 60)],
 )
 def test_bad_frame_rates(tmp_path, name, fps):
     with pytest.raises(UserError, match=r"^fps: "):
@@ -220,7 +232,12 @@ class TestAFailedVideoLeavesNothingBehind:
         self.check(tmp_path, suffix, [], "there are none; give at least one")
 
     def test_frames_of_two_sizes(self, tmp_path, suffix):
-        self.check(tmp_path, suffix, [two_colours(8, 8), two_colours(8, 10)], "frame 1 is 10x8, the first is 8x8")
+        self.check(
+            tmp_path,
+            suffix,
+            [two_colours(8, 8), two_colours(8, 10)],
+            "frame 1 is 10x8, the first is 8x8",
+        )
 
     def test_a_fault_while_the_frames_are_made(self, tmp_path, suffix):
         def frames():

@@ -19,10 +19,10 @@ import cips3d
 import tiny
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
-from cips3d.export.mesh import extract_mesh, linear, save_mesh
+from cips3d.export.meshes import extract_mesh, linear, save_mesh
 from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RayOutput, Styles
+from cips3d.models.types import Latents, RayOutput, Styles
 
 #: Has a round body before any training.
 SOLID = replace(tiny.GENERATOR, density_gain=40.0, density_blob=60.0, coarse_samples=12)
@@ -41,16 +41,22 @@ class Balls(Generator):
     colours, else of the one.
     """
 
-    def __init__(self, *balls: tuple[tuple[float, float, float], float, tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, *balls: tuple[tuple[float, float, float], float, tuple[Tensor, ...]]
+    ) -> None:
         super().__init__(SOLID)
         self.balls = balls
         self.nerf.density_along = self.density  # type: ignore[method-assign]
 
     def density(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
         points = rays.at(t)
-        return 1e6 * torch.stack([r - (points - torch.tensor(c)).norm(dim=-1) for c, r, _ in self.balls]).amax(dim=0)
+        return 1e6 * torch.stack(
+            [r - (points - torch.tensor(c)).norm(dim=-1) for c, r, _ in self.balls]
+        ).amax(dim=0)
 
-    def render_rays(self, styles: Styles, rays: Rays, sampling: Any, draws: Any = None) -> RayOutput:
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Any, draws: Any = None
+    ) -> RayOutput:
         depth = rays.origins.new_full(rays.origins.shape[:2], math.inf)
         rgb = BLUE.expand(*depth.shape, 3).clone()
         for centre, radius, colors in self.balls:
@@ -60,7 +66,9 @@ class Balls(Generator):
             nearer = t < depth  # not where t is NaN
             depth = torch.where(nearer, t, depth)
             right = (rays.origins + t[..., None] * rays.directions)[..., 0] > centre[0]
-            rgb = torch.where(nearer[..., None], torch.where(right[..., None], colors[-1], colors[0]), rgb)
+            rgb = torch.where(
+                nearer[..., None], torch.where(right[..., None], colors[-1], colors[0]), rgb
+            )
         opacity = torch.isfinite(depth).to(depth)
         depth = depth.clamp(max=1.12)
         return RayOutput(rgb, rgb, depth, opacity, 0 * depth, rgb)
@@ -74,13 +82,18 @@ def shown(colors: np.ndarray) -> Tensor:
 FIXED = {"embedding": "fixed", "embedding_octaves": 2}
 
 
-@pytest.mark.parametrize("changes", [{}, {"architecture": "pi-gan"}, FIXED, {"view_direction": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"architecture": "pi-gan"}, FIXED, {"view_direction": True}]
+)
 def test_any_radiance_field_has_a_closed_mesh(changes: dict[str, Any]) -> None:
     generator = solid(**changes)
     z = generator.sample_latents(2, 0)
     mesh = cips3d.extract_mesh(generator, z[0], 32)
     assert mesh.is_watertight and mesh.volume > 0
-    assert mesh.visual.kind == "vertex" and mesh.visual.vertex_colors.shape == (len(mesh.vertices), 4)
+    assert mesh.visual.kind == "vertex" and mesh.visual.vertex_colors.shape == (
+        len(mesh.vertices),
+        4,
+    )
     # the level's surface is where the density has that value
     points = torch.from_numpy(mesh.vertices).float()[None]
     with torch.no_grad():
@@ -91,7 +104,10 @@ def test_any_radiance_field_has_a_closed_mesh(changes: dict[str, Any]) -> None:
 def test_the_same_codes_give_the_same_mesh() -> None:
     generator = solid()
     z = generator.sample_latents(2, 0)
-    first, again = extract_mesh(generator, z[0], 20, psi=0.7), extract_mesh(generator, generator.map(z[0], 0.7), 20)
+    first, again = (
+        extract_mesh(generator, z[0], 20, psi=0.7),
+        extract_mesh(generator, generator.map(z[0], 0.7), 20),
+    )
     other = extract_mesh(generator, z[1], 20, psi=0.7)
     assert np.array_equal(first.vertices, again.vertices)
     assert np.array_equal(first.visual.vertex_colors, again.visual.vertex_colors)
@@ -103,9 +119,15 @@ def test_the_same_codes_give_the_same_mesh() -> None:
 def test_chunks_and_double_precision_change_no_mesh() -> None:
     generator = solid()
     z = generator.sample_latents(1, 0)
-    whole, parts = (extract_mesh(generator, z, 20, level=20.0, chunk=c, colors=False) for c in (2**18, 700))
-    assert np.allclose(whole.vertices, parts.vertices, atol=1e-6) and np.array_equal(whole.faces, parts.faces)
-    double = extract_mesh(generator.double(), Latents(z.shape.double(), z.appearance.double()), 20, level=20.0)
+    whole, parts = (
+        extract_mesh(generator, z, 20, level=20.0, chunk=c, colors=False) for c in (2**18, 700)
+    )
+    assert np.allclose(whole.vertices, parts.vertices, atol=1e-6) and np.array_equal(
+        whole.faces, parts.faces
+    )
+    double = extract_mesh(
+        generator.double(), Latents(z.shape.double(), z.appearance.double()), 20, level=20.0
+    )
     assert np.allclose(whole.vertices, double.vertices, atol=1e-5)
     assert whole.metadata["level"] == 20.0 and whole.visual.kind is None
 
@@ -139,7 +161,10 @@ def test_vertices_have_the_colours_that_cameras_see() -> None:
     assert torch.allclose(colors[(x > edge) & (z > 0.02)], GREEN, atol=0.01)
     # behind, the colours go from side to side
     behind = z < -0.03
-    assert float(torch.corrcoef(torch.stack([colors[behind, 1], torch.from_numpy(x[behind])]))[0, 1]) > 0.9
+    assert (
+        float(torch.corrcoef(torch.stack([colors[behind, 1], torch.from_numpy(x[behind])]))[0, 1])
+        > 0.9
+    )
     assert torch.allclose(colors[:, 0] + colors[:, 1], torch.zeros(len(x)), atol=0.03)
 
 
@@ -155,13 +180,17 @@ def test_a_part_that_no_camera_sees_has_the_mean_colour() -> None:
     generator = Balls(((0.0, 0.0, 0.05), 0.05, (RED,)), ((0.0, 0.0, -0.02), 0.008, (GREEN,)))
     mesh = extract_mesh(generator, generator.sample_latents(1, 0), 80, largest=False)
     assert mesh.body_count == 2
-    assert torch.allclose(shown(mesh.visual.vertex_colors), RED.expand(len(mesh.vertices), 3), atol=0.01)
+    assert torch.allclose(
+        shown(mesh.visual.vertex_colors), RED.expand(len(mesh.vertices), 3), atol=0.01
+    )
 
 
 @pytest.mark.parametrize(("yaw_std", "pitch_std"), [(0.0, 0.155), (0.3, 0.0), (0.0, 0.0)])
 def test_a_prior_without_spread_sees_the_colours_too(yaw_std: float, pitch_std: float) -> None:
     generator = Balls(((0.0, 0.0, 0.0), 0.06, (RED, GREEN)))
-    generator.config = replace(generator.config, poses=PoseDistribution(yaw_std=yaw_std, pitch_std=pitch_std))
+    generator.config = replace(
+        generator.config, poses=PoseDistribution(yaw_std=yaw_std, pitch_std=pitch_std)
+    )
     mesh = extract_mesh(generator, generator.sample_latents(1, 0), 40)
     colors, x, z = shown(mesh.visual.vertex_colors), *mesh.vertices[:, [0, 2]].T
     assert torch.allclose(colors[(x < -0.006) & (z > 0.03)], RED, atol=0.02)
@@ -207,7 +236,9 @@ def test_generators_without_a_surface() -> None:
 
 def test_a_surface_that_no_camera_sees_has_no_colours() -> None:
     generator = Balls(((0.0, 0.0, 0.0), 0.06, (RED,)))
-    generator.render_rays = lambda *a: replace(Balls.render_rays(generator, *a), opacity=torch.zeros(1, a[1].count))  # type: ignore
+    generator.render_rays = lambda *a: replace(
+        Balls.render_rays(generator, *a), opacity=torch.zeros(1, a[1].count)
+    )  # type: ignore
     z = generator.sample_latents(1, 0)
     with pytest.raises(UserError, match="no camera sees the surface"):
         extract_mesh(generator, z, 16)
@@ -228,7 +259,9 @@ def reloaded(path: Path, **options: Any) -> trimesh.Trimesh:
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".glb", ".GLB"])
 @pytest.mark.parametrize("process", [False, True])
-def test_files_hold_the_mesh(mesh: trimesh.Trimesh, suffix: str, process: bool, tmp_path: Path) -> None:
+def test_files_hold_the_mesh(
+    mesh: trimesh.Trimesh, suffix: str, process: bool, tmp_path: Path
+) -> None:
     save_mesh(tmp_path / f"a{suffix}", mesh)
     found = reloaded(tmp_path / f"a{suffix}", process=process)
     assert found.is_watertight and len(found.faces) == len(mesh.faces)
@@ -236,10 +269,16 @@ def test_files_hold_the_mesh(mesh: trimesh.Trimesh, suffix: str, process: bool, 
     if process:
         return  # which may change the order
     assert np.allclose(found.triangles, mesh.triangles, atol=1e-6)
-    assert np.allclose(found.vertex_normals[found.faces], mesh.vertex_normals[mesh.faces], atol=1e-5)
+    assert np.allclose(
+        found.vertex_normals[found.faces], mesh.vertex_normals[mesh.faces], atol=1e-5
+    )
     expected = mesh.visual.vertex_colors[mesh.faces][..., :3] / 255
-    if suffix.lower() == ".glb":  # which has a material too: trimesh then keeps the colours elsewhere
-        assert np.allclose(found.visual.vertex_attributes["color"][found.faces], linear(expected), atol=1e-6)
+    if (
+        suffix.lower() == ".glb"
+    ):  # which has a material too: trimesh then keeps the colours elsewhere
+        assert np.allclose(
+            found.visual.vertex_attributes["color"][found.faces], linear(expected), atol=1e-6
+        )
     else:
         assert np.array_equal(found.visual.vertex_colors[found.faces][..., :3] / 255, expected)
 
@@ -273,11 +312,15 @@ def test_glb_is_as_viewers_expect_it(mesh: trimesh.Trimesh, tmp_path: Path) -> N
 def test_trimesh_can_export_it_too(mesh: trimesh.Trimesh, tmp_path: Path) -> None:
     mesh.export(tmp_path / "head.glb")
     found = reloaded(tmp_path / "head.glb", process=False)
-    assert found.is_watertight and np.array_equal(found.visual.vertex_colors, mesh.visual.vertex_colors)
+    assert found.is_watertight and np.array_equal(
+        found.visual.vertex_colors, mesh.visual.vertex_colors
+    )
 
 
 def test_linear_light() -> None:
-    assert linear(np.array([0.0, 0.04045, 0.5, 1.0])) == pytest.approx([0.0, 0.0031308, 0.2140411, 1.0], abs=1e-6)
+    assert linear(np.array([0.0, 0.04045, 0.5, 1.0])) == pytest.approx(
+        [0.0, 0.0031308, 0.2140411, 1.0], abs=1e-6
+    )
 
 
 def test_files_are_whole_or_not_there(mesh: trimesh.Trimesh, tmp_path: Path) -> None:

@@ -14,12 +14,19 @@ from torch import Tensor
 import tiny
 from cips3d.camera import Camera
 from cips3d.data import SyntheticHeads
-from cips3d.metrics.geometry import YAWS, GeometryReport, correlation, detail, geometry_report, speckle
+from cips3d.metrics.geometry import (
+    YAWS,
+    GeometryReport,
+    correlation,
+    detail,
+    geometry_report,
+    speckle,
+)
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import discriminator_cost, generator_cost
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput
+from cips3d.models.types import RenderOutput
 
 HEADS = 8
 
@@ -29,11 +36,15 @@ def test_correlation() -> None:
     a = torch.tensor([1.0, 2.0, 4.0, 8.0])
     assert correlation(a, 3 * a + 5) == pytest.approx(1)
     assert correlation(a, -a) == pytest.approx(-1)
-    assert correlation(a, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx(3 / math.sqrt(4 * 28.75))
+    assert correlation(a, torch.tensor([1.0, -1.0, -1.0, 1.0])) == pytest.approx(
+        3 / math.sqrt(4 * 28.75)
+    )
     assert correlation(a, torch.full((4,), 0.3)) == 0  # a constant side
     assert correlation(a[:2], a[:2]) == 0  # too few pairs
     # a tiny relief on a large offset
-    assert correlation(1 + 1e-3 * torch.linspace(0, 1, 50), torch.linspace(0, 1, 50)) == pytest.approx(1, abs=1e-3)
+    assert correlation(
+        1 + 1e-3 * torch.linspace(0, 1, 50), torch.linspace(0, 1, 50)
+    ) == pytest.approx(1, abs=1e-3)
 
 
 def test_speckle_counts_isolated_pixels_but_no_edges() -> None:
@@ -72,11 +83,14 @@ class TrueHeads(Generator):
         truth = SyntheticHeads(resolution=resolution, poses=poses).render(range(len(codes)), shown)
         image = truth.images.float() / 127.5 - 1
         opacity = truth.mask.float()
-        return self.change(RenderOutput(image, image, truth.depth, opacity, torch.zeros_like(opacity)))
+        return self.change(
+            RenderOutput(image, image, truth.depth, opacity, torch.zeros_like(opacity))
+        )
 
 
 def report(
-    change: Callable[[RenderOutput], RenderOutput] = lambda out: out, turned: Callable[[Tensor], Tensor] = lambda yaw: yaw
+    change: Callable[[RenderOutput], RenderOutput] = lambda out: out,
+    turned: Callable[[Tensor], Tensor] = lambda yaw: yaw,
 ) -> GeometryReport:
     generator = TrueHeads(tiny.GENERATOR)
     generator.change, generator.turned = change, turned
@@ -167,7 +181,10 @@ def test_an_empty_volume_gives_zeros_instead_of_an_error() -> None:
         generator.nerf.density.bias.fill_(-1.0)
     empty = geometry_report(generator, count=2)
     assert empty.relief == empty.view_agreement == 0
-    assert all(math.isfinite(value) for value in (empty.last_sample_share, *empty.shape_correlation.values()))
+    assert all(
+        math.isfinite(value)
+        for value in (empty.last_sample_share, *empty.shape_correlation.values())
+    )
 
 
 # ---------------------------------------------------------------- cost
@@ -196,12 +213,16 @@ def test_the_papers_generator_costs_what_arithmetic_says() -> None:
     config = GeneratorConfig()
     cost = {side: generator_cost(config, side) for side in (16, 32)}
     per_pixel = (cost[32].flops - cost[16].flops) / (32 * 32 - 16 * 16)
-    inr = 2 * (32 * 512 + 17 * 512 * 512 + 6 * 512 * 3)  # first layer from V_r, 17 inner ones, tRGB from block 3 on
+    inr = 2 * (
+        32 * 512 + 17 * 512 * 512 + 6 * 512 * 3
+    )  # first layer from V_r, 17 inner ones, tRGB from block 3 on
     samples = config.coarse_samples + config.fine_samples
     densities = (
         samples * 2 * (128 * 128 + 128) + 2 * 2 * 2 * 3 * 128
     )  # second layer, density; first layer once per ray and pass
-    nerf = samples * 2 * (3 * 128 + 128 * 128 + 128 + 128 * 64)  # two layers, density, feature layer
+    nerf = (
+        samples * 2 * (3 * 128 + 128 * 128 + 128 + 128 * 64)
+    )  # two layers, density, feature layer
     ray = 2 * (64 * 32 + 32 * 3)  # linear feature, auxiliary colour
     assert per_pixel == pytest.approx(inr + densities + nerf + ray, rel=1e-3)
     # the round figures: 18 layers of 512², and 24 samples of 53 kFLOP in the authors' order of operations
@@ -223,6 +244,10 @@ def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        generator.render_rays(generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.0).rays(16, 16), generator.sampling)
+        generator.render_rays(
+            generator.map(generator.sample_latents(1, 0)),
+            Camera.orbit(0.0).rays(16, 16),
+            generator.sampling,
+        )
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert measured <= generator_cost(tiny.GENERATOR, 16).saved_bytes <= 1.12 * measured

@@ -20,8 +20,12 @@ from cips3d.models import volume
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
 from cips3d.models.layers import FilmSiren, ModulatedLinear
-from cips3d.models.records import Latents, RayDraws, Sampling, Styles
-from cips3d.pretrained import import_official_discriminator, import_official_generator, read_official
+from cips3d.models.types import Latents, RayDraws, Sampling, Styles
+from cips3d.pretrained import (
+    import_official_discriminator,
+    import_official_generator,
+    read_official,
+)
 from official import DATA, below, discriminators, generator, recorded, worst
 
 DOUBLE = 1e-9  # largest absolute error against float64 records
@@ -92,20 +96,30 @@ def test_rays(tensors: dict[str, Tensor], i: int) -> None:
 
 
 @pytest.mark.parametrize("i", CAMERAS)
-def test_density_and_feature_at_each_sample(network: Generator, tensors: dict[str, Tensor], i: int) -> None:
+def test_density_and_feature_at_each_sample(
+    network: Generator, tensors: dict[str, Tensor], i: int
+) -> None:
     rays, t = recorded_rays(tensors, i), tensors[f"cam{i}/t_coarse"]
     sigma, hidden = network.nerf(rays.at(t).flatten(1, 2), None, tensors["w_nerf"])
     sigma, hidden = sigma.view_as(t), hidden.view(*t.shape, -1)
     assert worst(network.nerf.density_along(rays, t, tensors["w_nerf"]), sigma) < DOUBLE
     assert worst(sigma, tensors[f"cam{i}/nerf_sigma_coarse"]) < DOUBLE
-    assert worst(network.nerf.feature(hidden)[:, ::7], tensors[f"cam{i}/nerf_feature_coarse"]) < DOUBLE
+    assert (
+        worst(network.nerf.feature(hidden)[:, ::7], tensors[f"cam{i}/nerf_feature_coarse"]) < DOUBLE
+    )
 
 
 @pytest.mark.parametrize("i", CAMERAS)
 def test_importance_depths(tensors: dict[str, Tensor], i: int) -> None:
     t, draws = tensors[f"cam{i}/t_coarse"], recorded_draws(tensors, i)
     weights = volume.compositing_weights(t, tensors[f"cam{i}/nerf_sigma_coarse"], volume.ENDLESS)
-    assert worst(volume.importance_depths(t, weights, draws.importance), tensors[f"cam{i}/hierarchical/t_fine"]) < DOUBLE
+    assert (
+        worst(
+            volume.importance_depths(t, weights, draws.importance),
+            tensors[f"cam{i}/hierarchical/t_fine"],
+        )
+        < DOUBLE
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -138,12 +152,25 @@ def test_import_official_takes_the_discriminators_too(tmp_path, capsys):
     of_step, out = recorded("training_step_discriminator"), tmp_path / "model.safetensors"
     checkpoints = [tmp_path / "G_ema_model.pth", tmp_path / "D_model.pth"]
     for checkpoint, name in zip(checkpoints, ("generator", "discriminator"), strict=True):
-        torch.save(below(of_step | recorded("training_step_generator"), f"{name}_before/"), checkpoint)
-    words = ["import-official", str(checkpoints[0]), str(out), "--resolution", "16", "--discriminators"]
+        torch.save(
+            below(of_step | recorded("training_step_generator"), f"{name}_before/"), checkpoint
+        )
+    words = [
+        "import-official",
+        str(checkpoints[0]),
+        str(out),
+        "--resolution",
+        "16",
+        "--discriminators",
+    ]
     cli.main([*words, str(checkpoints[1])])
     found = pretrained.load_discriminators(out)
-    expected = discriminators(of_step, "discriminator_before/main_disc.", "discriminator_before/aux_disc.")
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(next(expected.parameters()))
+    expected = discriminators(
+        of_step, "discriminator_before/main_disc.", "discriminator_before/aux_disc."
+    )
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(
+        next(expected.parameters())
+    )
     for name in ("main", "aux"):
         torch.testing.assert_close(found[name](images), expected[name](images).to(images))
     with pytest.raises(SystemExit):
@@ -158,13 +185,19 @@ def test_import_official_takes_the_discriminators_too(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_import_official_makes_a_model_with_the_recorded_pictures(tensors, tmp_path, capsys, dtype):
     checkpoint, out = tmp_path / "G_ema_model.pth", tmp_path / "model.safetensors"
-    torch.save({key: value.to(dtype) for key, value in below(tensors, "param/").items()}, checkpoint)
+    torch.save(
+        {key: value.to(dtype) for key, value in below(tensors, "param/").items()}, checkpoint
+    )
     cli.main(["import-official", str(checkpoint), str(out), "--resolution", "16"])
     assert str(out) in capsys.readouterr().out
 
     network = cips3d.load(out)
     assert {parameter.dtype for parameter in network.parameters()} == {dtype}
-    assert (network.config.resolution, network.config.corner_aligned, network.config.background) == (16, True, "endless")
+    assert (
+        network.config.resolution,
+        network.config.corner_aligned,
+        network.config.background,
+    ) == (16, True, "endless")
     tolerance = DOUBLE if dtype == torch.float64 else 2e-3  # gains of 30 amplify rounding
     codes = Latents(tensors["z_nerf"], tensors["z_inr"]).to(dtype)
     for i, (mode, sampling) in zip((0, 2), MODES.items(), strict=True):
@@ -180,7 +213,10 @@ def test_an_imported_checkpoint_has_mean_styles_for_truncation(network: Generato
     codes = network.sample_latents(4000, seed=7)
     styles = network.map(codes)
     assert isinstance(styles.appearance, Tensor)
-    for stored, drawn in (network.shape_mean, styles.shape), (network.appearance_mean, styles.appearance):
+    for stored, drawn in (
+        (network.shape_mean, styles.shape),
+        (network.appearance_mean, styles.appearance),
+    ):
         error = (stored - drawn.mean(dim=0)) / (drawn.std(dim=0) / math.sqrt(4000))
         assert error.abs().max() < 6
         assert stored.abs().max() > 0
@@ -196,7 +232,9 @@ class Malicious:
         return Path.mkdir, (self.trace,)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
+)
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, capsys, write):
     trace, checkpoint, out = tmp_path / "trace", tmp_path / "G.pth", tmp_path / "out.safetensors"
     write({"siren.final_layer.weight": torch.zeros(1, 2), "extra": Malicious(trace)}, checkpoint)
@@ -270,7 +308,9 @@ def test_a_generator_checkpoint_of_another_shape_is_refused(tensors, key, value)
 )
 def test_a_discriminator_checkpoint_of_another_shape_is_refused(key, value):
     with pytest.raises(UserError):
-        import_official_discriminator(changed(below(recorded("discriminator"), "param/main/"), key, value), "my checkpoint")
+        import_official_discriminator(
+            changed(below(recorded("discriminator"), "param/main/"), key, value), "my checkpoint"
+        )
 
 
 # ---------------------------------------------------------------- single functions
@@ -299,8 +339,12 @@ class RecordedSamples(torch.nn.Module):
     def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
         return self.samples[..., 4]
 
-    def forward(self, points: Tensor, directions: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor]:
-        nearest = ((1 - points[..., 2])[..., None] - self.t.flatten(1)[:, None]).abs().argmin(dim=-1)
+    def forward(
+        self, points: Tensor, directions: Tensor | None, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        nearest = (
+            ((1 - points[..., 2])[..., None] - self.t.flatten(1)[:, None]).abs().argmin(dim=-1)
+        )
         found = self.samples.flatten(1, 2).gather(1, nearest[..., None].expand(-1, -1, 5))
         return found[..., 4], found[..., :4]
 
@@ -308,15 +352,24 @@ class RecordedSamples(torch.nn.Module):
         return hidden
 
 
-@pytest.mark.parametrize(("background", "name"), [("endless", "relu"), ("last", "relu_lastback"), ("white", "relu_whiteback")])
+@pytest.mark.parametrize(
+    ("background", "name"),
+    [("endless", "relu"), ("last", "relu_lastback"), ("white", "relu_whiteback")],
+)
 def test_backgrounds(units, background, name):
     samples, t = units["integ.rgb_sigma"], units["integ.z_vals"][..., 0]
-    network = Generator(GeneratorConfig(feature_dim=4, shape_style_dim=2, inr_width=2, background=background, extent=0.2))
+    network = Generator(
+        GeneratorConfig(
+            feature_dim=4, shape_style_dim=2, inr_width=2, background=background, extent=0.2
+        )
+    )
     network.nerf = RecordedSamples(samples, t)
     even = torch.linspace(1 - 0.2, 1 + 0.2, 7)
     draws = RayDraws((t - even) / (even[1] - even[0]) + 0.5, torch.zeros(2, 5, 0))
     origins = torch.tensor([0.0, 0.0, 1.0]).expand(2, 5, 3)
-    feature, depth, opacity, _ = network.render_features(torch.zeros(2, 2), Rays(origins, -origins), Sampling(7, 0), draws)
+    feature, depth, opacity, _ = network.render_features(
+        torch.zeros(2, 2), Rays(origins, -origins), Sampling(7, 0), draws
+    )
     # a white background is seen through the last interval; the authors' endless one hides it behind any density there
     same = samples[:, :, -1, 4] <= 0 if background == "white" else torch.full((2, 5), True)
     assert same.sum() >= 3
@@ -403,6 +456,8 @@ def test_film_siren_layer(units):
     layer = FilmSiren(6, 5, 4)
     names = {"linear": "linear", "gain_fc": "gain", "bias_fc": "phase"}
     state = below(record, "state.")
-    layer.load_state_dict({f"{names[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()})
+    layer.load_state_dict(
+        {f"{names[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()}
+    )
     # arguments of the sine reach 100, where float32 is spaced by 8e-6
     assert worst(layer(record["x"], record["style"]), record["out"]) < 5e-5

@@ -16,16 +16,16 @@ import tiny
 from cips3d import pretrained
 from cips3d.camera import Camera, PoseDistribution, mirrored_label
 from cips3d.data import SyntheticHeads
-from cips3d.data.archive import write_heads
 from cips3d.errors import UserError
+from cips3d.heads.archive import write_heads
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling
+from cips3d.models.types import Sampling
 from cips3d.training import gradients
 from cips3d.training import trainer as trainer_module
 from cips3d.training.cameras import DatasetCameras, LearnedPoses
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import fake_draws
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.steps import StepResult
 from cips3d.training.trainer import AUGMENT_STEPS, MOST_AUGMENT, Trainer
 from official import relative
@@ -45,7 +45,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def one_stage(data: str, **changes: Any) -> TrainConfig:
     stage = {name: changes.pop(name) for name in ("accumulate", "kimg") if name in changes}
-    return tiny.config(data, **{"stages": (Stage(8, batch=4, **({"kimg": 0.016} | stage)),)} | changes)
+    return tiny.config(
+        data, **{"stages": (Stage(8, batch=4, **({"kimg": 0.016} | stage)),)} | changes
+    )
 
 
 # ---------------------------------------------------------------- pieces of a batch
@@ -57,7 +59,9 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(
     for pieces, reward in ((1, 0.0), (1, 0.5), (2, 0.5), (4, 0.5)):
         found = seen.setdefault((pieces, reward), [])
 
-        def update(self: Trainer, optimizer: torch.optim.Optimizer, found: list[Tensor] = found) -> bool:
+        def update(
+            self: Trainer, optimizer: torch.optim.Optimizer, found: list[Tensor] = found
+        ) -> bool:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             found.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
             return True  # no step, so that all see the same weights
@@ -69,12 +73,17 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(
         )  # fmt: skip
         Trainer(config, tmp_path / f"{pieces}-{reward}").run()
     whole = seen[1, 0.5]
-    assert [relative(*pair) > 0.01 for pair in zip(seen[1, 0.0], whole, strict=True)] == [False, True]  # the generator's alone
+    assert [relative(*pair) > 0.01 for pair in zip(seen[1, 0.0], whole, strict=True)] == [
+        False,
+        True,
+    ]  # the generator's alone
     for pieces in (2, 4):
         assert all(relative(*pair) < 1e-5 for pair in zip(seen[pieces, 0.5], whole, strict=True))
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"accumulate": 3}, "3 equal pieces"), ({"accumulate": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"accumulate": 3}, "3 equal pieces"), ({"accumulate": 0}, "at least 1")]
+)
 def test_pieces_that_cannot_be(data: str, changes: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         one_stage(data, **changes)
@@ -87,16 +96,22 @@ def test_pieces_do_not_go_with_a_shared_batch_of_fakes(data: str) -> None:
 
 # ---------------------------------------------------------------- adapted augmentation
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 1), (-1.0, 0)])
-def test_augmentation_rises_while_the_discriminator_is_too_sure(tmp_path: Path, data: str, sign: float, expected: int) -> None:
+def test_augmentation_rises_while_the_discriminator_is_too_sure(
+    tmp_path: Path, data: str, sign: float, expected: int
+) -> None:
     trainer = Trainer(one_stage(data, augment_target=0.6), tmp_path)
     at = trainer.counters
     for step in range(3 * AUGMENT_STEPS):
         at.step = step
-        trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=4)
+        trainer._adapt_augmentation(
+            StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=4
+        )
     assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / 500_000)
     for step in range(3 * AUGMENT_STEPS, 40 * AUGMENT_STEPS):
         at.step = step
-        trainer._adapt_augmentation(StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=50_000)
+        trainer._adapt_augmentation(
+            StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=50_000
+        )
     assert at.augment == expected * MOST_AUGMENT
 
 
@@ -105,7 +120,9 @@ def test_a_probability_that_adapts_needs_the_logits_zero(data: str) -> None:
         one_stage(data, augment_target=0.6, loss="relativistic")
 
 
-def test_the_adapted_probability_is_what_pictures_are_changed_with(tmp_path: Path, data: str) -> None:
+def test_the_adapted_probability_is_what_pictures_are_changed_with(
+    tmp_path: Path, data: str
+) -> None:
     config = one_stage(data, augment_target=0.6)
     trainer = Trainer(config, tmp_path)
     draws = trainer._draws(config.stages[0], range(4), "D")
@@ -135,7 +152,9 @@ def test_the_probability_survives_an_interrupt(tmp_path: Path, data: str) -> Non
     resumed = Trainer(config, tmp_path / "broken")
     resumed.run()
     assert resumed.counters.augment == whole.counters.augment
-    assert (tmp_path / "broken/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "broken/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
 
 
 # ---------------------------------------------------------------- camera labels
@@ -166,7 +185,9 @@ def test_labels_reach_the_discriminators_with_their_pictures(
     tmp_path: Path, labelled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conditional = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
-    config = one_stage(labelled, discriminator=conditional, cameras="labels", mirror=True, kimg=0.012)
+    config = one_stage(
+        labelled, discriminator=conditional, cameras="labels", mirror=True, kimg=0.012
+    )
     heads = SyntheticHeads(6, 8)
     pictures = torch.stack([heads[i] for i in range(6)]).float() / 127.5 - 1
     labels = heads.camera_labels(range(6))
@@ -174,7 +195,9 @@ def test_labels_reach_the_discriminators_with_their_pictures(
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     step = trainer_module.discriminator_step
 
-    def watched(networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float) -> StepResult:
+    def watched(
+        networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float
+    ) -> StepResult:
         pairs.append((real, judging.real_cameras, judging.fake_cameras))
         return step(networks, real, fake, judging, *rest, share=share)
 
@@ -191,7 +214,11 @@ def test_labels_reach_the_discriminators_with_their_pictures(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cameras": "labels"}, {"aux_discriminator": DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)}]
+    "changes",
+    [
+        {"cameras": "labels"},
+        {"aux_discriminator": DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)},
+    ],
 )
 def test_labels_that_are_missing(tmp_path: Path, data: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"dataset\.json"):
@@ -241,9 +268,13 @@ def test_a_model_to_start_from_must_render_alike(tmp_path: Path, data: str) -> N
     Trainer(one_stage(data, start=str(start)), tmp_path / "run")
 
 
-def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poses_to_tell_are_those_that_were_rendered(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
-    config = one_stage(data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True)
+    config = one_stage(
+        data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True
+    )
     shown, told = [], []
     generate, step = Trainer._generate, trainer_module.discriminator_step
 
@@ -251,7 +282,9 @@ def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, m
         shown.append(torch.stack(draws.camera.yaw_pitch(), dim=1))
         return generate(self, stage, draws)
 
-    def watched_step(networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float) -> StepResult:
+    def watched_step(
+        networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float
+    ) -> StepResult:
         told.append(judging.fake_poses)
         return step(networks, real, fake, judging, *rest, share=share)
 
@@ -264,33 +297,48 @@ def test_poses_to_tell_are_those_that_were_rendered(tmp_path: Path, data: str, m
 
 def test_a_pose_weight_and_heads_that_tell_poses_go_together(data: str) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
-    for changes in ({"pose_weight": 15.0, "discriminator": telling}, {"discriminator": telling}):  # one without, one untrained
-        with pytest.raises(UserError, match="pose_weight and the discriminators' pose_head go together"):
+    for changes in (
+        {"pose_weight": 15.0, "discriminator": telling},
+        {"discriminator": telling},
+    ):  # one without, one untrained
+        with pytest.raises(
+            UserError, match="pose_weight and the discriminators' pose_head go together"
+        ):
             one_stage(data, **changes)
 
 
 def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label() -> None:
     torch.manual_seed(0)
-    telling = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True))
+    telling = ProgressiveDiscriminator(
+        DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True)
+    )
     images = torch.rand(3, 3, 8, 8)
     _, expected = telling.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
     torch.testing.assert_close(telling.predicted_poses(images), expected)
-    torch.testing.assert_close(telling.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected)
-    assert ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).predicted_poses(images) is None
+    torch.testing.assert_close(
+        telling.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected
+    )
+    assert (
+        ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).predicted_poses(images) is None
+    )
 
 
 @pytest.mark.parametrize("radius", [1.0, 2.7])
 def test_labels_that_give_the_real_pictures_away_are_refused(radius: float, tmp_path: Path) -> None:
     """A discriminator that sees labels of another distance than the model's knows real pictures by the label alone."""
     pictures = Path(tiny.pictures(tmp_path / "data"))
-    labels = [[f"{i}.png", Camera.orbit(0.1 * i, radius=radius).to_label()[0].tolist()] for i in range(6)]
+    labels = [
+        [f"{i}.png", Camera.orbit(0.1 * i, radius=radius).to_label()[0].tolist()] for i in range(6)
+    ]
     (pictures / "dataset.json").write_text(json.dumps({"labels": labels}))
     seeing = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
     config = one_stage(str(pictures), discriminator=seeing)
     if radius == 1:
         Trainer(config, tmp_path / "run").run()
         return
-    with pytest.raises(UserError, match=r"labels' cameras stand at 2\.7 .* set generator\.poses\.radius=2\.7"):
+    with pytest.raises(
+        UserError, match=r"labels' cameras stand at 2\.7 .* set generator\.poses\.radius=2\.7"
+    ):
         Trainer(config, tmp_path / "run")
 
 
@@ -305,12 +353,18 @@ def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
 # ---------------------------------------------------------------- learned prior
 @pytest.mark.parametrize("kind", ["gaussian", "uniform"])
 def test_a_learned_prior_starts_as_the_given_one(kind: Any) -> None:
-    start = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, pitch_std=0.2, radius=1.5, fov=20.0)
+    start = PoseDistribution(
+        kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, pitch_std=0.2, radius=1.5, fov=20.0
+    )
     learned = LearnedPoses(start)
     draws = learned.draw(7, torch.Generator().manual_seed(0))
     torch.testing.assert_close(learned.camera(draws).cam_to_world, start.camera(draws).cam_to_world)
     values = learned.distribution()
-    assert (values.yaw_mean, values.yaw_std, values.kind) == (pytest.approx(0.1), pytest.approx(0.4), kind)
+    assert (values.yaw_mean, values.yaw_std, values.kind) == (
+        pytest.approx(0.1),
+        pytest.approx(0.4),
+        kind,
+    )
 
 
 def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
@@ -324,7 +378,10 @@ def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
 
     def loss() -> Tensor:
         out = gradients.full(generator, latents, learned.camera(standard), 4, rays, sampling)
-        return (out.image * torch.linspace(-1, 1, out.image.numel(), dtype=torch.float64).view_as(out.image)).sum()
+        return (
+            out.image
+            * torch.linspace(-1, 1, out.image.numel(), dtype=torch.float64).view_as(out.image)
+        ).sum()
 
     loss().backward()
     for parameter in (learned.mean, learned.log_std):
@@ -335,7 +392,9 @@ def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
                 parameter.data[i] += side
                 values.append(loss().item())
             parameter.data[i] -= step
-            assert parameter.grad[i].item() == pytest.approx((values[1] - values[0]) / (2 * step), rel=1e-4, abs=1e-8)
+            assert parameter.grad[i].item() == pytest.approx(
+                (values[1] - values[0]) / (2 * step), rel=1e-4, abs=1e-8
+            )
 
 
 def test_a_learned_prior_is_trained_saved_and_resumed(tmp_path: Path, data: str) -> None:

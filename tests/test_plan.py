@@ -13,11 +13,11 @@ from cips3d.cli import main
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.training import plan as plans
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.training import planning as plans
 from cips3d.training.logs import write_config
-from cips3d.training.plan import Account, in_mode, parameters, step_cost, visible_share
+from cips3d.training.planning import Account, in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import preset
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.steps import Networks
 
 MEMORY = 2**34
@@ -26,7 +26,11 @@ MEMORY = 2**34
 def small(resolution: int, **changes: object) -> tuple[TrainConfig, Stage]:
     """Small networks whose generator weighs more than the discriminators."""
     widths = {4: 8, 8: 8, 16: 8, 32: 4, 64: 2}
-    config = tiny.config(discriminator=DiscriminatorConfig(widths), aux_discriminator=DiscriminatorConfig(widths), r1_every=1)
+    config = tiny.config(
+        discriminator=DiscriminatorConfig(widths),
+        aux_discriminator=DiscriminatorConfig(widths),
+        r1_every=1,
+    )
     return config, Stage(resolution, **({"kimg": 1, "batch": 4} | changes))  # type: ignore[arg-type]
 
 
@@ -51,9 +55,13 @@ def test_costs_grow_as_they_should() -> None:
     assert step_cost(config, stage, 1, MEMORY, 1.0).peak_bytes > one.peak_bytes
 
 
-def test_this_machines_speed_is_measured_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machines_speed_is_measured_where_none_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(plans, "MEASURED_SECONDS", 0.01)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: None
+    )
     threads = torch.get_num_threads()
     speed = plans.measured_speed(tiny.config(), processes=2)
     assert 1e5 < speed < 1e15 and torch.get_num_threads() == threads
@@ -62,7 +70,8 @@ def test_this_machines_speed_is_measured_where_none_is_given(monkeypatch: pytest
 def test_ways_of_gradients_trade_memory_for_operations() -> None:
     config, stage = small(32, chunk=256)
     full, partial, checkpointed = (
-        step_cost(config, in_mode(stage, mode), 1, MEMORY, 0.6) for mode in ("full", "partial", "checkpointed")
+        step_cost(config, in_mode(stage, mode), 1, MEMORY, 0.6)
+        for mode in ("full", "partial", "checkpointed")
     )
     assert partial.peak_bytes < full.peak_bytes and checkpointed.peak_bytes < full.peak_bytes
     assert partial.flops < full.flops < checkpointed.flops
@@ -81,7 +90,9 @@ def test_pieces_of_a_batch_take_less_memory() -> None:
 
 def test_half_precision_takes_less_memory_and_the_same_operations() -> None:
     config, stage = small(32)
-    single, half = (step_cost(replace(config, precision=p), stage, 2, MEMORY, 0.6) for p in ("no", "bf16"))
+    single, half = (
+        step_cost(replace(config, precision=p), stage, 2, MEMORY, 0.6) for p in ("no", "bf16")
+    )
     assert half.peak_bytes < single.peak_bytes
     assert half.flops == single.flops
 
@@ -90,21 +101,30 @@ def test_parameters_and_the_visible_share() -> None:
     counted = parameters(preset("heads-32"))
     made = Networks(preset("heads-32"), torch.device("cpu"))
     assert counted["generator"] == sum(p.numel() for p in made.generator.parameters())
-    assert counted["discriminator"] == sum(p.numel() for p in made.discriminators["main"].parameters())
+    assert counted["discriminator"] == sum(
+        p.numel() for p in made.discriminators["main"].parameters()
+    )
     torch.manual_seed(0)
     fog = tiny.config()
-    surfaces = replace(fog, generator=replace(fog.generator, density_gain=100.0, density_blob=100.0))
+    surfaces = replace(
+        fog, generator=replace(fog.generator, density_gain=100.0, density_blob=100.0)
+    )
     assert visible_share(surfaces) == 0.5 < visible_share(fog) < 1
 
 
-@pytest.mark.parametrize("changes", [{"loss": "relativistic", "r2_gamma": 1.0}, {"share_fakes": True}, {"cameras": "learned"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "relativistic", "r2_gamma": 1.0}, {"share_fakes": True}, {"cameras": "learned"}],
+)
 def test_every_kind_of_step_can_be_planned(changes: dict[str, object]) -> None:
     config = tiny.config(**changes)
     assert step_cost(config, config.stages[-1], 4, MEMORY, processes=2).flops > 0
 
 
 def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config(stages=(Stage(8, kimg=0.048, batch=4),), r1_every=1, start="not-here.safetensors")
+    config = tiny.config(
+        stages=(Stage(8, kimg=0.048, batch=4),), r1_every=1, start="not-here.safetensors"
+    )
     write_config(tmp_path, config)  # sizes need no weights
     main(["plan", str(tmp_path), "--gpus", "2", "--tflops", "0.1", "--memory", "0.0001"])
     words = capsys.readouterr().out
@@ -134,7 +154,9 @@ def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
         (["heads-32", "--set", "stages.0.batch=0"], "batch"),
     ],
 )  # fmt: skip
-def test_plans_that_cannot_be_made(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_that_cannot_be_made(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["plan", *words])
     assert stopped.value.code == 2
@@ -145,7 +167,13 @@ def test_plans_that_cannot_be_made(words: list[str], named: str, capsys: pytest.
 def test_settings_reach_every_field() -> None:
     config = with_settings(
         preset("heads-32"),
-        ["loss=relativistic", "stages.1.batch=8", "stages.*.augment=0.5", "generator.inr_width=32", "sampling=null"],
+        [
+            "loss=relativistic",
+            "stages.1.batch=8",
+            "stages.*.augment=0.5",
+            "generator.inr_width=32",
+            "sampling=null",
+        ],
         "--set",
     )
     assert (config.loss, config.generator.inr_width, config.sampling) == ("relativistic", 32, None)
@@ -155,7 +183,17 @@ def test_settings_reach_every_field() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["loss", "loss=odd", "nothing=1", "stages.9.batch=1", "stages.x.batch=1", "stages.0=1", "seed.x=1", "r1_gamma=-1", "=1"],
+    [
+        "loss",
+        "loss=odd",
+        "nothing=1",
+        "stages.9.batch=1",
+        "stages.x.batch=1",
+        "stages.0=1",
+        "seed.x=1",
+        "r1_gamma=-1",
+        "=1",
+    ],
 )
 def test_settings_that_fit_nowhere(setting: str) -> None:
     with pytest.raises(UserError, match=r"^--set: "):
@@ -164,8 +202,25 @@ def test_settings_that_fit_nowhere(setting: str) -> None:
 
 def test_train_takes_settings(tmp_path: Path) -> None:
     data = tiny.pictures(tmp_path / "data", size=16)
-    common = ["--preset", "heads-32", "--data", data, "--batch", "4", "--kimg", "0.004", "--processes", "1"]
-    small = ["stages.*.kimg=0.004", "stages.*.resolution=16", "generator.inr_width=16", "loss=relativistic", "r2_gamma=1"]
+    common = [
+        "--preset",
+        "heads-32",
+        "--data",
+        data,
+        "--batch",
+        "4",
+        "--kimg",
+        "0.004",
+        "--processes",
+        "1",
+    ]
+    small = [
+        "stages.*.kimg=0.004",
+        "stages.*.resolution=16",
+        "generator.inr_width=16",
+        "loss=relativistic",
+        "r2_gamma=1",
+    ]
     main(["train", str(tmp_path / "run"), *common, "--set", *small])
     assert '"loss": "relativistic"' in (tmp_path / "run/config.json").read_text()
 

@@ -25,8 +25,8 @@ from cips3d import pretrained
 from cips3d.configuration import read_json
 from cips3d.errors import UserError
 from cips3d.training import logs
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.logs import LOCK_FILE, RunLog
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.trainer import Trainer
 
 #: Runs that are killed at a random moment.
@@ -34,8 +34,12 @@ KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
 SEED = int(os.environ.get("CIPS3D_KILL_SEED", "0"))
 STEPS = 12 + 24
 
-processes = multiprocessing.get_context("forkserver")  # a new process each, but torch is imported once
-processes.set_forkserver_preload(["cips3d.training.trainer", "tiny", "torch._dynamo"])  # which optimisers import
+processes = multiprocessing.get_context(
+    "forkserver"
+)  # a new process each, but torch is imported once
+processes.set_forkserver_preload(
+    ["cips3d.training.trainer", "tiny", "torch._dynamo"]
+)  # which optimisers import
 
 
 def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
@@ -44,7 +48,10 @@ def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> Non
     Or kills itself in the middle of writing the `die_in_file`-th file: a model, its discriminators, a checkpoint, in turns.
     """
     torch.set_num_threads(1)
-    stages = (Stage(4, kimg=0.048, batch=4), Stage(8, kimg=0.096, batch=4, generator_lr=1e-3, fade_kimg=0.05))
+    stages = (
+        Stage(4, kimg=0.048, batch=4),
+        Stage(8, kimg=0.096, batch=4, generator_lr=1e-3, fade_kimg=0.05),
+    )
     config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.088)
     if die_in_file:
         pretrained.save_file = dying_writer(pretrained.save_file, die_in_file)
@@ -68,7 +75,9 @@ def dying_writer(write: Callable[..., None], at: int) -> Callable[..., None]:
 
 
 # ---------------------------------------------------------------- the tests
-def start(run_dir: Path, data: str, die_in_file: int = 0) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+def start(
+    run_dir: Path, data: str, die_in_file: int = 0
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     shares, far_end = processes.Pipe(duplex=False)
     process = processes.Process(target=train, args=(run_dir, data, far_end, die_in_file))
     process.start()
@@ -102,7 +111,9 @@ def die_and_finish(run_dir: Path, data: str, die_in_file: int) -> None:
     folder = run_dir / "checkpoints"
     whole = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert whole == [f"{images:012d}.safetensors" for images in (16, 32)]
-    half = {path.name for path in (*folder.iterdir(), *run_dir.iterdir()) if path.name.startswith(".")}
+    half = {
+        path.name for path in (*folder.iterdir(), *run_dir.iterdir()) if path.name.startswith(".")
+    }
     assert len(half - {LOCK_FILE}) == 1
     finish(run_dir, data)
 
@@ -119,8 +130,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         jobs = {"whole": pool.submit(finish, tmp_path / "whole", data)}
         for kill in range(KILLS):
             at, delay = moments.uniform(0, 0.95), moments.uniform(0, 0.05)
-            jobs[f"killed-{kill}"] = pool.submit(kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay)
-        jobs["died-in-checkpoint"] = pool.submit(die_and_finish, tmp_path / "died-in-checkpoint", data, 9)
+            jobs[f"killed-{kill}"] = pool.submit(
+                kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay
+            )
+        jobs["died-in-checkpoint"] = pool.submit(
+            die_and_finish, tmp_path / "died-in-checkpoint", data, 9
+        )
         jobs["died-in-model"] = pool.submit(die_and_finish, tmp_path / "died-in-model", data, 7)
         for job in jobs.values():
             job.result()
@@ -131,21 +146,30 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert len({line["d_loss"] for line in log}) == len(log)  # it does train
     for name in jobs.keys() - {"whole"}:
         run = tmp_path / name
-        assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes(), name
+        assert (run / "model.safetensors").read_bytes() == (
+            whole / "model.safetensors"
+        ).read_bytes(), name
         assert tensors(run / last) == tensors(whole / last), name
         assert read_log(run) == log, name
         assert files(run / "samples") == files(whole / "samples"), name
-        assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), name  # no half-written ones
+        assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), (
+            name
+        )  # no half-written ones
         assert [path.name for path in run.glob(".*")] == [LOCK_FILE], name
 
 
-def test_a_folder_where_another_process_trains_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_where_another_process_trains_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs, "LOCK_SECONDS", 0.0)
     config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
     second = Trainer(config, run)
     other = RunLog(run, config, step=0, images=0)
     before = files(run)
-    with pytest.raises(UserError, match=r"run: another process is training there; let it end, or give another folder"):
+    with pytest.raises(
+        UserError,
+        match=r"run: another process is training there; let it end, or give another folder",
+    ):
         second.run()
     assert files(run) == before
     other.close()
@@ -179,7 +203,9 @@ def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path:
     Trainer(read_json(TrainConfig, run / "config.json"), run).run()
     log = read_log(run)
     assert log[: len(before)] == before
-    assert [line["images"] for line in log[len(before) :]] == [before[-1]["images"] + 4 * i for i in range(1, 9)]
+    assert [line["images"] for line in log[len(before) :]] == [
+        before[-1]["images"] + 4 * i for i in range(1, 9)
+    ]
 
 
 def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
@@ -187,14 +213,20 @@ def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
     run = tmp_path / "run"
     Trainer(tiny.config(tiny.pictures(tmp_path / "data")), run).run()
     resumed = Trainer(tiny.config(str(tmp_path / "data")), run)
-    moments = [value for state in resumed.networks.generator_optimizer.state.values() for value in state.values()]
+    moments = [
+        value
+        for state in resumed.networks.generator_optimizer.state.values()
+        for value in state.values()
+    ]
     assert moments
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(run) not in maps.read_text()
 
 
-def test_weights_and_biases_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_goes_on_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a stand-in for the package, which is not needed and not installed here."""
     config = tiny.config(tiny.pictures(tmp_path / "data"), wandb="heads")
     monkeypatch.setattr(logs, "find_spec", lambda _: None)
@@ -233,7 +265,9 @@ def test_weights_and_biases_goes_on_with_the_run(tmp_path: Path, monkeypatch: py
     assert logged == log
 
 
-def test_sessions_of_one_second_have_a_file_of_events_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_of_one_second_have_a_file_of_events_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs.time, "time", lambda: 1_700_000_000.5)
     for step in range(2):
         RunLog(tmp_path, tiny.config(), step, images=0).close()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cips3d.models.sine import MOST_THREADS, sine, sine_, sine_along
+from cips3d.models.ops.sine import MOST_THREADS, sine, sine_, sine_along
 
 
 def rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,10 @@ def test_values_and_slopes_are_within_the_stated_error(scale: float) -> None:
 def test_shifts_and_depths() -> None:
     """Every batch entry and channel has its own shift, every ray its own start and slope; gradients reach the shift."""
     draw = torch.Generator().manual_seed(0)
-    x, shift = torch.randn(3, 7, 5, generator=draw) * 30, torch.randn(3, 1, 5, generator=draw).requires_grad_()
+    x, shift = (
+        torch.randn(3, 7, 5, generator=draw) * 30,
+        torch.randn(3, 1, 5, generator=draw).requires_grad_(),
+    )
     out = sine(x, shift)
     torch.testing.assert_close(out, torch.sin(x + shift), atol=1e-5, rtol=0)
     weight = torch.randn(3, 7, 5, generator=draw)
@@ -45,7 +48,10 @@ def test_shifts_and_depths() -> None:
     start, slope, t = (torch.randn(3, 7, n, generator=draw) for n in (5, 5, 4))
     along = sine_along(start, slope, t, slice(2, 6))
     torch.testing.assert_close(
-        along.view(3, 4, 4, 5), torch.sin(start[:, 2:6, None] + t[:, 2:6, :, None] * slope[:, 2:6, None]), atol=1e-6, rtol=0
+        along.view(3, 4, 4, 5),
+        torch.sin(start[:, 2:6, None] + t[:, 2:6, :, None] * slope[:, 2:6, None]),
+        atol=1e-6,
+        rtol=0,
     )
     doubles = sine_along(start.double(), slope.double(), t.double(), slice(2, 6))
     torch.testing.assert_close(along.double(), doubles, atol=1e-6, rtol=0)
@@ -74,7 +80,9 @@ def test_second_derivatives() -> None:
 @pytest.mark.parametrize("case", ["double", "strided", "meta", "threads"])
 def test_elsewhere_it_is_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.linspace(-50, 50, 64)
-    x, shift = rows(x) if case != "strided" else (x.view(1, 8, 8).transpose(1, 2), torch.ones(1, 1, 8))
+    x, shift = (
+        rows(x) if case != "strided" else (x.view(1, 8, 8).transpose(1, 2), torch.ones(1, 1, 8))
+    )
     x = {"double": x.double(), "meta": x.to("meta")}.get(case, x)
     shift = shift.to(x)
     if case == "threads":

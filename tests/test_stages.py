@@ -20,9 +20,9 @@ from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.training import trainer as trainer_module
 from cips3d.training.checkpoint import checkpoints
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.losses import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.steps import Judging, generator_step
 from cips3d.training.trainer import Trainer
 
@@ -45,7 +45,9 @@ def test_parts_that_can_be_frozen_are_those_of_the_generator(tmp_path: Path, dat
     assert {name for name, _ in generator.named_children()} == set(generator.parts)
 
 
-def test_frozen_parts_keep_their_bits_and_the_others_learn(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_parts_keep_their_bits_and_the_others_learn(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen = ("nerf", "shape_mapping", "background")
     trainer = Trainer(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
     between: dict[str, Tensor] = {}
@@ -64,13 +66,20 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(tmp_path: Path, data:
         assert not torch.equal(value, before[name]), name
 
 
-def test_a_stage_can_start_from_the_average(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_can_start_from_the_average(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(with_last_stage(tiny.config(data), from_average=True), tmp_path)
     seen: list[bool] = []
 
     def step(*args: Any, **options: Any) -> Any:
         averaged = dict(trainer.networks.ema.named_parameters())
-        seen.append(all(torch.equal(value, averaged[name]) for name, value in generator_weights(trainer).items()))
+        seen.append(
+            all(
+                torch.equal(value, averaged[name])
+                for name, value in generator_weights(trainer).items()
+            )
+        )
         return generator_step(*args, **options)
 
     monkeypatch.setattr(trainer_module, "generator_step", step)
@@ -78,10 +87,18 @@ def test_a_stage_can_start_from_the_average(tmp_path: Path, data: str, monkeypat
     assert seen == [i in (0, 1, 4) for i in range(12)]  # the first average of all is a copy
 
 
-@pytest.mark.parametrize("changes", [{"gradients": "checkpointed", "chunk": 5}, {"gradients": "partial", "gradient_rays": 64}])
-def test_ways_of_gradients_that_see_all_rays_train_alike(tmp_path: Path, data: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"gradients": "checkpointed", "chunk": 5}, {"gradients": "partial", "gradient_rays": 64}],
+)
+def test_ways_of_gradients_that_see_all_rays_train_alike(
+    tmp_path: Path, data: str, changes: dict[str, Any]
+) -> None:
     found = []
-    for name, config in (("a", tiny.config(data)), ("b", with_last_stage(tiny.config(data), **changes))):
+    for name, config in (
+        ("a", tiny.config(data)),
+        ("b", with_last_stage(tiny.config(data), **changes)),
+    ):
         trainer = Trainer(config, tmp_path / name)
         trainer.networks.generator.double()
         trainer.networks.averaged.double()
@@ -96,22 +113,38 @@ def test_ways_of_gradients_that_see_all_rays_train_alike(tmp_path: Path, data: s
             rays=draws.rays.to(torch.float64),
         )
         generator_step(trainer.networks, trainer._generate(stage, draws), Judging(1.0, True))
-        found.append(torch.cat([p.grad.flatten() for p in trainer.networks.generator.parameters() if p.grad is not None]))
+        found.append(
+            torch.cat(
+                [
+                    p.grad.flatten()
+                    for p in trainer.networks.generator.parameters()
+                    if p.grad is not None
+                ]
+            )
+        )
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
 
 
-def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(tmp_path: Path, data: str) -> None:
+def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(
+    tmp_path: Path, data: str
+) -> None:
     config = with_last_stage(tiny.config(data), gradients="partial", gradient_rays=16, augment=0.7)
     whole = Trainer(config, tmp_path / "whole")
     whole.run()
     stopped = Trainer(config, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt) if stopped.counters.step == 7 else None)
+        stopped.run(
+            lambda *_: (
+                (_ for _ in ()).throw(KeyboardInterrupt) if stopped.counters.step == 7 else None
+            )
+        )
     resumed = Trainer(config, tmp_path / "stopped")
     assert resumed.counters.step == 7
     resumed.run()
     expected = generator_weights(whole)
-    assert all(torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items()
+    )
 
 
 def test_transmittance_is_rewarded_up_to_the_target() -> None:
@@ -120,20 +153,26 @@ def test_transmittance_is_rewarded_up_to_the_target() -> None:
     assert loss.item() == pytest.approx(-(0.1 + 0.5) / 2)
     loss.backward()
     assert opacity.grad is not None
-    torch.testing.assert_close(opacity.grad[0], torch.full((1, 4, 4), 1 / 32))  # too little passes: less opacity pays
+    torch.testing.assert_close(
+        opacity.grad[0], torch.full((1, 4, 4), 1 / 32)
+    )  # too little passes: less opacity pays
     assert not opacity.grad[1].any()  # enough passes
 
 
 def test_a_model_says_which_resolution_it_was_trained_at_last(tmp_path: Path, data: str) -> None:
     config = tiny.config(data)
-    model = pretrained.load(Trainer(replace(config, stages=config.stages[:1]), tmp_path / "small").run())
+    model = pretrained.load(
+        Trainer(replace(config, stages=config.stages[:1]), tmp_path / "small").run()
+    )
     assert model.config.resolution == 4
     stopped = Trainer(config, tmp_path / "stopped")
     found: list[int] = []
 
     def look(*_: object) -> None:
         stopped.save_model()
-        found.append(pretrained.load(tmp_path / "stopped" / trainer_module.MODEL_FILE).config.resolution)
+        found.append(
+            pretrained.load(tmp_path / "stopped" / trainer_module.MODEL_FILE).config.resolution
+        )
 
     stopped.run(look)
     assert found == [4] * 4 + [8] * 8
@@ -163,7 +202,11 @@ def test_steps_without_finite_gradients_are_skipped_and_counted(
     ran = spoil(monkeypatch, trainer, {2, 3, 9})
     trainer.run()
     assert ran == list(range(12))
-    assert (trainer.counters.skipped, trainer.counters.skipped_in_a_row, trainer.counters.rate_scale) == (3, 0, 1.0)
+    assert (
+        trainer.counters.skipped,
+        trainer.counters.skipped_in_a_row,
+        trainer.counters.rate_scale,
+    ) == (3, 0, 1.0)
     assert all(bool(torch.isfinite(value).all()) for value in generator_weights(trainer).values())
 
 
@@ -174,12 +217,37 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     ran = spoil(monkeypatch, trainer, {5, 6, 7})
     with caplog.at_level(logging.WARNING):
         trainer.run()
-    assert ran == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 8, 9, 10, 11]  # the checkpoint lies after four steps
+    assert ran == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+    ]  # the checkpoint lies after four steps
     assert "back to the checkpoint at 16, learning rates times 0.5" in caplog.text
-    assert trainer.networks.generator_optimizer.param_groups[0]["lr"] == 0.5 * trainer.config.stages[1].generator_lr
+    assert (
+        trainer.networks.generator_optimizer.param_groups[0]["lr"]
+        == 0.5 * trainer.config.stages[1].generator_lr
+    )
     assert trainer.counters.skipped == 3
-    assert Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5  # and so it is after a restart
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert (
+        Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5
+    )  # and so it is after a restart
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, 13))  # no step stands twice
 
 
@@ -187,7 +255,9 @@ def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(tiny.config(data), tmp_path)
-    ran = spoil(monkeypatch, trainer, [2, 3, 4, 4])  # the first stage ends after step 3, and is saved
+    ran = spoil(
+        monkeypatch, trainer, [2, 3, 4, 4]
+    )  # the first stage ends after step 3, and is saved
     trainer.run()
     assert ran == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
     assert trainer.counters.rate_scale == 0.5
@@ -201,7 +271,9 @@ def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
 
     def always_spoilt(*args: Any, **options: Any) -> Any:
         result = step(*args, **options)
-        if trainer.counters.step >= 7:  # the checkpoint after eight steps would begin in the middle of it
+        if (
+            trainer.counters.step >= 7
+        ):  # the checkpoint after eight steps would begin in the middle of it
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
@@ -243,15 +315,26 @@ def test_presets_can_be_built_and_written(name: str) -> None:
     with torch.device("meta"):
         parts = {part for part, _ in build_generator(config.generator).named_children()}
     assert all(set(stage.frozen) <= parts for stage in config.stages)
-    assert [stage.resolution for stage in config.stages] == sorted(stage.resolution for stage in config.stages)
+    assert [stage.resolution for stage in config.stages] == sorted(
+        stage.resolution for stage in config.stages
+    )
     assert config.generator.resolution == config.stages[-1].resolution
 
 
 def test_released_settings_from_256_on() -> None:
     """docs/paper-to-code.md, where text and code differ."""
     last = preset("ffhq-256").stages[-1]
-    assert (last.generator_lr, last.discriminator_lr, last.auxiliary, last.augment) == (1e-4, 5e-4, False, 1.0)
-    assert last.from_average and {"nerf", "shape_mapping"} < set(last.frozen) and last.gradients == "full"
+    assert (last.generator_lr, last.discriminator_lr, last.auxiliary, last.augment) == (
+        1e-4,
+        5e-4,
+        False,
+        1.0,
+    )
+    assert (
+        last.from_average
+        and {"nerf", "shape_mapping"} < set(last.frozen)
+        and last.gradients == "full"
+    )
     assert last.fade_kimg * 1000 == 10_000 * last.batch
     assert preset("ffhq-512").stages[-1].gradient_rays == 256**2
     assert preset("ffhq-512-paper").stages[-1].gradient_rays == 400**2
@@ -266,4 +349,7 @@ def test_half_precision_trains(tmp_path: Path, data: str) -> None:
     assert Trainer(tiny.config(data), tmp_path / "next").accelerator.mixed_precision == "no"
     after = generator_weights(trainer)
     assert trainer.counters.skipped == 0
-    assert all(value.dtype == torch.float32 and not torch.equal(value, before[name]) for name, value in after.items())
+    assert all(
+        value.dtype == torch.float32 and not torch.equal(value, before[name])
+        for name, value in after.items()
+    )

@@ -10,12 +10,21 @@ import pytest
 import torch
 
 from cips3d.camera import Camera
-from cips3d.data import SyntheticHeads, raycast
+from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.metrics.subjects import Subjects
+from cips3d.heads import raycast
+from cips3d.metrics.views import Subjects
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from solid import HEAD_HEIGHT, chamfer_distance, depth_in_parts, depth_inside, head_points, seen_points, thinned
+from solid import (
+    HEAD_HEIGHT,
+    chamfer_distance,
+    depth_in_parts,
+    depth_inside,
+    head_points,
+    seen_points,
+    thinned,
+)
 
 HEADS = SyntheticHeads(resolution=32, supersampling=1)
 
@@ -75,7 +84,9 @@ def test_points_of_views_and_all_over_a_head_lie_on_it() -> None:
 
 # ---------------------------------------------------------------- solids
 def test_rays_meet_the_solid_from_outside() -> None:
-    cameras = Camera.orbit(torch.tensor([-1.0, 0.0, 0.5, 2.5]), torch.tensor([0.0, 0.3, -0.6, 0.2]), fov=14.0)
+    cameras = Camera.orbit(
+        torch.tensor([-1.0, 0.0, 0.5, 2.5]), torch.tensor([0.0, 0.3, -0.6, 0.2]), fov=14.0
+    )
     for index in range(5):
         batch = HEADS.render([index] * 4, cameras)
         rays = cameras.rays(32, 32)
@@ -85,14 +96,18 @@ def test_rays_meet_the_solid_from_outside() -> None:
             depth = depth_inside(HEADS, index, points)
             assert (np.sign(depth) == sign).mean() > 0.99
             assert np.abs(depth).max() <= 1.5e-5
-        empty = rays.at(torch.linspace(0.88, 1.12, 20).expand(4, 32 * 32, 20))[~batch.mask.flatten(1)]
+        empty = rays.at(torch.linspace(0.88, 1.12, 20).expand(4, 32 * 32, 20))[
+            ~batch.mask.flatten(1)
+        ]
         assert (depth_inside(HEADS, index, empty.flatten(0, 1).double().numpy()) < 1e-6).all()
 
 
 def test_depth_is_the_distance_to_a_ball() -> None:
     part = np.zeros((1, raycast.PART_COLUMNS))
     part[0, raycast.CENTER : raycast.CENTER + 3] = 0.01, 0.0, -0.02
-    part[0, raycast.AXES : raycast.AXES + 9] = 0.03 * np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].ravel()
+    part[0, raycast.AXES : raycast.AXES + 9] = (
+        0.03 * np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].ravel()
+    )
     part[0, raycast.PRESENT] = 1
     points = np.random.default_rng(1).uniform(-0.06, 0.06, (200, 3))
     points[0] = part[0, raycast.CENTER : raycast.CENTER + 3]

@@ -15,11 +15,11 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, to_uint8
 from cips3d.export.sheets import subject_grid, view_sheet
-from cips3d.export.tiles import PictureFormat, depth_range, picture_strips, pictures
+from cips3d.export.strips import PictureFormat, depth_range, picture_strips, pictures
 from cips3d.models.baselines import build_generator
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import RayDraws, Styles
+from cips3d.models.types import RayDraws, Styles
 
 CONFIG = replace(tiny.GENERATOR, density_gain=30.0, density_blob=30.0)
 CAMERA = Camera.orbit(0.3, 0.1)
@@ -47,12 +47,22 @@ def small_strips(monkeypatch: pytest.MonkeyPatch, rays: int) -> None:
 
 
 # ---------------------------------------------------------------- crops
-WINDOWS = [np.s_[:, :], np.s_[3:9, 2:11], np.s_[:1, :], np.s_[12:, 19:], np.s_[5:6, 7:8], np.s_[-4:, :-15], np.s_[2:40, :90]]
+WINDOWS = [
+    np.s_[:, :],
+    np.s_[3:9, 2:11],
+    np.s_[:1, :],
+    np.s_[12:, 19:],
+    np.s_[5:6, 7:8],
+    np.s_[-4:, :-15],
+    np.s_[2:40, :90],
+]
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("corner_aligned", [False, True])
-def test_the_rays_of_a_window_are_those_of_the_picture_to_the_bit(window, corner_aligned: bool) -> None:
+def test_the_rays_of_a_window_are_those_of_the_picture_to_the_bit(
+    window, corner_aligned: bool
+) -> None:
     cameras = Camera.cat([CAMERA, Camera.orbit(-0.7, 0.2, 2.0, 40.0)])
     whole, part = cameras.rays(13, 20, corner_aligned), cameras.rays(13, 20, corner_aligned, window)
     for name in ("origins", "directions"):
@@ -88,7 +98,9 @@ def test_an_empty_window(generator: Generator, styles: Styles, window) -> None:
 
 # ---------------------------------------------------------------- strips
 @pytest.mark.parametrize("rays", [12, 20, 50, 75, 10_000])
-def test_strips_make_up_the_picture(generator: Generator, monkeypatch: pytest.MonkeyPatch, rays: int) -> None:
+def test_strips_make_up_the_picture(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, rays: int
+) -> None:
     codes = generator.map(generator.sample_latents(2, 0))
     out = generator.render(codes, CAMERA, (13, 20))
     small_strips(monkeypatch, rays)
@@ -99,14 +111,20 @@ def test_strips_make_up_the_picture(generator: Generator, monkeypatch: pytest.Mo
     assert np.array_equal(joined, pictures(generator, codes, CAMERA, form))
     for part, image in zip(joined, (out.aux_image, out.image), strict=True):
         assert np.abs(part.astype(int) - to_uint8(image)).max() <= 1
-        assert (part != to_uint8(image)).mean() < 0.01, "only what lies between two levels may round to the other"
+        assert (part != to_uint8(image)).mean() < 0.01, (
+            "only what lies between two levels may round to the other"
+        )
 
 
-def test_strips_hold_the_memory_of_one(generator: Generator, styles: Styles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_hold_the_memory_of_one(
+    generator: Generator, styles: Styles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rays, however high the picture, are made for one strip at a time."""
     made_rays: list[int] = []
     rays = Camera.rays
-    monkeypatch.setattr(Camera, "rays", lambda *args: made_rays.append(rays(*args).count) or rays(*args))
+    monkeypatch.setattr(
+        Camera, "rays", lambda *args: made_rays.append(rays(*args).count) or rays(*args)
+    )
     small_strips(monkeypatch, 64)
     for strip in picture_strips(generator, styles, CAMERA, PictureFormat(100, 16)):
         assert strip.shape == (1, 1, 4, 16, 3)
@@ -118,7 +136,7 @@ def test_a_large_picture_in_a_process_of_its_own() -> None:
     program = """
 import resource, torch
 from cips3d.camera import Camera
-from cips3d.export.tiles import PictureFormat, pictures
+from cips3d.export.strips import PictureFormat, pictures
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
 torch.set_num_threads(1)
@@ -132,13 +150,17 @@ before = peak()
 assert pictures(generator, styles, camera, PictureFormat(512, 1024)).nbytes == 3 * 512 * 1024
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 40
 
 
 # ---------------------------------------------------------------- supersampling
 @pytest.mark.parametrize("n", [2, 3])
-def test_supersampling_is_the_mean_of_a_larger_picture(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def test_supersampling_is_the_mean_of_a_larger_picture(
+    monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
     generator = made(dtype=torch.float64)
     styles = generator.map(generator.sample_latents(1, 0))
     large = generator.render(styles, CAMERA, (6 * n, 9 * n))
@@ -159,7 +181,10 @@ def test_supersampling_moves_no_pixel_of_a_corner_aligned_model() -> None:
     generator = made(replace(CONFIG, corner_aligned=True), torch.float64)
     styles = generator.map(generator.sample_latents(1, 0))
     plain, fine = (
-        pictures(generator, styles, CAMERA, PictureFormat(32, 48, supersample=n))[0, 0].astype(float) for n in (1, 4)
+        pictures(generator, styles, CAMERA, PictureFormat(32, 48, supersample=n))[0, 0].astype(
+            float
+        )
+        for n in (1, 4)
     )
     larger = to_uint8(generator.render(styles, CAMERA, (128, 192)).image)[0].astype(float)
     moved = larger.reshape(32, 4, 48, 4, 3).mean(axis=(1, 3))
@@ -186,10 +211,14 @@ def test_values_beyond_white_do_not_bleed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_range_of_the_depth_moves_with_the_camera(generator: Generator, styles: Styles) -> None:
     near, far = depth_range(generator, styles, CAMERA)
     assert -generator.config.extent <= near < far <= generator.config.extent
-    assert depth_range(generator, styles, Camera.orbit(0.3, 0.1, 3.0, 4.0)) == pytest.approx((near, far), abs=0.01)
+    assert depth_range(generator, styles, Camera.orbit(0.3, 0.1, 3.0, 4.0)) == pytest.approx(
+        (near, far), abs=0.01
+    )
     out = generator.render(styles, CAMERA, 64)
     solid = (out.depth - 1)[out.opacity >= 0.5]
-    assert (near, far) == pytest.approx(tuple(torch.quantile(solid, torch.tensor([0.02, 0.98])).tolist()), abs=0.01)
+    assert (near, far) == pytest.approx(
+        tuple(torch.quantile(solid, torch.tensor([0.02, 0.98])).tolist()), abs=0.01
+    )
 
 
 def test_depth_pictures_of_any_strip_share_one_range(
@@ -235,7 +264,15 @@ def test_a_camera_within_the_subject(generator: Generator, styles: Styles) -> No
 def test_a_sheet_has_a_row_for_each_kind_and_a_column_for_each_view(generator: Generator) -> None:
     codes, views = generator.sample_latents(2, 0), Camera.orbit(torch.tensor([-0.4, 0.0, 0.4]))
     told: list[float] = []
-    sheet = view_sheet(generator, codes, views, (6, 9), psi=(0.5, 1.0), show=("depth", "image"), progress=told.append)
+    sheet = view_sheet(
+        generator,
+        codes,
+        views,
+        (6, 9),
+        psi=(0.5, 1.0),
+        show=("depth", "image"),
+        progress=told.append,
+    )
     assert sheet.shape == (4 * 8 - 2, 3 * 11 - 2, 3)
     out = generator.render(codes[1], views, (6, 9), psi=(0.5, 1.0))
     for column in range(3):
@@ -245,7 +282,9 @@ def test_a_sheet_has_a_row_for_each_kind_and_a_column_for_each_view(generator: G
     assert told == [0.5, 1.0]
 
 
-def test_a_sheet_of_many_views_renders_few_at_a_time(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_of_many_views_renders_few_at_a_time(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The modulated weights of each view take memory."""
     codes, views = generator.sample_latents(1, 0), Camera.orbit(torch.linspace(-0.6, 0.6, 40))
     at_once: list[int] = []
@@ -253,7 +292,10 @@ def test_a_sheet_of_many_views_renders_few_at_a_time(generator: Generator, monke
     monkeypatch.setattr(
         Generator,
         "render",
-        lambda self, styles, cameras, *a, **k: (at_once.append(len(cameras)), render(self, styles, cameras, *a, **k))[1],
+        lambda self, styles, cameras, *a, **k: (
+            at_once.append(len(cameras)),
+            render(self, styles, cameras, *a, **k),
+        )[1],
     )
     told: list[float] = []
     sheet = view_sheet(generator, codes, views, 6, show=("image", "depth"), progress=told.append)

@@ -16,7 +16,9 @@ from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics.features import FeatureNetwork, feature_network
 from cips3d.metrics.fidelity import distance
 
-torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra cips3d[fidelity] is not installed")
+torch_fidelity = pytest.importorskip(
+    "torch_fidelity", reason="the extra cips3d[fidelity] is not installed"
+)
 COUNT = 48
 
 
@@ -27,7 +29,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     kind = inception.FeatureExtractorInceptionV3
-    with mock.patch.object(inception, "load_state_dict_from_url"), mock.patch.object(kind, "load_state_dict"):
+    with (
+        mock.patch.object(inception, "load_state_dict_from_url"),
+        mock.patch.object(kind, "load_state_dict"),
+    ):
         module = kind("inception-v3-compat", ["2048"])
     for layer in module.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -43,7 +48,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     found = []
     for style in ("natural", "cartoon"):
         folder = tmp_path_factory.mktemp(style)
-        for i, picture in enumerate(SyntheticHeads(COUNT, 64, style=style).__getitems__(range(COUNT))):
+        for i, picture in enumerate(
+            SyntheticHeads(COUNT, 64, style=style).__getitems__(range(COUNT))
+        ):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
         found.append(folder)
     return found[0], found[1]
@@ -62,15 +69,24 @@ def test_fid_and_kid_are_torch_fidelitys(weights: Path, folders: tuple[Path, Pat
     network = feature_network("inception", weights)
     real, fake = (features(network, folder) for folder in folders)
     assert distance(real, fake) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    assert distance(real, fake, kernel=True) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert distance(real, fake, kernel=True) == pytest.approx(
+        theirs["kernel_inception_distance_mean"], rel=1e-3
+    )
 
 
-def test_the_farther_colours_are_shifted_the_greater_are_fid_and_kid(weights: Path, folders: tuple[Path, Path]) -> None:
+def test_the_farther_colours_are_shifted_the_greater_are_fid_and_kid(
+    weights: Path, folders: tuple[Path, Path]
+) -> None:
     network, dataset = feature_network("inception", weights), ImageDataset(folders[0], 64)
     pictures = torch.stack([dataset[i] for i in range(COUNT)])
 
     def redder(by: int) -> torch.Tensor:
-        return pictures.int().add(torch.tensor([by, 0, 0])[:, None, None]).clamp(0, 255).to(torch.uint8)
+        return (
+            pictures.int()
+            .add(torch.tensor([by, 0, 0])[:, None, None])
+            .clamp(0, 255)
+            .to(torch.uint8)
+        )
 
     real, *shifted = (network.extract(redder(by)) for by in (0, 0, 40, 120))
     for kernel in (False, True):
@@ -79,11 +95,24 @@ def test_the_farther_colours_are_shifted_the_greater_are_fid_and_kid(weights: Pa
 
 
 def test_eval_takes_the_weights_from_a_file(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "found.json"
-    options = ["--metrics", "fid8", "kid8", "--count", "2", "--device", "cpu", "--inception-weights", str(weights)]
+    options = [
+        "--metrics",
+        "fid8",
+        "kid8",
+        "--count",
+        "2",
+        "--device",
+        "cpu",
+        "--inception-weights",
+        str(weights),
+    ]
     cli.main(["eval", "heads", *options, "--json-file", str(out)])
     values = json.loads(out.read_text())["values"]
     assert values["fid8"] > 0 and math.isfinite(values["kid8"])

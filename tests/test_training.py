@@ -27,14 +27,21 @@ import tiny
 from cips3d import pretrained
 from cips3d.interrupts import first_interrupt_noted
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.records import RenderOutput, Sampling
+from cips3d.models.types import RenderOutput, Sampling
 from cips3d.training import losses
 from cips3d.training import trainer as trainer_module
 from cips3d.training.augment import AugmentDraws, diff_augment
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.batches import real_batches
 from cips3d.training.draws import fake_draws, mirrored, real_order
-from cips3d.training.feeding import real_batches
-from cips3d.training.steps import Judging, Networks, average_gradients, discriminator_step, generator_step, ramped_average
+from cips3d.training.recipe import Stage, TrainConfig
+from cips3d.training.steps import (
+    Judging,
+    Networks,
+    average_gradients,
+    discriminator_step,
+    generator_step,
+    ramped_average,
+)
 from cips3d.training.trainer import MODEL_FILE, Trainer
 
 
@@ -44,8 +51,16 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 
 def weights(networks: Networks) -> dict[str, Tensor]:
     """All tensors of all networks but the mean styles, which are taken for pictures and the model only."""
-    named = ((f"{m}/{key}", value) for m, module in networks.modules.items() for key, value in module.state_dict().items())
-    return {name: value.clone() for name, value in named if not name.endswith(("shape_mean", "appearance_mean"))}
+    named = (
+        (f"{m}/{key}", value)
+        for m, module in networks.modules.items()
+        for key, value in module.state_dict().items()
+    )
+    return {
+        name: value.clone()
+        for name, value in named
+        if not name.endswith(("shape_mean", "appearance_mean"))
+    }
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -61,7 +76,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_losses_in_closed_form() -> None:
     real, fake = torch.tensor([[0.0], [2.0]]), torch.tensor([[-1.0], [3.0]])
     log1p_exp = lambda *xs: sum(math.log1p(math.exp(x)) for x in xs) / len(xs)  # noqa: E731
-    assert losses.discriminator_loss(real, fake).item() == pytest.approx(log1p_exp(-1, 3) + log1p_exp(0, -2))
+    assert losses.discriminator_loss(real, fake).item() == pytest.approx(
+        log1p_exp(-1, 3) + log1p_exp(0, -2)
+    )
     assert losses.generator_loss(fake).item() == pytest.approx(log1p_exp(1, -3))
 
 
@@ -88,7 +105,9 @@ class Linear(ProgressiveDiscriminator):
         self.w = nn.Parameter(scale * torch.linspace(-1, 1, 48).view(3, 4, 4))
         self.p = nn.Parameter(torch.tensor(scale))
 
-    def judge(self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         logits = (images * self.w).sum(dim=(1, 2, 3))[:, None]
         return logits, torch.stack([self.p, -self.p]).expand(len(images), 2)
 
@@ -109,16 +128,23 @@ def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxil
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     image.requires_grad_()
-    result = discriminator_step(networks, real, rendered(image, aux_image), Judging(1.0, auxiliary), r1_weight=5.0)
+    result = discriminator_step(
+        networks, real, rendered(image, aux_image), Judging(1.0, auxiliary), r1_weight=5.0
+    )
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
     taking_part = [(main, image), (aux, aux_image)][: 2 if auxiliary else 1]
-    real_logits, fake_logits = torch.cat([d(real) for d, _ in taking_part]), torch.cat([d(x) for d, x in taking_part])
+    real_logits, fake_logits = (
+        torch.cat([d(real) for d, _ in taking_part]),
+        torch.cat([d(x) for d, x in taking_part]),
+    )
     penalty = sum(d.w.square().sum() for d, _ in taking_part) / len(taking_part)
     expected = losses.discriminator_loss(real_logits, fake_logits) + 5 * penalty
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert result.squared_gradient is not None
     assert result.squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
-    assert result.real_logit is not None and result.real_logit.item() == pytest.approx(main(real).mean().item(), rel=1e-4)
+    assert result.real_logit is not None and result.real_logit.item() == pytest.approx(
+        main(real).mean().item(), rel=1e-4
+    )
     assert image.grad is None  # the fakes are constants
     assert (aux.w.grad is not None) == auxiliary
     expected_gradient = torch.autograd.grad(expected, main.w)[0]
@@ -134,7 +160,9 @@ def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone
     for picture, name in ((image, "main"), (aux_image, "aux")):
         discriminator = networks.discriminators[name]
         # d softplus(-<w, x>) at x = 0, over the four logits
-        torch.testing.assert_close(picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture))
+        torch.testing.assert_close(
+            picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture)
+        )
         assert discriminator.w.grad is None and discriminator.w.requires_grad
 
 
@@ -144,7 +172,9 @@ def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1_weight: f
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     poses = torch.tensor([[0.5, 0.0], [-0.3, 0.1]])
     judging = Judging(fake_poses=poses, pose_weight=15.0)
-    plain = discriminator_step(networks, real, rendered(image, aux_image), Judging(), r1_weight).loss
+    plain = discriminator_step(
+        networks, real, rendered(image, aux_image), Judging(), r1_weight
+    ).loss
     networks.discriminators.zero_grad()
     loss = discriminator_step(networks, real, rendered(image, aux_image), judging, r1_weight).loss
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
@@ -163,10 +193,15 @@ def test_the_generator_is_to_show_the_pose() -> None:
     yaw = torch.linspace(-0.5, 0.5, 4)
     poses = torch.stack([yaw, torch.zeros(4)], dim=1)
     fake = rendered(image, torch.zeros(4, 3, 8, 8))
-    generator_step(networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=config.pose_weight))
+    generator_step(
+        networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=config.pose_weight)
+    )
     gradient = image.grad
     assert gradient is not None
-    told = networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0], networks.judge([image.detach()], 1.0)[1][0]
+    told = (
+        networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0],
+        networks.judge([image.detach()], 1.0)[1][0],
+    )
     errors = [losses.pose_loss([pose], poses).item() for pose in told]
     assert errors[0] < errors[1]  # pictures that follow their gradient show their poses better
 
@@ -185,7 +220,9 @@ def test_relativistic_steps_compare_partners() -> None:
     assert result.fake_squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
     image.requires_grad_()  # not the auxiliary picture and the regulariser: those of a frozen radiance field have no gradient
     loss = generator_step(networks, fake, judging, torch.tensor(0.5), real).loss
-    assert loss.item() == pytest.approx(torch.nn.functional.softplus(margin).mean().item(), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        torch.nn.functional.softplus(margin).mean().item(), rel=1e-5
+    )
     assert image.grad is not None and image.grad.any()
 
 
@@ -198,22 +235,36 @@ def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_w
     fake, judging = rendered(image, aux_image), Judging(augment=draws, relativistic=True)
     margins, penalties = [], []
     for name, generated in (("main", image), ("aux", aux_image)):
-        logits = [networks.discriminators[name](diff_augment(pictures, draws)) for pictures in (real, generated)]
+        logits = [
+            networks.discriminators[name](diff_augment(pictures, draws))
+            for pictures in (real, generated)
+        ]
         margins.append(logits[0] - logits[1])
-        penalties += [losses.squared_gradient(*pair) for pair in zip(logits, (real, generated), strict=True)]
+        penalties += [
+            losses.squared_gradient(*pair) for pair in zip(logits, (real, generated), strict=True)
+        ]
     r1, r2 = (torch.cat(penalties[kind::2]).mean() for kind in (0, 1))
     softplus, margin = torch.nn.functional.softplus, torch.cat(margins)
-    loss = discriminator_step(networks, real.detach(), fake, judging, r1_weight=3.0, r2_weight=5.0).loss
-    assert loss.item() == pytest.approx((softplus(-margin).mean() + 3 * r1 + 5 * r2).item(), rel=1e-5)
+    loss = discriminator_step(
+        networks, real.detach(), fake, judging, r1_weight=3.0, r2_weight=5.0
+    ).loss
+    assert loss.item() == pytest.approx(
+        (softplus(-margin).mean() + 3 * r1 + 5 * r2).item(), rel=1e-5
+    )
     expected = softplus(margin).mean()
     loss = generator_step(networks, fake, judging, real=real.detach()).loss
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close([image.grad, aux_image.grad], [*torch.autograd.grad(expected, [image, aux_image])])
+    torch.testing.assert_close(
+        [image.grad, aux_image.grad], [*torch.autograd.grad(expected, [image, aux_image])]
+    )
 
 
 def test_gradients_of_what_is_float32_are_float32_under_autocast() -> None:
     """Sines and compositing keep their precision on the way forward, and so does their way back."""
-    networks, w = linear_networks(), torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    networks, w = (
+        linear_networks(),
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+    )
     pixels, gradients = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)), []
     for dtype in (torch.bfloat16, None):
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
@@ -228,9 +279,15 @@ def test_gradients_of_what_is_float32_are_float32_under_autocast() -> None:
 
 def test_a_regulariser_reaches_the_generator_beside_the_pictures() -> None:
     networks = linear_networks()
-    image, aux_image, opacity = torch.zeros(4, 3, 4, 4).requires_grad_(), torch.zeros(4, 3, 4, 4), torch.rand(4, 1, 4, 4)
+    image, aux_image, opacity = (
+        torch.zeros(4, 3, 4, 4).requires_grad_(),
+        torch.zeros(4, 3, 4, 4),
+        torch.rand(4, 1, 4, 4),
+    )
     opacity.requires_grad_()
-    generator_step(networks, rendered(image, aux_image), Judging(auxiliary=False), 3 * opacity.sum(), share=0.5)
+    generator_step(
+        networks, rendered(image, aux_image), Judging(auxiliary=False), 3 * opacity.sum(), share=0.5
+    )
     torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3))
     of_picture = -0.5 * networks.discriminators["main"].w.detach() / 4
     torch.testing.assert_close(image.grad, (0.5 * of_picture).expand_as(image))
@@ -262,7 +319,9 @@ def taken(order: Iterator[list[int]], batches: int) -> list[list[int]]:
 
 
 def test_real_order_shows_every_picture_once_an_epoch() -> None:
-    shown, other = ([*itertools.chain(*taken(real_order(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1))
+    shown, other = (
+        [*itertools.chain(*taken(real_order(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1)
+    )
     epochs = [shown[i : i + 7] for i in range(0, 28, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -284,7 +343,9 @@ def test_real_order_deals_the_batch_out_to_the_processes() -> None:
 def test_mirrored_is_a_replayable_half_that_does_not_depend_on_the_processes() -> None:
     flips = mirrored((0, 3), range(2000))
     assert 900 < int(flips.sum()) < 1100
-    assert torch.equal(flips, torch.cat([mirrored((0, 3), range(1000)), mirrored((0, 3), range(1000, 2000))]))
+    assert torch.equal(
+        flips, torch.cat([mirrored((0, 3), range(1000)), mirrored((0, 3), range(1000, 2000))])
+    )
     for other in ((0, 4), (1, 3)):
         assert 900 < int((flips != mirrored(other, range(2000))).sum()) < 1100
 
@@ -326,10 +387,21 @@ def observe(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[Seen]:
         return fake_draws(config, sampling, resolution, noise_std, *rest)
 
     def step(
-        networks: Networks, real: Tensor, fake: RenderOutput, judging: Judging, r1_weight: float, *rest: float, share: float
+        networks: Networks,
+        real: Tensor,
+        fake: RenderOutput,
+        judging: Judging,
+        r1_weight: float,
+        *rest: float,
+        share: float,
     ) -> Any:
-        rates = [o.param_groups[0]["lr"] for o in (networks.generator_optimizer, networks.discriminator_optimizer)]
-        steps.append(Seen(real.shape[-1], judging.alpha, r1_weight, *rates, real.clone(), noises.copy()))
+        rates = [
+            o.param_groups[0]["lr"]
+            for o in (networks.generator_optimizer, networks.discriminator_optimizer)
+        ]
+        steps.append(
+            Seen(real.shape[-1], judging.alpha, r1_weight, *rates, real.clone(), noises.copy())
+        )
         noises.clear()
         return discriminator_step(networks, real, fake, judging, r1_weight, *rest, share=share)
 
@@ -344,10 +416,14 @@ def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -
     trainer.run()
     assert [s.resolution for s in steps] == [4] * 4 + [8] * 8
     assert [s.alpha for s in steps] == [1] * 4 + [0, 0.25, 0.5, 0.75] + [1] * 4
-    assert [s.r1_weight for s in steps] == [15.0 if i % 3 == 0 else 0.0 for i in range(12)]  # ½ · γ 10 · every 3
+    assert [s.r1_weight for s in steps] == [
+        15.0 if i % 3 == 0 else 0.0 for i in range(12)
+    ]  # ½ · γ 10 · every 3
     assert [s.generator_lr for s in steps] == [1e-3] * 4 + [5e-4] * 8
     assert [s.discriminator_lr for s in steps] == [2e-3] * 4 + [1e-3] * 8
-    assert [s.noise for s in steps] == [[max(0.0, 1 - 4 * i / 32)] for i in range(12)]  # one set of draws a step
+    assert [s.noise for s in steps] == [
+        [max(0.0, 1 - 4 * i / 32)] for i in range(12)
+    ]  # one set of draws a step
     order = taken(real_order(6, 0, 0, 4, range(4)), 12)
     for i, step in enumerate(steps[4:], 4):  # at 4² the pictures are scaled down
         for flip, index, real in zip(mirrored((0, i), range(4)), order[i], step.real, strict=True):
@@ -355,11 +431,15 @@ def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -
             torch.testing.assert_close(real, original.flip(2) if flip else original)
 
 
-def test_two_sets_of_fakes_a_step_by_default(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sets_of_fakes_a_step_by_default(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(replace(tiny.config(data), stages=(Stage(8, kimg=0.008, batch=4),)), tmp_path)
     steps = observe(monkeypatch, trainer)
     trainer.run()
-    assert len(steps[1].noise) == 2  # the generator's of the first step and the discriminator's of the second
+    assert (
+        len(steps[1].noise) == 2
+    )  # the generator's of the first step and the discriminator's of the second
 
 
 def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
@@ -373,17 +453,35 @@ def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
         (1, 4, 4), (5, 20, 8), (6, 24, 8), (10, 40, 8), (11, 44, 8)
     ]  # fmt: skip
     assert {"diversity", "non_flatness", "mirror_jump"} <= lines[1].keys()
-    assert {"d_loss", "g_loss", "d_real_logit", "d_fake_logit", "last_sample_share", "depth_std"} <= lines[0].keys()
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"{i:012d}.png" for i in (20, 40)]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{i:012d}.safetensors" for i in (32, 48)]
+    assert {
+        "d_loss",
+        "g_loss",
+        "d_real_logit",
+        "d_fake_logit",
+        "last_sample_share",
+        "depth_std",
+    } <= lines[0].keys()
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        f"{i:012d}.png" for i in (20, 40)
+    ]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        f"{i:012d}.safetensors" for i in (32, 48)
+    ]
 
 
 def test_gradients_are_clipped_to_one_norm_for_each_optimiser(tmp_path: Path, data: str) -> None:
-    trainer = Trainer(tiny.config(data, stages=(Stage(8, kimg=0.008, batch=4),), grad_clip=1e-3), tmp_path)
+    trainer = Trainer(
+        tiny.config(data, stages=(Stage(8, kimg=0.008, batch=4),), grad_clip=1e-3), tmp_path
+    )
     norms: list[float] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         norms.append(float(torch.nn.utils.get_total_norm(found)))
 
     for optimizer in trainer.networks.optimizers.values():
@@ -403,7 +501,10 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
         return clock[0]
 
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=perf_counter))
-    stages = (Stage(4, kimg=1000, batch=4, minutes=5 / 60), Stage(8, kimg=0.012, batch=4, minutes=1000))
+    stages = (
+        Stage(4, kimg=1000, batch=4, minutes=5 / 60),
+        Stage(8, kimg=0.012, batch=4, minutes=1000),
+    )
     config = tiny.config(data, stages=stages)
 
     def one_second_a_step(stop_at: int) -> tuple[Trainer, list[int]]:
@@ -423,7 +524,9 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
             trainer.run(progress)
         return trainer, steps
 
-    assert one_second_a_step(stop_at=4)[1] == [4] * 4  # the fourth step ends three seconds after the first
+    assert (
+        one_second_a_step(stop_at=4)[1] == [4] * 4
+    )  # the fourth step ends three seconds after the first
     clock[0] += 3600  # the time between two sessions does not count
     resumed, steps = one_second_a_step(stop_at=0)
     assert steps == [4] * 3 + [8] * 3  # after three, four and five seconds; then to the end by kimg
@@ -470,7 +573,11 @@ def test_an_interrupt_between_steps_saves_and_the_run_resumes(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
-    number: signal.Signals, tmp_path: Path, data: str, uninterrupted: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    tmp_path: Path,
+    data: str,
+    uninterrupted: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer, usual = Trainer(tiny.config(data), tmp_path), signal.getsignal(number)
 
@@ -518,7 +625,9 @@ def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
     monkeypatch.setattr(trainer_module, "discriminator_step", step)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"{16:012d}.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        f"{16:012d}.safetensors"
+    ]
 
 
 def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> None:
@@ -533,7 +642,9 @@ def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> 
         trainer.run(stop)
     saved = pretrained.load(tmp_path / MODEL_FILE).state_dict()
     now = trainer.networks.ema.state_dict()
-    assert all(torch.equal(saved[name], now[name]) for name in saved)  # an interrupt writes both again
+    assert all(
+        torch.equal(saved[name], now[name]) for name in saved
+    )  # an interrupt writes both again
 
 
 def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None:
@@ -543,10 +654,14 @@ def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None
 
 
 # ---------------------------------------------------------------- learning
-def real_batches_of(trainer: Trainer, stage: Stage, positions: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+def real_batches_of(
+    trainer: Trainer, stage: Stage, positions: range
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """What the trainer's loop would be fed with."""
     images = trainer.counters.images
-    return real_batches(trainer.dataset, trainer.config, images, stage.batch, positions, pin_memory=False)
+    return real_batches(
+        trainer.dataset, trainer.config, images, stage.batch, positions, pin_memory=False
+    )
 
 
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
@@ -598,7 +713,11 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
     torch.set_num_threads(1)
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
 
     def ctrl_c(*_: object) -> None:
         if rank == 1 and trainer.counters.step == 5:
@@ -610,7 +729,10 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
         accelerator = Accelerator(cpu=True)
         assert accelerator.num_processes == processes
         trainer = trainer_of_rank(accelerator, folder, data)
-        result: dict[str, Any] = {"local": gradients(trainer, average=False), "gradients": gradients(trainer, average=True)}
+        result: dict[str, Any] = {
+            "local": gradients(trainer, average=False),
+            "gradients": gradients(trainer, average=True),
+        }
         if processes > 1:
             with pytest.raises(KeyboardInterrupt):
                 trainer.run(ctrl_c)
@@ -624,8 +746,12 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
 
 
 def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Trainer:
-    trainer = Trainer(two_process_config(data), Path(folder) / f"run-{accelerator.num_processes}", accelerator)
-    for discriminator in trainer.networks.discriminators.values():  # the trainer makes pictures float32
+    trainer = Trainer(
+        two_process_config(data), Path(folder) / f"run-{accelerator.num_processes}", accelerator
+    )
+    for (
+        discriminator
+    ) in trainer.networks.discriminators.values():  # the trainer makes pictures float32
         assert isinstance(discriminator, ProgressiveDiscriminator)
         for entry in discriminator.from_rgb.values():
             entry.register_forward_pre_hook(lambda _, args: (args[0].double(),))
@@ -646,7 +772,11 @@ def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
         module = n.modules[name]
         if average:
             average_gradients(module.parameters(), trainer.accelerator)
-        result |= {f"{name}/{key}": p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
+        result |= {
+            f"{name}/{key}": p.grad.clone()
+            for key, p in module.named_parameters()
+            if p.grad is not None
+        }
         module.zero_grad(set_to_none=True)
     return result
 
@@ -658,11 +788,15 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, data: str) -> Iterator[dict[str, dict[str, Any]]]:
+def ranks(
+    tmp_path_factory: pytest.TempPathFactory, data: str
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Results of two processes with half the batch each, and of one with the whole batch."""
     folder, port = str(tmp_path_factory.mktemp("ranks")), free_port()
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=train_as_rank, args=(rank, 2, port, folder, data)) for rank in range(2)]
+    processes = [
+        spawn.Process(target=train_as_rank, args=(rank, 2, port, folder, data)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     threads = torch.get_num_threads()
@@ -676,13 +810,17 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, data: str) -> Iterator[dict[
     yield {name: torch.load(Path(folder) / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
 
 
-def test_half_the_batch_on_each_of_two_processes_gives_the_gradients_of_the_whole(ranks: dict[str, dict[str, Any]]) -> None:
+def test_half_the_batch_on_each_of_two_processes_gives_the_gradients_of_the_whole(
+    ranks: dict[str, dict[str, Any]],
+) -> None:
     whole = flat(ranks["1-0"]["gradients"])
     assert torch.equal(whole, flat(ranks["1-0"]["local"]))
     for rank in ("2-0", "2-1"):
         assert ranks[rank]["gradients"].keys() == ranks["1-0"]["gradients"].keys()
         assert (flat(ranks[rank]["gradients"]) - whole).norm() <= 1e-6 * whole.norm()
-        assert (flat(ranks[rank]["local"]) - whole).norm() > 0.01 * whole.norm()  # the halves do differ
+        assert (
+            flat(ranks[rank]["local"]) - whole
+        ).norm() > 0.01 * whole.norm()  # the halves do differ
 
 
 def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, Any]]) -> None:
@@ -698,7 +836,9 @@ def test_all_processes_adapt_the_augmentation_alike(ranks: dict[str, dict[str, A
     assert ranks["1-0"]["augment"] > 0
 
 
-def test_a_ctrl_c_to_one_process_stops_all_at_the_same_step(ranks: dict[str, dict[str, Any]]) -> None:
+def test_a_ctrl_c_to_one_process_stops_all_at_the_same_step(
+    ranks: dict[str, dict[str, Any]],
+) -> None:
     assert ranks["2-0"]["stopped"] == ranks["2-1"]["stopped"]
     assert ranks["2-0"]["stopped"]["step"] == 6
 
@@ -712,7 +852,9 @@ def weights_at_the_start(ranks: dict[str, dict[str, Any]]) -> Tensor:
         torch.set_default_dtype(default)
 
 
-def test_only_the_main_process_writes(ranks: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_the_main_process_writes(
+    ranks: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run = next(tmp_path_factory.getbasetemp().glob("ranks*")) / "run-2"
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))

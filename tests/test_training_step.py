@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling
+from cips3d.models.types import Latents, RayDraws, RenderOutput, Sampling
 from cips3d.pretrained import official_discriminator_name, official_generator_name
 from cips3d.training.losses import squared_gradient
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
@@ -26,21 +26,30 @@ def tensors() -> dict[str, Tensor]:
 def networks(tensors: dict[str, Tensor]) -> Networks:
     n = Networks.__new__(Networks)
     n.generator = generator(tensors, "generator_before/")
-    n.discriminators = discriminators(tensors, "discriminator_before/main_disc.", "discriminator_before/aux_disc.")
+    n.discriminators = discriminators(
+        tensors, "discriminator_before/main_disc.", "discriminator_before/aux_disc."
+    )
     return n
 
 
 def fake(networks: Networks, tensors: dict[str, Tensor], step: str) -> RenderOutput:
     draw = below(tensors, f"{step}/draw")
     poses = PoseDistribution()  # the FFHQ prior; the authors' yaw is π/2 − ours, hence the signs
-    camera = Camera.orbit(-poses.yaw_std * draw["03.randn"][:, 0], -poses.pitch_std * draw["04.randn"][:, 0], 1.0, poses.fov)
+    camera = Camera.orbit(
+        -poses.yaw_std * draw["03.randn"][:, 0],
+        -poses.pitch_std * draw["04.randn"][:, 0],
+        1.0,
+        poses.fov,
+    )
     rays = RayDraws(
         jitter=draw["02.rand"][..., 0],
         importance=draw["06.rand"].view(4, 256, 12),
         coarse_noise=draw["05.randn"][..., 0] * NOISE,
         noise=draw["07.randn"][..., 0] * NOISE,
     )
-    return networks.generator(Latents(draw["00.randn"], draw["01.randn"]), camera, 16, rays, Sampling(12, 12))
+    return networks.generator(
+        Latents(draw["00.randn"], draw["01.randn"]), camera, 16, rays, Sampling(12, 12)
+    )
 
 
 def pictures(out: RenderOutput) -> Tensor:
@@ -55,11 +64,17 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
     assert result.loss.item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
     assert result.squared_gradient is not None
     # recorded with its weight ½γ
-    assert R1_WEIGHT * result.squared_gradient.item() == pytest.approx(tensors["D/grad_penalty"].mean().item(), rel=LOSS)
+    assert R1_WEIGHT * result.squared_gradient.item() == pytest.approx(
+        tensors["D/grad_penalty"].mean().item(), rel=LOSS
+    )
     assert result.real_logit is not None and result.fake_logit is not None
     # the log shows the main discriminator's
-    assert result.real_logit.item() == pytest.approx(tensors["D/r_preds"][:4].mean().item(), abs=LOSS)
-    assert result.fake_logit.item() == pytest.approx(tensors["D/g_preds"][:4].mean().item(), abs=LOSS)
+    assert result.real_logit.item() == pytest.approx(
+        tensors["D/r_preds"][:4].mean().item(), abs=LOSS
+    )
+    assert result.fake_logit.item() == pytest.approx(
+        tensors["D/g_preds"][:4].mean().item(), abs=LOSS
+    )
 
     gradients = named_discriminator_gradients(networks)
     expected = named_discriminator_tensors(tensors, "D/grad.")
@@ -74,7 +89,11 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
     weights = dict(networks.discriminators.named_parameters())
     for name, after in named_discriminator_tensors(tensors, "D/after.").items():
         # Adam's first step is lr·sign(gradient), which rounding decides where the gradient vanishes
-        sure = expected[name].abs() > 1e-6 if name in expected else torch.zeros_like(after, dtype=torch.bool)
+        sure = (
+            expected[name].abs() > 1e-6
+            if name in expected
+            else torch.zeros_like(after, dtype=torch.bool)
+        )
         assert torch.allclose(weights[name][sure], after[sure], atol=1e-5), name
         assert torch.equal(weights[name][~sure], after[~sure]) or name in expected, name
 
@@ -112,11 +131,16 @@ def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
     norm = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(tensors["G/grad_norm_before_clip"].item(), rel=GRADIENT)
     with torch.no_grad():
-        assert relative(networks.judge([out.image, out.aux_image], 1.0)[0], tensors["G/g_preds"]) < LOSS
+        assert (
+            relative(networks.judge([out.image, out.aux_image], 1.0)[0], tensors["G/g_preds"])
+            < LOSS
+        )
 
 
 def named_discriminator_gradients(networks: Networks) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in networks.discriminators.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad for name, p in networks.discriminators.named_parameters() if p.grad is not None
+    }
 
 
 def named_discriminator_tensors(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

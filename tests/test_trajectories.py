@@ -29,7 +29,9 @@ LOOPS = {
     "orbit": lambda n: trajectories.orbit(n, 0.7, 0.1),
     "figure-eight": lambda n: trajectories.figure_eight(n, 0.7, 0.3, 0.1),
     "dolly-zoom": lambda n: trajectories.dolly_zoom(n, 50.0, 0.2, 0.1),
-    "keyframes": lambda n: trajectories.keyframes({"loop": True, "keyframes": [{"yaw": -20}, {"yaw": 30, "fov": 20}]}, n),
+    "keyframes": lambda n: trajectories.keyframes(
+        {"loop": True, "keyframes": [{"yaw": -20}, {"yaw": 30, "fov": 20}]}, n
+    ),
 }
 
 
@@ -78,13 +80,17 @@ def test_loops_close(name: str) -> None:
     features = torch.cat([camera.position, camera.fov[:, None] / 10], dim=1)
     steps = (features.roll(-1, 0) - features).norm(dim=1)
     assert steps[-1] < 1.1 * max(steps[-2], steps[0]) + 1e-3
-    assert (steps.roll(-1) - steps).abs().max() < 0.1 * steps.max(), "no jump, and no sudden change of speed"
+    assert (steps.roll(-1) - steps).abs().max() < 0.1 * steps.max(), (
+        "no jump, and no sudden change of speed"
+    )
     assert_same(LOOPS[name](100), camera[::2])
 
 
 @given(st.integers(1, 15), angles, st.floats(0.0, 0.3))
 @relaxed
-def test_a_figure_eight_is_the_same_after_half_a_turn(quarter: int, yaw: float, rise: float) -> None:
+def test_a_figure_eight_is_the_same_after_half_a_turn(
+    quarter: int, yaw: float, rise: float
+) -> None:
     """Half a turn later the camera is at -yaw with the same pitch; backwards in time, the way is turned by half a turn."""
     yaws, pitches = trajectories.figure_eight(4 * quarter, yaw, rise, 0.1).yaw_pitch()
     half = 2 * quarter
@@ -98,7 +104,9 @@ def test_a_figure_eight_is_the_same_after_half_a_turn(quarter: int, yaw: float, 
 
 @given(counts, fovs, fovs, angles, angles, radii)
 @relaxed
-def test_a_dolly_zoom_keeps_the_size_of_what_faces_the_camera(count, fov, to_fov, yaw, pitch, radius) -> None:
+def test_a_dolly_zoom_keeps_the_size_of_what_faces_the_camera(
+    count, fov, to_fov, yaw, pitch, radius
+) -> None:
     camera = trajectories.dolly_zoom(count, to_fov, yaw, pitch, radius, fov)
     right, up = camera.cam_to_world[:, :3, 0], camera.cam_to_world[:, :3, 1]
     points = 0.05 * radius * torch.stack([right, up, right - up], dim=1)
@@ -107,7 +115,10 @@ def test_a_dolly_zoom_keeps_the_size_of_what_faces_the_camera(count, fov, to_fov
     assert float(camera.fov[0]) == pytest.approx(fov, rel=1e-5)
     if count % 2 == 0:
         assert float(camera.fov[count // 2]) == pytest.approx(to_fov, rel=1e-5)
-    assert bool((camera.fov <= max(fov, to_fov) + 1e-3).all() and (camera.fov >= min(fov, to_fov) - 1e-3).all())
+    assert bool(
+        (camera.fov <= max(fov, to_fov) + 1e-3).all()
+        and (camera.fov >= min(fov, to_fov) - 1e-3).all()
+    )
 
 
 def test_a_dolly_zoom_makes_near_things_swell() -> None:
@@ -152,10 +163,20 @@ def test_impossible_paths_are_one_clear_line(make) -> None:
 def lookers(seed: int, count: int) -> Camera:
     """Cameras that stand anywhere around the origin, look somewhere near it and are tilted."""
     random = torch.Generator().manual_seed(seed)
-    position = torch.nn.functional.normalize(torch.randn(count, 3, generator=random), dim=-1) * torch.tensor([1, 0.6, 1])
+    position = torch.nn.functional.normalize(
+        torch.randn(count, 3, generator=random), dim=-1
+    ) * torch.tensor([1, 0.6, 1])
     position = position * (1 + torch.rand(count, 1, generator=random))
-    target, up = 0.2 * torch.randn(count, 3, generator=random), torch.randn(count, 3, generator=random) * 0.2
-    return Camera.look_at(position, target, up + torch.tensor([0.0, 1.0, 0.0]), 10 + 30 * torch.rand(count, generator=random))
+    target, up = (
+        0.2 * torch.randn(count, 3, generator=random),
+        torch.randn(count, 3, generator=random) * 0.2,
+    )
+    return Camera.look_at(
+        position,
+        target,
+        up + torch.tensor([0.0, 1.0, 0.0]),
+        10 + 30 * torch.rand(count, generator=random),
+    )
 
 
 @pytest.mark.parametrize("loop", [False, True])
@@ -173,7 +194,12 @@ def test_a_path_goes_through_its_keyframes_exactly(frames: int, loop: bool) -> N
         assert nearest[-1] == frames - 1
 
 
-@given(st.lists(st.tuples(st.floats(-170, 170), st.floats(-80, 80), radii, fovs), min_size=2, max_size=5), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.floats(-170, 170), st.floats(-80, 80), radii, fovs), min_size=2, max_size=5
+    ),
+    st.booleans(),
+)
 @relaxed
 def test_cameras_on_the_sphere_stay_upright_and_within_the_keyframes(keys, loop: bool) -> None:
     entries = [dict(zip(("yaw", "pitch", "radius", "fov"), key, strict=True)) for key in keys]
@@ -199,7 +225,9 @@ def test_seconds_set_the_pace_and_the_length() -> None:
 
 
 def test_very_short_ways_keep_every_keyframe() -> None:
-    entries: list[dict[str, float]] = [{"yaw": i, "seconds": 1e-6 if i % 3 else 5.0} for i in range(10)]
+    entries: list[dict[str, float]] = [
+        {"yaw": i, "seconds": 1e-6 if i % 3 else 5.0} for i in range(10)
+    ]
     yaw, _ = degrees(trajectories.keyframes(entries, 12))
     for i in range(10):
         assert min(abs(y - i) for y in yaw) < 1e-3
@@ -209,7 +237,12 @@ def test_a_whole_turn_and_the_short_way_back() -> None:
     yaw = torch.tensor(degrees(trajectories.keyframes([{"yaw": 0}, {"yaw": 360}], 5))[0])
     assert torch.cos(torch.deg2rad(yaw)).tolist() == pytest.approx([1, 0, -1, 0, 1], abs=1e-5)
     turning = [{"yaw": 0}, {"yaw": 120}, {"yaw": 240}]
-    steps = torch.tensor(degrees(trajectories.keyframes({"loop": True, "keyframes": turning}, 36))[0]).diff() % 360
+    steps = (
+        torch.tensor(
+            degrees(trajectories.keyframes({"loop": True, "keyframes": turning}, 36))[0]
+        ).diff()
+        % 360
+    )
     torch.testing.assert_close(steps, torch.full((35,), 10.0), atol=1e-3, rtol=0)
     labels = Camera.orbit(torch.deg2rad(torch.tensor([170.0, -170.0]))).to_label().tolist()
     across = degrees(trajectories.keyframes(labels, 3))[0][1]
@@ -220,19 +253,25 @@ def test_a_whole_turn_and_the_short_way_back() -> None:
     ((170.0, 190.0), False, 180.0), ((-170.0, 170.0), False, 180.0), ((120.0, 240.0, 360.0), False, 240.0),
     ((90.0, 200.0, 310.0), True, 200.0),
 ])  # fmt: skip
-def test_cameras_that_roll_take_the_shorter_way(rolls: tuple[float, ...], loop: bool, middle: float) -> None:
+def test_cameras_that_roll_take_the_shorter_way(
+    rolls: tuple[float, ...], loop: bool, middle: float
+) -> None:
     """Labels at one place, rolled about the way they look: halfway the path has the roll in the middle, and steps are small."""
     labels = []
     for roll in map(math.radians, rolls):
         pose = Camera.orbit(0.2, 0.1).cam_to_world[0]
-        about_z = torch.tensor([[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1.0]])
+        about_z = torch.tensor(
+            [[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1.0]]
+        )
         pose[:3, :3] = pose[:3, :3] @ about_z
         labels.append(Camera(pose[None], torch.tensor([12.0])).to_label()[0].tolist())
     path = trajectories.keyframes({"loop": loop, "keyframes": labels}, frames=12 if loop else 13)
     rotation = path.cam_to_world[:, :3, :3]
     local = Camera.orbit(0.2, 0.1).cam_to_world[0, :3, :3].T @ rotation
     found = torch.rad2deg(torch.atan2(local[:, 1, 0], local[:, 0, 0]))
-    assert math.cos(math.radians(float(found[6 if not loop else 4]) - middle)) == pytest.approx(1.0, abs=1e-4)
+    assert math.cos(math.radians(float(found[6 if not loop else 4]) - middle)) == pytest.approx(
+        1.0, abs=1e-4
+    )
     steps = torch.diff(found, append=found[:1]) if loop else torch.diff(found)
     assert float(((steps + 180) % 360 - 180).abs().max()) < 60
 
@@ -242,24 +281,40 @@ def test_a_camera_that_has_rolled_round_does_not_unwind() -> None:
     labels = []
     for roll, aside in ((0, 0), (120, 0), (240, 0), (350, 0), (360, 10)):
         z, y = math.radians(roll), math.radians(aside)
-        turn = torch.tensor([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1.0]])
-        look = torch.tensor([[math.cos(y), 0, math.sin(y)], [0, 1.0, 0], [-math.sin(y), 0, math.cos(y)]])
+        turn = torch.tensor(
+            [[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1.0]]
+        )
+        look = torch.tensor(
+            [[math.cos(y), 0, math.sin(y)], [0, 1.0, 0], [-math.sin(y), 0, math.cos(y)]]
+        )
         pose = Camera.orbit(0.2, 0.1).cam_to_world[0]
         pose[:3, :3] = pose[:3, :3] @ look @ turn
         labels.append(Camera(pose[None], torch.tensor([12.0])).to_label()[0].tolist())
     rotation = trajectories.keyframes(labels, frames=41).cam_to_world[:, :3, :3]
     steps = rotation[:-1].mT @ rotation[1:]
-    angles = torch.rad2deg(torch.arccos(((steps.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2).clamp(-1, 1)))
-    assert float(angles[:30].sum()) == pytest.approx(350, abs=1) and float(angles[30:].sum()) == pytest.approx(14.1, abs=0.5)
+    angles = torch.rad2deg(
+        torch.arccos(((steps.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2).clamp(-1, 1))
+    )
+    assert float(angles[:30].sum()) == pytest.approx(350, abs=1) and float(
+        angles[30:].sum()
+    ) == pytest.approx(14.1, abs=0.5)
 
 
 def test_labels_and_angles_mean_the_same_and_mix(tmp_path: Path) -> None:
     camera = Camera.orbit(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.1, 1.5, 20.0)
-    angle = [{"yaw": math.degrees(yaw), "pitch": math.degrees(0.1), "radius": 1.5, "fov": 20} for yaw in (0.3, -0.2)]
+    angle = [
+        {"yaw": math.degrees(yaw), "pitch": math.degrees(0.1), "radius": 1.5, "fov": 20}
+        for yaw in (0.3, -0.2)
+    ]
     label = camera.to_label().tolist()
     (tmp_path / "path.json").write_text(json.dumps([angle[0], {"label": label[1], "seconds": 1}]))
     expected = trajectories.keyframes(angle, 9)
-    for source in (label, [label[0], angle[1]], tmp_path / "path.json", str(tmp_path / "path.json")):
+    for source in (
+        label,
+        [label[0], angle[1]],
+        tmp_path / "path.json",
+        str(tmp_path / "path.json"),
+    ):
         assert_same(trajectories.keyframes(source, 9), expected)
 
 
@@ -328,7 +383,9 @@ def test_damaged_keyframes(kind: str, tmp_path: Path) -> None:
     content, words = DAMAGED[kind]
     path = tmp_path / "path.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    for source in (path, str(path)) if isinstance(content, bytes | str | None | int) else (path, content):
+    for source in (
+        (path, str(path)) if isinstance(content, bytes | str | None | int) else (path, content)
+    ):
         with pytest.raises(UserError) as error:
             trajectories.keyframes(source, 9)
         line = str(error.value)

@@ -17,16 +17,16 @@ from torch import nn
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.camera import PoseDistribution, Rays
-from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+from cips3d.editing.blending import interpolate, mix_styles, swap_layers
 from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
 from cips3d.editing.subject import Subject
-from cips3d.export import tiles
+from cips3d.export import strips as tiles
 from cips3d.export.media import to_uint8
 from cips3d.export.sheets import orbit_cameras
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Styles
+from cips3d.models.types import Styles
 from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.steps import Networks, freeze_blocks
 from cips3d.training.trainer import Trainer
@@ -102,8 +102,13 @@ def test_the_discriminators_go_on_from_where_they_were(model: str, tmp_path: Pat
 
 def test_discriminators_that_tell_no_poses_go_on_too() -> None:
     base = preset("heads-32")
-    silent = replace(base.discriminator, pose_head=False), replace(base.aux_discriminator, pose_head=False)
-    discriminators = nn.ModuleDict({name: ProgressiveDiscriminator(c) for name, c in zip(("main", "aux"), silent, strict=True)})
+    silent = (
+        replace(base.discriminator, pose_head=False),
+        replace(base.aux_discriminator, pose_head=False),
+    )
+    discriminators = nn.ModuleDict(
+        {name: ProgressiveDiscriminator(c) for name, c in zip(("main", "aux"), silent, strict=True)}
+    )
     config = transfer(base.generator, "model", "heads-cartoon", discriminators, 10.0)
     assert (config.discriminator, config.aux_discriminator) == silent and config.pose_weight == 0
 
@@ -113,11 +118,17 @@ def test_discriminators_that_tell_no_poses_go_on_too() -> None:
     [("heads-32", 32, "heads-32", 15), ("heads-64", 64, "heads-64", 15), ("ffhq-256", 256, "ffhq-256", 0),
      ("ffhq-64", 64, "ffhq-64", 0)],
 )  # fmt: skip
-def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, taken: str, weight: float) -> None:
-    generator = replace(preset(name).generator, resolution=side, poses=PoseDistribution(yaw_mean=0.1))
+def test_a_presets_model_finds_rates_and_discriminators(
+    name: str, side: int, taken: str, weight: float
+) -> None:
+    generator = replace(
+        preset(name).generator, resolution=side, poses=PoseDistribution(yaw_mean=0.1)
+    )
     config = transfer(generator, "model", "heads-cartoon", None, 20.0)
     assert config.stages[0].warm_up_kimg == 3.0
-    first = next(stage for stage in preset(taken).stages if stage.resolution == side)  # whose networks had all to learn there
+    first = next(
+        stage for stage in preset(taken).stages if stage.resolution == side
+    )  # whose networks had all to learn there
     rates = [(stage.generator_lr, stage.discriminator_lr) for stage in (config.stages[0], first)]
     assert rates[0] == rates[1]
     assert [stage.resolution for stage in config.stages] == [side]
@@ -125,15 +136,25 @@ def test_a_presets_model_finds_rates_and_discriminators(name: str, side: int, ta
 
 
 def test_the_authors_models_find_the_preset_of_their_networks() -> None:
-    imported = replace(preset("ffhq-256").generator, corner_aligned=True, coarse_samples=10, fine_samples=10)
+    imported = replace(
+        preset("ffhq-256").generator, corner_aligned=True, coarse_samples=10, fine_samples=10
+    )
     config = transfer(imported, "official.safetensors", "heads-cartoon", None, 20.0)
     assert config.discriminator == preset("ffhq-256").discriminator and config.generator == imported
 
 
 def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -> None:
-    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.01
-    before, after = (pretrained.load(path).inr.state_dict() for path in (model, tmp_path / "run" / "model.safetensors"))
+    cli.main(
+        ["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"]
+    )
+    assert (
+        json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"]
+        == 0.01
+    )
+    before, after = (
+        pretrained.load(path).inr.state_dict()
+        for path in (model, tmp_path / "run" / "model.safetensors")
+    )
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -143,20 +164,49 @@ def test_a_transferred_model_keeps_the_mean_shape(model: str, tmp_path: Path) ->
     before.shape_mean.add_(1e-4)
     source = tmp_path / "source.safetensors"
     pretrained.save(before, source)
-    cli.main(["finetune", str(source), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"])
+    cli.main(
+        [
+            "finetune",
+            str(source),
+            str(tmp_path / "run"),
+            "--data",
+            "heads-cartoon",
+            "--kimg",
+            "0.04",
+        ]
+    )
     after = pretrained.load(tmp_path / "run" / "model.safetensors")
     old, new = (g.render(g.sample_latents(2, 0), CAMERA, 8, psi=0.7) for g in (before, after))
-    assert torch.equal(old.depth, new.depth) and not torch.equal(before.appearance_mean, after.appearance_mean)
+    assert torch.equal(old.depth, new.depth) and not torch.equal(
+        before.appearance_mean, after.appearance_mean
+    )
 
 
-def test_a_model_without_discriminators_is_transferred_with_new_ones(model: str, tmp_path: Path) -> None:
+def test_a_model_without_discriminators_is_transferred_with_new_ones(
+    model: str, tmp_path: Path
+) -> None:
     alone = tmp_path / "alone.safetensors"
     pretrained.save(pretrained.load(model), alone)
     assert pretrained.load_discriminators(alone) is None
-    cli.main(["finetune", str(alone), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.01"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"] == 0.0025
+    cli.main(
+        ["finetune", str(alone), str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.01"]
+    )
+    assert (
+        json.loads((tmp_path / "run" / "config.json").read_text())["stages"][0]["warm_up_kimg"]
+        == 0.0025
+    )
     with pytest.raises(SystemExit):
-        cli.main(["finetune", str(alone), str(tmp_path / "run2"), "--data", "heads-cartoon", "--freeze-d", "1"])
+        cli.main(
+            [
+                "finetune",
+                str(alone),
+                str(tmp_path / "run2"),
+                "--data",
+                "heads-cartoon",
+                "--freeze-d",
+                "1",
+            ]
+        )
 
 
 def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_path: Path) -> None:
@@ -164,10 +214,14 @@ def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_pa
     trainer = Trainer(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
     first = copy.deepcopy(trainer.networks)
     trainer.run()
-    for (name, old), new in zip(first.generator.named_parameters(), trainer.networks.generator.parameters(), strict=True):
+    for (name, old), new in zip(
+        first.generator.named_parameters(), trainer.networks.generator.parameters(), strict=True
+    ):
         assert torch.equal(old, new), name
     both = first.discriminators, trainer.networks.discriminators
-    moved = [not torch.equal(*pair) for pair in zip(*(part.parameters() for part in both), strict=True)]
+    moved = [
+        not torch.equal(*pair) for pair in zip(*(part.parameters() for part in both), strict=True)
+    ]
     assert any(moved)
 
 
@@ -184,7 +238,9 @@ def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path:
     trainer.save()
     source.unlink()
     again = Trainer(config, tmp_path / "run")
-    for a, b in zip(trainer.networks.generator.parameters(), again.networks.generator.parameters(), strict=True):
+    for a, b in zip(
+        trainer.networks.generator.parameters(), again.networks.generator.parameters(), strict=True
+    ):
         assert torch.equal(a, b)
     with pytest.raises(UserError, match="no such file"):
         Trainer(config, tmp_path / "other")
@@ -193,15 +249,21 @@ def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path:
 def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
     discriminator = Networks(tiny.config(), torch.device("cpu")).discriminators["main"]
     freeze_blocks(discriminator, 8, 1)
-    frozen = {name.split(".")[0] for name, p in discriminator.named_parameters() if not p.requires_grad}
+    frozen = {
+        name.split(".")[0] for name, p in discriminator.named_parameters() if not p.requires_grad
+    }
     assert frozen == {"from_rgb", "blocks"}
     freeze_blocks(discriminator, 4, 1)  # at 4² there is no block
-    assert {n.split(".")[0] for n, p in discriminator.named_parameters() if not p.requires_grad} == {"from_rgb"}
+    assert {
+        n.split(".")[0] for n, p in discriminator.named_parameters() if not p.requires_grad
+    } == {"from_rgb"}
     freeze_blocks(discriminator, 8, 0)
     assert all(p.requires_grad for p in discriminator.parameters())
 
 
-def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_stage(tmp_path: Path) -> None:
+def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_stage(
+    tmp_path: Path,
+) -> None:
     config = tiny.config(tiny.pictures(tmp_path / "data", size=16), frozen_discriminator_blocks=1)
     config = replace(
         config, discriminator=replace(config.discriminator, channels={4: 8, 8: 8, 16: 8}),
@@ -216,18 +278,39 @@ def test_a_model_trained_without_the_auxiliary_discriminator_at_the_end_is_trans
     configs = preset("heads-32").discriminator, preset("heads-32").aux_discriminator
     main = replace(configs[0], channels={**configs[0].channels, 64: 16}, pose_head=False)
     aux = replace(configs[1], pose_head=False)
-    known = nn.ModuleDict({"main": ProgressiveDiscriminator(main), "aux": ProgressiveDiscriminator(aux)})
+    known = nn.ModuleDict(
+        {"main": ProgressiveDiscriminator(main), "aux": ProgressiveDiscriminator(aux)}
+    )
     config = transfer(generator, "model", "heads-cartoon", known, 10.0)
     assert (config.discriminator, config.aux_discriminator, config.pose_weight) == (main, aux, 0.0)
 
 
 def test_what_freeze_d_freezes_keeps_its_bits(model: str, tmp_path: Path) -> None:
-    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.008", "--freeze-d", "1"])
-    before, after = (pretrained.load_discriminators(path) for path in (model, tmp_path / "run" / "model.safetensors"))
+    cli.main(
+        [
+            "finetune",
+            model,
+            str(tmp_path / "run"),
+            "--data",
+            "heads-cartoon",
+            "--kimg",
+            "0.008",
+            "--freeze-d",
+            "1",
+        ]
+    )
+    before, after = (
+        pretrained.load_discriminators(path)
+        for path in (model, tmp_path / "run" / "model.safetensors")
+    )
     assert before is not None and after is not None
     trained = dict(after["main"].named_parameters())
-    moved = {name for name, p in before["main"].named_parameters() if not torch.equal(p, trained[name])}
-    assert "final_conv.weight" in moved and not any(name.startswith(("from_rgb.", "blocks.")) for name in moved)
+    moved = {
+        name for name, p in before["main"].named_parameters() if not torch.equal(p, trained[name])
+    }
+    assert "final_conv.weight" in moved and not any(
+        name.startswith(("from_rgb.", "blocks.")) for name in moved
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +338,9 @@ def test_what_cannot_be_transferred_is_said_in_a_line(
 
 # ---------------------------------------------------------------- blending
 @pytest.mark.parametrize("index", [0, 1])
-def test_at_0_and_1_blending_gives_the_two_models(pair: tuple[Generator, Generator], index: int) -> None:
+def test_at_0_and_1_blending_gives_the_two_models(
+    pair: tuple[Generator, Generator], index: int
+) -> None:
     blended = interpolate(*pair, float(index))
     for name, tensor in pair[index].state_dict().items():
         assert torch.equal(tensor, blended.state_dict()[name]), name
@@ -266,9 +351,17 @@ def test_at_0_and_1_blending_gives_the_two_models(pair: tuple[Generator, Generat
 
 def test_between_them_weights_lie_between(pair: tuple[Generator, Generator]) -> None:
     base, other = pair
-    weight = [g.state_dict()["inr.blocks.1.second.weight"] for g in (base, interpolate(base, other, 0.25), other)]
+    weight = [
+        g.state_dict()["inr.blocks.1.second.weight"]
+        for g in (base, interpolate(base, other, 0.25), other)
+    ]
     torch.testing.assert_close(weight[1], 0.75 * weight[0] + 0.25 * weight[2])
-    assert torch.equal(*[g.render(g.sample_latents(1, 0), CAMERA, 8).depth for g in (base, interpolate(base, other, 0.5))])
+    assert torch.equal(
+        *[
+            g.render(g.sample_latents(1, 0), CAMERA, 8).depth
+            for g in (base, interpolate(base, other, 0.5))
+        ]
+    )
     assert not torch.equal(weight[0], weight[2])
 
 
@@ -289,7 +382,9 @@ def test_models_that_do_not_go_together_are_refused(pair: tuple[Generator, Gener
     with pytest.raises(UserError, match="sizes differ"):
         interpolate(base, build_generator(replace(tiny.GENERATOR, inr_width=24)), 0.5)
     elsewhere = copy.deepcopy(other)
-    elsewhere.config = replace(other.config, coarse_samples=9)  # another picture of the same weights
+    elsewhere.config = replace(
+        other.config, coarse_samples=9
+    )  # another picture of the same weights
     with pytest.raises(UserError, match="configurations differ in coarse_samples"):
         interpolate(base, elsewhere, 0.5)
     with pytest.raises(UserError, match="3 given for 2 blocks"):
@@ -310,14 +405,21 @@ def test_styles_are_mixed_by_block(pair: tuple[Generator, Generator]) -> None:
     assert torch.equal(base.render(alike, CAMERA, 8).image, plain)
     mixed = base.render(mix_styles(base, latents[0], latents[1], from_block=1, psi=0.5), CAMERA, 8)
     assert not torch.equal(mixed.image, plain)
-    assert torch.equal(mixed.depth, base.render(latents[0], CAMERA, 8, psi=0.5).depth)  # the shape is the content's
+    assert torch.equal(
+        mixed.depth, base.render(latents[0], CAMERA, 8, psi=0.5).depth
+    )  # the shape is the content's
     with pytest.raises(UserError, match="from_block"):
         mix_styles(base, latents[0], latents[1], from_block=-1)
 
 
 @pytest.mark.parametrize(
     ("options", "rows", "columns"),
-    [([], 2, 3), (["--amount", "0.5"], 6, 3), (["--from-block", "1"], 6, 3), (["--weights", "0", "1"], 6, 3)],
+    [
+        ([], 2, 3),
+        (["--amount", "0.5"], 6, 3),
+        (["--from-block", "1"], 6, 3),
+        (["--weights", "0", "1"], 6, 3),
+    ],
 )
 def test_blend_draws_a_sheet(
     options: list[str], rows: int, columns: int, pair: tuple[Generator, Generator], tmp_path: Path
@@ -325,7 +427,20 @@ def test_blend_draws_a_sheet(
     names = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
     for generator, name in zip(pair, names, strict=True):
         pretrained.save(generator, name)
-    cli.main(["blend", *names, str(tmp_path / "sheet.png"), "--count", "2", "--views", "3", "--resolution", "8", *options])
+    cli.main(
+        [
+            "blend",
+            *names,
+            str(tmp_path / "sheet.png"),
+            "--count",
+            "2",
+            "--views",
+            "3",
+            "--resolution",
+            "8",
+            *options,
+        ]
+    )
     width, height = Image.open(tmp_path / "sheet.png").size
     assert ((height + 2) // 10, (width + 2) // 10) == (rows, columns)
 
@@ -355,7 +470,9 @@ def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
         np.testing.assert_allclose(got, expected, atol=1)
 
 
-def test_a_sheet_is_made_strip_by_strip(pair: tuple[Generator, Generator], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_is_made_strip_by_strip(
+    pair: tuple[Generator, Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = views_sheet(pair, pair[0].sample_latents(1, 0), 30, 2, 8)
     rays: list[int] = []
     render_rays = Generator.render_rays
@@ -370,7 +487,9 @@ def test_a_sheet_is_made_strip_by_strip(pair: tuple[Generator, Generator], monke
     assert max(rays) == 16
 
 
-def test_blend_saves_the_model(pair: tuple[Generator, Generator], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blend_saves_the_model(
+    pair: tuple[Generator, Generator], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
     for generator, name in zip(pair, names, strict=True):
         pretrained.save(generator, name)
@@ -403,7 +522,10 @@ def test_a_blend_on_a_full_disk_changes_neither_file(model: str, tmp_path: Path)
         cli.main(["blend", model, model, str(out), "--amount", "0.5"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {out.name: before}
     cli.main(["blend", model, model, str(out), "--amount", "0.5"])
-    assert {path.name for path in tmp_path.iterdir()} == {out.name, "blended.discriminators.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        out.name,
+        "blended.discriminators.safetensors",
+    }
 
 
 def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
@@ -419,7 +541,9 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
     pretrained.save(base, tmp_path / "model.safetensors")
     plain = base.map(base.sample_latents(1, 9))
     assert isinstance(plain.appearance, torch.Tensor)
-    by_block = Styles(plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.inr_blocks)])  # as w+ has it
+    by_block = Styles(
+        plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.inr_blocks)]
+    )  # as w+ has it
     Subject(by_block, CAMERA[0]).save(tmp_path / "subject.safetensors", base)
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip

@@ -16,10 +16,10 @@ import cips3d
 from cips3d import trajectories
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
-from cips3d.export.tiles import depth_range
+from cips3d.export.strips import depth_range
 from cips3d.export.video import interpolated, video_frames
 from cips3d.models.generator import Generator
-from cips3d.models.records import Styles
+from cips3d.models.types import Styles
 from test_tiles import made
 
 ORBIT = trajectories.orbit(5, 0.4)
@@ -39,7 +39,14 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
 def test_save_video(generator: Generator, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"turn{suffix}"
     cips3d.save_video(
-        path, generator, generator.sample_latents(1, 0), ORBIT, (16, 24), fps=10, show=("image", "depth"), psi=0.7
+        path,
+        generator,
+        generator.sample_latents(1, 0),
+        ORBIT,
+        (16, 24),
+        fps=10,
+        show=("image", "depth"),
+        psi=0.7,
     )
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -68,14 +75,19 @@ def test_truncation_is_of_each_code_by_itself(generator: Generator) -> None:
     def picture(codes: Any, psi: Any) -> np.ndarray:
         return next(video_frames(generator, codes, ORBIT, 12, psi=psi, show=("image", "nerf")))
 
-    assert np.array_equal(picture(z, (0.5, 0.0)), picture(swapped, (0.5, 0.0))), "all of the appearance is the mean's"
+    assert np.array_equal(picture(z, (0.5, 0.0)), picture(swapped, (0.5, 0.0))), (
+        "all of the appearance is the mean's"
+    )
     assert not np.array_equal(picture(z, (0.5, 1.0)), picture(swapped, (0.5, 1.0)))
     assert np.array_equal(picture(z, 0.5), picture(z, (0.5, 0.5)))
 
 
 def test_one_subjects_kinds_stand_side_by_side(generator: Generator) -> None:
     z = generator.sample_latents(1, 0)
-    alone = [next(video_frames(generator, z, ORBIT, 12, show=kind)) for kind in ("image", "depth", "nerf")]
+    alone = [
+        next(video_frames(generator, z, ORBIT, 12, show=kind))
+        for kind in ("image", "depth", "nerf")
+    ]
     together = next(video_frames(generator, z, ORBIT, 12, show=("image", "depth", "nerf")))
     assert np.array_equal(together, np.concatenate(alone, axis=1))
 
@@ -102,7 +114,9 @@ def test_the_depth_has_one_scale_for_all_frames(generator: Generator) -> None:
         assert close(frame, to_uint8(expected)[0])
 
 
-def test_an_empty_subject_leaves_the_others_their_scale(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_subject_leaves_the_others_their_scale(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     styles = generator.map(generator.sample_latents(2, 0))
     alone = next(video_frames(generator, styles[0], ORBIT, 12, show="depth"))
     empty, render_rays = styles[1].shape, Generator.render_rays
@@ -137,15 +151,30 @@ def test_a_still_camera_and_codes_that_change(generator: Generator) -> None:
         ({"resolution": 0}, "resolution: 0x0"),
         ({"supersample": 0}, "supersample: 0"),
         ({"fps": 0}, "fps: 0"),
-        ({"codes": 3}, r"video: 3 codes or cameras for 5 frames; give one or 5 of each \(side by side"),
-        ({"cameras": trajectories.dolly_zoom(4, 60.0, fov=6.0)}, "camera: it comes to 0.0908 from the centre"),
+        (
+            {"codes": 3},
+            r"video: 3 codes or cameras for 5 frames; give one or 5 of each \(side by side",
+        ),
+        (
+            {"cameras": trajectories.dolly_zoom(4, 60.0, fov=6.0)},
+            "camera: it comes to 0.0908 from the centre",
+        ),
     ],
 )
-def test_what_makes_no_video(generator: Generator, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_what_makes_no_video(
+    generator: Generator, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
     options = {"resolution": 8, "cameras": ORBIT, "codes": 1} | options
     codes = generator.sample_latents(options.pop("codes"), 0)
     with pytest.raises(UserError, match=words):
-        cips3d.save_video(tmp_path / "a.mp4", generator, codes, options.pop("cameras"), options.pop("resolution"), **options)
+        cips3d.save_video(
+            tmp_path / "a.mp4",
+            generator,
+            codes,
+            options.pop("cameras"),
+            options.pop("resolution"),
+            **options,
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -157,14 +186,18 @@ def test_a_video_of_nobody(generator: Generator, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- from subject to subject
 @pytest.mark.parametrize("frames", [3, 7, 30, 31])
-def test_interpolation_passes_through_its_subjects_and_loops(generator: Generator, frames: int) -> None:
+def test_interpolation_passes_through_its_subjects_and_loops(
+    generator: Generator, frames: int
+) -> None:
     styles = generator.map(generator.sample_latents(3, 0))
     way = interpolated(styles, frames)
     assert len(way) == frames
     for name in ("shape", "appearance"):
         codes, keys = getattr(way, name), getattr(styles, name)
         where = [int((codes == key).all(dim=1).nonzero()[0, 0]) for key in keys]
-        assert where == [round(i * frames / 3) for i in range(3)], "each subject, to the bit, at its time"
+        assert where == [round(i * frames / 3) for i in range(3)], (
+            "each subject, to the bit, at its time"
+        )
         steps = (codes.roll(-1, 0) - codes).norm(dim=1)
         if frames >= 30:
             assert steps[-1] < steps.mean(), "the last frame is near the first"
@@ -185,7 +218,9 @@ def test_one_subject_stays_itself_and_styles_per_block_work(generator: Generator
     styles = generator.map(generator.sample_latents(2, 0))
     assert torch.equal(interpolated(styles[0], 3).shape, styles.shape[:1].expand(3, -1))
     assert isinstance(styles.appearance, torch.Tensor)
-    per_block = interpolated(Styles(styles.shape, [styles.appearance, styles.appearance.flip(0)]), 4)
+    per_block = interpolated(
+        Styles(styles.shape, [styles.appearance, styles.appearance.flip(0)]), 4
+    )
     plain = interpolated(styles, 4)
     assert torch.equal(per_block.appearance[0], plain.appearance)
     assert torch.equal(per_block[2].appearance[1], styles.appearance[:1])

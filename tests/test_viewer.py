@@ -32,21 +32,27 @@ import tiny
 from chromium import CHROMIUM, FLAGS
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.editing import invert as editing_invert
-from cips3d.editing.blend import mix_styles
-from cips3d.editing.invert import Inversion, InversionConfig
+from cips3d.editing import inversion as editing_invert
+from cips3d.editing.blending import mix_styles
+from cips3d.editing.inversion import Inversion, InversionConfig
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
-from cips3d.export.mesh import glb
+from cips3d.export.meshes import glb
 from cips3d.files import png
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling
-from cips3d.viewer import pictures
-from cips3d.viewer.files import LONGEST_FILE, read_upload
-from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
-from cips3d.viewer.subjects import Subjects
-from cips3d.viewer.view import (
+from cips3d.models.types import Sampling
+from cips3d.viewer import rendering as pictures
+from cips3d.viewer.rendering import (
+    Pace,
+    finer_sides,
+    on_canvas,
+    pixels_of,
+    preview_sampling,
+    preview_side,
+    strips,
+)
+from cips3d.viewer.requests import (
     LARGEST_PSI,
     LARGEST_SEED,
     MODES,
@@ -59,6 +65,8 @@ from cips3d.viewer.view import (
     view_from,
     viser_pose,
 )
+from cips3d.viewer.subject_cache import Subjects
+from cips3d.viewer.transfer import LONGEST_FILE, read_upload
 from cips3d.viewer.worker import Steps, Worker, at_once
 
 pytest.importorskip("viser")
@@ -78,7 +86,11 @@ FRONT = Pose((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0), math.radians(12), 300, 300)
 def generator() -> Generator:
     """One whose subjects and views differ visibly: a new generator's colours are nearly all the same grey."""
     torch.manual_seed(0)
-    made = Generator(replace(CONFIG, density_gain=40.0, density_blob=30.0)).eval().requires_grad_(False)
+    made = (
+        Generator(replace(CONFIG, density_gain=40.0, density_blob=30.0))
+        .eval()
+        .requires_grad_(False)
+    )
     for head in made.inr.to_rgb:
         head.weight.mul_(40)
     made.aux_head.weight.mul_(40)
@@ -94,11 +106,18 @@ def test_front_pose_is_the_front_camera() -> None:
     torch.testing.assert_close(camera.fov, torch.tensor([12.0]))
 
 
-@given(yaw=st.floats(-3, 3), pitch=st.floats(-1.5, 1.5), radius=st.floats(0.2, 50), fov=st.floats(1, 90))
+@given(
+    yaw=st.floats(-3, 3),
+    pitch=st.floats(-1.5, 1.5),
+    radius=st.floats(0.2, 50),
+    fov=st.floats(1, 90),
+)
 def test_cameras_go_to_viser_and_back(yaw: float, pitch: float, radius: float, fov: float) -> None:
     camera = Camera.orbit(yaw, pitch, radius, fov)
     wxyz, position = viser_pose(camera)
-    back = camera_from_viser(Pose(tuple(3 * wxyz), tuple(position), math.radians(fov), 300, 200), CONFIG.extent)
+    back = camera_from_viser(
+        Pose(tuple(3 * wxyz), tuple(position), math.radians(fov), 300, 200), CONFIG.extent
+    )
     assert back is not None
     torch.testing.assert_close(back.cam_to_world, camera.cam_to_world, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(back.fov, camera.fov, atol=1e-3, rtol=1e-3)
@@ -136,7 +155,9 @@ def test_keyframes_are_what_the_trajectories_read() -> None:
     assert angles == pytest.approx({"yaw": -30, "pitch": 10, "fov": 20, "radius": 1.5}, abs=1e-3)
     aside = Camera.look_at(torch.tensor([[0.0, 0.0, 1.0]]), target=torch.tensor([[0.1, 0.0, 0.0]]))
     label = keyframe(aside)["label"]
-    torch.testing.assert_close(Camera.from_label(torch.tensor([label])).cam_to_world, aside.cam_to_world)
+    torch.testing.assert_close(
+        Camera.from_label(torch.tensor([label])).cam_to_world, aside.cam_to_world
+    )
     path = trajectories.keyframes({"keyframes": [angles, {"label": label}]}, frames=2)
     torch.testing.assert_close(path[1].cam_to_world, aside.cam_to_world, atol=1e-5, rtol=1e-5)
 
@@ -152,7 +173,15 @@ def test_a_path_takes_the_shorter_way_round(yaw: float) -> None:
 def test_a_path_takes_the_shorter_way_past_a_camera_that_looks_aside() -> None:
     """Its label holds no whole turns; three quarters round, and on."""
     path: list[dict[str, Any]] = []
-    for yaw, aside in ((0, False), (120, False), (240, False), (300, True), (360, False), (400, True), (410, False)):
+    for yaw, aside in (
+        (0, False),
+        (120, False),
+        (240, False),
+        (300, True),
+        (360, False),
+        (400, True),
+        (410, False),
+    ):
         camera = Camera.orbit(math.radians(yaw), 0.0, 1.0, 12.0)
         if aside:
             camera = Camera.look_at(camera.position, torch.tensor([[0.0, 0.02, 0.0]]))
@@ -164,7 +193,9 @@ def test_a_path_takes_the_shorter_way_past_a_camera_that_looks_aside() -> None:
     assert float(steps.max()) < 5  # never back, never past a whole turn
 
 
-@pytest.mark.parametrize(("kind", "reach"), [("gaussian", 0.8), ("uniform", 0.4), ("spherical", 0.4)])
+@pytest.mark.parametrize(
+    ("kind", "reach"), [("gaussian", 0.8), ("uniform", 0.4), ("spherical", 0.4)]
+)
 def test_prior_cameras_span_the_prior(kind: Any, reach: float) -> None:
     poses = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, radius=2.0)
     yaw, pitch = prior_cameras(poses).yaw_pitch()
@@ -197,7 +228,11 @@ ANYTHING = st.one_of(
 )
 
 
-@given(controls=st.dictionaries(st.sampled_from(NAMES), ANYTHING), width=st.integers(), height=st.integers())
+@given(
+    controls=st.dictionaries(st.sampled_from(NAMES), ANYTHING),
+    width=st.integers(),
+    height=st.integers(),
+)
 def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, height: int) -> None:
     view = view_from(controls, replace(FRONT, width=width, height=height), CONFIG)
     assert view is not None
@@ -207,7 +242,11 @@ def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, hei
     for seed in (choice.shape_seed, choice.appearance_seed, choice.mix_seed):
         assert type(seed) is int and 0 <= seed <= LARGEST_SEED
     assert type(choice.mix_from) is int and 0 <= choice.mix_from <= CONFIG.inr_blocks
-    assert 0 <= choice.psi_shape <= LARGEST_PSI and 0 <= choice.psi_appearance <= LARGEST_PSI and 0 <= choice.blend <= 1
+    assert (
+        0 <= choice.psi_shape <= LARGEST_PSI
+        and 0 <= choice.psi_appearance <= LARGEST_PSI
+        and 0 <= choice.blend <= 1
+    )
     assert 3 <= view.sampling.coarse <= 96 and 0 <= view.sampling.fine <= 96
 
 
@@ -224,7 +263,9 @@ def test_values_in_range_are_kept() -> None:
 
 # ---------------------------------------------------------------- subjects
 def test_equal_seeds_are_the_command_lines_subject(generator: Generator) -> None:
-    found, styles = Subjects(generator).find(Choice(shape_seed=5, appearance_seed=5, psi_shape=0.7, psi_appearance=0.7))
+    found, styles = Subjects(generator).find(
+        Choice(shape_seed=5, appearance_seed=5, psi_shape=0.7, psi_appearance=0.7)
+    )
     expected = generator.map(generator.sample_latents(1, 5), 0.7)
     assert found is generator
     torch.testing.assert_close(styles.shape, expected.shape)
@@ -237,7 +278,11 @@ def test_mixing_changes_the_later_blocks_alone(generator: Generator) -> None:
     _, other = subjects.find(Choice(1, 3))
     _, mixed = subjects.find(Choice(1, 2, mix_seed=3, mix_from=1))
     assert isinstance(mixed.appearance, list)
-    for got, expected in zip((mixed.shape, *mixed.appearance), (plain.shape, plain.appearance, other.appearance), strict=True):
+    for got, expected in zip(
+        (mixed.shape, *mixed.appearance),
+        (plain.shape, plain.appearance, other.appearance),
+        strict=True,
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -247,7 +292,9 @@ def test_blending_goes_from_one_model_to_the_other(generator: Generator) -> None
     with torch.no_grad():
         other.inr.to_rgb[0].weight.add_(1.0)
     subjects = Subjects(generator, other)
-    weights = [subjects.find(Choice(blend=amount))[0].inr.to_rgb[0].weight for amount in (0.0, 0.5, 1.0)]
+    weights = [
+        subjects.find(Choice(blend=amount))[0].inr.to_rgb[0].weight for amount in (0.0, 0.5, 1.0)
+    ]
     for weight, shift in zip(weights, (0.0, 0.5, 1.0), strict=True):
         torch.testing.assert_close(weight, generator.inr.to_rgb[0].weight + shift)
     with pytest.raises(UserError, match="blended"):
@@ -304,18 +351,26 @@ def test_coarse_pictures_are_as_large_as_time_allows() -> None:
         pace.record(preview_sampling(view.sampling), 100, 100 * seconds)
         sides.append(preview_side(view, pace))
         assert sides[-1] ** 2 * seconds <= pictures.FRAME_SECONDS or sides[-1] == 24
-    assert sides == sorted(sides, reverse=True) and sides[0] == 128 and sides[-1] == 24 and len(set(sides)) > 3
+    assert (
+        sides == sorted(sides, reverse=True)
+        and sides[0] == 128
+        and sides[-1] == 24
+        and len(set(sides)) > 3
+    )
 
 
 def test_coarse_pictures_do_not_flicker_between_two_sizes() -> None:
     view, pace = a_view(), Pace()
-    pace.record(preview_sampling(view.sampling), 1000, pictures.FRAME_SECONDS * 1000 / (64**2 * 1.1))
+    pace.record(
+        preview_sampling(view.sampling), 1000, pictures.FRAME_SECONDS * 1000 / (64**2 * 1.1)
+    )
     assert preview_side(view, pace, last=64) == 64  # it fits
     assert preview_side(view, pace, last=51) == 51  # but is not changed to without some reserve
 
 
 @pytest.mark.parametrize(
-    ("side", "coarse", "sides"), [(128, 24, [32, 64, 128]), (128, 64, [128]), (64, 64, [64]), (20, 20, [20])]
+    ("side", "coarse", "sides"),
+    [(128, 24, [32, 64, 128]), (128, 64, [128]), (64, 64, [64]), (20, 20, [20])],
 )
 def test_finer_sides(side: int, coarse: int, sides: list[int]) -> None:
     assert finer_sides(side, coarse) == sides
@@ -323,7 +378,9 @@ def test_finer_sides(side: int, coarse: int, sides: list[int]) -> None:
 
 @pytest.mark.parametrize(("width", "aspect"), [(300, 1.0), (600, 2.0), (150, 0.5)])
 def test_pictures_stay_in_place_when_they_are_refined(width: int, aspect: float) -> None:
-    view = view_from({"side": 96}, replace(FRONT, width=width), replace(CONFIG, background="endless"))
+    view = view_from(
+        {"side": 96}, replace(FRONT, width=width), replace(CONFIG, background="endless")
+    )
     assert view is not None
     shapes, middles = set(), []
     for side in (24, 48, 96):
@@ -332,14 +389,18 @@ def test_pictures_stay_in_place_when_they_are_refined(width: int, aspect: float)
         pixels[: height // 2, : across // 2] = 255
         canvas = on_canvas(pixels, view, colour=0)
         shapes.add(canvas.shape)
-        middles.append((canvas[10, :, 0].astype(float) @ np.arange(canvas.shape[1])) / canvas[10, :, 0].sum())
+        middles.append(
+            (canvas[10, :, 0].astype(float) @ np.arange(canvas.shape[1])) / canvas[10, :, 0].sum()
+        )
     assert shapes == {(96, round(96 * aspect), 3)}
     assert max(middles) - min(middles) < 0.6
 
 
 def test_a_background_of_its_own_fills_the_window() -> None:
     wide = replace(FRONT, width=600)
-    plain, endless = (view_from({}, wide, replace(CONFIG, background=kind)) for kind in ("plain", "endless"))
+    plain, endless = (
+        view_from({}, wide, replace(CONFIG, background=kind)) for kind in ("plain", "endless")
+    )
     assert plain is not None and endless is not None
     assert (plain.size(50), endless.size(50)) == ((50, 100), (50, 50))
 
@@ -381,7 +442,11 @@ def test_the_newest_wish_wins() -> None:
             worker.submit("me", wish(number))
         hold.set()
         assert finished.wait(10)
-    assert done == [0, 99, 99]  # the first was at work, its second step and all others are passed over
+    assert done == [
+        0,
+        99,
+        99,
+    ]  # the first was at work, its second step and all others are passed over
 
 
 def test_owners_take_turns_and_faults_stay_with_theirs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -441,18 +506,29 @@ def test_uploads_are_central_squares() -> None:
     pixels[:, 10:20], pixels[:, 20:30] = (255, 0, 0), (0, 0, 255)
     image = read_upload("two.png", png(Image.fromarray(pixels)), 4)
     assert image.shape == (1, 3, 4, 4)
-    torch.testing.assert_close(image[0, :, 0, 0], torch.tensor([1.0, -1.0, -1.0]), atol=0.2, rtol=0.0)
-    torch.testing.assert_close(image[0, :, 0, 3], torch.tensor([-1.0, -1.0, 1.0]), atol=0.2, rtol=0.0)
+    torch.testing.assert_close(
+        image[0, :, 0, 0], torch.tensor([1.0, -1.0, -1.0]), atol=0.2, rtol=0.0
+    )
+    torch.testing.assert_close(
+        image[0, :, 0, 3], torch.tensor([-1.0, -1.0, 1.0]), atol=0.2, rtol=0.0
+    )
 
 
 def test_bad_uploads_are_named() -> None:
-    for content in (b"", b"no picture", png(Image.new("RGB", (8, 8)))[:45], bytes(LONGEST_FILE + 1)):
+    for content in (
+        b"",
+        b"no picture",
+        png(Image.new("RGB", (8, 8)))[:45],
+        bytes(LONGEST_FILE + 1),
+    ):
         with pytest.raises(UserError, match=r"^cat\.png: "):
             read_upload("cat.png", content, 8)
 
 
 def test_meshes_become_glb() -> None:
-    back = trimesh.load(io.BytesIO(glb(trimesh.creation.icosphere(subdivisions=1))), file_type="glb", force="mesh")
+    back = trimesh.load(
+        io.BytesIO(glb(trimesh.creation.icosphere(subdivisions=1))), file_type="glb", force="mesh"
+    )
     assert len(back.faces) == 80
 
 
@@ -462,11 +538,17 @@ def viewer(generator: Generator) -> Iterator[Viewer]:
     before = {thread.name for thread in threading.enumerate()}
     with Viewer(generator, port=0, name="shared") as viewer:
         yield viewer
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("viewer ") and thread.name not in before]
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("viewer ") and thread.name not in before
+    ]
     assert left == []
 
 
-def expected_picture(generator: Generator, camera: Camera, size: int | tuple[int, int], seed: int = 0) -> np.ndarray:
+def expected_picture(
+    generator: Generator, camera: Camera, size: int | tuple[int, int], seed: int = 0
+) -> np.ndarray:
     out = generator.render(generator.sample_latents(1, seed), camera, size, psi=0.7)
     return pixels_of(out, "image")
 
@@ -480,15 +562,23 @@ def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> Non
     side = 2 * generator.config.resolution
     with Client(viewer.url, Camera.orbit(0.5)) as client:
         client.rest()
-        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.5), side), atol=1)
+        np.testing.assert_allclose(
+            client.picture, expected_picture(generator, Camera.orbit(0.5), side), atol=1
+        )
         client.look(Camera.orbit(-0.4, 0.2, fov=20.0))
         client.rest()
-        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(-0.4, 0.2, fov=20.0), side), atol=1)
+        np.testing.assert_allclose(
+            client.picture,
+            expected_picture(generator, Camera.orbit(-0.4, 0.2, fov=20.0), side),
+            atol=1,
+        )
         client.set("Shape", 3)
         client.set("Appearance", 3)
         client.look(Camera.orbit(0.0))
         client.rest()
-        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1)
+        np.testing.assert_allclose(
+            client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1
+        )
         for label, value in (
             ("Appearance 2", 8),
             ("From block", 1),
@@ -515,12 +605,21 @@ def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: 
         assert math.degrees(seen.pose.fov) == pytest.approx(12.0)
         before = seen.controls.values()
         client.set("Another subject", True)
-        until(lambda: all(seen.controls.values()[name] != before[name] for name in ("shape_seed", "appearance_seed")))
+        until(
+            lambda: all(
+                seen.controls.values()[name] != before[name]
+                for name in ("shape_seed", "appearance_seed")
+            )
+        )
         for count in (1, 2):
             client.set("Add camera to path", True)
             until(lambda count=count: seen.controls.save_path.label == f"Camera path ({count})")
         client.set("Clear camera path", True)
-        until(lambda: seen.controls.save_path.disabled and seen.controls.save_path.label == "Camera path")
+        until(
+            lambda: (
+                seen.controls.save_path.disabled and seen.controls.save_path.label == "Camera path"
+            )
+        )
 
 
 ASIDE = Camera.look_at(torch.tensor([[0.3, -0.1, 0.95]]), torch.tensor([[0.05, 0.02, 0.0]]))
@@ -556,17 +655,26 @@ def test_a_pictures_subject_and_random_ones_have_a_truncation_each(generator: Ge
         until(lambda: psi(seen) == (0.7, 0.7))
 
 
-def test_a_picture_is_opened_and_its_subject_found(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_opened_and_its_subject_found(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the inversion itself, of a step of each kind, and the discriminator's features."""
-    discriminator = ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)).requires_grad_(False)
+    discriminator = ProgressiveDiscriminator(
+        DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    ).requires_grad_(False)
     found: list[Inversion] = []
 
     def invert(*args: Any, **options: Any) -> Inversion:
-        found.append(editing_invert.invert(*args, **options, config=InversionConfig(steps=(1, 1, 1, 1))))
+        found.append(
+            editing_invert.invert(*args, **options, config=InversionConfig(steps=(1, 1, 1, 1)))
+        )
         return found[-1]
 
     monkeypatch.setattr(session, "invert", invert)
-    with Viewer(generator, port=0, discriminator=discriminator) as viewer, Client(viewer.url) as client:
+    with (
+        Viewer(generator, port=0, discriminator=discriminator) as viewer,
+        Client(viewer.url) as client,
+    ):
         client.rest()
         before = client.picture
         upload(client, "grey.png", 50)
@@ -586,7 +694,9 @@ def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Gen
             client.look(camera)
         for client, camera in zip(clients, cameras, strict=True):
             client.rest(silence=0.5)
-            np.testing.assert_allclose(client.picture, expected_picture(generator, camera, 16), atol=1)
+            np.testing.assert_allclose(
+                client.picture, expected_picture(generator, camera, 16), atol=1
+            )
         assert len(viewer.sessions) == 10
     until(lambda: not viewer.sessions)
 
@@ -601,7 +711,9 @@ def test_clients_that_vanish_do_no_harm(viewer: Viewer, generator: Generator) ->
             gone.vanish()
         stays.look(Camera.orbit(0.7))
         stays.rest()
-        np.testing.assert_allclose(stays.picture, expected_picture(generator, Camera.orbit(0.7), 16), atol=1)
+        np.testing.assert_allclose(
+            stays.picture, expected_picture(generator, Camera.orbit(0.7), 16), atol=1
+        )
         until(lambda: len(viewer.sessions) == 1)
 
 
@@ -611,7 +723,12 @@ def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator)
         shown = client.pictures
         for wxyz in ([0, 0, 0, 0], [math.nan] * 4, [1e308] * 4, [1, 0, 0]):
             client.look_raw(wxyz, [0.0, 0.0, 1.0], 0.2)
-        for position, fov in (([0, 0, 0], 0.2), ([math.inf, 0, 1], 0.2), ([0, 0, 1], math.nan), ([1, 2, 3, 4], 0.2)):
+        for position, fov in (
+            ([0, 0, 0], 0.2),
+            ([math.inf, 0, 1], 0.2),
+            ([0, 0, 1], math.nan),
+            ([1, 2, 3, 4], 0.2),
+        ):
             client.look_raw([0, 1, 0, 0], position, fov)
         for label in client.controls:
             for value in (math.nan, -math.inf, 2**63, -5, "nonsense", None, [1, 2], {}):
@@ -622,7 +739,9 @@ def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator)
         client.send_bytes(b"\xff\x00 nonsense")
     with Client(viewer.url, Camera.orbit(0.2)) as client:
         client.rest()
-        np.testing.assert_allclose(client.picture, expected_picture(generator, Camera.orbit(0.2), 16), atol=1)
+        np.testing.assert_allclose(
+            client.picture, expected_picture(generator, Camera.orbit(0.2), 16), atol=1
+        )
     assert shown > 0
 
 
@@ -638,9 +757,13 @@ def test_nobody_can_open_a_tunnel_to_the_public(viewer: Viewer) -> None:
 def files(client: Client) -> dict[str, bytes]:
     """What has come to be saved, by name."""
     found = {}
-    for start in [message for message in client.messages if message["type"] == "FileTransferStartDownload"]:
+    for start in [
+        message for message in client.messages if message["type"] == "FileTransferStartDownload"
+    ]:
         parts = [message for message in client.messages if message["type"] == "FileTransferPart"]
-        content = [part["content"] for part in parts if part["transfer_uuid"] == start["transfer_uuid"]]
+        content = [
+            part["content"] for part in parts if part["transfer_uuid"] == start["transfer_uuid"]
+        ]
         if len(content) == start["part_count"]:
             found[start["filename"]] = b"".join(content)
     return found
@@ -662,7 +785,9 @@ def assert_shown_is_saved(client: Client, folder: Path) -> None:
     assert_shown(client, generator, Subject.load(subject, generator))
 
 
-def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(viewer: Viewer, generator: Generator, tmp_path: Path) -> None:
+def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(
+    viewer: Viewer, generator: Generator, tmp_path: Path
+) -> None:
     hold = threading.Event()
 
     def busy() -> Steps[None]:  # as with other clients' pictures
@@ -680,14 +805,20 @@ def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(viewer: Viewer,
         client.wait_for(lambda client: "view.png" in files(client))
         (tmp_path / "view.png").write_bytes(files(client)["view.png"])
     expected = expected_picture(generator, Camera.orbit(0.5), 16)
-    np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "view.png")).astype(int), expected.astype(int), atol=1)
+    np.testing.assert_allclose(
+        np.asarray(Image.open(tmp_path / "view.png")).astype(int), expected.astype(int), atol=1
+    )
 
 
 def test_frusta_are_the_cameras(viewer: Viewer, generator: Generator) -> None:
     with Client(viewer.url) as client:
         client.rest()
         client.set("Show", "mesh")
-        client.wait_for(lambda client: all(len(of_cameras(client, kind)) == 5 for kind in ("CameraFrustumMessage", *PLACES)))
+        client.wait_for(
+            lambda client: all(
+                len(of_cameras(client, kind)) == 5 for kind in ("CameraFrustumMessage", *PLACES)
+            )
+        )
         cameras = prior_cameras(generator.config.poses)
         for message, (wxyz, position), fov in zip(
             of_cameras(client, "CameraFrustumMessage").values(),
@@ -695,7 +826,10 @@ def test_frusta_are_the_cameras(viewer: Viewer, generator: Generator) -> None:
             cameras.fov.deg2rad(),
             strict=True,
         ):
-            assert message["props"]["fov"] == pytest.approx(float(fov)) and message["props"]["aspect"] == 1
+            assert (
+                message["props"]["fov"] == pytest.approx(float(fov))
+                and message["props"]["aspect"] == 1
+            )
             # as its client has it: half the height at the far end, for a frustum of that volume
             depth = message["props"]["scale"] / (math.tan(float(fov) / 2) ** 2 / 3) ** (1 / 3)
             assert depth == pytest.approx(0.5 * float(np.linalg.norm(position)))
@@ -710,7 +844,9 @@ PLACES = ("SetPositionMessage", "SetOrientationMessage")
 def of_cameras(client: Client, kind: str) -> dict[str, dict[str, Any]]:
     """The newest message of that kind for each frustum."""
     found = [message for message in client.messages if message["type"] == kind]
-    return {message["name"]: message for message in found if message["name"].startswith("/cameras/")}
+    return {
+        message["name"]: message for message in found if message["name"].startswith("/cameras/")
+    }
 
 
 @pytest.fixture
@@ -743,7 +879,10 @@ def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
 def test_a_file_is_of_the_subject_that_was_shown_though_another_picture_came(
     generator: Generator, other: Generator, tmp_path: Path
 ) -> None:
-    first, second = (Subject(generator.map(generator.sample_latents(1, seed)), Camera.orbit(0.2)) for seed in (9, 10))
+    first, second = (
+        Subject(generator.map(generator.sample_latents(1, seed)), Camera.orbit(0.2))
+        for seed in (9, 10)
+    )
     hold = threading.Event()
 
     def busy() -> Steps[None]:
@@ -760,7 +899,9 @@ def test_a_file_is_of_the_subject_that_was_shown_though_another_picture_came(
         hold.set()
         client.wait_for(lambda client: "subject.safetensors" in files(client))
         (tmp_path / "a.safetensors").write_bytes(files(client)["subject.safetensors"])
-    torch.testing.assert_close(Subject.load(tmp_path / "a.safetensors", generator).styles.shape, first.styles.shape)
+    torch.testing.assert_close(
+        Subject.load(tmp_path / "a.safetensors", generator).styles.shape, first.styles.shape
+    )
 
 
 def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
@@ -770,7 +911,9 @@ def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
 
     def extract_mesh(generator: Generator, styles: Any, resolution: int) -> trimesh.Trimesh:
         meshed.append((float(styles.shape[0, 0]), resolution))
-        if len(meshed) == 3:  # the coarse mesh of another subject: before its fine one the first is chosen again
+        if (
+            len(meshed) == 3
+        ):  # the coarse mesh of another subject: before its fine one the first is chosen again
             client.set("Shape", 0)
             until(lambda: seen.controls.values()["shape_seed"] == 0)
         return trimesh.creation.icosphere(subdivisions=1)
@@ -797,7 +940,9 @@ def test_a_wide_models_own_view_can_be_had_again(generator: Generator) -> None:
         assert math.degrees(viewer.sessions[0].pose.fov) == pytest.approx(75.0)
 
 
-def test_a_blended_subject_is_saved_with_its_model(generator: Generator, other: Generator, tmp_path: Path) -> None:
+def test_a_blended_subject_is_saved_with_its_model(
+    generator: Generator, other: Generator, tmp_path: Path
+) -> None:
     with Viewer(generator, other, port=0) as viewer, Client(viewer.url) as client:
         client.rest()
         before = client.picture.astype(int)
@@ -811,19 +956,31 @@ def upload(client: Client, name: str, grey: int) -> None:
     content = png(Image.new("RGB", (8, 8), (grey, grey, grey)))
     button = {"source_component_uuid": client.controls["Open a picture"], "transfer_uuid": name}
     client.send(
-        "FileTransferStartUpload", filename=name, mime_type="image/png", part_count=1, size_bytes=len(content), **button
+        "FileTransferStartUpload",
+        filename=name,
+        mime_type="image/png",
+        part_count=1,
+        size_bytes=len(content),
+        **button,
     )
     client.send("FileTransferPart", part_index=0, content=content, **button)
 
 
 def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
-    viewer: Viewer, generator: Generator, other: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    viewer: Viewer,
+    generator: Generator,
+    other: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     subject = Subject(generator.map(generator.sample_latents(1, 77)), Camera.orbit(0.4))
     begun, finished = [], []
 
     def invert(
-        generator: Generator, image: torch.Tensor, discriminator: None, progress: Callable[[float, str], None]
+        generator: Generator,
+        image: torch.Tensor,
+        discriminator: None,
+        progress: Callable[[float, str], None],
     ) -> Inversion:
         is_first, end = bool(image.mean() < 0), time.monotonic() + 10
         begun.append(is_first)
@@ -838,7 +995,9 @@ def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
         client.rest()
         upload(client, "dark.png", 50)
         until(lambda: begun == [True])
-        until(lambda: any(message["type"] == "NotificationShowMessage" for message in client.messages))
+        until(
+            lambda: any(message["type"] == "NotificationShowMessage" for message in client.messages)
+        )
         upload(client, "bright.png", 200)
         client.rest()
         assert (begun, finished) == ([True, False], [False])
@@ -876,8 +1035,12 @@ def test_addresses_that_cannot_be_had(generator: Generator) -> None:
             Viewer(generator, host=host, port=port)
 
 
-def test_a_port_that_viser_passes_over_is_taken(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_check_address", lambda host, port: None)  # as if it were taken just afterwards
+def test_a_port_that_viser_passes_over_is_taken(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        server, "_check_address", lambda host, port: None
+    )  # as if it were taken just afterwards
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -911,10 +1074,16 @@ def test_the_verb_listens_on_this_machine_until_interrupted(
         cli.main(["view", model, "--port", "0", "--blend", model])
     assert caught.value.code == 130
     assert b"200 OK" in pages[0]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"viewer {Path(model).stem}")]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith(f"viewer {Path(model).stem}")
+    ]
 
 
-def test_without_viser(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_viser(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "viser", None)
     for name in [name for name in sys.modules if name.startswith("cips3d.viewer")]:
         monkeypatch.delitem(sys.modules, name)
@@ -953,7 +1122,9 @@ def shot(page: Any) -> np.ndarray:
     """What is seen to the left of the panel and below the notifications, when it no longer changes."""
     last = None
     for _ in range(40):
-        image = Image.open(io.BytesIO(page.screenshot(clip={"x": 0, "y": 140, "width": 260, "height": 260})))
+        image = Image.open(
+            io.BytesIO(page.screenshot(clip={"x": 0, "y": 140, "width": 260, "height": 260}))
+        )
         pixels = np.asarray(image.convert("RGB")).astype(int)
         if last is not None and np.array_equal(last, pixels):
             return pixels
@@ -977,7 +1148,9 @@ def downloaded(page: Any, button: str) -> Path:
     return download.value.path()
 
 
-def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_in_a_browser(
+    browser: Any, viewer: Viewer, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ball = trimesh.creation.icosphere(radius=0.1)
     monkeypatch.setattr(session, "extract_mesh", lambda generator, styles, resolution: ball)
     with a_page(browser, viewer) as page:
@@ -990,7 +1163,9 @@ def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generato
         turned = shot(page)
         assert differs(front, turned)
         yaw = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
-        assert -2 < yaw < -0.1  # what is seen follows the mouse to the right, so the camera goes to the left
+        assert (
+            -2 < yaw < -0.1
+        )  # what is seen follows the mouse to the right, so the camera goes to the left
         page.get_by_role("slider").first.focus()
         for _ in range(16):
             page.keyboard.press("ArrowRight")
@@ -1018,12 +1193,19 @@ def test_the_page_in_a_browser(browser: Any, viewer: Viewer, generator: Generato
 
 
 def test_a_users_picture_in_a_browser(
-    browser: Any, viewer: Viewer, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any,
+    viewer: Viewer,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[torch.Tensor] = []
 
     def invert(
-        generator: Generator, image: torch.Tensor, discriminator: None, progress: Callable[[float, str], None]
+        generator: Generator,
+        image: torch.Tensor,
+        discriminator: None,
+        progress: Callable[[float, str], None],
     ) -> Inversion:
         asked.append(image)
         progress(0.5, "w")

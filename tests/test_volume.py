@@ -16,7 +16,7 @@ from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import RayDraws, RayOutput, Sampling, Styles
+from cips3d.models.types import RayDraws, RayOutput, Sampling, Styles
 from cips3d.models.volume import (
     ENDLESS,
     compositing_weights,
@@ -38,7 +38,9 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
 
 
 def bounds(rays: int) -> tuple[Tensor, Tensor]:
-    return torch.full((rays, 1), NEAR, dtype=torch.float64), torch.full((rays, 1), FAR, dtype=torch.float64)
+    return torch.full((rays, 1), NEAR, dtype=torch.float64), torch.full(
+        (rays, 1), FAR, dtype=torch.float64
+    )
 
 
 # ---------------------------------------------------------------- depths
@@ -64,7 +66,9 @@ def test_invert_cdf_gives_each_bin_its_share(seed, bins):
     samples = invert_cdf(edges, weights, u)
     assert (torch.diff(samples) >= 0).all()
     assert samples.min() >= edges.min() and samples.max() <= edges.max()
-    inside = (samples[..., None] >= edges[..., None, :-1]) & (samples[..., None] < edges[..., None, 1:])
+    inside = (samples[..., None] >= edges[..., None, :-1]) & (
+        samples[..., None] < edges[..., None, 1:]
+    )
     share = (weights + 1e-5) / (weights + 1e-5).sum()
     assert ((inside.sum(dim=1) / count) - share).abs().max() < 2 / count
 
@@ -79,7 +83,9 @@ def test_importance_samples_concentrate_at_a_thin_surface():
     count, surface = 24, 1.013
     t = stratified_depths(*bounds(200), count, draws(200, count))
     spacing = LENGTH / (count - 1)
-    weights = compositing_weights(t, torch.where((t - surface).abs() < 1.5 * spacing, 400.0, EMPTY), FAR)
+    weights = compositing_weights(
+        t, torch.where((t - surface).abs() < 1.5 * spacing, 400.0, EMPTY), FAR
+    )
     fine = importance_depths(t, weights, (draws(200, 16, seed=1) + torch.arange(16)) / 16)
     near_surface = (fine - surface).abs() < 3 * spacing
     assert near_surface.double().mean() > 0.995  # 3 spacings are a quarter of the ray
@@ -94,7 +100,12 @@ def test_importance_depths_carry_no_gradient():
 
 # ---------------------------------------------------------------- compositing weights
 @fast
-@given(seed, st.sampled_from([torch.float32, torch.float64]), st.floats(-2, 7), st.sampled_from([FAR, ENDLESS]))
+@given(
+    seed,
+    st.sampled_from([torch.float32, torch.float64]),
+    st.floats(-2, 7),
+    st.sampled_from([FAR, ENDLESS]),
+)
 def test_weights_share_at_most_one(seed, dtype, magnitude, end):
     t = stratified_depths(*bounds(50), 12, draws(50, 12, seed=seed)).to(dtype)
     sigma = (10**magnitude * (draws(50, 12, seed=seed + 1) - 0.3)).to(dtype)
@@ -162,14 +173,22 @@ def test_homogeneous_slabs(sigma, jittered):
 
     opacity_errors, depth_errors = [], []
     for count in (16, 64, 256):
-        t = stratified_depths(*bounds(rays), count, draws(rays, count, seed=2) if jittered else None)
-        weights = compositing_weights(t, torch.where((t >= start) & (t < end), sigma, EMPTY), bounds(rays)[1])
+        t = stratified_depths(
+            *bounds(rays), count, draws(rays, count, seed=2) if jittered else None
+        )
+        weights = compositing_weights(
+            t, torch.where((t >= start) & (t < end), sigma, EMPTY), bounds(rays)[1]
+        )
         opacity = weights.sum(dim=-1)
         error = (opacity - (1 - through)[:, 0]).abs()
-        longest = LENGTH / (count - 1) * (2 if jittered else 1)  # interval; an edge may lie anywhere in one
+        longest = (
+            LENGTH / (count - 1) * (2 if jittered else 1)
+        )  # interval; an edge may lie anywhere in one
         assert error.max() < sigma * longest
         opacity_errors.append(error.mean().item())
-        depth_errors.append(((weights * t).sum(dim=-1) + (1 - opacity) * FAR - depth).abs().mean().item())
+        depth_errors.append(
+            ((weights * t).sum(dim=-1) + (1 - opacity) * FAR - depth).abs().mean().item()
+        )
     assert falls_at_first_order(opacity_errors), opacity_errors
     assert falls_at_first_order(depth_errors), depth_errors
 
@@ -177,7 +196,9 @@ def test_homogeneous_slabs(sigma, jittered):
 class Scene(nn.Module):
     """A radiance field with given raw density and features at world points."""
 
-    def __init__(self, density: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, density: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.density, self.feature = density, feature
 
@@ -186,14 +207,18 @@ class Scene(nn.Module):
     def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
         return self.density(rays.at(t))
 
-    def forward(self, points: Tensor, directions: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, points: Tensor, directions: Tensor | None, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return self.density(points), self.feature(points)
 
     def project(self, hidden: Tensor, opacity: Tensor) -> Tensor:
         return hidden
 
 
-def scene(density: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor], background: str) -> Generator:
+def scene(
+    density: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor], background: str
+) -> Generator:
     """A generator in float64 that renders the field."""
     torch.manual_seed(0)
     config = GeneratorConfig(
@@ -219,7 +244,9 @@ def constant(sigma: float) -> Callable[[Tensor], Tensor]:
 
 
 def view(yaw: float = 0.5, pitch: float = 0.3, resolution: int = 24) -> Rays:
-    return Camera.orbit(torch.tensor([yaw], dtype=torch.float64), pitch).rays(resolution, resolution)
+    return Camera.orbit(torch.tensor([yaw], dtype=torch.float64), pitch).rays(
+        resolution, resolution
+    )
 
 
 def rendered(
@@ -235,7 +262,9 @@ def rendered(
 @pytest.mark.parametrize("count", [2, 3, 16])
 def test_a_filled_volume_has_its_exact_opacity(count):
     out = rendered(constant(7.0), view(), Sampling(count, 0))
-    assert torch.allclose(out.opacity, torch.tensor(1 - math.exp(-7 * LENGTH), dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(
+        out.opacity, torch.tensor(1 - math.exp(-7 * LENGTH), dtype=torch.float64), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("fine_share", [0, 1])
@@ -245,7 +274,9 @@ def test_a_ball(fine_share):
     half = (radius**2 - (rays.origins.square().sum(dim=-1) - middle**2)).clamp(min=0).sqrt()
     through = torch.exp(-2 * sigma * half)
     enter, leave = middle - half, middle + half
-    depth = torch.where(half > 0, enter + 1 / sigma - through * (leave + 1 / sigma) + through * FAR, FAR)
+    depth = torch.where(
+        half > 0, enter + 1 / sigma - through * (leave + 1 / sigma) + through * FAR, FAR
+    )
     assert 0.3 < (half > 0).double().mean() < 0.7
 
     def ball(points: Tensor) -> Tensor:
@@ -271,7 +302,9 @@ def plane_depth(rays: Rays, normal: Tensor) -> Tensor:
 
 def test_an_opaque_plane():
     rays = view(0.2, 0.1)
-    normal = torch.nn.functional.normalize(torch.tensor([0.3, 0.2, 1.0], dtype=torch.float64), dim=0)
+    normal = torch.nn.functional.normalize(
+        torch.tensor([0.3, 0.2, 1.0], dtype=torch.float64), dim=0
+    )
     depth = plane_depth(rays, normal)
     assert depth.min() > NEAR and depth.max() < FAR
 
@@ -327,16 +360,28 @@ def test_a_half_transparent_wall_mixes_with_the_background(background):
     passed = (1 - alone.opacity)[..., None]
     assert passed.min() < 0.5 and ((passed > 0.3) & (passed < 0.9)).any()
     deepest = (rays.origins + FAR * rays.directions)[..., :2]
-    behind = {"endless": 0 * deepest, "last": deepest, "white": torch.ones_like(deepest), "plain": plain_feature()}[background]
+    behind = {
+        "endless": 0 * deepest,
+        "last": deepest,
+        "white": torch.ones_like(deepest),
+        "plain": plain_feature(),
+    }[background]
     assert torch.allclose(out.feature, alone.feature + passed * behind, atol=1e-10)
     assert torch.allclose(out.depth, alone.depth, atol=1e-10)
 
 
 def test_faint_density_is_opaque_only_before_an_endless_background():
-    out = {name: rendered(constant(0.01), view(), Sampling(8, 8), name) for name in ("endless", "plain")}
+    out = {
+        name: rendered(constant(0.01), view(), Sampling(8, 8), name)
+        for name in ("endless", "plain")
+    }
     assert torch.allclose(out["endless"].opacity, torch.tensor(1.0, dtype=torch.float64))
     assert (out["endless"].last_weight > 0.99).all()
-    assert torch.allclose(out["plain"].opacity, torch.tensor(1 - math.exp(-0.01 * LENGTH), dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(
+        out["plain"].opacity,
+        torch.tensor(1 - math.exp(-0.01 * LENGTH), dtype=torch.float64),
+        atol=1e-8,
+    )
     assert (out["plain"].last_weight < 0.001).all()
 
 
@@ -345,7 +390,13 @@ def test_density_noise_adds_to_the_raw_density_in_order_of_depth():
     base = {"jitter": torch.full((1, 9, 6), 0.5, dtype=torch.float64), "importance": draws(1, 9, 5)}
     ramp = torch.linspace(0, 10, 11, dtype=torch.float64).expand(1, 9, -1)
     noisy = rendered(constant(-1.0), rays, sampling, draws=RayDraws(**base, noise=ramp))
-    t = torch.cat([torch.linspace(NEAR, FAR, 6, dtype=torch.float64).expand(1, 9, -1), fine_depths(base["importance"])], dim=-1)
+    t = torch.cat(
+        [
+            torch.linspace(NEAR, FAR, 6, dtype=torch.float64).expand(1, 9, -1),
+            fine_depths(base["importance"]),
+        ],
+        dim=-1,
+    )
     weights = compositing_weights(t.sort(dim=-1).values, ramp - 1, FAR)
     assert torch.allclose(noisy.opacity, weights.sum(dim=-1))
     quiet = rendered(constant(-1.0), rays, sampling, draws=RayDraws(**base))

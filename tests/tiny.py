@@ -13,7 +13,7 @@ from PIL import Image
 
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.training.recipe import Stage, TrainConfig
 
 GENERATOR = GeneratorConfig(
     shape_dim=8, appearance_dim=8, shape_style_dim=8, appearance_style_dim=8,
@@ -28,7 +28,9 @@ def pictures(folder: Path, count: int = 6, size: int = 8) -> str:
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(count):
-        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
     return str(folder)
 
 
@@ -54,7 +56,9 @@ def config(data: str = "heads", **changes: Any) -> TrainConfig:
         aux_discriminator=DiscriminatorConfig({4: 8, 8: 8}, downsample_first=True),
         stages=(
             Stage(4, kimg=0.016, batch=4, generator_lr=1e-3, discriminator_lr=2e-3),
-            Stage(8, kimg=0.032, batch=4, generator_lr=5e-4, discriminator_lr=1e-3, fade_kimg=0.016),
+            Stage(
+                8, kimg=0.032, batch=4, generator_lr=5e-4, discriminator_lr=1e-3, fade_kimg=0.016
+            ),
         ),
         r1_every=3,
         density_noise_kimg=0.032,

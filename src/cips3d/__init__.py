@@ -9,13 +9,13 @@ from cips3d.errors import UserError
 from cips3d.export.video import save_video
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
+from cips3d.models.types import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.pretrained import load, save
 
 if TYPE_CHECKING:
-    from cips3d.editing.blend import interpolate, mix_styles, swap_layers
-    from cips3d.editing.invert import Inversion, invert
-    from cips3d.export.mesh import extract_mesh, save_mesh
+    from cips3d.editing.blending import interpolate, mix_styles, swap_layers
+    from cips3d.editing.inversion import Inversion, invert
+    from cips3d.export.meshes import extract_mesh, save_mesh
 
 __all__ = [
     "Camera",
@@ -44,13 +44,13 @@ __all__ = [
 
 #: Where the names are that are imported when they are used: their libraries take a second, which else nothing waits for.
 _LATER = {
-    "Inversion": "cips3d.editing.invert",
-    "extract_mesh": "cips3d.export.mesh",
-    "interpolate": "cips3d.editing.blend",
-    "invert": "cips3d.editing.invert",
-    "mix_styles": "cips3d.editing.blend",
-    "save_mesh": "cips3d.export.mesh",
-    "swap_layers": "cips3d.editing.blend",
+    "Inversion": "cips3d.editing.inversion",
+    "extract_mesh": "cips3d.export.meshes",
+    "interpolate": "cips3d.editing.blending",
+    "invert": "cips3d.editing.inversion",
+    "mix_styles": "cips3d.editing.blending",
+    "save_mesh": "cips3d.export.meshes",
+    "swap_layers": "cips3d.editing.blending",
 }
 
 

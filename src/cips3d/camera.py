@@ -66,10 +66,16 @@ class Camera:
     fov: Float[Tensor, " batch"]
 
     def __post_init__(self) -> None:
-        if self.cam_to_world.device.type != "cpu":  # a look at the values would wait for the device; meta has none
+        if (
+            self.cam_to_world.device.type != "cpu"
+        ):  # a look at the values would wait for the device; meta has none
             return
-        if not bool(torch.isfinite(self.cam_to_world).all()) or not bool(torch.isfinite(self.fov).all()):
-            raise UserError("camera: a position, angle or field of view is NaN or infinite; give finite numbers")
+        if not bool(torch.isfinite(self.cam_to_world).all()) or not bool(
+            torch.isfinite(self.fov).all()
+        ):
+            raise UserError(
+                "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
+            )
         if not bool(((self.fov > 0) & (self.fov < 180)).all()):
             raise UserError("camera: the field of view must lie strictly between 0 and 180 degrees")
 
@@ -89,7 +95,9 @@ class Camera:
     @staticmethod
     def cat(cameras: list[Camera]) -> Camera:
         """All cameras of the list in one batch."""
-        return Camera(torch.cat([c.cam_to_world for c in cameras]), torch.cat([c.fov for c in cameras]))
+        return Camera(
+            torch.cat([c.cam_to_world for c in cameras]), torch.cat([c.fov for c in cameras])
+        )
 
     # ---------------------------------------------------------------- making cameras
     @staticmethod
@@ -105,8 +113,14 @@ class Camera:
             UserError: if a camera stands on its target, or looks along `up`.
         """
         if not bool(torch.isfinite(position).all()):
-            raise UserError("camera: a position, angle or field of view is NaN or infinite; give finite numbers")
-        target = torch.zeros_like(position) if target is None else target.to(position).expand_as(position)
+            raise UserError(
+                "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
+            )
+        target = (
+            torch.zeros_like(position)
+            if target is None
+            else target.to(position).expand_as(position)
+        )
         up = position.new_tensor([0.0, 1.0, 0.0]) if up is None else up.to(position)
         backward = position - target
         if bool((backward.norm(dim=-1) < 1e-8).any()):
@@ -114,11 +128,18 @@ class Camera:
         backward = torch.nn.functional.normalize(backward, dim=-1)
         right = torch.linalg.cross(up.expand_as(backward), backward)
         if bool((right.norm(dim=-1) < 1e-6).any()):
-            raise UserError("camera: it looks straight along its up vector; keep |pitch| below 90 degrees or give another up")
+            raise UserError(
+                "camera: it looks straight along its up vector; keep |pitch| below 90 degrees or give another up"
+            )
         right = torch.nn.functional.normalize(right, dim=-1)
         true_up = torch.linalg.cross(backward, right)
         pose = torch.zeros(position.shape[0], 4, 4, dtype=position.dtype, device=position.device)
-        pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2], pose[:, :3, 3] = right, true_up, backward, position
+        pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2], pose[:, :3, 3] = (
+            right,
+            true_up,
+            backward,
+            position,
+        )
         pose[:, 3, 3] = 1.0
         return Camera(pose, _as_batch(fov, position))
 
@@ -139,7 +160,10 @@ class Camera:
         """
         tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
         like = tensors[0] if tensors else torch.empty(0)
-        parts = [torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device)) for x in (yaw, pitch, radius, fov)]
+        parts = [
+            torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device))
+            for x in (yaw, pitch, radius, fov)
+        ]
         yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
         position = radius_t[:, None] * torch.stack(
             [yaw_t.sin() * pitch_t.cos(), pitch_t.sin(), yaw_t.cos() * pitch_t.cos()], dim=-1
@@ -164,7 +188,9 @@ class Camera:
         x, y, z = self.position.unbind(-1)
         return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
-    def rays(self, height: int, width: int, corner_aligned: bool = False, window: Window = WHOLE) -> Rays:
+    def rays(
+        self, height: int, width: int, corner_aligned: bool = False, window: Window = WHOLE
+    ) -> Rays:
         """One ray per pixel, row by row from the top left.
 
         Args:
@@ -181,7 +207,9 @@ class Camera:
             UserError: if a size is below 1 or no pixel lies in the window.
         """
         if height < 1 or width < 1:
-            raise UserError(f"resolution: {height}x{width} has no pixels; both sides must be at least 1")
+            raise UserError(
+                f"resolution: {height}x{width} has no pixels; both sides must be at least 1"
+            )
         like = {"dtype": self.cam_to_world.dtype, "device": self.cam_to_world.device}
         if corner_aligned:
             y = torch.linspace(1, -1, height, **like)
@@ -191,7 +219,9 @@ class Camera:
             y = -(torch.arange(height, **like) * 2 + 1 - height) / height
         y, x = y[window[0]], x[window[1]]
         if y.numel() == 0 or x.numel() == 0:
-            raise UserError(f"window: no pixel of {height}x{width} lies in it; give rows and columns of the picture")
+            raise UserError(
+                f"window: no pixel of {height}x{width} lies in it; give rows and columns of the picture"
+            )
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         depth = -1.0 / torch.tan(torch.deg2rad(self.fov) / 2)
         plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)
@@ -223,7 +253,9 @@ class Camera:
         focal = 1 / torch.tan(torch.deg2rad(self.fov) / 2)
         forward = -local[..., 2]
         signs = local.new_tensor([1.0, -1.0])
-        return local[..., :2] * signs * (focal[:, None] / forward)[..., None], offset.norm(dim=-1) * forward.sign()
+        return local[..., :2] * signs * (focal[:, None] / forward)[..., None], offset.norm(
+            dim=-1
+        ) * forward.sign()
 
     # ---------------------------------------------------------------- conversions
     def to_opencv(self) -> Float[Tensor, "batch 4 4"]:
@@ -233,12 +265,18 @@ class Camera:
     @staticmethod
     def from_opencv(cam_to_world: Float[Tensor, "batch 4 4"], fov: Numbers = 12.0) -> Camera:
         """Cameras from OpenCV camera-to-world transforms; exact inverse of `to_opencv`."""
-        return Camera(cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world))
+        return Camera(
+            cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world)
+        )
 
     def to_label(self) -> Float[Tensor, "batch 25"]:
         """The 25 numbers that tri-plane GANs use: 16 OpenCV camera-to-world entries, 9 intrinsics of a unit square."""
         focal = 0.5 / torch.tan(torch.deg2rad(self.fov) / 2)
-        zero, one, half = torch.zeros_like(focal), torch.ones_like(focal), torch.full_like(focal, 0.5)
+        zero, one, half = (
+            torch.zeros_like(focal),
+            torch.ones_like(focal),
+            torch.full_like(focal, 0.5),
+        )
         intrinsics = torch.stack([focal, zero, half, zero, focal, half, zero, zero, one], dim=-1)
         return torch.cat([self.to_opencv().flatten(1), intrinsics], dim=-1)
 
@@ -250,9 +288,13 @@ class Camera:
             UserError: if a label's principal point is not the centre, its focal lengths differ, or its pose is not rigid.
         """
         if not bool(is_rigid(label).all()):
-            raise UserError("camera label: its first 16 numbers are no rotation and position; give a camera-to-world transform")
+            raise UserError(
+                "camera label: its first 16 numbers are no rotation and position; give a camera-to-world transform"
+            )
         if not bool(is_centred(label).all()):
-            raise UserError("camera label: only centred pinhole intrinsics with equal focal lengths are supported")
+            raise UserError(
+                "camera label: only centred pinhole intrinsics with equal focal lengths are supported"
+            )
         fov = torch.rad2deg(2 * torch.atan(0.5 / label[:, 20]))
         return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
 
@@ -269,12 +311,20 @@ def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
 
 def is_rigid(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
     """Whether each label's pose is a rotation and a position."""
-    pose = label[:, :16].reshape(-1, 4, 4).cpu()  # determinants of small matrices are no work for an accelerator
+    pose = (
+        label[:, :16].reshape(-1, 4, 4).cpu()
+    )  # determinants of small matrices are no work for an accelerator
     rotation = pose[:, :3, :3]
-    products = (rotation[:, :, None] * rotation[:, None]).sum(dim=-1)  # no matrix product, which autocast would make in 16 bits
-    turned = torch.isclose(products, torch.eye(3, dtype=pose.dtype), atol=1e-3).flatten(1).all(dim=1)
+    products = (rotation[:, :, None] * rotation[:, None]).sum(
+        dim=-1
+    )  # no matrix product, which autocast would make in 16 bits
+    turned = (
+        torch.isclose(products, torch.eye(3, dtype=pose.dtype), atol=1e-3).flatten(1).all(dim=1)
+    )
     homogeneous = torch.isclose(pose[:, 3], pose.new_tensor([0.0, 0.0, 0.0, 1.0])).all(dim=1)
-    return (turned & homogeneous & (torch.det(rotation) > 0) & pose.isfinite().flatten(1).all(dim=1)).to(label.device)
+    return (
+        turned & homogeneous & (torch.det(rotation) > 0) & pose.isfinite().flatten(1).all(dim=1)
+    ).to(label.device)
 
 
 def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:
@@ -313,11 +363,16 @@ class PoseDistribution(Configuration):
         check_range(self, "camera prior", "radius", above=0)
         check_range(self, "camera prior", "fov", above=0, below=180)
 
-    def angles(self, draws: Float[Tensor, "batch 2"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def angles(
+        self, draws: Float[Tensor, "batch 2"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""
         first, second = draws.unbind(-1)
         if self.kind == "gaussian":
-            yaw, pitch = self.yaw_mean + self.yaw_std * first, self.pitch_mean + self.pitch_std * second
+            yaw, pitch = (
+                self.yaw_mean + self.yaw_std * first,
+                self.pitch_mean + self.pitch_std * second,
+            )
         else:
             yaw = self.yaw_mean + self.yaw_std * (2 * first - 1)
             if self.kind == "uniform":
@@ -329,9 +384,13 @@ class PoseDistribution(Configuration):
         limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
         return yaw, pitch.clamp(-limit, limit)
 
-    def draw(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "batch 2"]:
+    def draw(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch 2"]:
         """Standard draws of this kind, for `angles` and `camera`, on the CPU."""
-        return (torch.randn if self.kind == "gaussian" else torch.rand)(count, 2, generator=generator)
+        return (torch.randn if self.kind == "gaussian" else torch.rand)(
+            count, 2, generator=generator
+        )
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """`count` random cameras on the CPU, float32."""
@@ -347,4 +406,6 @@ class PoseDistribution(Configuration):
 
 
 def _as_batch(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape[0]).clone()
+    return (
+        torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape[0]).clone()
+    )

@@ -44,8 +44,14 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        remedy = '; a list is JSON, such as ["a", "b"]' if first["type"] in ("tuple_type", "list_type") else ""
-        raise UserError(f"{source}: {where}: {first['msg']} (got {first['input']!r:.80}){remedy}") from None
+        remedy = (
+            '; a list is JSON, such as ["a", "b"]'
+            if first["type"] in ("tuple_type", "list_type")
+            else ""
+        )
+        raise UserError(
+            f"{source}: {where}: {first['msg']} (got {first['input']!r:.80}){remedy}"
+        ) from None
 
 
 def _refuse_long_numbers(values: Any) -> None:
@@ -56,7 +62,9 @@ def _refuse_long_numbers(values: Any) -> None:
         raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
     if isinstance(values, float) and 1e100 < abs(values) < math.inf:
         raise UserError(f"{values:g} is too large; give a number below 1e100")
-    for entry in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+    for entry in (
+        values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    ):
         _refuse_long_numbers(entry)
 
 
@@ -110,17 +118,27 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
             raise UserError(f"{source}: there is no {name}, but {nearby}; give that")
         places: list[Any] = [values]
         for parent in parents:
-            places = [inner for place in places for inner in _entries(place, parent, f"{source}: {path}")]
+            places = [
+                inner for place in places for inner in _entries(place, parent, f"{source}: {path}")
+            ]
         for place in places:
             if isinstance(place, list):
-                raise UserError(f"{source}: {path} names a whole entry of a list; name one of its fields")
+                raise UserError(
+                    f"{source}: {path} names a whole entry of a list; name one of its fields"
+                )
             place[name] = value
     return from_dict(type(config), values, source)
 
 
 def _path_to(name: str, place: Any) -> str | None:
     """Where a field of that name is farther down, all entries of a list alike."""
-    inner = place.items() if isinstance(place, dict) else [("*", entry) for entry in place] if isinstance(place, list) else ()
+    inner = (
+        place.items()
+        if isinstance(place, dict)
+        else [("*", entry) for entry in place]
+        if isinstance(place, list)
+        else ()
+    )
     for key, entry in inner:
         if isinstance(entry, dict) and name in entry:
             return f"{key}.{name}"
@@ -138,7 +156,9 @@ def _entries(place: Any, name: str, source: str) -> list[Any]:
     elif isinstance(place, list) and name.isdecimal() and int(name) < len(place):
         found = [place[int(name)]]
     else:
-        raise UserError(f"{source}: there is no {name}; see the configuration in a run's config.json for the names")
+        raise UserError(
+            f"{source}: there is no {name}; see the configuration in a run's config.json for the names"
+        )
     if not all(isinstance(entry, (dict, list)) for entry in found):
         raise UserError(f"{source}: {name} holds no further fields")
     return found

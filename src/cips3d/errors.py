@@ -24,7 +24,9 @@ def machine_fault(error: Exception) -> str | None:
     if str(error).startswith("DataLoader worker"):
         return _DATA_WORKER
     words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
-    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error) for word in words
+    )
     return _NOT_ENOUGH_MEMORY if short else None
 
 

@@ -44,21 +44,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.parent / f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_file():  # a replacement would destroy a device such as /dev/null
+        if (
+            target.exists() and not target.is_file()
+        ):  # a replacement would destroy a device such as /dev/null
             raise OSError("it exists and is no ordinary file")
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some writers make a file of their own that only its owner can read
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # else a power cut after the replacement could leave an empty file
+            os.fsync(
+                file.fileno()
+            )  # else a power cut after the replacement could leave an empty file
         os.replace(temporary, target)
     except UserError as error:  # of what writes the temporary file in this way itself
         if str(temporary) not in str(error):
             raise
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
-        raise UserError(f"cannot write {path}: {first_line(error)}; give a path that can be written and has room") from error
+        raise UserError(
+            f"cannot write {path}: {first_line(error)}; give a path that can be written and has room"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

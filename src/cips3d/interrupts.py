@@ -36,7 +36,9 @@ def first_interrupt_noted() -> Iterator[list[int]]:
         yield received
         return
     unhandled = (signal.default_int_handler, signal.SIG_DFL)
-    usual = {number: handler for number in ENDING if (handler := signal.getsignal(number)) in unhandled}
+    usual = {
+        number: handler for number in ENDING if (handler := signal.getsignal(number)) in unhandled
+    }
     for number in usual:
         signal.signal(number, note)
     try:

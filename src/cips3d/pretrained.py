@@ -43,7 +43,9 @@ def save(generator: Generator, path: str | Path) -> None:
     write_tensors(path, generator.state_dict(), "cips3d", to_dict(generator.config))
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], key: str, entry: dict[str, Any]) -> None:
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], key: str, entry: dict[str, Any]
+) -> None:
     """Writes a safetensors file, whole or not at all, with `entry` as JSON under `key` in its header.
 
     There is one key only, because several come in random order, and equal models shall be equal files.
@@ -87,7 +89,9 @@ def _is_bundled(name: str | Path) -> bool:
 
 
 def _path(name: str | Path) -> Path:
-    return Path(__file__).parent / "bundled" / BUNDLED[str(name)] if _is_bundled(name) else Path(name)
+    return (
+        Path(__file__).parent / "bundled" / BUNDLED[str(name)] if _is_bundled(name) else Path(name)
+    )
 
 
 def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) -> None:
@@ -101,7 +105,12 @@ def save_discriminators(discriminators: torch.nn.ModuleDict, model: str | Path) 
         UserError: if the file cannot be written.
     """
     entries = {name: to_dict(part.config) for name, part in discriminators.items()}
-    write_tensors(discriminators_file(Path(model)), discriminators.state_dict(), "cips3d-discriminators", entries)
+    write_tensors(
+        discriminators_file(Path(model)),
+        discriminators.state_dict(),
+        "cips3d-discriminators",
+        entries,
+    )
 
 
 def copy_discriminators(name: str | Path, model: str | Path) -> None:
@@ -134,11 +143,19 @@ def load_discriminators(name: str | Path) -> torch.nn.ModuleDict | None:
     path = _discriminators_of(name)
     if path is None:
         return None
-    entries, weights = read_tensors(path, "cips3d-discriminators", "the discriminators of a cips3d model")
+    entries, weights = read_tensors(
+        path, "cips3d-discriminators", "the discriminators of a cips3d model"
+    )
     if not isinstance(entries, dict):
-        raise UserError(f"{path}: its header holds no configurations of discriminators; copy or download it again")
-    configs = {key: from_dict(DiscriminatorConfig, entry, str(path)) for key, entry in entries.items()}
-    discriminators = torch.nn.ModuleDict({key: ProgressiveDiscriminator(config) for key, config in configs.items()})
+        raise UserError(
+            f"{path}: its header holds no configurations of discriminators; copy or download it again"
+        )
+    configs = {
+        key: from_dict(DiscriminatorConfig, entry, str(path)) for key, entry in entries.items()
+    }
+    discriminators = torch.nn.ModuleDict(
+        {key: ProgressiveDiscriminator(config) for key, config in configs.items()}
+    )
     load_weights(discriminators, weights, str(path))
     return discriminators.eval().requires_grad_(False)
 
@@ -182,7 +199,10 @@ def discriminators_file(model: Path) -> Path:
 
 
 def read_tensors(
-    path: Path, key: str | None, what: str, remedy: str = "it may be truncated: copy or download it again"
+    path: Path,
+    key: str | None,
+    what: str,
+    remedy: str = "it may be truncated: copy or download it again",
 ) -> tuple[Any, dict[str, Tensor]]:
     """The JSON under `key` in the header of a safetensors file, and the tensors.
 
@@ -198,7 +218,9 @@ def read_tensors(
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if key is not None and key not in metadata:
-                raise UserError(f"{path} is a safetensors file but not {what}; its header has no entry {key}")
+                raise UserError(
+                    f"{path} is a safetensors file but not {what}; its header has no entry {key}"
+                )
             entry = None if key is None else json.loads(metadata[key])
             return entry, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, ValueError) as error:
@@ -213,7 +235,9 @@ def check_replaces_nothing(path: Path, *inputs: str | Path | None) -> None:
     if path.resolve() in given:
         raise UserError(f"{path}: is what is read, which would be replaced; give another name")
     if path.name == MODEL_FILE and (path.parent / CONFIG_NAME).exists():
-        raise UserError(f"{path}: is the model of a run or of a model folder, which would be replaced; give another place")
+        raise UserError(
+            f"{path}: is the model of a run or of a model folder, which would be replaced; give another place"
+        )
 
 
 def _load_file(path: Path) -> Generator:
@@ -227,14 +251,23 @@ def _load_hub_form(name: str, is_folder: bool) -> Generator:
         raise UserError(f"model {name}: is not a model folder (it has no {CONFIG_NAME})")
     try:
         config, path = (
-            Path(name) / file if is_folder else Path(hf_hub_download(name, file)) for file in (CONFIG_NAME, MODEL_FILE)
+            Path(name) / file if is_folder else Path(hf_hub_download(name, file))
+            for file in (CONFIG_NAME, MODEL_FILE)
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = first_line(error)
-        raise UserError(f"model {name}: is neither a file, a folder nor a model on the Hugging Face hub ({reason})") from None
+        raise UserError(
+            f"model {name}: is neither a file, a folder nor a model on the Hugging Face hub ({reason})"
+        ) from None
     if is_folder and _is_of_run(config):
-        raise UserError(f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}")
-    return _built(read_json(GeneratorConfig, config), read_tensors(path, None, "the weights of a cips3d model")[1], path)
+        raise UserError(
+            f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}"
+        )
+    return _built(
+        read_json(GeneratorConfig, config),
+        read_tensors(path, None, "the weights of a cips3d model")[1],
+        path,
+    )
 
 
 def _is_of_run(config: Path) -> bool:
@@ -267,7 +300,9 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: st
     missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or surplus:
         name, fault = (missing[0], "is missing") if missing else (surplus[0], "has no place")
-        raise UserError(f"{source}: weights of another configuration: {name} {fault}; use the configuration it was made with")
+        raise UserError(
+            f"{source}: weights of another configuration: {name} {fault}; use the configuration it was made with"
+        )
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:
             raise UserError(
@@ -288,7 +323,9 @@ def read_pickle(path: str | Path, remedy: str) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {first_line(error)}; {remedy}") from None
     except Exception as error:  # on other files the reader of pickles fails in any way
-        raise UserError(f"{path} is not a checkpoint of plain tensors ({first_line(error)}); {remedy}") from None
+        raise UserError(
+            f"{path} is not a checkpoint of plain tensors ({first_line(error)}); {remedy}"
+        ) from None
 
 
 # ---------------------------------------------------------------- the authors' checkpoints
@@ -299,12 +336,18 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         UserError: if the file cannot be read, or holds anything else.
     """
     content = read_pickle(path, "give the authors' *.pth file")
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file")
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise UserError(
+            f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file"
+        )
     return content
 
 
-def import_official_generator(official: dict[str, Tensor], source: str, resolution: int = 256) -> Generator:
+def import_official_generator(
+    official: dict[str, Tensor], source: str, resolution: int = 256
+) -> Generator:
     """A generator from the authors' state_dict: architecture from the tensors' shapes, their pixel grid and background.
 
     Args:
@@ -318,14 +361,18 @@ def import_official_generator(official: dict[str, Tensor], source: str, resoluti
     try:
         config = _official_config(official, resolution)
     except LookupError as error:
-        raise UserError(f"{source}: no tensor {error}; this is not the authors' generator checkpoint") from None
+        raise UserError(
+            f"{source}: no tensor {error}; this is not the authors' generator checkpoint"
+        ) from None
     generator = Generator(config).to(next(iter(official.values())).dtype)
     renamed = {"shape_mean": generator.shape_mean, "appearance_mean": generator.appearance_mean}
     for key, tensor in official.items():
         try:
             name = official_generator_name(key, config)
         except (KeyError, ValueError):
-            raise UserError(f"{source}: unknown tensor {key}; this is not the authors' generator checkpoint") from None
+            raise UserError(
+                f"{source}: unknown tensor {key}; this is not the authors' generator checkpoint"
+            ) from None
         if name is not None:
             renamed[name] = tensor[0] if key.endswith(("mod1.weight", "mod2.weight")) else tensor
     load_weights(generator, renamed, source)
@@ -335,7 +382,10 @@ def import_official_generator(official: dict[str, Tensor], source: str, resoluti
 
 def _official_config(official: dict[str, Tensor], resolution: int) -> GeneratorConfig:
     def count(prefix: str) -> int:
-        return sum(key.startswith(prefix) and key.endswith("weight") and official[key].dim() == 2 for key in official)
+        return sum(
+            key.startswith(prefix) and key.endswith("weight") and official[key].dim() == 2
+            for key in official
+        )
 
     defaults = GeneratorConfig()
     return replace(
@@ -348,10 +398,14 @@ def _official_config(official: dict[str, Tensor], resolution: int) -> GeneratorC
         appearance_mapping_layers=count("mapping_network_inr.base_net."),
         appearance_mapping_norm="mapping_network_inr.base_net.1.weight" in official,
         nerf_width=official["siren.network.0.linear.weight"].shape[0],
-        nerf_layers=sum(key.startswith("siren.network.") and key.endswith(".linear.weight") for key in official),
+        nerf_layers=sum(
+            key.startswith("siren.network.") and key.endswith(".linear.weight") for key in official
+        ),
         feature_dim=official["siren.color_layer_linear.0.weight"].shape[0],
         inr_width=official["inr_net.network.4.mod1.weight"].shape[2],
-        inr_blocks=sum(key.startswith("inr_net.network.") and key.endswith("mod1.weight") for key in official),
+        inr_blocks=sum(
+            key.startswith("inr_net.network.") and key.endswith("mod1.weight") for key in official
+        ),
         background="endless",
         corner_aligned=True,
         resolution=resolution,
@@ -384,7 +438,9 @@ def official_generator_name(key: str, config: GeneratorConfig) -> str | None:
             return f"inr.blocks.{_block_index(size)}.{_MODULATED[modulated]}.affine.{leaf}"
         case ["inr_net", "network", size, modulated, "weight"]:
             return f"inr.blocks.{_block_index(size)}.{_MODULATED[modulated]}.weight"
-        case ["inr_net", "to_rgbs", size, "linear", leaf] if _block_index(size) >= config.rgb_from_block:
+        case ["inr_net", "to_rgbs", size, "linear", leaf] if (
+            _block_index(size) >= config.rgb_from_block
+        ):
             return f"inr.to_rgb.{_block_index(size) - config.rgb_from_block}.{leaf}"
         case ["aux_to_rbg", "0", leaf]:
             return f"aux_head.{leaf}"
@@ -401,24 +457,36 @@ def _block_index(size: str) -> int:
     return int(size).bit_length() - 3
 
 
-def import_official_discriminator(official: dict[str, Tensor], source: str) -> ProgressiveDiscriminator:
+def import_official_discriminator(
+    official: dict[str, Tensor], source: str
+) -> ProgressiveDiscriminator:
     """A discriminator from the authors' state_dict (one of the main or auxiliary ones, without the `main_disc.` prefix).
 
     Raises:
         UserError: if a tensor is missing or has an unexpected shape.
     """
     channels = {
-        int(key.split(".")[1]): t.shape[0] for key, t in official.items() if key.startswith("conv_in.") and t.dim() == 4
+        int(key.split(".")[1]): t.shape[0]
+        for key, t in official.items()
+        if key.startswith("conv_in.") and t.dim() == 4
     }
     first = any(".conv1.down_blur" in key for key in official)
     try:
         extra = official["final_conv.equal_conv.weight"].shape[1] - channels[4]
         dtype = official["out_linear.weight"].dtype
     except LookupError as error:
-        raise UserError(f"{source}: no tensor {error}; this is not the authors' discriminator checkpoint") from None
-    config = DiscriminatorConfig(dict(sorted(channels.items())), downsample_first=first, stddev_group=4 * extra)
+        raise UserError(
+            f"{source}: no tensor {error}; this is not the authors' discriminator checkpoint"
+        ) from None
+    config = DiscriminatorConfig(
+        dict(sorted(channels.items())), downsample_first=first, stddev_group=4 * extra
+    )
     discriminator = ProgressiveDiscriminator(config).to(dtype)
-    renamed = {official_discriminator_name(key): tensor for key, tensor in official.items() if "down_blur" not in key}
+    renamed = {
+        official_discriminator_name(key): tensor
+        for key, tensor in official.items()
+        if "down_blur" not in key
+    }
     load_weights(discriminator, renamed, source)
     return discriminator
 
@@ -432,11 +500,18 @@ def import_official_discriminators(path: str | Path) -> torch.nn.ModuleDict:
     official = read_official(path)
     parts = {"main": "main_disc.", "aux": "aux_disc."}
     of_each = {
-        name: {key.removeprefix(prefix): tensor for key, tensor in official.items() if key.startswith(prefix)}
+        name: {
+            key.removeprefix(prefix): tensor
+            for key, tensor in official.items()
+            if key.startswith(prefix)
+        }
         for name, prefix in parts.items()
     }
     return torch.nn.ModuleDict(
-        {name: import_official_discriminator(of_each[name], f"{path} ({prefix}*)") for name, prefix in parts.items()}
+        {
+            name: import_official_discriminator(of_each[name], f"{path} ({prefix}*)")
+            for name, prefix in parts.items()
+        }
     )
 
 

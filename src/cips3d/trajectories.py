@@ -30,7 +30,13 @@ FARTHEST, LONGEST = 1000.0, 86400.0
 
 
 # ---------------------------------------------------------------- paths by name
-def arc(frames: int = 7, yaw: float = math.pi / 4, pitch: float = 0.0, radius: float = 1.0, fov: float = 12.0) -> Camera:
+def arc(
+    frames: int = 7,
+    yaw: float = math.pi / 4,
+    pitch: float = 0.0,
+    radius: float = 1.0,
+    fov: float = 12.0,
+) -> Camera:
     """Evenly spaced cameras from -yaw to +yaw, both included; one alone stands at yaw.
 
     Args:
@@ -43,11 +49,21 @@ def arc(frames: int = 7, yaw: float = math.pi / 4, pitch: float = 0.0, radius: f
         UserError: for a number out of range; so do all paths.
     """
     _check(frames, radius, fov, pitch)
-    yaws = torch.linspace(-yaw, yaw, frames, dtype=torch.float64) if frames > 1 else torch.tensor([yaw], dtype=torch.float64)
+    yaws = (
+        torch.linspace(-yaw, yaw, frames, dtype=torch.float64)
+        if frames > 1
+        else torch.tensor([yaw], dtype=torch.float64)
+    )
     return Camera.orbit(yaws, pitch, radius, fov).to(torch.float32)
 
 
-def orbit(frames: int = 120, yaw: float = math.pi / 4, pitch: float = 0.0, radius: float = 1.0, fov: float = 12.0) -> Camera:
+def orbit(
+    frames: int = 120,
+    yaw: float = math.pi / 4,
+    pitch: float = 0.0,
+    radius: float = 1.0,
+    fov: float = 12.0,
+) -> Camera:
     """A swing from the front to +yaw, to -yaw and back, slowest where it turns round.
 
     Args:
@@ -75,11 +91,18 @@ def figure_eight(
     """
     _check(frames, radius, fov, abs(pitch) + abs(rise))
     phase = _phase(frames)
-    return Camera.orbit(yaw * phase.sin(), pitch + rise * (2 * phase).sin(), radius, fov).to(torch.float32)
+    return Camera.orbit(yaw * phase.sin(), pitch + rise * (2 * phase).sin(), radius, fov).to(
+        torch.float32
+    )
 
 
 def dolly_zoom(
-    frames: int = 120, to_fov: float = 40.0, yaw: float = 0.0, pitch: float = 0.0, radius: float = 1.0, fov: float = 12.0
+    frames: int = 120,
+    to_fov: float = 40.0,
+    yaw: float = 0.0,
+    pitch: float = 0.0,
+    radius: float = 1.0,
+    fov: float = 12.0,
 ) -> Camera:
     """The field of view goes from `fov` to `to_fov` and back while the camera moves so that the subject keeps its size.
 
@@ -96,7 +119,9 @@ def dolly_zoom(
     start, end = (math.tan(math.radians(angle) / 2) for angle in (fov, to_fov))
     tangent = start + (end - start) * (1 - _phase(frames).cos()) / 2
     fovs = torch.rad2deg(2 * torch.atan(tangent))
-    return Camera.orbit(torch.full_like(fovs, yaw), pitch, radius * start / tangent, fovs).to(torch.float32)
+    return Camera.orbit(torch.full_like(fovs, yaw), pitch, radius * start / tangent, fovs).to(
+        torch.float32
+    )
 
 
 def _phase(frames: int) -> Float[Tensor, " frames"]:
@@ -113,7 +138,9 @@ def _check(frames: int, radius: float, fov: float, pitch: float) -> None:
     if not 0 < fov < 180:
         raise UserError(f"trajectory: a field of view of {fov} degrees; give one between 0 and 180")
     if not abs(pitch) < math.pi / 2:
-        raise UserError(f"trajectory: the pitch reaches {math.degrees(pitch):g} degrees; it must stay below 90")
+        raise UserError(
+            f"trajectory: the pitch reaches {math.degrees(pitch):g} degrees; it must stay below 90"
+        )
 
 
 # ---------------------------------------------------------------- keyframes
@@ -140,24 +167,40 @@ class Keyframe(Configuration):
             if number is not None and not math.isfinite(number):
                 raise UserError(f"{number} is no number to reckon with; give finite ones")
         if (self.label is None) == (angles == (None,) * 4):
-            raise UserError("give either yaw (and pitch, radius, fov) in degrees, or a label of 25 numbers")
+            raise UserError(
+                "give either yaw (and pitch, radius, fov) in degrees, or a label of 25 numbers"
+            )
         if self.label is not None and len(self.label) != 25:
-            raise UserError(f"the label has {len(self.label)} numbers; it must have 25 (16 of the pose, 9 of the intrinsics)")
+            raise UserError(
+                f"the label has {len(self.label)} numbers; it must have 25 (16 of the pose, 9 of the intrinsics)"
+            )
         if self.pitch is not None and not abs(self.pitch) < 90:
             raise UserError(f"pitch is {self.pitch:g}; it must lie between -90 and 90 degrees")
         if self.radius is not None and not 0 < self.radius <= FARTHEST:
-            raise UserError(f"radius is {self.radius:g}; it must be positive and at most {FARTHEST:g}")
+            raise UserError(
+                f"radius is {self.radius:g}; it must be positive and at most {FARTHEST:g}"
+            )
         if self.fov is not None and not 0 < self.fov < 180:
             raise UserError(f"fov is {self.fov:g}; it must lie between 0 and 180 degrees")
         if not 0 < self.seconds <= LONGEST:
-            raise UserError(f"seconds is {self.seconds:g}; it must be positive and at most {LONGEST:g} (a day)")
+            raise UserError(
+                f"seconds is {self.seconds:g}; it must be positive and at most {LONGEST:g} (a day)"
+            )
 
     def camera(self, radius: float, fov: float) -> Camera:
         """The camera in double precision, with this radius and field of view where the keyframe has none."""
         if self.label is not None:
             return Camera.from_label(torch.tensor([self.label], dtype=torch.float64))
-        yaw, pitch = (torch.tensor([math.radians(angle or 0.0)], dtype=torch.float64) for angle in (self.yaw, self.pitch))
-        return Camera.orbit(yaw, pitch, radius if self.radius is None else self.radius, fov if self.fov is None else self.fov)
+        yaw, pitch = (
+            torch.tensor([math.radians(angle or 0.0)], dtype=torch.float64)
+            for angle in (self.yaw, self.pitch)
+        )
+        return Camera.orbit(
+            yaw,
+            pitch,
+            radius if self.radius is None else self.radius,
+            fov if self.fov is None else self.fov,
+        )
 
 
 def keyframes(
@@ -189,9 +232,15 @@ def keyframes(
             than keyframes.
     """
     name, entries, loop = _listed(source)
-    keys = [_keyframe(entry, f"{name}: keyframe {number}") for number, entry in enumerate(entries, 1)]
-    places = np.stack([_place(key, f"{name}: keyframe {i}", radius, fov) for i, key in enumerate(keys, 1)])
-    for before, (key, place) in zip(places[:-1], zip(keys[1:], places[1:], strict=True), strict=True):
+    keys = [
+        _keyframe(entry, f"{name}: keyframe {number}") for number, entry in enumerate(entries, 1)
+    ]
+    places = np.stack(
+        [_place(key, f"{name}: keyframe {i}", radius, fov) for i, key in enumerate(keys, 1)]
+    )
+    for before, (key, place) in zip(
+        places[:-1], zip(keys[1:], places[1:], strict=True), strict=True
+    ):
         place[0] = place[0] if key.label is None else nearest_turn(place[0], before[0])
     if not 0 < fps <= MOST_FRAMES:
         raise UserError(f"fps: {fps} is no frame rate; give a positive number")
@@ -209,12 +258,20 @@ def keyframes(
     if len(keys) == 1:
         return _cameras(places.repeat(frames, axis=0))
     knots = _whole_frames(np.cumsum([0.0, *legs]), frames if loop else frames - 1)
-    turn = np.array([nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0], 0.0, 0.0, 0.0]) if loop else None
-    path = np.concatenate([_through(places[:, :4], knots, turn), _turned(places[:, 4:], knots, loop)], axis=1)
+    turn = (
+        np.array([nearest_turn(places[0, 0], places[-1, 0]) - places[0, 0], 0.0, 0.0, 0.0])
+        if loop
+        else None
+    )
+    path = np.concatenate(
+        [_through(places[:, :4], knots, turn), _turned(places[:, 4:], knots, loop)], axis=1
+    )
     return _cameras(path[:frames])
 
 
-def _listed(source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]) -> tuple[str, list[Any], bool]:
+def _listed(
+    source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any],
+) -> tuple[str, list[Any], bool]:
     """What to call the source in an error line, its keyframes, and whether the path is a loop."""
     name, content = "keyframes", source
     if isinstance(source, str | os.PathLike):
@@ -224,14 +281,22 @@ def _listed(source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]) 
         except OSError as error:
             raise UserError(f"cannot read {name}: {error.strerror or error}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} is not a JSON file ({str(error).splitlines()[0]}); give a list of keyframes") from None
+            raise UserError(
+                f"{name} is not a JSON file ({str(error).splitlines()[0]}); give a list of keyframes"
+            ) from None
     loop = False
     if isinstance(content, Mapping):
         unknown = [key for key in content if key not in ("loop", "keyframes")]
         loop, listed = content.get("loop", False), content.get("keyframes")
         if unknown or not isinstance(loop, bool):
-            fault = f"{unknown[0]!r} has no meaning there" if unknown else f"loop is {loop!r}, neither true nor false"
-            raise UserError(f'{name}: {fault}; give {{"loop": true, "keyframes": [...]}}, or the list alone')
+            fault = (
+                f"{unknown[0]!r} has no meaning there"
+                if unknown
+                else f"loop is {loop!r}, neither true nor false"
+            )
+            raise UserError(
+                f'{name}: {fault}; give {{"loop": true, "keyframes": [...]}}, or the list alone'
+            )
         content = listed
     if not isinstance(content, Sequence) or isinstance(content, str) or not content:
         raise UserError(f"{name}: holds no list of keyframes; give one with at least one keyframe")
@@ -242,7 +307,9 @@ def _keyframe(entry: Any, source: str) -> Keyframe:
     if isinstance(entry, Sequence) and not isinstance(entry, str):
         entry = {"label": list(entry)}
     if not isinstance(entry, Mapping):
-        raise UserError(f"{source}: {entry!r:.40} is neither an object nor a list of 25 numbers; give one of them")
+        raise UserError(
+            f"{source}: {entry!r:.40} is neither an object nor a list of 25 numbers; give one of them"
+        )
     return from_dict(Keyframe, dict(entry), source)
 
 
@@ -251,21 +318,32 @@ def _place(key: Keyframe, source: str, radius: float, fov: float) -> Float[np.nd
     """What is interpolated: yaw, pitch, log distance, log tan(fov/2), and a rotation vector, by which the camera is turned
     against one that looks at the origin from there.
     """
-    from scipy.spatial.transform import Rotation  # with the splines half a second of loading, which only keyframes need
+    from scipy.spatial.transform import (
+        Rotation,
+    )  # with the splines half a second of loading, which only keyframes need
 
     try:
         camera = key.camera(radius, fov)
         yaw, pitch = camera.yaw_pitch()
         distance = camera.position.norm(dim=-1)
         if not 1e-6 < float(distance) <= FARTHEST:
-            raise UserError(f"its camera is {float(distance):g} from the origin; it must be away from it, at most {FARTHEST:g}")
+            raise UserError(
+                f"its camera is {float(distance):g} from the origin; it must be away from it, at most {FARTHEST:g}"
+            )
         towards_origin = Camera.orbit(yaw, pitch).cam_to_world[0, :3, :3]
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     turned = towards_origin.mT @ camera.cam_to_world[0, :3, :3]
     scale = torch.stack([distance, torch.tan(torch.deg2rad(camera.fov) / 2)]).log()
     first = math.radians(key.yaw or 0.0) if key.label is None else yaw.item()
-    return np.array([first, pitch.item(), *scale.flatten().tolist(), *Rotation.from_matrix(turned.numpy()).as_rotvec()])
+    return np.array(
+        [
+            first,
+            pitch.item(),
+            *scale.flatten().tolist(),
+            *Rotation.from_matrix(turned.numpy()).as_rotvec(),
+        ]
+    )
 
 
 def _cameras(places: Float[np.ndarray, "frames 7"]) -> Camera:
@@ -275,7 +353,9 @@ def _cameras(places: Float[np.ndarray, "frames 7"]) -> Camera:
     yaw, pitch, distance, tangent = torch.from_numpy(places[:, :4].copy()).unbind(-1)
     camera = Camera.orbit(yaw, pitch, distance.exp(), torch.rad2deg(2 * torch.atan(tangent.exp())))
     pose = camera.cam_to_world.clone()
-    pose[:, :3, :3] = pose[:, :3, :3] @ torch.from_numpy(Rotation.from_rotvec(places[:, 4:]).as_matrix())
+    pose[:, :3, :3] = pose[:, :3, :3] @ torch.from_numpy(
+        Rotation.from_rotvec(places[:, 4:]).as_matrix()
+    )
     return Camera(pose, camera.fov).to(torch.float32)
 
 
@@ -293,7 +373,9 @@ def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarr
 
 
 def _through(
-    values: Float[np.ndarray, "keys n"], knots: Int[np.ndarray, " knots"], turn: Float[np.ndarray, " n"] | None
+    values: Float[np.ndarray, "keys n"],
+    knots: Int[np.ndarray, " knots"],
+    turn: Float[np.ndarray, " n"] | None,
 ) -> Float[np.ndarray, "frames n"]:
     """The values at every whole number from the first to the last knot, by monotone cubic pieces.
 
@@ -319,7 +401,11 @@ def _turned(
     from scipy.spatial.transform import Rotation, Slerp
 
     keys = Rotation.from_rotvec(np.concatenate([vectors, vectors[:1]]) if loop else vectors)
-    sizes = np.maximum((keys[:-1].inv() * keys[1:]).magnitude(), 1e-9)  # Slerp wants each key behind the one before it
+    sizes = np.maximum(
+        (keys[:-1].inv() * keys[1:]).magnitude(), 1e-9
+    )  # Slerp wants each key behind the one before it
     angles = np.concatenate([[0.0], np.cumsum(sizes)])
-    gone = _through((angles[:-1] if loop else angles)[:, None], knots, angles[-1:] if loop else None)[:, 0]
+    gone = _through(
+        (angles[:-1] if loop else angles)[:, None], knots, angles[-1:] if loop else None
+    )[:, 0]
     return Slerp(angles, keys)(gone.clip(0, angles[-1])).as_rotvec()

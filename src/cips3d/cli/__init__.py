@@ -11,7 +11,22 @@ from huggingface_hub.utils.logging import set_verbosity_error
 from tyro import conf
 from tyro.extras import SubcommandApp
 
-from cips3d.cli import blend, data, demo, evaluate, finetune, imports, info, invert, mesh, plan, render, sample, train, view
+from cips3d.cli import (
+    blend,
+    data,
+    demo,
+    evaluate,
+    finetune,
+    imports,
+    info,
+    invert,
+    mesh,
+    plan,
+    render,
+    sample,
+    train,
+    view,
+)
 from cips3d.errors import UserError, machine_fault
 
 app = SubcommandApp()
@@ -38,17 +53,27 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: command line words; those of the process by default.
     """
-    warnings.filterwarnings("ignore", module=r"(?!cips3d)")  # a library's advice to developers is noise to users
-    warnings.filterwarnings("default", message="CUDA initialization")  # but not why their GPU is left alone
+    warnings.filterwarnings(
+        "ignore", module=r"(?!cips3d)"
+    )  # a library's advice to developers is noise to users
+    warnings.filterwarnings(
+        "default", message="CUDA initialization"
+    )  # but not why their GPU is left alone
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every terminal and file has a ², or a file name its bytes
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # not every terminal and file has a ², or a file name its bytes
     set_verbosity_error()
     try:
         app.cli(
             prog="cips3d",
             description="CIPS-3D: a 3D-aware image generator that learns from ordinary single-view pictures.",
             args=args,
-            config=(conf.PositionalMetavarFromFieldName, conf.DisallowNone, conf.FlagCreatePairsOff),
+            config=(
+                conf.PositionalMetavarFromFieldName,
+                conf.DisallowNone,
+                conf.FlagCreatePairsOff,
+            ),
         )
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         line = error_line(error)
@@ -63,7 +88,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def error_line(error: Exception) -> str | None:
     """What to tell of an error that is no fault of the program's, in one line; None of any other."""
-    if isinstance(error, UserError):  # of one from a data loading process, which torch wraps in a traceback, the last line
+    if isinstance(
+        error, UserError
+    ):  # of one from a data loading process, which torch wraps in a traceback, the last line
         return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
     if isinstance(error, OSError):  # what no library function has put into words of its own
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}"

@@ -16,7 +16,7 @@ from cips3d.cli.options import (
     chosen,
     to_device,
 )
-from cips3d.editing.blend import interpolate, mix_styles, swap_layers
+from cips3d.editing.blending import interpolate, mix_styles, swap_layers
 from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
@@ -75,9 +75,13 @@ def blend(
         raise UserError(f"{' and '.join(given)}: both say how to blend; give only one of them")
     suffix = out.suffix.lower()
     if suffix not in (".png", ".safetensors"):
-        raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (the blended model)")
+        raise UserError(
+            f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (the blended model)"
+        )
     if suffix == ".safetensors" and not given:
-        raise UserError(f"{out}: a blended model needs an amount; give one of --amount, --from-block and --weights")
+        raise UserError(
+            f"{out}: a blended model needs an amount; give one of --amount, --from-block and --weights"
+        )
     at_least(1, count=count, views=views, resolution=resolution)
     check_finite(psi=psi, yaw=yaw, amount=amount, weights=weights)
     check_seed(seed)
@@ -85,7 +89,11 @@ def blend(
     check_writable(out)
     first, second = (to_device(pretrained.load(name), device) for name in (base, other))
     side = resolution or first.config.resolution
-    codes = first.sample_latents(count, seed) if subject is None else chosen(first, subject, count, seed, psi)
+    codes = (
+        first.sample_latents(count, seed)
+        if subject is None
+        else chosen(first, subject, count, seed, psi)
+    )
     psi = RANDOM_PSI if psi is None else psi
     if not given:
         save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi, yaw=yaw or 0.0))
@@ -142,7 +150,9 @@ def mix(
     check_finite(psi=psi, yaw=yaw)
     check_seed(seed)
     if out.suffix.lower() not in (".png", ".safetensors"):
-        raise UserError(f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (a subject)")
+        raise UserError(
+            f"{out}: the name must end in .png (a sheet of pictures) or .safetensors (a subject)"
+        )
     check_replaces_nothing(out, model, subject, style)
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
@@ -155,5 +165,7 @@ def mix(
         save_image(out, mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw))
     else:
         camera = orbit_cameras(generator, [yaw])
-        Subject(mix_styles(generator, left[0], top[0], from_block, psi), camera).save(out, generator)
+        Subject(mix_styles(generator, left[0], top[0], from_block, psi), camera).save(
+            out, generator
+        )
     print(out)

@@ -10,11 +10,11 @@ from tyro.extras import SubcommandApp
 
 from cips3d.cli.options import Derived, at_least, check_seed
 from cips3d.data import SyntheticHeads
-from cips3d.data.archive import write_heads
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check as check_pictures
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
+from cips3d.heads.archive import write_heads
 
 app = SubcommandApp()
 
@@ -74,10 +74,16 @@ def build(
     at_least(1, resolution=resolution, every=every, max_images=max_images)
     recipe = Recipe(resolution, crop, filter, allow_upscaling)
     with tqdm(unit=" pictures", leave=False) as bar:
-        written, left_out = build_zip(source, out, recipe, every, max_images, skip_bad, lambda done: bar.update(done - bar.n))
+        written, left_out = build_zip(
+            source, out, recipe, every, max_images, skip_bad, lambda done: bar.update(done - bar.n)
+        )
     print(f"{written:,} pictures of {resolution}² in {out}")
     if left_out:
-        print("\n".join([f"left out: {len(left_out):,}", *left_out[:10]] + ["…"] * (len(left_out) > 10)))
+        print(
+            "\n".join(
+                [f"left out: {len(left_out):,}", *left_out[:10]] + ["…"] * (len(left_out) > 10)
+            )
+        )
 
 
 @app.command
@@ -109,4 +115,6 @@ def check(path: Path, /, resolution: Derived[int] = None, sheet: Derived[Path] =
             report.sheet.save(temporary)
         print(f"contact sheet: {sheet}")
     if report.faults:
-        raise UserError(f"{path}: {report.faults:,} of its pictures would stop a training run; remove or replace them")
+        raise UserError(
+            f"{path}: {report.faults:,} of its pictures would stop a training run; remove or replace them"
+        )

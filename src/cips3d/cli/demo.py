@@ -17,15 +17,22 @@ from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.export.video import video_frames
 from cips3d.metrics.geometry import geometry_report
-from cips3d.training.config import with_minutes
 from cips3d.training.presets import for_a_few_minutes, preset
+from cips3d.training.recipe import with_minutes
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
 _FEW_YAWS, _GAP = (-30.0, 0.0, 30.0), 12  # beside each other; pixels between them
 _FRAMES, _VIDEO_RESOLUTION = 60, 64  # two seconds of six heads, rendered in about half a minute
 
 
-def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, resolution: int = 96, seed: int = 0) -> None:
+def demo(
+    out: Derived[Path] = None,
+    /,
+    minutes: float = 3.0,
+    heads: int = 6,
+    resolution: int = 96,
+    seed: int = 0,
+) -> None:
     """Train a 3D-aware GAN from scratch on the embedded heads, then turn heads that it has invented.
 
     Writes heads.png (rows: INR image, NeRF image, depth; columns: yaws from -45° to 45°), depth.png, orbit.mp4 and beside.png,
@@ -52,21 +59,34 @@ def demo(out: Derived[Path] = None, /, minutes: float = 3.0, heads: int = 6, res
     generator = pretrained.load(model)
     latents = generator.sample_latents(heads, seed)
     psi = 0.7
-    save_image(folder / "heads.png", view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi))
+    save_image(
+        folder / "heads.png",
+        view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi),
+    )
     bundled = pretrained.load("heads")
     halves = [
-        view_sheet(g, g.sample_latents(heads, seed), orbit_cameras(g, _FEW_YAWS), resolution, psi=psi)
+        view_sheet(
+            g, g.sample_latents(heads, seed), orbit_cameras(g, _FEW_YAWS), resolution, psi=psi
+        )
         for g in (generator, bundled)
     ]
     gap = np.full_like(halves[0][:, :_GAP], 255)
     save_image(folder / "beside.png", np.concatenate([halves[0], gap, halves[1]], axis=1))
-    depths = view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi, show="depth")
+    depths = view_sheet(
+        generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi, show="depth"
+    )
     save_image(folder / "depth.png", depths)
     poses = generator.config.poses
-    swing = trajectories.orbit(_FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov)
+    swing = trajectories.orbit(
+        _FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov
+    )
     side_by_side = [latents[head] for head in range(heads)]
-    turning = video_frames(generator, side_by_side, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi)
-    save_frames(folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame")))
+    turning = video_frames(
+        generator, side_by_side, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi
+    )
+    save_frames(
+        folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame"))
+    )
     print(f"{heads} invented heads, INR image above NeRF image above depth: {folder / 'heads.png'}")
     print(f"beside those of the model that comes with the package (right): {folder / 'beside.png'}")
     print(f"their depth alone: {folder / 'depth.png'}")

@@ -19,8 +19,8 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.evaluation import evaluate
 from cips3d.metrics.features import feature_network
-from cips3d.training.config import TrainConfig
 from cips3d.training.launch import joined
+from cips3d.training.recipe import TrainConfig
 
 
 def evaluate_model(
@@ -66,7 +66,9 @@ def evaluate_model(
         check_writable(json_file)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     processes = joined() if several else None
-    generator = to_device(pretrained.load(model), device if processes is None else str(processes.device))
+    generator = to_device(
+        pretrained.load(model), device if processes is None else str(processes.device)
+    )
     dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
         own = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ()
@@ -74,12 +76,20 @@ def evaluate_model(
         if not isinstance(dataset, SyntheticHeads) and inception_weights is None:
             try:
                 feature_network("inception")
-            except UserError as error:  # nobody asked for these: the rest of the table can be had without
+            except (
+                UserError
+            ) as error:  # nobody asked for these: the rest of the table can be had without
                 print(f"left out: {error}", file=sys.stderr)
                 metrics = ()
-    elif inception_weights is not None and not any(name.startswith(("fid", "kid")) for name in metrics):
-        raise UserError("--inception-weights: no metric that is asked for uses Inception; add fid2k or kid2k, or leave it out")
-    found = evaluate(generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights)
+    elif inception_weights is not None and not any(
+        name.startswith(("fid", "kid")) for name in metrics
+    ):
+        raise UserError(
+            "--inception-weights: no metric that is asked for uses Inception; add fid2k or kid2k, or leave it out"
+        )
+    found = evaluate(
+        generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights
+    )
     if processes is not None:
         processes.end_training()  # NCCL complains of a group that nobody ends
         if not processes.is_main_process:

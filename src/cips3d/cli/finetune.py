@@ -54,12 +54,18 @@ def finetune(
     check_seed(seed)
     if augment is not None and not 0 <= augment <= 1:
         raise UserError(f"--augment: {augment}; give a probability from 0 to 1")
-    if os.environ.get("RANK", "0") == "0" and (run_dir / "config.json").exists():  # which others may find the first one's
-        raise UserError(f"{run_dir}: already holds a run; resume it with cips3d train {run_dir}, or give another folder")
+    if (
+        os.environ.get("RANK", "0") == "0" and (run_dir / "config.json").exists()
+    ):  # which others may find the first one's
+        raise UserError(
+            f"{run_dir}: already holds a run; resume it with cips3d train {run_dir}, or give another folder"
+        )
     generator = pretrained.load(model)
     discriminators = pretrained.load_discriminators(model)
     if freeze_d and discriminators is None:
-        raise UserError("--freeze-d: this model came without its discriminators, and new ones must train; leave it out")
+        raise UserError(
+            "--freeze-d: this model came without its discriminators, and new ones must train; leave it out"
+        )
     config = transfer(generator.config, model, data, discriminators, kimg, preset)
     (stage,) = config.stages
     stage = replace(stage, batch=batch or stage.batch, augment=augment or 0.0)

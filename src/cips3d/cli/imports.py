@@ -11,7 +11,9 @@ from cips3d.files import check_writable
 from cips3d.models.cost import parameter_count
 
 
-def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discriminators: Derived[Path] = None) -> None:
+def import_official(
+    checkpoint: Path, out: Path, /, resolution: int = 256, discriminators: Derived[Path] = None
+) -> None:
     """Convert a generator checkpoint of the authors' code (a .pth state_dict) into a one-file model.
 
     The .pth is a pickle; it is read without running anything in it, and refused if it holds more than tensors.
@@ -29,13 +31,21 @@ def import_official(checkpoint: Path, out: Path, /, resolution: int = 256, discr
     pretrained.check_replaces_nothing(out, checkpoint, discriminators)
     stale = pretrained.discriminators_file(out)
     if discriminators is None and stale.exists():
-        raise UserError(f"{stale}: would be taken for this model's discriminators; remove it, or give another name than {out}")
+        raise UserError(
+            f"{stale}: would be taken for this model's discriminators; remove it, or give another name than {out}"
+        )
     check_writable(out)
     official = pretrained.read_official(checkpoint)
     generator = pretrained.import_official_generator(official, str(checkpoint), resolution)
-    judges = None if discriminators is None else pretrained.import_official_discriminators(discriminators)
+    judges = (
+        None
+        if discriminators is None
+        else pretrained.import_official_discriminators(discriminators)
+    )
     pretrained.save(generator, out)
     if judges is not None:
         pretrained.save_discriminators(judges, out)
     config = generator.config
-    print(f"{out}: {parameter_count(generator):,} parameters, INR {config.inr_blocks} blocks × {config.inr_width}")
+    print(
+        f"{out}: {parameter_count(generator):,} parameters, INR {config.inr_blocks} blocks × {config.inr_width}"
+    )

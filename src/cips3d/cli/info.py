@@ -25,14 +25,20 @@ def info(what: str, /, resolution: Derived[int] = None, geometry: bool = False) 
     at_least(1, resolution=resolution)
     if what in PRESETS:
         if geometry:
-            raise UserError(f"--geometry: {what} is a preset, which has learned nothing yet; give a model")
+            raise UserError(
+                f"--geometry: {what} is a preset, which has learned nothing yet; give a model"
+            )
         config = preset(what)
         side = resolution or config.stages[-1].resolution
         judges = {"discriminator": config.discriminator}
         if side in config.aux_discriminator.channels:  # at the largest sides there is none
             judges["auxiliary"] = config.aux_discriminator
         costs = {name: discriminator_cost(judge, side) for name, judge in judges.items()}
-        print(_table(f"{what} at {side}²", {"generator": generator_cost(config.generator, side)} | costs))
+        print(
+            _table(
+                f"{what} at {side}²", {"generator": generator_cost(config.generator, side)} | costs
+            )
+        )
         return
     if "/" not in what and what not in pretrained.BUNDLED and not Path(what).exists():
         raise UserError(
@@ -48,5 +54,7 @@ def info(what: str, /, resolution: Derived[int] = None, geometry: bool = False) 
 def _table(title: str, costs: dict[str, Cost]) -> str:
     rows = [f"{title:<24}{'parameters':>14}{'GFLOP/picture':>16}{'MiB kept/picture':>18}"]
     for name, cost in costs.items():
-        rows.append(f"{name:<24}{cost.parameters:>14,}{cost.flops / 1e9:>16.3f}{cost.saved_bytes / 2**20:>18.1f}")
+        rows.append(
+            f"{name:<24}{cost.parameters:>14,}{cost.flops / 1e9:>16.3f}{cost.saved_bytes / 2**20:>18.1f}"
+        )
     return "\n".join(rows)

@@ -16,8 +16,8 @@ from cips3d.camera import Camera
 from cips3d.cli.options import Derived, check_finite, check_seed, share_bar, to_device
 from cips3d.cli.predictor import named_predictor
 from cips3d.data.images import read_picture
-from cips3d.editing.invert import Inversion, InversionConfig, Space
-from cips3d.editing.invert import invert as find
+from cips3d.editing.inversion import Inversion, InversionConfig, Space
+from cips3d.editing.inversion import invert as find
 from cips3d.editing.sheets import inversion_sheet
 from cips3d.editing.similarity import lpips_distance
 from cips3d.editing.subject import Subject
@@ -30,7 +30,12 @@ from cips3d.models.generator import Generator
 from cips3d.pretrained import MODEL_FILE
 
 #: What an inversion leaves besides the model.
-SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE = "subject.safetensors", "inversion.json", "report.png", "views.png"
+SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE = (
+    "subject.safetensors",
+    "inversion.json",
+    "report.png",
+    "views.png",
+)
 _FILES = (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE)
 #: Of the novel views, degrees.
 _YAWS = (-45, -30, -15, 0, 15, 30, 45)
@@ -79,11 +84,15 @@ def invert(
     check_finite(pitch=pitch, effort=effort, yaw=yaw, mirror=mirror)
     check_seed(seed)
     if yaw is not None and predictor is not None:
-        raise UserError("--yaw and --predictor: both give a camera to start from; give only one of them")
+        raise UserError(
+            "--yaw and --predictor: both give a camera to start from; give only one of them"
+        )
     if pitch is not None and yaw is None:
         raise UserError("--pitch: is of the camera that --yaw gives; give both")
     if mirror is not None and space != "tuned":
-        raise UserError(f"--mirror: only tuning looks at the mirrored picture; leave it out, or --space {space}")
+        raise UserError(
+            f"--mirror: only tuning looks at the mirrored picture; leave it out, or --space {space}"
+        )
     if not 0 < effort <= 100:
         raise UserError(f"--effort: {effort}; give a number above 0 and at most 100")
     if mirror is not None and mirror < 0:
@@ -95,14 +104,18 @@ def invert(
     for name in _FILES:
         pretrained.check_replaces_nothing(out / name, model, image)
     if (out / MODEL_FILE).exists() and not (out / CAMERA_FILE).exists():
-        raise UserError(f"{out}: holds a model that is of no inversion and would be replaced; give another folder")
+        raise UserError(
+            f"{out}: holds a model that is of no inversion and would be replaced; give another folder"
+        )
     generator = to_device(pretrained.load(model), device)
     picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
     discriminator = pretrained.load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(picture.device)
     elif features == "discriminator":
-        raise UserError(f"--features discriminator: {model} came without its discriminators; take lpips or none")
+        raise UserError(
+            f"--features discriminator: {model} came without its discriminators; take lpips or none"
+        )
     config = InversionConfig()
     if mirror is not None:
         config = replace(config, mirror_weight=mirror)
@@ -123,7 +136,11 @@ def invert(
 
 
 def _start(
-    generator: Generator, picture: torch.Tensor, yaw: float | None, pitch: float, predictor: str | None
+    generator: Generator,
+    picture: torch.Tensor,
+    yaw: float | None,
+    pitch: float,
+    predictor: str | None,
 ) -> Camera | None:
     poses = generator.config.poses
     if yaw is not None:
@@ -145,7 +162,10 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
         Subject(found.styles, found.camera).save(there[SUBJECT_FILE], found.generator)
         there[CAMERA_FILE].write_text(json.dumps(content, indent=2) + "\n")
         save_image(there[REPORT_FILE], inversion_sheet(picture, found))
-        save_image(there[VIEWS_FILE], view_sheet(found.generator, found.styles, cameras, show=("image", "depth")))
+        save_image(
+            there[VIEWS_FILE],
+            view_sheet(found.generator, found.styles, cameras, show=("image", "depth")),
+        )
         pretrained.copy_discriminators(model, out / MODEL_FILE)
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / REPORT_FILE}")

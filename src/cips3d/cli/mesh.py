@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, SubjectPsi, check_finite, check_seed, chosen, positive, to_device
+from cips3d.cli.options import (
+    Derived,
+    SubjectPsi,
+    check_finite,
+    check_seed,
+    chosen,
+    positive,
+    to_device,
+)
 from cips3d.errors import UserError
 from cips3d.files import check_writable
 
@@ -42,7 +50,7 @@ def mesh(
         device: cpu, cuda, mps, …; auto takes the fastest.
     """
     # not above: trimesh, scikit-image and scipy take a second to import, which no other verb shall wait for
-    from cips3d.export.mesh import FEWEST, MOST, check_suffix, extract_mesh, save_mesh
+    from cips3d.export.meshes import FEWEST, MOST, check_suffix, extract_mesh, save_mesh
 
     check_suffix(out)
     check_seed(seed)
@@ -53,10 +61,14 @@ def mesh(
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     styles = chosen(generator, subject, 1, seed, psi)
-    found = extract_mesh(generator, styles, resolution, level=level, colors=not no_colors, largest=not all_parts)
+    found = extract_mesh(
+        generator, styles, resolution, level=level, colors=not no_colors, largest=not all_parts
+    )
     save_mesh(out, found)
     size = " × ".join(f"{side:.3f}" for side in found.extents)
     count = f"{len(found.vertices):,} vertices, {len(found.faces):,} faces"
     print(f"{count}; {size} world units; level {found.metadata['level']:.4g}")
-    print(f"watertight: {'yes' if found.is_watertight else 'no; some edges do not join exactly two faces'}")
+    print(
+        f"watertight: {'yes' if found.is_watertight else 'no; some edges do not join exactly two faces'}"
+    )
     print(out)

@@ -15,7 +15,7 @@ from tyro.conf import arg
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError, first_line
 from cips3d.models.generator import Generator
-from cips3d.models.records import Styles
+from cips3d.models.types import Styles
 
 T = TypeVar("T")
 #: An option whose default, None, stands for something that its help text names.
@@ -25,10 +25,14 @@ Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavio
 #: Truncation of both codes, or of each.
 Psi = Annotated[float | tuple[float, float], arg(metavar="PSI | SHAPE APPEARANCE")]
 #: Truncation, by default `RANDOM_PSI` of random subjects, and none of a picture's.
-SubjectPsi = Annotated[float | tuple[float, float] | None, arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint="")]
+SubjectPsi = Annotated[
+    float | tuple[float, float] | None, arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint="")
+]
 RANDOM_PSI = 0.7
 #: Size of a picture; None stands for the model's training resolution.
-Resolution = Annotated[int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")]
+Resolution = Annotated[
+    int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")
+]
 
 #: Largest number of anything, largest side of a picture in pixels, and largest amount or angle, that an option takes.
 _MOST, _MOST_SIDE, _MOST_AMOUNT = 2**31 - 1, 2**16, 1e6
@@ -42,7 +46,9 @@ def check_finite(**options: float | tuple[float, ...] | None) -> None:
     for name, given in options.items():
         for value in _values(given):
             if not math.isfinite(value):
-                raise UserError(f"--{name.replace('_', '-')}: {value} is not a number; give a finite one")
+                raise UserError(
+                    f"--{name.replace('_', '-')}: {value} is not a number; give a finite one"
+                )
             if abs(value) > _MOST_AMOUNT:
                 raise UserError(
                     f"--{name.replace('_', '-')}: {value:g}; give a number between -{_MOST_AMOUNT:g} and {_MOST_AMOUNT:g}"
@@ -64,7 +70,9 @@ def positive(**options: float | None) -> None:
     """Raises UserError for the first option that is not above 0, or not finite even in other units."""
     for name, value in options.items():
         if value is not None and not 0 < value <= _MOST:
-            raise UserError(f"--{name.replace('_', '-')}: {value:g}; give a positive number, at most {_MOST}")
+            raise UserError(
+                f"--{name.replace('_', '-')}: {value:g}; give a positive number, at most {_MOST}"
+            )
 
 
 def _values(given: T | tuple[T, ...] | None) -> tuple[T, ...]:
@@ -96,7 +104,11 @@ def share_bar(name: str) -> Iterator[Callable[..., None]]:
 
 
 def chosen(
-    generator: Generator, subject: Path | None, count: int, seed: int, psi: float | tuple[float, float] | None
+    generator: Generator,
+    subject: Path | None,
+    count: int,
+    seed: int,
+    psi: float | tuple[float, float] | None,
 ) -> Styles:
     """The subject of a file of `cips3d invert`; without one `count` random subjects.
 
@@ -107,7 +119,9 @@ def chosen(
         UserError: if the file cannot be read or is a subject of another model.
     """
     if subject is None:
-        return generator.map(generator.sample_latents(count, seed), RANDOM_PSI if psi is None else psi)
+        return generator.map(
+            generator.sample_latents(count, seed), RANDOM_PSI if psi is None else psi
+        )
     styles = Subject.load(subject, generator).styles
     return styles if psi is None else generator.truncate(styles, psi)
 
@@ -115,7 +129,9 @@ def chosen(
 def to_device(generator: Generator, device: str) -> Generator:
     """The generator on the named device; "auto" takes the fastest there is."""
     if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)  # else what torch was built for
+        found = torch.accelerator.current_accelerator(
+            check_available=True
+        )  # else what torch was built for
         device = "cpu" if found is None else found.type
     try:
         if torch.device(device).type == "meta":

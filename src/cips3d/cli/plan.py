@@ -14,9 +14,9 @@ from cips3d.configuration import read_json, with_settings
 from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.training import gradients
-from cips3d.training import plan as plans
-from cips3d.training.config import Stage, TrainConfig, check_batches
+from cips3d.training import planning as plans
 from cips3d.training.presets import PRESETS, preset
+from cips3d.training.recipe import Stage, TrainConfig, check_batches
 
 
 def plan(
@@ -55,33 +55,43 @@ def plan(
     rows = []
     for stage in tqdm(config.stages, desc="stages", leave=False):
         costs = {
-            mode: plans.step_cost(config, plans.in_mode(stage, mode), stage.batch // gpus, int(limit), share, gpus)
+            mode: plans.step_cost(
+                config, plans.in_mode(stage, mode), stage.batch // gpus, int(limit), share, gpus
+            )
             for mode in get_args(plans.Mode)
         }
         rate = gpus * speed / costs[stage.gradients].flops
-        kimg = stage.kimg if stage.minutes is None else min(stage.kimg, rate * stage.minutes * 60 / 1000)
+        kimg = (
+            stage.kimg
+            if stage.minutes is None
+            else min(stage.kimg, rate * stage.minutes * 60 / 1000)
+        )
         shown, days = shown + kimg, days + kimg * 1000 / rate / 86_400
         rows.append(_row(replace(stage, kimg=kimg), gpus, costs, limit, rate))
     for name, numbers in plans.parameters(config).items():
         print(f"  {name:<24}{numbers:>14,} parameters")
-    print(f"\n{'stage':<8}{'kimg':>8}{'batch':>7}{'TFLOP/':>9}{'GiB per GPU, by gradients':^36}{'images/s':>11}{'days':>8}")
+    print(
+        f"\n{'stage':<8}{'kimg':>8}{'batch':>7}{'TFLOP/':>9}{'GiB per GPU, by gradients':^36}{'images/s':>11}{'days':>8}"
+    )
     print(f"{'':8}{'':8}{'/GPU':>7}{'picture':>9}{'full':>12}{'partial':>12}{'checkpt.':>12}")
     print("\n".join(rows))
-    print("* the stage's own gradients; ! more than there is. Partial: as many rays as the stage says, or a quarter.")
+    print(
+        "* the stage's own gradients; ! more than there is. Partial: as many rays as the stage says, or a quarter."
+    )
     print(f"in all {shown:,.0f} thousand pictures shown in {days:,.2f} days")
     print(_dataset(config, shown))
 
 
-def _row(stage: Stage, gpus: int, costs: dict[plans.Mode, plans.StepCost], limit: float, rate: float) -> str:
+def _row(
+    stage: Stage, gpus: int, costs: dict[plans.Mode, plans.StepCost], limit: float, rate: float
+) -> str:
     cells = ""
     for mode, cost in costs.items():
         marks = "*" * (mode == stage.gradients) + "!" * (cost.peak_bytes > limit)
         cells += f"{cost.peak_bytes / 2**30:>10.2f}{marks:<2}"
     days = stage.kimg * 1000 / rate / 86_400
     flops = costs[stage.gradients].flops / 1e12
-    return (
-        f"{f'{stage.resolution}²':<8}{stage.kimg:>8,.0f}{stage.batch // gpus:>7}{flops:>9.3f}{cells}{rate:>11,.1f}{days:>8.2f}"
-    )
+    return f"{f'{stage.resolution}²':<8}{stage.kimg:>8,.0f}{stage.batch // gpus:>7}{flops:>9.3f}{cells}{rate:>11,.1f}{days:>8.2f}"
 
 
 def _config(what: str) -> TrainConfig:
@@ -91,7 +101,9 @@ def _config(what: str) -> TrainConfig:
     if path.is_dir():
         path = path / "config.json"
     if not path.exists():
-        raise UserError(f"{what}: neither a preset ({', '.join(PRESETS)}) nor a config.json or a run directory")
+        raise UserError(
+            f"{what}: neither a preset ({', '.join(PRESETS)}) nor a config.json or a run directory"
+        )
     return read_json(TrainConfig, path)
 
 

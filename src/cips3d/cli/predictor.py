@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from cips3d.errors import UserError, first_line
+from cips3d.heads.network import load_head_network
 from cips3d.metrics.consistency import Predictor
-from cips3d.metrics.head_network import load_head_network
 
 
 def named_predictor(name: str | None) -> Predictor | None:
@@ -24,7 +24,9 @@ def named_predictor(name: str | None) -> Predictor | None:
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # the user's module may raise anything
-        raise UserError(f"--predictor {name}: {first_line(error)}; give module:object of an installed module") from None
+        raise UserError(
+            f"--predictor {name}: {first_line(error)}; give module:object of an installed module"
+        ) from None
     if not isinstance(found, Predictor) or isinstance(found, type):
         raise UserError(f"--predictor {name}: is no object with methods pose and identity")
     return _Named(name, found)
@@ -49,4 +51,6 @@ class _Named:
         try:
             return getattr(self.predictor, method)(images)
         except Exception as error:  # it is the user's code
-            raise UserError(f"--predictor {self.name}: {method} raised {type(error).__name__}: {first_line(error)}") from error
+            raise UserError(
+                f"--predictor {self.name}: {method} raised {type(error).__name__}: {first_line(error)}"
+            ) from error

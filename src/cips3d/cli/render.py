@@ -28,11 +28,11 @@ from cips3d.cli.options import (
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames, save_image
 from cips3d.export.sheets import view_sheet
-from cips3d.export.tiles import KINDS, Kind
+from cips3d.export.strips import KINDS, Kind
 from cips3d.export.video import interpolated, video_frames
 from cips3d.files import check_writable
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, Styles
+from cips3d.models.types import Latents, Styles
 
 _PATHS = ("arc", "orbit", "figure-eight", "dolly-zoom")
 _RISE = 1 / 3  # of a figure-eight, as a share of how far it goes to the side
@@ -47,10 +47,14 @@ def render(
     seeds: Annotated[tuple[int, ...], arg(metavar="SEED ...", help_behavior_hint="")] = (),
     subject: Derived[Path] = None,
     psi: SubjectPsi = None,
-    show: Annotated[tuple[Kind, ...], arg(metavar="image|nerf|depth ...", help_behavior_hint="")] = (),
+    show: Annotated[
+        tuple[Kind, ...], arg(metavar="image|nerf|depth ...", help_behavior_hint="")
+    ] = (),
     resolution: Resolution = None,
     supersample: int = 1,
-    path: Annotated[str | None, arg(metavar="|".join((*_PATHS, "FILE.json")), help_behavior_hint="")] = None,
+    path: Annotated[
+        str | None, arg(metavar="|".join((*_PATHS, "FILE.json")), help_behavior_hint="")
+    ] = None,
     yaw: Derived[float] = None,
     pitch: float = 0.0,
     fov: Derived[float] = None,
@@ -98,12 +102,18 @@ def render(
     if not is_grid and out.suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{out}: the name must end in .png (a grid), .mp4 or .gif (a video)")
     if is_grid and seconds is not None:
-        raise UserError(f"--seconds: is the length of a video, and {out} is a grid; leave it out, or write an .mp4 or .gif")
+        raise UserError(
+            f"--seconds: is the length of a video, and {out} is a grid; leave it out, or write an .mp4 or .gif"
+        )
     path = path or ("arc" if is_grid else "orbit")
     if path not in _PATHS and not path.lower().endswith(".json"):
-        raise UserError(f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes")
+        raise UserError(
+            f"--path: {path} is no path; give {', '.join(_PATHS)}, or the name of a .json file with keyframes"
+        )
     if path not in _PATHS and (yaw is not None or pitch):
-        raise UserError(f"--yaw and --pitch: the keyframes in {path} say where the camera is; leave them out")
+        raise UserError(
+            f"--yaw and --pitch: the keyframes in {path} say where the camera is; leave them out"
+        )
     check_writable(out)
     generator = to_device(pretrained.load(model), device)
     in_turn = len(seeds) + (subject is not None) if seeds else 0
@@ -118,12 +128,24 @@ def render(
     if is_grid:
         with share_bar("views") as bar:
             sheet = view_sheet(
-                generator, styles, cameras, resolution, show=show or KINDS, supersample=supersample, progress=bar
+                generator,
+                styles,
+                cameras,
+                resolution,
+                show=show or KINDS,
+                supersample=supersample,
+                progress=bar,
             )
         save_image(out, sheet)
     else:
-        subjects = [interpolated(styles, len(cameras))] if seeds else [styles[i] for i in range(len(styles))]
-        made = video_frames(generator, subjects, cameras, resolution, show=show or "image", supersample=supersample)
+        subjects = (
+            [interpolated(styles, len(cameras))]
+            if seeds
+            else [styles[i] for i in range(len(styles))]
+        )
+        made = video_frames(
+            generator, subjects, cameras, resolution, show=show or "image", supersample=supersample
+        )
         save_frames(out, iter(tqdm(made, "video", total=len(cameras), unit="frame", delay=1)), fps)
     print(out)
 
@@ -137,7 +159,13 @@ def _video_length(path: str, seconds: float | None, fps: int, seeds: int) -> int
 
 
 def _cameras(
-    generator: Generator, path: str, frames: int | None, fps: int, yaw: float | None, pitch: float, fov: float | None
+    generator: Generator,
+    path: str,
+    frames: int | None,
+    fps: int,
+    yaw: float | None,
+    pitch: float,
+    fov: float | None,
 ) -> Camera:
     """The path's cameras, with the model's own radius and field of view where nothing else is asked for.
 
@@ -148,9 +176,14 @@ def _cameras(
     if frames is None or path not in _PATHS:
         return trajectories.keyframes(path, frames, fps, **own)
     stands = path == "dolly-zoom" or frames == 1
-    turn, tilt = math.radians((0.0 if stands else 45.0) if yaw is None else yaw), math.radians(pitch) + poses.pitch_mean
+    turn, tilt = (
+        math.radians((0.0 if stands else 45.0) if yaw is None else yaw),
+        math.radians(pitch) + poses.pitch_mean,
+    )
     if path == "dolly-zoom":
-        cameras = trajectories.dolly_zoom(frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov)
+        cameras = trajectories.dolly_zoom(
+            frames, 40.0 if fov is None else fov, turn, tilt, poses.radius, poses.fov
+        )
     elif path == "arc" or frames == 1:
         cameras = trajectories.arc(frames, turn, tilt, **own)
     elif path == "orbit":

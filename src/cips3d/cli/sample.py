@@ -9,11 +9,20 @@ import torch
 from tqdm import tqdm
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, Psi, Resolution, at_least, check_finite, check_seed, share_bar, to_device
+from cips3d.cli.options import (
+    Derived,
+    Psi,
+    Resolution,
+    at_least,
+    check_finite,
+    check_seed,
+    share_bar,
+    to_device,
+)
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, subject_grid
-from cips3d.export.tiles import PictureFormat, pictures
+from cips3d.export.strips import PictureFormat, pictures
 from cips3d.files import check_writable
 
 
@@ -52,7 +61,9 @@ def sample(
     if yaw == "random" and pitch is not None:
         raise UserError("--pitch: is of the camera that --yaw gives, and yaw is random; give both")
     if not separate and out.suffix.lower() != ".png":
-        raise UserError(f"{out}: a grid is written as a .png; give a name that ends so, or --separate and a folder")
+        raise UserError(
+            f"{out}: a grid is written as a .png; give a name that ends so, or --separate and a folder"
+        )
     generator = to_device(pretrained.load(model), device)
     latents = generator.sample_latents(count, seed)
     poses = generator.config.poses
@@ -63,11 +74,22 @@ def sample(
     if not separate:
         check_writable(out)
         with share_bar("pictures") as bar:
-            grid = subject_grid(generator, latents, cameras, resolution, psi=psi, supersample=supersample, progress=bar)
+            grid = subject_grid(
+                generator,
+                latents,
+                cameras,
+                resolution,
+                psi=psi,
+                supersample=supersample,
+                progress=bar,
+            )
         save_image(out, grid)
         print(out)
         return
     form = PictureFormat.of(generator, resolution, "image", supersample)
     for i in tqdm(range(count), "pictures", unit="picture", delay=1):
-        save_image(out / f"{i:04d}.png", pictures(generator, generator.map(latents[i], psi), cameras[i], form)[0, 0])
+        save_image(
+            out / f"{i:04d}.png",
+            pictures(generator, generator.map(latents[i], psi), cameras[i], form)[0, 0],
+        )
     print(f"{count} pictures in {out}")

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from cips3d.cli.options import Derived, Settings, at_least, check_seed, positive
 from cips3d.configuration import read_json, with_settings
 from cips3d.errors import UserError
-from cips3d.training import config as configs
 from cips3d.training import presets
+from cips3d.training import recipe as configs
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.training.config import TrainConfig, check_batches
 from cips3d.training.launch import default_processes, run_in_processes
+from cips3d.training.recipe import TrainConfig, check_batches
 from cips3d.training.trainer import Trainer
 
 
@@ -56,7 +56,14 @@ def train(
             pictures or more; one where there is a GPU.
     """
     at_least(1, processes=processes)
-    options = {"preset": preset, "data": data, "kimg": kimg, "minutes": minutes, "batch": batch, "seed": seed}
+    options = {
+        "preset": preset,
+        "data": data,
+        "kimg": kimg,
+        "minutes": minutes,
+        "batch": batch,
+        "seed": seed,
+    }
     given = [name for name, value in options.items() if value is not None] + ["set"] * bool(set)
     stored = run_dir / "config.json"
     if stored.exists() and not given:
@@ -74,7 +81,12 @@ def print_outcome(model: Path | None, run_dir: Path) -> None:
 
 
 def _new_config(
-    name: str, data: str | None, kimg: float | None, minutes: float | None, batch: int | None, seed: int | None
+    name: str,
+    data: str | None,
+    kimg: float | None,
+    minutes: float | None,
+    batch: int | None,
+    seed: int | None,
 ) -> TrainConfig:
     if seed is not None:
         check_seed(seed)
@@ -84,7 +96,12 @@ def _new_config(
         stages[-1] = replace(stages[-1], kimg=kimg)
     if batch is not None:
         stages = [replace(stage, batch=batch) for stage in stages]
-    config = replace(config, stages=tuple(stages), data=data or config.data, seed=config.seed if seed is None else seed)
+    config = replace(
+        config,
+        stages=tuple(stages),
+        data=data or config.data,
+        seed=config.seed if seed is None else seed,
+    )
     if minutes is None:
         return config
     positive(minutes=minutes)
@@ -101,7 +118,9 @@ def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None)
     if found > 1 and processes is None and "WORLD_SIZE" not in os.environ:
         everything = f"accelerate launch --num_processes {found} -m cips3d train {run_dir}"
         print(f"takes one of {found} GPUs; for all of them: {everything}", file=sys.stderr)
-    return run_in_processes(processes or default_processes(config.stages), run_with_progress, config, run_dir)
+    return run_in_processes(
+        processes or default_processes(config.stages), run_with_progress, config, run_dir
+    )
 
 
 def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
@@ -110,11 +129,18 @@ def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
     trainer = Trainer(config, run_dir)
     main, device = trainer.accelerator.is_main_process, trainer.accelerator.device.type
     layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining} {postfix}"
-    with tqdm(total=1.0, disable=not main, bar_format=layout, initial=trainer.progress(), mininterval=0.5) as bar:
+    with tqdm(
+        total=1.0, disable=not main, bar_format=layout, initial=trainer.progress(), mininterval=0.5
+    ) as bar:
 
         def show(share: float, figures: dict[str, float]) -> None:
-            bar.set_description_str(f"training {figures['resolution']:.0f}² on {device}", refresh=False)
-            bar.set_postfix_str(f"{figures['images_per_second']:.1f} images/s, {figures['images']:.0f} shown", refresh=False)
+            bar.set_description_str(
+                f"training {figures['resolution']:.0f}² on {device}", refresh=False
+            )
+            bar.set_postfix_str(
+                f"{figures['images_per_second']:.1f} images/s, {figures['images']:.0f} shown",
+                refresh=False,
+            )
             bar.update(share - bar.n)
 
         model = trainer.run(show)

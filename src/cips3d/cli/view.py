@@ -44,7 +44,9 @@ def view(
     discriminator = pretrained.load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(generator.shape_mean.device)
-    with Viewer(generator, other, discriminator, host, port, name=Path(model).name, subject=first) as viewer:
+    with Viewer(
+        generator, other, discriminator, host, port, name=Path(model).name, subject=first
+    ) as viewer:
         print(f"{model}: {viewer.url}   (Ctrl-C ends the viewer)", flush=True)
         while True:
             time.sleep(3600)

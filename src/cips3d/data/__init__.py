@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cips3d.data.heads import HeadBatch, SyntheticHeads
 from cips3d.data.images import ImageDataset
+from cips3d.heads.dataset import HeadBatch, SyntheticHeads
 
 __all__ = ["HeadBatch", "ImageDataset", "SyntheticHeads", "open_dataset"]
 

@@ -15,11 +15,11 @@ import av
 import av.error
 from PIL import Image
 
-from cips3d.data.archive import member_name
 from cips3d.data.images import FILTERS, LABEL_FILE, central_square, read_labels
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
 from cips3d.errors import UserError, first_line, shown
 from cips3d.files import atomic_path, png
+from cips3d.heads.archive import member_name
 
 #: File names that are taken for videos, in any case.
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
@@ -99,7 +99,9 @@ def build_zip(
     written: list[tuple[str, Any]] = []
     left_out: list[str] = []
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for number, (name, place, opened) in enumerate(_up_to_damage(entries, left_out) if skip_bad else entries):
+        for number, (name, place, opened) in enumerate(
+            _up_to_damage(entries, left_out) if skip_bad else entries
+        ):
             if number % every:
                 continue
             if most is not None and len(written) >= most:
@@ -109,7 +111,9 @@ def build_zip(
                 with opened() as image:
                     square = recipe.apply(upright_rgb(image), place)
                 if labels is not None and name not in labels:
-                    raise UserError(f"{place}: has no label in {LABEL_FILE}; add one, or remove the picture or the labels")
+                    raise UserError(
+                        f"{place}: has no label in {LABEL_FILE}; add one, or remove the picture or the labels"
+                    )
             except UserError as error:
                 if not skip_bad:
                     raise
@@ -119,7 +123,9 @@ def build_zip(
             archive.writestr(zipfile.ZipInfo(target), png(square))
             written.append((target, None if labels is None else labels[name]))
         if not written:
-            raise UserError(f"{shown(path)}: none of its pictures can be used{': ' + left_out[0] if left_out else ''}")
+            raise UserError(
+                f"{shown(path)}: none of its pictures can be used{': ' + left_out[0] if left_out else ''}"
+            )
         record = {"source": path.name, "every": every, "pictures": len(written)} | vars(recipe)
         content = {"labels": None if labels is None else written, "cips3d": record}
         archive.writestr(zipfile.ZipInfo(LABEL_FILE), json.dumps(content))
@@ -159,14 +165,24 @@ def _frames(path: Path) -> Iterator[_Entry]:
                 place = f"frame {number} of {shown(path)}"
                 limit = Image.MAX_IMAGE_PIXELS
                 if limit is not None and frame.width * frame.height > limit:
-                    raise UserError(f"{place}: has more than the {limit} pixels that are safe to decode; scale the video down")
-                yield f"{number}", place, lambda frame=frame, place=place: nullcontext(_upright(frame, place))
+                    raise UserError(
+                        f"{place}: has more than the {limit} pixels that are safe to decode; scale the video down"
+                    )
+                yield (
+                    f"{number}",
+                    place,
+                    lambda frame=frame, place=place: nullcontext(_upright(frame, place)),
+                )
                 number += 1
     except (av.error.FFmpegError, OSError) as error:
         where = "cannot be read" if number == 0 else f"is damaged after frame {number - 1}"
-        raise UserError(f"{shown(path)}: {where} ({first_line(error)}); convert it, or give its pictures") from error
+        raise UserError(
+            f"{shown(path)}: {where} ({first_line(error)}); convert it, or give its pictures"
+        ) from error
     if number == 0:
-        raise UserError(f"{shown(path)}: holds no frame that can be decoded; convert it, or give its pictures")
+        raise UserError(
+            f"{shown(path)}: holds no frame that can be decoded; convert it, or give its pictures"
+        )
 
 
 def _upright(frame: av.VideoFrame, place: str) -> Image.Image:
@@ -174,4 +190,6 @@ def _upright(frame: av.VideoFrame, place: str) -> Image.Image:
     try:
         return frame.to_image().rotate(frame.rotation, expand=True)
     except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"{place}: cannot be converted to RGB ({first_line(error)}); convert the video") from error
+        raise UserError(
+            f"{place}: cannot be converted to RGB ({first_line(error)}); convert the video"
+        ) from error

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from cips3d.camera import Camera, is_centred, is_rigid
-from cips3d.data.images import FILTERS, LABEL_FILE, LABEL_SIZE, are_classes, camera_label, central_square, read_labels
+from cips3d.data.images import (
+    FILTERS,
+    LABEL_FILE,
+    LABEL_SIZE,
+    are_classes,
+    camera_label,
+    central_square,
+    read_labels,
+)
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
 from cips3d.errors import UserError, shown
 
@@ -73,15 +81,23 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report for people."""
-        lines = [f"{len(self.names):,} pictures, {len(self.names) - len(self.unreadable):,} readable; labels: {self.labels}"]
+        lines = [
+            f"{len(self.names):,} pictures, {len(self.names) - len(self.unreadable):,} readable; labels: {self.labels}"
+        ]
         if self.camera is not None:
-            lines.append(f"cameras: {self.camera[0]:.3g} from the origin, field of view {self.camera[1]:.4g} degrees (medians)")
+            lines.append(
+                f"cameras: {self.camera[0]:.3g} from the origin, field of view {self.camera[1]:.4g} degrees (medians)"
+            )
         if self.sides:
             sides = sorted(self.sides)
             middle = sides[len(sides) // 2]
-            lines.append(f"shorter side: {sides[0]} to {sides[-1]} pixels, median {middle}; {self.not_square:,} not square")
+            lines.append(
+                f"shorter side: {sides[0]} to {sides[-1]} pixels, median {middle}; {self.not_square:,} not square"
+            )
             modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.most_common())
-            lines.append(f"channels: {modes} (all are converted to RGB); {self.grey:,} without colours")
+            lines.append(
+                f"channels: {modes} (all are converted to RGB); {self.grey:,} without colours"
+            )
             lines.append("colours, mean (deviation): " + ", ".join(
                 f"{name} {mean:.0f} ({std:.0f})"
                 for name, mean, std in zip(("red", "green", "blue"), self.mean, self.std, strict=True)
@@ -90,7 +106,10 @@ class DataReport:
             ("unreadable", self.unreadable),
             (f"smaller than {self.resolution}", self.too_small),
             ("without a camera label", self.unlabelled),
-            ("with a label of no centred camera in a rigid pose (cameras=labels refuses it)", self.odd_labels),
+            (
+                "with a label of no centred camera in a rigid pose (cameras=labels refuses it)",
+                self.odd_labels,
+            ),
             ("the same pixels", [" = ".join(group) for group in self.duplicates]),
         ):
             if entries:
@@ -105,14 +124,18 @@ def _look_at_cameras(report: DataReport, labels: dict[str, list[float]]) -> None
     """Tells the labels' cameras."""
     numbers = torch.tensor(list(labels.values())).reshape(-1, LABEL_SIZE)
     fine = is_centred(numbers) & is_rigid(numbers)
-    report.odd_labels = [shown(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine]
+    report.odd_labels = [
+        shown(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine
+    ]
     if fine.any():
         cameras = Camera.from_label(numbers[fine])
         report.camera = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
 
 
 def check(
-    path: str | os.PathLike[str], resolution: int | None = None, progress: Callable[[int, int], None] = lambda done, all: None
+    path: str | os.PathLike[str],
+    resolution: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, all: None,
 ) -> DataReport:
     """Decodes every picture of a folder or zip.
 
@@ -152,10 +175,20 @@ def check(
             continue
         side = min(rgb.size)
         array = np.asarray(rgb)
-        digest = hashlib.blake2b(array.tobytes() + repr(array.shape).encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(
+            array.tobytes() + repr(array.shape).encode(), digest_size=16
+        ).digest()
         digests.setdefault(digest, []).append(shown(name))
-        square = np.asarray(central_square(rgb, min(side, MOST_SIDE), FILTERS["box"])).reshape(-1, 3).astype(np.float64)
-        total, squares, pixels = total + square.sum(axis=0), squares + (square**2).sum(axis=0), pixels + len(square)
+        square = (
+            np.asarray(central_square(rgb, min(side, MOST_SIDE), FILTERS["box"]))
+            .reshape(-1, 3)
+            .astype(np.float64)
+        )
+        total, squares, pixels = (
+            total + square.sum(axis=0),
+            squares + (square**2).sum(axis=0),
+            pixels + len(square),
+        )
         report.modes[mode] += 1
         report.sides.append(side)
         report.not_square += rgb.width != rgb.height

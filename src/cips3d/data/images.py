@@ -21,7 +21,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cips3d.data.sources import Folder, Memory, Source, open_source, opened_picture, picture_names, upright_rgb
+from cips3d.data.sources import (
+    Folder,
+    Memory,
+    Source,
+    open_source,
+    opened_picture,
+    picture_names,
+    upright_rgb,
+)
 from cips3d.errors import UserError, first_line, shown
 
 #: StyleGAN's file of labels beside the pictures.
@@ -78,7 +86,9 @@ class ImageDataset(Dataset):
         self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
         built_with = (read_recipe(self._source) or {}).get("filter")
-        self.filter = filter or (built_with if isinstance(built_with, str) and built_with in FILTERS else "lanczos")
+        self.filter = filter or (
+            built_with if isinstance(built_with, str) and built_with in FILTERS else "lanczos"
+        )
         self.names = picture_names(self._source)
         self.labels = self._read_labels()
         self.validate()
@@ -140,7 +150,9 @@ class ImageDataset(Dataset):
         if by_name is None or are_classes(by_name):
             return None
         place = shown(self._source.place(LABEL_FILE))
-        return torch.tensor([camera_label(by_name, name, place) for name in self.names], dtype=torch.float32)
+        return torch.tensor(
+            [camera_label(by_name, name, place) for name in self.names], dtype=torch.float32
+        )
 
 
 def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
@@ -153,7 +165,9 @@ def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor,
     return picture_of(Folder(path.parent), path.name, resolution)
 
 
-def picture_of(source: Source | Memory, name: str, resolution: int) -> Float[Tensor, "1 3 side side"]:
+def picture_of(
+    source: Source | Memory, name: str, resolution: int
+) -> Float[Tensor, "1 3 side side"]:
     """As `read_picture`, from wherever the picture lies.
 
     Raises:
@@ -162,7 +176,9 @@ def picture_of(source: Source | Memory, name: str, resolution: int) -> Float[Ten
     return _square(source, name, resolution, FILTERS["lanczos"])[None].float() / 127.5 - 1
 
 
-def _square(source: Source | Memory, name: str, resolution: int, filter: Image.Resampling) -> UInt8[Tensor, "3 side side"]:
+def _square(
+    source: Source | Memory, name: str, resolution: int, filter: Image.Resampling
+) -> UInt8[Tensor, "3 side side"]:
     """A picture's central square, upright and resized."""
     with opened_picture(source, name) as image:
         square = central_square(upright_rgb(image), resolution, filter)
@@ -183,7 +199,9 @@ def read_labels(source: Source) -> dict[str, Any] | None:
         return None if pairs is None else dict(pairs)
     except (TypeError, KeyError, ValueError) as error:
         place = shown(source.place(LABEL_FILE))
-        raise UserError(f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it') from error
+        raise UserError(
+            f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it'
+        ) from error
 
 
 def are_classes(labels: dict[str, Any]) -> bool:
@@ -213,7 +231,9 @@ def _label_file(source: Source) -> Any:
         raise
     except Exception as error:
         place = shown(source.place(LABEL_FILE))
-        raise UserError(f"{place}: is no readable JSON ({first_line(error)}); mend or remove it") from error
+        raise UserError(
+            f"{place}: is no readable JSON ({first_line(error)}); mend or remove it"
+        ) from error
 
 
 def central_square(image: Image.Image, resolution: int, filter: Image.Resampling) -> Image.Image:
@@ -231,8 +251,14 @@ def camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
     """
     label = by_name.get(name)
     if label is None:
-        raise UserError(f"{place}: has no label for {shown(name)}; add one, or remove the picture or the labels")
-    numbers = isinstance(label, list) and all(type(x) in (int, float) and math.isfinite(x) for x in label)
+        raise UserError(
+            f"{place}: has no label for {shown(name)}; add one, or remove the picture or the labels"
+        )
+    numbers = isinstance(label, list) and all(
+        type(x) in (int, float) and math.isfinite(x) for x in label
+    )
     if not numbers or len(label) != LABEL_SIZE:
-        raise UserError(f"{place}: the label of {shown(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels")
+        raise UserError(
+            f"{place}: the label of {shown(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels"
+        )
     return label

@@ -36,10 +36,16 @@ class Folder:
 
     def names(self) -> list[str]:
         def fail(error: OSError) -> None:
-            raise UserError(f"{shown(error.filename)}: cannot be listed ({first_line(error)}); make the folder readable")
+            raise UserError(
+                f"{shown(error.filename)}: cannot be listed ({first_line(error)}); make the folder readable"
+            )
 
         walk = os.walk(self.path, onerror=fail)
-        return [(Path(folder) / name).relative_to(self.path).as_posix() for folder, _, files in walk for name in files]
+        return [
+            (Path(folder) / name).relative_to(self.path).as_posix()
+            for folder, _, files in walk
+            for name in files
+        ]
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
         return open(self.path / name, "rb")
@@ -66,13 +72,20 @@ class Zip:
         for name in names:
             inside = PureWindowsPath(name)  # which knows both kinds of slash, and drives
             if inside.anchor or ".." in inside.parts:
-                raise UserError(f"{shown(self.path)}: its member {shown(name)} points outside the zip; make the zip again")
+                raise UserError(
+                    f"{shown(self.path)}: its member {shown(name)} points outside the zip; make the zip again"
+                )
         return names
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
-        size, most = self._opened().getinfo(name).file_size, MOST_BYTES if is_picture(name) else MOST_OTHER_BYTES
+        size, most = (
+            self._opened().getinfo(name).file_size,
+            MOST_BYTES if is_picture(name) else MOST_OTHER_BYTES,
+        )
         if size > most:
-            raise UserError(f"{shown(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it")
+            raise UserError(
+                f"{shown(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it"
+            )
         return self._opened().open(name)
 
     def place(self, name: str) -> str:
@@ -121,14 +134,23 @@ def open_source(path: Path) -> Source:
     source = Zip(path)
     try:
         source.names()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:  # the last two of damaged headers
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        NotImplementedError,
+        ValueError,
+    ) as error:  # the last two of damaged headers
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{shown(path)}: cannot be read ({error.strerror}); give a readable folder or zip") from error
+            raise UserError(
+                f"{shown(path)}: cannot be read ({error.strerror}); give a readable folder or zip"
+            ) from error
         if path.suffix.lower() == ".zip":
             raise UserError(
                 f"{shown(path)}: is damaged or cut off ({first_line(error)}); make or copy the zip again"
             ) from error
-        raise UserError(f"{shown(path)}: is neither a folder nor a zip of pictures; give one of these") from error
+        raise UserError(
+            f"{shown(path)}: is neither a folder nor a zip of pictures; give one of these"
+        ) from error
     return source
 
 
@@ -140,7 +162,9 @@ def picture_names(source: Source) -> list[str]:
     """
     names = sorted(name for name in source.names() if is_picture(name))
     if not names:
-        raise UserError(f"{shown(source.path)}: holds no pictures; looked for {', '.join(EXTENSIONS)}")
+        raise UserError(
+            f"{shown(source.path)}: holds no pictures; looked for {', '.join(EXTENSIONS)}"
+        )
     return names
 
 
@@ -165,7 +189,9 @@ def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
                 yield image
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
+    except (
+        Exception
+    ) as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
         raise _unreadable(shown(source.place(name)), error) from error
 
 
@@ -184,7 +210,9 @@ def _unreadable(place: str, error: Exception) -> UserError:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture turned upright (EXIF), laid on white where it is transparent, as RGB; of 16 bits the upper eight."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip to 255 where we want the high byte
+    if image.mode.startswith(
+        "I"
+    ):  # 16-bit grey: Pillow would clip to 255 where we want the high byte
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         transparent = np.asarray(image) == image.info.get("transparency", -1)
         return Image.fromarray(np.where(transparent, 255, grey).astype(np.uint8)).convert("RGB")

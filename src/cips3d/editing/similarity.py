@@ -24,7 +24,9 @@ _LPIPS_SIDE = 32
 logger = logging.getLogger(__name__)
 
 
-def pixel_distance(a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, " batch"]:
+def pixel_distance(
+    a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]
+) -> Float[Tensor, " batch"]:
     """Root mean square difference of colours, at full, half and quarter size, in units of [-1, 1].
 
     The small ones let a subject that is out of place find its way.
@@ -51,8 +53,13 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        pairs = zip(*(discriminator.features(discriminator.reduced(x)) for x in (a, b)), strict=True)
-        parts = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in pairs]
+        pairs = zip(
+            *(discriminator.features(discriminator.reduced(x)) for x in (a, b)), strict=True
+        )
+        parts = [
+            (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2))
+            for x, y in pairs
+        ]
         return torch.stack(parts).mean(dim=0)
 
     return distance
@@ -68,19 +75,27 @@ def lpips_distance(device: torch.device, side: int) -> Distance:
         UserError: if the package is missing, its weights cannot be had, or the pictures are too small for VGG.
     """
     if side < _LPIPS_SIDE:
-        raise UserError(f"features lpips: it takes pictures of {_LPIPS_SIDE}² and more, the model makes {side}²; take another")
+        raise UserError(
+            f"features lpips: it takes pictures of {_LPIPS_SIDE}² and more, the model makes {side}²; take another"
+        )
     try:
         from lpips import LPIPS  # pyright: ignore[reportMissingImports] (a package that users may have)
 
         network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except ImportError as error:
-        raise UserError(f"features lpips: {error}; pip install lpips torchvision, or take another") from None
+        raise UserError(
+            f"features lpips: {error}; pip install lpips torchvision, or take another"
+        ) from None
     except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
-        raise UserError(f"features lpips: it cannot be loaded ({first_line(error)}); take another") from None
+        raise UserError(
+            f"features lpips: it cannot be loaded ({first_line(error)}); take another"
+        ) from None
     return lambda a, b: network(a.float(), b.float()).flatten()
 
 
-def usual_distance(discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int) -> Distance | None:
+def usual_distance(
+    discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int
+) -> Distance | None:
     """Of the discriminator's features; without one LPIPS, if it is installed and can be had; else none.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
-from cips3d.models.records import Styles
+from cips3d.models.types import Styles
 from cips3d.pretrained import read_tensors, weights_digest, write_tensors
 
 _KEY = "cips3d-subject"
@@ -39,8 +39,14 @@ class Subject:
             UserError: if it cannot be written.
         """
         appearance = self.styles.appearance
-        stacked = appearance[None] if isinstance(appearance, Tensor) else torch.stack(list(appearance))
-        tensors = {"shape": self.styles.shape, "appearance": stacked, "camera": self.camera.to_label()}
+        stacked = (
+            appearance[None] if isinstance(appearance, Tensor) else torch.stack(list(appearance))
+        )
+        tensors = {
+            "shape": self.styles.shape,
+            "appearance": stacked,
+            "camera": self.camera.to_label(),
+        }
         blocks = None if isinstance(appearance, Tensor) else len(stacked)
         write_tensors(path, tensors, _KEY, {"blocks": blocks, "nerf": _digest(generator)})
 
@@ -56,22 +62,30 @@ class Subject:
             raise UserError(
                 f"{path} is damaged: it should hold shape, appearance and camera; write it again with cips3d invert"
             )
-        shape, appearance, label = (tensors[name].to(generator.shape_mean) for name in ("shape", "appearance", "camera"))
+        shape, appearance, label = (
+            tensors[name].to(generator.shape_mean) for name in ("shape", "appearance", "camera")
+        )
         widths = generator.shape_mean.shape, generator.appearance_mean.shape
         blocks = entry.get("blocks")
         fits = shape.shape == (1, *widths[0]) and appearance.shape == (blocks or 1, 1, *widths[1])
         if not fits or blocks not in (None, generator.config.inr_blocks):
-            raise UserError(f"{path} is a subject of a model with other networks; give the model that it was found in")
+            raise UserError(
+                f"{path} is a subject of a model with other networks; give the model that it was found in"
+            )
         if entry.get("nerf") != _digest(generator):
             raise UserError(
                 f"{path} is a subject of another model; give the one that it was found in, or one with the same NeRF (of "
                 "cips3d finetune, blend or invert)"
             )
         if label.shape != (1, 25):
-            raise UserError(f"{path} is damaged: its camera is no label of 25 numbers; write it again with cips3d invert")
+            raise UserError(
+                f"{path} is damaged: its camera is no label of 25 numbers; write it again with cips3d invert"
+            )
         styles = Styles(shape, appearance[0] if blocks is None else list(appearance))
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (shape, appearance)):
-            raise UserError(f"{path} is damaged: it holds NaN or infinity; write it again with cips3d invert")
+            raise UserError(
+                f"{path} is damaged: it holds NaN or infinity; write it again with cips3d invert"
+            )
         try:
             return Subject(styles, Camera.from_label(label))
         except UserError as error:

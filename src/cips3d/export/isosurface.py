@@ -72,7 +72,9 @@ class SampledVolume:
         """
         radius, extent = config.poses.radius, config.extent
         painted = sample_spacing(config) if config.background in ("endless", "last") else 0.0
-        return SampledVolume(typical_cameras(config.poses), max(0.0, radius - extent), radius + extent - painted)
+        return SampledVolume(
+            typical_cameras(config.poses), max(0.0, radius - extent), radius + extent - painted
+        )
 
     def to(self, *args, **kwargs) -> SampledVolume:
         """The same volume with `Tensor.to(*args, **kwargs)` applied."""
@@ -101,7 +103,12 @@ class SampledVolume:
         """
         radius = float(self.cameras.position.norm(dim=-1).max())
         corner = math.atan(math.sqrt(2) * math.tan(math.radians(float(self.cameras.fov.max())) / 2))
-        reach = math.sqrt(max(radius**2 + depth**2 - 2 * radius * depth * math.cos(corner) for depth in (self.near, self.far)))
+        reach = math.sqrt(
+            max(
+                radius**2 + depth**2 - 2 * radius * depth * math.cos(corner)
+                for depth in (self.near, self.far)
+            )
+        )
         axis = torch.linspace(-reach, reach, 48).to(self.cameras.cam_to_world)
         points = torch.cartesian_prod(axis, axis, axis)
         points = points[self.signed_distance(points) > 0]
@@ -151,7 +158,9 @@ def surface_level(density: Density, volume: SampledVolume, spacing: float) -> fl
     sigma, absorbed = sigma[ends], absorbed[ends]
     half = _crossings(t, absorbed, absorbed.new_tensor([math.log(2)]))
     after = torch.searchsorted(t, half.contiguous()).clamp(1, _SAMPLES - 1)
-    there = torch.maximum(sigma.gather(1, after), sigma.gather(1, after - 1))  # one alone may be beside a thin sheet
+    there = torch.maximum(
+        sigma.gather(1, after), sigma.gather(1, after - 1)
+    )  # one alone may be beside a thin sheet
     highest = float(torch.quantile(there, 0.95))
     levels = highest * torch.logspace(math.log10(_LOWEST), math.log10(_HIGHEST), _LEVELS).to(t)
     error = (_crossings(t, sigma, levels) - half).abs().clamp(max=spacing).mean(dim=0)
@@ -159,7 +168,9 @@ def surface_level(density: Density, volume: SampledVolume, spacing: float) -> fl
 
 
 def _crossings(
-    t: Float[Tensor, " samples"], values: Float[Tensor, "rays samples"], levels: Float[Tensor, " levels"]
+    t: Float[Tensor, " samples"],
+    values: Float[Tensor, "rays samples"],
+    levels: Float[Tensor, " levels"],
 ) -> Float[Tensor, "rays levels"]:
     """The depth where each ray's values first reach each level; infinite where they never do."""
     highest = values.cummax(dim=1).values
@@ -171,7 +182,9 @@ def _crossings(
     return torch.lerp(t[index - 1], t[index], share).masked_fill(after > last, torch.inf)
 
 
-def surface(density: Density, volume: SampledVolume, level: float, resolution: int, chunk: int = CHUNK) -> trimesh.Trimesh:
+def surface(
+    density: Density, volume: SampledVolume, level: float, resolution: int, chunk: int = CHUNK
+) -> trimesh.Trimesh:
     """The closed surface of what is denser than a level, cut off where the volume ends; in world units, faces outward.
 
     Args:
@@ -183,7 +196,9 @@ def surface(density: Density, volume: SampledVolume, level: float, resolution: i
     """
     values, corner, voxel = _grid(density, volume, level, resolution, chunk)
     if values.max() < 0:
-        raise UserError(f"mesh: nothing that cameras sample is denser than the level, {level:.4g}; give a lower one")
+        raise UserError(
+            f"mesh: nothing that cameras sample is denser than the level, {level:.4g}; give a lower one"
+        )
     vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="ascent")
     return trimesh.Trimesh(vertices * voxel + corner, faces, process=False)
 
@@ -197,7 +212,10 @@ def _grid(
     """
     low, high = volume.bounds()
     voxel = float((high - low).max()) / (resolution - 1)
-    axes = [torch.arange(math.ceil(float(h - a) / voxel) + 1).to(low) * voxel + a for a, h in zip(low, high, strict=True)]
+    axes = [
+        torch.arange(math.ceil(float(h - a) / voxel) + 1).to(low) * voxel + a
+        for a, h in zip(low, high, strict=True)
+    ]
     x, y, z = axes
     values = np.empty((len(x), len(y), len(z)), dtype=np.float32)
     rows = values.reshape(-1, len(z))
@@ -212,12 +230,21 @@ def _grid(
         inside = sigma > level
         excess = sigma - level
         # elsewhere the volume's end changes nothing: outside is outside
-        excess[inside] = torch.minimum(excess[inside], volume.signed_distance(rays.at(t)[inside]) * (level / voxel))
+        excess[inside] = torch.minimum(
+            excess[inside], volume.signed_distance(rays.at(t)[inside]) * (level / voxel)
+        )
         # a vertex on a grid point would have faces without area, which come apart when a program merges equal points
         small = excess.abs() < 1e-3 * level
         excess[small] = torch.where(excess[small] < 0, -1e-3, 1e-3).to(excess) * level
         rows[first : first + step] = excess[0].float().cpu().numpy()
-    for side in (values[0], values[-1], values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1]):
+    for side in (
+        values[0],
+        values[-1],
+        values[:, 0],
+        values[:, -1],
+        values[:, :, 0],
+        values[:, :, -1],
+    ):
         np.minimum(side, -level, out=side)
     return values, low.cpu().double().numpy(), voxel
 
@@ -231,7 +258,9 @@ def _check_finite(sigma: Tensor) -> None:
 
 def outward_parts(mesh: trimesh.Trimesh, largest: bool = True) -> trimesh.Trimesh:
     """The connected part of the largest volume, or all parts; without the walls of hollows inside, whose volume is negative."""
-    label = trimesh.graph.connected_component_labels(mesh.edges, node_count=len(mesh.vertices))[mesh.faces[:, 0]]
+    label = trimesh.graph.connected_component_labels(mesh.edges, node_count=len(mesh.vertices))[
+        mesh.faces[:, 0]
+    ]
     volumes = np.bincount(label, weights=_signed_volumes(mesh))
     kept = label == volumes.argmax() if largest else volumes[label] > 0
     mesh.update_faces(kept)

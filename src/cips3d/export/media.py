@@ -36,13 +36,18 @@ _INFERNO = torch.tensor(
     ]
 )
 
-_MUXER_OPTIONS = {".mp4": {"movflags": "faststart"}, ".gif": {"loop": "0"}}  # plays while it loads; plays for ever
+_MUXER_OPTIONS = {
+    ".mp4": {"movflags": "faststart"},
+    ".gif": {"loop": "0"},
+}  # plays while it loads; plays for ever
 _MIN_FPS, _MAX_FPS = 0.01, {".mp4": 1000, ".gif": 50}
 _CRF = "18"  # x264's quality; 18 is visually lossless
 _BT709 = 1  # FFmpeg's number for the primaries and the transfer curve of high-definition video
 
 
-def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:
+def to_uint8(
+    images: Float[Tensor, "batch 3 height width"],
+) -> UInt8[np.ndarray, "batch height width 3"]:
     """Images in [-1, 1] as 8-bit ones, rounded to the nearest level; values outside are clipped and NaN becomes black."""
     levels = (images.detach().float() * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -59,7 +64,9 @@ def image_grid(
         UserError: if there are no images or `columns` is below 1.
     """
     if columns < 1 or len(images) == 0:
-        raise UserError(f"image grid: {len(images)} images in {columns} columns leave nothing to show; give at least 1 of each")
+        raise UserError(
+            f"image grid: {len(images)} images in {columns} columns leave nothing to show; give at least 1 of each"
+        )
     height, width = images.shape[-2:]
     grid, cells = blank_grid(-(-len(images) // columns), columns, height, width, padding)
     for index, picture in enumerate(to_uint8(images)):
@@ -69,10 +76,14 @@ def image_grid(
 
 def blank_grid(
     rows: int, columns: int, height: int, width: int, padding: int = 2
-) -> tuple[UInt8[np.ndarray, "grid_height grid_width 3"], UInt8[np.ndarray, "rows columns height width 3"]]:
+) -> tuple[
+    UInt8[np.ndarray, "grid_height grid_width 3"], UInt8[np.ndarray, "rows columns height width 3"]
+]:
     """A black picture, and its places for pictures of height x width, which are views into it: what is written there shows."""
     whole = np.zeros((rows * (height + padding), columns * (width + padding), 3), dtype=np.uint8)
-    cells = whole.reshape(rows, height + padding, columns, width + padding, 3).swapaxes(1, 2)[:, :, :height, :width]
+    cells = whole.reshape(rows, height + padding, columns, width + padding, 3).swapaxes(1, 2)[
+        :, :, :height, :width
+    ]
     return whole[: whole.shape[0] - padding, : whole.shape[1] - padding], cells
 
 
@@ -117,7 +128,11 @@ def save_image(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "height 
         Image.fromarray(picture).save(temporary, format="PNG")
 
 
-def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray, "height width 3"]], fps: float = 30) -> None:
+def save_frames(
+    path: str | os.PathLike[str],
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    fps: float = 30,
+) -> None:
     """Writes a video as the frames come, so that memory does not grow with their number; the file appears whole or not at all.
 
     Args:
@@ -132,28 +147,44 @@ def save_frames(path: str | os.PathLike[str], frames: Iterable[UInt8[np.ndarray,
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _MUXER_OPTIONS:
-        raise UserError(f"{path}: cannot write a video of kind {suffix or '(no suffix)'!r}; end the name in .mp4 or .gif")
+        raise UserError(
+            f"{path}: cannot write a video of kind {suffix or '(no suffix)'!r}; end the name in .mp4 or .gif"
+        )
     if not _MIN_FPS <= fps <= _MAX_FPS[suffix]:
-        raise UserError(f"fps: {fps} is no frame rate for {suffix}; give a number from {_MIN_FPS} to {_MAX_FPS[suffix]}")
+        raise UserError(
+            f"fps: {fps} is no frame rate for {suffix}; give a number from {_MIN_FPS} to {_MAX_FPS[suffix]}"
+        )
     write = _write_gif if suffix == ".gif" else _write_mp4
     try:
-        with atomic_path(path) as temporary, av.open(str(temporary), "w", options=_MUXER_OPTIONS[suffix]) as container:
+        with (
+            atomic_path(path) as temporary,
+            av.open(str(temporary), "w", options=_MUXER_OPTIONS[suffix]) as container,
+        ):
             write(container, _same_sized(path, frames), Fraction(fps).limit_denominator(1001))
     except av.error.FFmpegError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give a path that can be written and has room") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; give a path that can be written and has room"
+        ) from error
 
 
 def _write_mp4(container: OutputContainer, frames: Iterator[np.ndarray], rate: Fraction) -> None:
     stream = None
     for index, array in enumerate(frames):
-        even = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")
+        even = np.pad(
+            array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge"
+        )
         if stream is None:
             stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF})
             stream.height, stream.width, stream.pix_fmt = *even.shape[:2], "yuv420p"
-            stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU709, ColorRange.MPEG
+            stream.codec_context.colorspace, stream.codec_context.color_range = (
+                Colorspace.ITU709,
+                ColorRange.MPEG,
+            )
             stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        frame = frame.reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         frame.pts, frame.time_base = index, 1 / rate
         container.mux(stream.encode(frame))
     if stream is not None:
@@ -179,7 +210,9 @@ def _write_gif(container: OutputContainer, frames: Iterator[np.ndarray], rate: F
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
     """Turns every frame into 256 colours of its own."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgba"), time_base=time_base)
+    source = graph.add_buffer(
+        width=width, height=height, format=av.VideoFormat("rgba"), time_base=time_base
+    )
     split, sink = graph.add("split"), graph.add("buffersink")
     palette, use = graph.add("palettegen", "stats_mode=single"), graph.add("paletteuse", "new=1")
     source.link_to(split)
@@ -217,4 +250,6 @@ def _colours(values: Float[Tensor, "batch height width"]) -> Float[Tensor, "batc
     table = _INFERNO.to(values.device)
     place = values * (len(table) - 1)
     below = place.floor().long().clamp(max=len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], (place - below)[..., None]).permute(0, 3, 1, 2)
+    return torch.lerp(table[below], table[below + 1], (place - below)[..., None]).permute(
+        0, 3, 1, 2
+    )

@@ -11,9 +11,9 @@ from jaxtyping import UInt8
 
 from cips3d.camera import Camera
 from cips3d.export.media import blank_grid
-from cips3d.export.tiles import KINDS, Kind, PictureFormat, depth_range, fill, picture_strips
+from cips3d.export.strips import KINDS, Kind, PictureFormat, depth_range, fill, picture_strips
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, Styles
+from cips3d.models.types import Latents, Styles
 
 #: Views of a subject that are rendered together, since the modulated weights of each take memory.
 _TOGETHER = 16
@@ -88,7 +88,9 @@ def subject_grid(
     return grid
 
 
-def _part(progress: Callable[[float], None] | None, done: int, of: int) -> Callable[[float], None] | None:
+def _part(
+    progress: Callable[[float], None] | None, done: int, of: int
+) -> Callable[[float], None] | None:
     """What to tell of the share of one part of several, `done` of which are finished."""
     return None if progress is None else lambda share: progress((done + share) / of)
 

@@ -12,9 +12,9 @@ from jaxtyping import UInt8
 from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
-from cips3d.export.tiles import Kind, PictureFormat, depth_range, pictures
+from cips3d.export.strips import Kind, PictureFormat, depth_range, pictures
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, Styles
+from cips3d.models.types import Latents, Styles
 
 
 def save_video(
@@ -46,7 +46,9 @@ def save_video(
         UserError: if a value is out of range, the numbers of codes and cameras differ, a camera stands within the sampled
             volume, or the file cannot be written.
     """
-    frames = video_frames(generator, codes, cameras, resolution, psi=psi, show=show, supersample=supersample)
+    frames = video_frames(
+        generator, codes, cameras, resolution, psi=psi, show=show, supersample=supersample
+    )
     save_frames(path, frames, fps)
 
 
@@ -76,15 +78,24 @@ def video_frames(
             )
     depths = None
     if "depth" in form.show:
-        ranges = [found for one in styles if (found := depth_range(generator, one, cameras)) is not None]
-        depths = (min(near for near, _ in ranges), max(far for _, far in ranges)) if ranges else None
+        ranges = [
+            found for one in styles if (found := depth_range(generator, one, cameras)) is not None
+        ]
+        depths = (
+            (min(near for near, _ in ranges), max(far for _, far in ranges)) if ranges else None
+        )
     for frame in range(count):
         camera = cameras[frame if len(cameras) > 1 else 0]
-        views = [pictures(generator, one[frame if len(one) > 1 else 0], camera, form, depths)[:, 0] for one in styles]
+        views = [
+            pictures(generator, one[frame if len(one) > 1 else 0], camera, form, depths)[:, 0]
+            for one in styles
+        ]
         yield _joined(np.stack(views))
 
 
-def _joined(views: UInt8[np.ndarray, "subjects kinds height width 3"]) -> UInt8[np.ndarray, "all_height all_width 3"]:
+def _joined(
+    views: UInt8[np.ndarray, "subjects kinds height width 3"],
+) -> UInt8[np.ndarray, "all_height all_width 3"]:
     """One subject's kinds side by side; with several subjects a column for each and a row for each kind."""
     cells = views if len(views) == 1 else views.swapaxes(0, 1)
     rows, columns, height, width, _ = cells.shape
@@ -109,7 +120,9 @@ def interpolated(styles: Styles, frames: int) -> Styles:
     """
     count = len(styles)
     if frames < count or count == 0:
-        raise UserError(f"interpolation: {frames} frames for {count} subjects; give at least one of each, and as many frames")
+        raise UserError(
+            f"interpolation: {frames} frames for {count} subjects; give at least one of each, and as many frames"
+        )
     start = torch.round(torch.arange(count + 1) * (frames / count)).long()
     frame = torch.arange(frames)
     subject = torch.searchsorted(start, frame, right=True) - 1

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.heads.network import DEPTH_SIDE, HeadNetwork
 from cips3d.metrics.geometry import correlation
-from cips3d.metrics.head_network import DEPTH_SIDE, HeadNetwork
-from cips3d.metrics.subjects import Subjects, View, angle_between, mean_difference, warped
-from cips3d.models.records import SOLID
+from cips3d.metrics.views import Subjects, View, angle_between, mean_difference, warped
+from cips3d.models.types import SOLID
 
 #: Yaws in radians that a subject's pictures are compared between.
 YAWS = (-0.35, 0.0, 0.35)
@@ -29,11 +29,15 @@ class Predictor(Protocol):
     Pictures are (B, 3, R, R) in [-1, 1].
     """
 
-    def pose(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def pose(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch of the cameras, radians, as in `cips3d.camera`."""
         ...
 
-    def identity(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch identity"]:
+    def identity(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch identity"]:
         """Vectors of any length, alike in direction for pictures of one subject (such as a face recogniser's)."""
         ...
 
@@ -66,7 +70,9 @@ def seen_pose(
     found = predictor.pose(images)
     tensors = isinstance(found, tuple) and all(isinstance(angles, Tensor) for angles in found)
     if not tensors or [angles.shape for angles in found] != 2 * [images.shape[:1]]:
-        raise UserError(f"predictor: pose gave {_form(found)} for {len(images)} pictures; give yaw and pitch, a tensor each")
+        raise UserError(
+            f"predictor: pose gave {_form(found)} for {len(images)} pictures; give yaw and pitch, a tensor each"
+        )
     yaw, pitch = found
     return yaw.to(images), pitch.to(images)
 
@@ -90,7 +96,11 @@ def pose_error(view: View, predictor: Predictor, turned: tuple[float, float] = (
         UserError: if the predictor does not give one yaw and one pitch for each picture.
     """
     yaw, pitch = view.camera.yaw_pitch()
-    return float(angle_between(yaw - turned[0], pitch - turned[1], *seen_pose(predictor, view.out.image)).mean())
+    return float(
+        angle_between(
+            yaw - turned[0], pitch - turned[1], *seen_pose(predictor, view.out.image)
+        ).mean()
+    )
 
 
 @torch.no_grad()
@@ -115,7 +125,9 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[floa
     if subjects.count == 1:
         return float(torch.cat(pairs).mean()), math.nan
     others = ~torch.eye(subjects.count, dtype=torch.bool, device=vectors[0].device)
-    return float(torch.cat(pairs).mean()), float(torch.stack([(a @ a.T)[others].mean() for a in vectors]).mean())
+    return float(torch.cat(pairs).mean()), float(
+        torch.stack([(a @ a.T)[others].mean() for a in vectors]).mean()
+    )
 
 
 @torch.no_grad()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.metrics import consistency, symmetry
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
-from cips3d.metrics.head_network import HeadNetwork, load_head_network
-from cips3d.metrics.subjects import Subjects, View
+from cips3d.metrics.views import Subjects, View
 from cips3d.models.generator import Generator
 
 #: Largest side of the views of subjects, of which several hundred are in memory at a time, pixels.
@@ -56,18 +56,29 @@ class Evaluation:
         true = bool(self.reference)
         rows = [f"{'':<24}{'model':>10}{'true heads':>12}" if true else f"{'':<24}{'model':>10}"]
         for name, value in self.values.items():
-            meaning, unit, factor, better = ENTRIES.get(name, ("distance of features", "", 1, "lower"))
+            meaning, unit, factor, better = ENTRIES.get(
+                name, ("distance of features", "", 1, "lower")
+            )
             if name.startswith(("kid", "kd")):
                 unit, factor = "x 10^-3", 1000
-            wish = {"lower": "lower is better", "higher": "higher is better", "true": "best as the data has it"}[better]
+            wish = {
+                "lower": "lower is better",
+                "higher": "higher is better",
+                "true": "best as the data has it",
+            }[better]
             reference = self.reference.get(name)
-            column = f"{'' if reference is None else f'{reference * factor:.4g}':>12}" if true else ""
+            column = (
+                f"{'' if reference is None else f'{reference * factor:.4g}':>12}" if true else ""
+            )
             rows.append(f"{name:<24}{value * factor:>10.4g}{column}  {unit:<12} {meaning} ({wish})")
         return rows
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with null for NaN, which JSON does not have."""
-        finite = [{k: v if math.isfinite(v) else None for k, v in table.items()} for table in (self.values, self.reference)]
+        finite = [
+            {k: v if math.isfinite(v) else None for k, v in table.items()}
+            for table in (self.values, self.reference)
+        ]
         return {"values": finite[0], "true_heads": finite[1], "record": self.record}
 
 
@@ -115,16 +126,24 @@ def evaluate(
     if not isinstance(dataset, SyntheticHeads):
         return Evaluation(values | _figures(subjects, seed, predictor, None, None), {}, record)
     network = load_head_network().to(device)
-    record |= {"predictor": record["predictor"] or "heads", "head_network": feature_network("heads").key}
+    record |= {
+        "predictor": record["predictor"] or "heads",
+        "head_network": feature_network("heads").key,
+    }
 
     def true(heads_seed: int, indices: range) -> Subjects:
         heads = SyntheticHeads(dataset.size, side, heads_seed, dataset.style, dataset.poses)
-        return replace(Subjects.true(heads, indices, device), extent=extent)  # as the generator's, for the non-flatness score
+        return replace(
+            Subjects.true(heads, indices, device), extent=extent
+        )  # as the generator's, for the non-flatness score
 
     indices = range(min(count, len(dataset)))
     truth = true(dataset.seed, indices).from_prior(seed)
     own, heads = subjects.poses, dataset.poses
-    turned = own.yaw_mean - heads.yaw_mean, own.pitch_mean - heads.pitch_mean  # a learned prior may have drifted
+    turned = (
+        own.yaw_mean - heads.yaw_mean,
+        own.pitch_mean - heads.pitch_mean,
+    )  # a learned prior may have drifted
     values |= _figures(subjects, seed, predictor or network, network, truth, turned)
     if not reference:
         return Evaluation(values, {}, record)

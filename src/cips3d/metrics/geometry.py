@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.data import SyntheticHeads
-from cips3d.metrics.subjects import Subjects, View
+from cips3d.metrics.views import Subjects, View
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput
+from cips3d.models.types import RenderOutput
 
 #: Degrees of yaw that heads are seen from.
 YAWS = (-30.0, 0.0, 30.0)
@@ -55,7 +55,9 @@ class GeometryReport:
 
     def lines(self) -> list[str]:
         """The report for people."""
-        by_yaw = ", ".join(f"{value:.2f} at {yaw:+.0f}°" for yaw, value in self.shape_correlation.items())
+        by_yaw = ", ".join(
+            f"{value:.2f} at {yaw:+.0f}°" for yaw, value in self.shape_correlation.items()
+        )
         return [
             f"opacity on the last sample: {self.last_sample_share:.1%} (a picture painted on the far plane: near 100%)",
             f"relief of the heads: {self.relief:.4f} world units (true heads {self.true_relief:.4f}, a plane 0)",
@@ -69,7 +71,9 @@ class GeometryReport:
 def geometry_report(generator: Generator, count: int = 32) -> GeometryReport:
     """Renders `count` heads from `YAWS` and compares their depth with `count` heads of the embedded dataset."""
     # the same lens and distance; a learned prior's mean says where the generator's own front is, and heads look ahead
-    heads = SyntheticHeads(resolution=RESOLUTION, poses=replace(generator.config.poses, yaw_mean=0.0, pitch_mean=0.0))
+    heads = SyntheticHeads(
+        resolution=RESOLUTION, poses=replace(generator.config.poses, yaw_mean=0.0, pitch_mean=0.0)
+    )
     subjects = Subjects.generated(generator, generator.sample_latents(count, 0), RESOLUTION)
     true_subjects = Subjects.true(heads, range(count), generator.shape_mean.device)
     views, truths = ([of.at(math.radians(yaw)) for yaw in YAWS] for of in (subjects, true_subjects))
@@ -81,7 +85,8 @@ def geometry_report(generator: Generator, count: int = 32) -> GeometryReport:
         true_relief=_mean_spread(true_front),
         view_agreement=sum(agreement) / len(agreement),
         shape_correlation={
-            yaw: _correlation_with_mean(view, truth) for yaw, view, truth in zip(YAWS, views, truths, strict=True)
+            yaw: _correlation_with_mean(view, truth)
+            for yaw, view, truth in zip(YAWS, views, truths, strict=True)
         },
         speckle=speckle(front.out.image),
         true_speckle=speckle(true_front.out.image),
@@ -135,7 +140,11 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
 
 def _mean_spread(view: View) -> float:
     """Mean over heads of the standard deviation of the depth of their solid pixels."""
-    spreads = [float(d[s].std()) for d, s in zip(view.out.depth, view.solid, strict=True) if int(s.sum()) > 2]
+    spreads = [
+        float(d[s].std())
+        for d, s in zip(view.out.depth, view.solid, strict=True)
+        if int(s.sum()) > 2
+    ]
     return sum(spreads) / len(spreads) if spreads else 0.0
 
 
@@ -144,7 +153,9 @@ def _correlation_with_mean(view: View, truth: View) -> float:
     often = truth.solid.float().mean(dim=0) > 0.5
     mean_depth = (truth.out.depth * truth.solid).sum(dim=0) / truth.solid.sum(dim=0).clamp(min=1)
     both = [solid & often for solid in view.solid]
-    values = [correlation(depth[b], mean_depth[b]) for depth, b in zip(view.out.depth, both, strict=True)]
+    values = [
+        correlation(depth[b], mean_depth[b]) for depth, b in zip(view.out.depth, both, strict=True)
+    ]
     return sum(values) / len(values)
 
 
@@ -157,10 +168,22 @@ def _carried_correlation(view: View, front: View) -> float:
     place, distance = front.camera.project(view.points)
     column = torch.floor((place[..., 0] * height / width + 1) * width / 2).long()
     row = torch.floor((place[..., 1] + 1) * height / 2).long()
-    usable = view.solid.flatten(1) & (distance > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixel = (row * width + column).where(usable, height * width)  # what does not count goes to a pixel of its own
+    usable = (
+        view.solid.flatten(1)
+        & (distance > 0)
+        & (column >= 0)
+        & (column < width)
+        & (row >= 0)
+        & (row < height)
+    )
+    pixel = (row * width + column).where(
+        usable, height * width
+    )  # what does not count goes to a pixel of its own
     carried = distance.new_full((len(distance), height * width + 1), torch.inf)
     carried = carried.scatter_reduce(1, pixel, distance, "amin")[:, :-1]
     seen = front.solid.flatten(1) & torch.isfinite(carried)
-    values = [correlation(c[s], f[s]) for c, f, s in zip(carried, front.out.depth.flatten(1), seen, strict=True)]
+    values = [
+        correlation(c[s], f[s])
+        for c, f, s in zip(carried, front.out.depth.flatten(1), seen, strict=True)
+    ]
     return sum(values) / len(values)

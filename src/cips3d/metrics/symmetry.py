@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cips3d.metrics.head_network import HeadNetwork
-from cips3d.metrics.subjects import Subjects, mean_difference, warped
+from cips3d.heads.network import HeadNetwork
+from cips3d.metrics.views import Subjects, mean_difference, warped
 
 #: Half the yaw, in radians, between the two views that are compared.
 DELTA = 0.13

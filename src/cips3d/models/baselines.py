@@ -16,7 +16,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.inr import ImplicitNetwork, rgb_head
 from cips3d.models.layers import FilmSiren, MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
-from cips3d.models.records import Latents, RayDraws, RayOutput, Sampling, Styles
+from cips3d.models.types import Latents, RayDraws, RayOutput, Sampling, Styles
 
 
 def build_generator(config: GeneratorConfig) -> Generator:
@@ -76,21 +76,31 @@ class PiGan(Generator):
     parts = ("shape_mapping", "nerf", "background")
 
     def _make_parts(self, c: GeneratorConfig) -> None:
-        self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
+        self.shape_mapping = MappingNetwork(
+            c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False
+        )
         self.nerf = ColourField(c)
         plain = c.background == "plain"
-        self.background = nn.Sequential(nn.Linear(c.shape_style_dim, 3), nn.Tanh()) if plain else None
+        self.background = (
+            nn.Sequential(nn.Linear(c.shape_style_dim, 3), nn.Tanh()) if plain else None
+        )
 
     @staticmethod
     def _style_widths(c: GeneratorConfig) -> tuple[int, int]:
         return c.shape_style_dim, c.appearance_dim
 
-    def _mapped(self, latents: Latents) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch za"]]:
+    def _mapped(
+        self, latents: Latents
+    ) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch za"]]:
         return self.shape_mapping(latents.shape), latents.appearance
 
-    def render_rays(self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None) -> RayOutput:
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
         """See `Generator.render_rays`; the feature is the colour."""
-        colour, depth, opacity, last_weight = self.render_features(styles.shape, rays, sampling, draws)
+        colour, depth, opacity, last_weight = self.render_features(
+            styles.shape, rays, sampling, draws
+        )
         return RayOutput(colour, colour, depth, opacity, last_weight, feature=colour)
 
     def _hidden_per_ray(self, sampling: Sampling) -> int:
@@ -109,7 +119,10 @@ def picture_coordinates(rays: Rays, fov: float) -> Float[Tensor, "batch rays 2"]
         (x, y), x to the right and y upward, in [-1, 1] across the height of the field of view.
     """
     backward = F.normalize(rays.origins, dim=-1)
-    right = F.normalize(torch.linalg.cross(backward.new_tensor([0.0, 1.0, 0.0]).expand_as(backward), backward), dim=-1)
+    right = F.normalize(
+        torch.linalg.cross(backward.new_tensor([0.0, 1.0, 0.0]).expand_as(backward), backward),
+        dim=-1,
+    )
     up = torch.linalg.cross(backward, right)
     x, y, z = ((rays.directions * axis).sum(dim=-1) for axis in (right, up, backward))
     return torch.stack([x, y], dim=-1) / (-z * math.tan(math.radians(fov) / 2))[..., None]
@@ -132,7 +145,10 @@ class Cips2d(Generator):
 
     def _make_parts(self, c: GeneratorConfig) -> None:
         self.appearance_mapping = MappingNetwork(
-            c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, c.appearance_mapping_norm
+            c.appearance_dim,
+            c.appearance_style_dim,
+            c.appearance_mapping_layers,
+            c.appearance_mapping_norm,
         )
         self.embedding = LearnedEmbedding(c.feature_dim, in_dim=2)
         self.inr = ImplicitNetwork(c)
@@ -141,10 +157,14 @@ class Cips2d(Generator):
     def _style_widths(c: GeneratorConfig) -> tuple[int, int]:
         return c.shape_dim, c.appearance_style_dim
 
-    def _mapped(self, latents: Latents) -> tuple[Float[Tensor, "batch zs"], Float[Tensor, "batch wa"]]:
+    def _mapped(
+        self, latents: Latents
+    ) -> tuple[Float[Tensor, "batch zs"], Float[Tensor, "batch wa"]]:
         return latents.shape, self.appearance_mapping(latents.appearance)
 
-    def render_rays(self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None) -> RayOutput:
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
         """See `Generator.render_rays`; the feature is the embedding."""
         with without_autocast(rays.origins.device):
             feature = self.embedding(picture_coordinates(rays, self.config.poses.fov))
@@ -157,4 +177,6 @@ class Cips2d(Generator):
 
 
 #: The class of each architecture.
-GENERATORS: dict[Architecture, type[Generator]] = {kind.architecture: kind for kind in (Generator, PiGan, Cips2d)}
+GENERATORS: dict[Architecture, type[Generator]] = {
+    kind.architecture: kind for kind in (Generator, PiGan, Cips2d)
+}

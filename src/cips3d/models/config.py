@@ -8,7 +8,7 @@ from typing import Literal
 from cips3d.camera import PoseDistribution
 from cips3d.configuration import Configuration, check_range
 from cips3d.errors import UserError
-from cips3d.models.records import Sampling
+from cips3d.models.types import Sampling
 
 #: More layers or octaves than anybody has trained: a slip of the finger.
 MOST_LAYERS = 100
@@ -90,9 +90,15 @@ class GeneratorConfig(Configuration):
         check_range(self, kind, "extent", above=0)
         check_range(self, kind, "density_gain density_blob")
         if not 0 <= self.rgb_from_block < self.inr_blocks:
-            raise UserError(f"{kind}: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)")
-        if self.residual_from_block < 1:  # the first block's input is a feature, not as wide as its output
-            raise UserError(f"{kind}: residual_from_block is {self.residual_from_block}; give at least 1")
+            raise UserError(
+                f"{kind}: rgb_from_block must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)"
+            )
+        if (
+            self.residual_from_block < 1
+        ):  # the first block's input is a feature, not as wide as its output
+            raise UserError(
+                f"{kind}: residual_from_block is {self.residual_from_block}; give at least 1"
+            )
         if self.extent >= self.poses.radius:
             raise UserError(
                 f"{kind}: extent is {self.extent:g}, half the depth of the volume; it must be less than the "

@@ -12,7 +12,7 @@ from cips3d.camera import Rays
 from cips3d.models.baselines import build_generator
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.records import Styles
+from cips3d.models.types import Styles
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class _SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            self._seen[tensor.untyped_storage()._cdata] = tensor  # holding it keeps its address from being used again
+            self._seen[tensor.untyped_storage()._cdata] = (
+                tensor  # holding it keeps its address from being used again
+            )
         return tensor
 
     @property

@@ -25,7 +25,17 @@ class DiscriminatorConfig(Configuration):
     """Everything that fixes a discriminator's architecture. The defaults are the authors' main discriminator."""
 
     channels: Mapping[int, int] = field(
-        default_factory=lambda: {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
+        default_factory=lambda: {
+            4: 512,
+            8: 512,
+            16: 512,
+            32: 512,
+            64: 256,
+            128: 128,
+            256: 64,
+            512: 32,
+            1024: 16,
+        }
     )
     """width at each resolution: powers of two from 4 up to the largest that can be entered"""
     downsample_first: bool = False
@@ -66,7 +76,13 @@ class EqualConv(nn.Module):
     kernel: Tensor
 
     def __init__(
-        self, in_dim: int, out_dim: int, size: int, downsample: bool = False, activate: bool = True, gain: float = 1.0
+        self,
+        in_dim: int,
+        out_dim: int,
+        size: int,
+        downsample: bool = False,
+        activate: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_dim, in_dim, size, size))
@@ -75,7 +91,9 @@ class EqualConv(nn.Module):
         self.scale = gain * (math.sqrt(2) if activate else 1.0)
         self.register_buffer("kernel", _blur_kernel() if downsample else None, persistent=False)
 
-    def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height2 width2"]:
+    def forward(
+        self, x: Float[Tensor, "batch in height width"]
+    ) -> Float[Tensor, "batch out height2 width2"]:
         size = self.weight.shape[-1]
         weight = self.weight * (self.scale / math.sqrt(self.weight[0].numel()))
         bias = None if self.bias is None else self.bias * self.scale
@@ -98,7 +116,11 @@ class Blur(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "batch channels height width"], kernel: Float[Tensor, "k k"], padding: int, stride: int
+        ctx: Any,
+        x: Float[Tensor, "batch channels height width"],
+        kernel: Float[Tensor, "k k"],
+        padding: int,
+        stride: int,
     ) -> Float[Tensor, "batch channels height2 width2"]:
         ctx.save_for_backward(kernel)
         ctx.geometry = padding, stride, x.shape[2:]
@@ -113,18 +135,27 @@ class BlurAdjoint(torch.autograd.Function):
     """The adjoint of `Blur`, for its backward pass, whose own is `Blur` again."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, kernel: Tensor, padding: int, stride: int, size: torch.Size) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, kernel: Tensor, padding: int, stride: int, size: torch.Size
+    ) -> Tensor:
         ctx.save_for_backward(kernel)
         ctx.geometry = padding, stride
-        missing = [a - ((b - 1) * stride - 2 * padding + len(kernel)) for a, b in zip(size, y.shape[2:], strict=True)]
-        return F.conv_transpose2d(y, _grouped(kernel, y), None, stride, padding, missing, groups=y.shape[1])
+        missing = [
+            a - ((b - 1) * stride - 2 * padding + len(kernel))
+            for a, b in zip(size, y.shape[2:], strict=True)
+        ]
+        return F.conv_transpose2d(
+            y, _grouped(kernel, y), None, stride, padding, missing, groups=y.shape[1]
+        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         return Blur.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
 
-def _grouped(kernel: Float[Tensor, "k k"], x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "channels 1 k k"]:
+def _grouped(
+    kernel: Float[Tensor, "k k"], x: Float[Tensor, "batch channels h w"]
+) -> Float[Tensor, "channels 1 k k"]:
     return kernel.to(x).expand(x.shape[1], 1, -1, -1)
 
 
@@ -134,10 +165,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, downsample_first: bool) -> None:
         super().__init__()
         self.conv1 = EqualConv(in_dim, in_dim, 3, downsample=downsample_first)
-        self.conv2 = EqualConv(in_dim, out_dim, 3, downsample=not downsample_first, gain=math.sqrt(0.5))
-        self.skip = EqualConv(in_dim, out_dim, 1, downsample=True, activate=False, gain=math.sqrt(0.5))
+        self.conv2 = EqualConv(
+            in_dim, out_dim, 3, downsample=not downsample_first, gain=math.sqrt(0.5)
+        )
+        self.skip = EqualConv(
+            in_dim, out_dim, 1, downsample=True, activate=False, gain=math.sqrt(0.5)
+        )
 
-    def forward(self, x: Float[Tensor, "batch in height width"]) -> Float[Tensor, "batch out height2 width2"]:
+    def forward(
+        self, x: Float[Tensor, "batch in height width"]
+    ) -> Float[Tensor, "batch out height2 width2"]:
         return self.conv2(self.conv1(x)) + self.skip(x)
 
 
@@ -160,7 +197,10 @@ class CameraEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.first, self.second = EqualLinear(25, dim, activate=True), EqualLinear(dim, dim, activate=False)
+        self.first, self.second = (
+            EqualLinear(25, dim, activate=True),
+            EqualLinear(dim, dim, activate=False),
+        )
 
     def forward(self, labels: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch dim"]:
         x = self.second(self.first(labels))
@@ -180,11 +220,17 @@ class ProgressiveDiscriminator(nn.Module):
         channels = config.channels
         self.from_rgb = nn.ModuleDict({str(r): EqualConv(3, c, 1) for r, c in channels.items()})
         self.blocks = nn.ModuleDict(
-            {str(r): ResidualBlock(c, channels[r // 2], config.downsample_first) for r, c in channels.items() if r > 4}
+            {
+                str(r): ResidualBlock(c, channels[r // 2], config.downsample_first)
+                for r, c in channels.items()
+                if r > 4
+            }
         )
         self.final_conv = EqualConv(channels[4] + (1 if config.stddev_group else 0), channels[4], 3)
         self.hidden = EqualLinear(channels[4] * 16, channels[4], activate=True)
-        self.logit = EqualLinear(channels[4], channels[4] if config.camera_label else 1, activate=False)
+        self.logit = EqualLinear(
+            channels[4], channels[4] if config.camera_label else 1, activate=False
+        )
         self.label = CameraEmbedding(channels[4]) if config.camera_label else None
         self.pose = EqualLinear(channels[4], 2, activate=False) if config.pose_head else None
 
@@ -217,10 +263,14 @@ class ProgressiveDiscriminator(nn.Module):
         logit = self.logit(x)
         if self.label is not None:
             assert cameras is not None
-            logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(logit.shape[1])
+            logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(
+                logit.shape[1]
+            )
         return logit, None if self.pose is None else self.pose(x)
 
-    def predicted_poses(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 2"] | None:
+    def predicted_poses(
+        self, images: Float[Tensor, "batch 3 res res"]
+    ) -> Float[Tensor, "batch 2"] | None:
         """Yaw and pitch in radians of pictures whose cameras nobody knows; None without a `pose_head`.
 
         Pictures larger than the discriminator takes are reduced first.
@@ -230,13 +280,21 @@ class ProgressiveDiscriminator(nn.Module):
         """
         return None if self.pose is None else self.pose(self._hidden(self.reduced(images), 1.0))
 
-    def reduced(self, images: Float[Tensor, "batch 3 res res"]) -> Float[Tensor, "batch 3 res2 res2"]:
+    def reduced(
+        self, images: Float[Tensor, "batch 3 res res"]
+    ) -> Float[Tensor, "batch 3 res2 res2"]:
         """Pictures of another precision in the network's, and those larger than any resolution it has at the largest one."""
         largest = max(self.config.channels)
         images = images.to(self.hidden.weight.dtype)
-        return images if images.shape[-1] <= largest else F.interpolate(images, (largest, largest), mode="area")
+        return (
+            images
+            if images.shape[-1] <= largest
+            else F.interpolate(images, (largest, largest), mode="area")
+        )
 
-    def _hidden(self, images: Float[Tensor, "batch 3 res res"], alpha: float) -> Float[Tensor, "batch channels"]:
+    def _hidden(
+        self, images: Float[Tensor, "batch 3 res res"], alpha: float
+    ) -> Float[Tensor, "batch channels"]:
         x = self.features(images, alpha)[-1]
         if self.config.stddev_group:
             x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
@@ -255,13 +313,17 @@ class ProgressiveDiscriminator(nn.Module):
             raise UserError(
                 f"discriminator: no entry for {images.shape[-2]}x{resolution} pictures; it has {sorted(self.config.channels)}"
             )
-        images = images.contiguous(memory_format=torch.channels_last)  # faster convolutions on CPUs and tensor cores
+        images = images.contiguous(
+            memory_format=torch.channels_last
+        )  # faster convolutions on CPUs and tensor cores
         activations = [self.from_rgb[str(resolution)](images)]
         while resolution > 4:
             x = self.blocks[str(resolution)](activations[-1])
             resolution //= 2
             if alpha < 1 and resolution * 2 == images.shape[-1]:
-                halved = F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
+                halved = F.interpolate(
+                    images, scale_factor=0.5, mode="bilinear", align_corners=False
+                )
                 x = torch.lerp(self.from_rgb[str(resolution)](halved), x, alpha)
             activations.append(x)
         return activations
@@ -272,4 +334,9 @@ def _minibatch_stddev(x: Float[Tensor, "batch c h w"], group: int) -> Float[Tens
     batch, _, height, width = x.shape
     group = math.gcd(batch, group)
     deviation = x.reshape(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
-    return deviation.mean(dim=(1, 2, 3)).repeat(group).view(batch, 1, 1, 1).expand(-1, 1, height, width)
+    return (
+        deviation.mean(dim=(1, 2, 3))
+        .repeat(group)
+        .view(batch, 1, 1, 1)
+        .expand(-1, 1, height, width)
+    )

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.models.sine import sine
+from cips3d.models.ops.sine import sine
 
 
-def positional_encoding(x: Float[Tensor, "*shape 3"], octaves: int) -> Float[Tensor, "*shape encoded"]:
+def positional_encoding(
+    x: Float[Tensor, "*shape 3"], octaves: int
+) -> Float[Tensor, "*shape encoded"]:
     """T(x; L) of Eq. 7: the coordinates, then sin(2^l π x_k), cos(2^l π x_k) for l < `octaves`; 3 + 6·octaves numbers."""
     frequencies = math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device)
     angles = x[..., None] * frequencies

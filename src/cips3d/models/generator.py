@@ -18,7 +18,7 @@ from cips3d.models.config import Architecture, GeneratorConfig
 from cips3d.models.inr import ImplicitNetwork, rgb_head
 from cips3d.models.layers import MappingNetwork, without_autocast
 from cips3d.models.nerf import RadianceField
-from cips3d.models.records import Latents, RayDraws, RayOutput, RenderOutput, Sampling, Styles
+from cips3d.models.types import Latents, RayDraws, RayOutput, RenderOutput, Sampling, Styles
 
 #: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size: on other devices, where
 #: many small chunks would be all waiting, and on CPUs.
@@ -46,11 +46,22 @@ class Generator(
     #: The configurations that this class is for.
     architecture: ClassVar[Architecture] = "cips-3d"
     #: The networks that it is made of; "background" is there only where the configuration has a plain one.
-    parts: ClassVar[tuple[str, ...]] = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
+    parts: ClassVar[tuple[str, ...]] = (
+        "shape_mapping",
+        "appearance_mapping",
+        "nerf",
+        "inr",
+        "aux_head",
+        "background",
+    )
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__()
-        c = config if isinstance(config, GeneratorConfig) else from_dict(GeneratorConfig, config, "config.json")
+        c = (
+            config
+            if isinstance(config, GeneratorConfig)
+            else from_dict(GeneratorConfig, config, "config.json")
+        )
         if c.architecture != self.architecture:
             raise UserError(
                 f"generator configuration: architecture {c.architecture} is not what {type(self).__name__} makes; "
@@ -65,7 +76,9 @@ class Generator(
         self.register_buffer("appearance_mean", torch.zeros(appearance_width))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self._hub_mixin_config = self.config  # the mixin, which writes it after this, has the constructor's
+        self._hub_mixin_config = (
+            self.config
+        )  # the mixin, which writes it after this, has the constructor's
         super()._save_pretrained(save_directory)
 
     @classmethod
@@ -75,14 +88,21 @@ class Generator(
 
     def _make_parts(self, c: GeneratorConfig) -> None:
         """Makes what `parts` names."""
-        self.shape_mapping = MappingNetwork(c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False)
+        self.shape_mapping = MappingNetwork(
+            c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False
+        )
         self.appearance_mapping = MappingNetwork(
-            c.appearance_dim, c.appearance_style_dim, c.appearance_mapping_layers, c.appearance_mapping_norm
+            c.appearance_dim,
+            c.appearance_style_dim,
+            c.appearance_mapping_layers,
+            c.appearance_mapping_norm,
         )
         self.nerf = RadianceField(c)
         self.inr = ImplicitNetwork(c)
         self.aux_head = rgb_head(c.feature_dim, 25)
-        self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
+        self.background = (
+            nn.Linear(c.shape_style_dim, c.feature_dim) if c.background == "plain" else None
+        )
 
     @staticmethod
     def _style_widths(c: GeneratorConfig) -> tuple[int, int]:
@@ -122,15 +142,21 @@ class Generator(
             if isinstance(appearance, Tensor):
                 appearance = torch.lerp(self.appearance_mean, appearance, psi_appearance)
             else:
-                appearance = [torch.lerp(self.appearance_mean, w, psi_appearance) for w in appearance]
+                appearance = [
+                    torch.lerp(self.appearance_mean, w, psi_appearance) for w in appearance
+                ]
         return Styles(shape, appearance)
 
-    def _mapped(self, latents: Latents) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch wa"]]:
+    def _mapped(
+        self, latents: Latents
+    ) -> tuple[Float[Tensor, "batch ws"], Float[Tensor, "batch wa"]]:
         """w_s and w_a, not truncated."""
         return self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
 
     @torch.no_grad()
-    def update_style_means(self, count: int = 10_000, seed: int = 0, *, of_shapes: bool = True) -> None:
+    def update_style_means(
+        self, count: int = 10_000, seed: int = 0, *, of_shapes: bool = True
+    ) -> None:
         """Stores the mean mapped codes of `count` latents, for truncation. Trainer and importer call it, rendering never.
 
         Args:
@@ -143,7 +169,9 @@ class Generator(
         self.appearance_mean.copy_(styles.appearance.mean(dim=0))
 
     # ---------------------------------------------------------------- rays
-    def render_rays(self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None) -> RayOutput:
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
         """Renders any rays, in any number and order: the one primitive, pure in its arguments.
 
         Args:
@@ -152,7 +180,9 @@ class Generator(
             sampling: samples per ray.
             draws: this rendering's random numbers; None: no jitter, no noise, evenly spread importance samples.
         """
-        feature, depth, opacity, last_weight = self.render_features(styles.shape, rays, sampling, draws)
+        feature, depth, opacity, last_weight = self.render_features(
+            styles.shape, rays, sampling, draws
+        )
         return RayOutput(
             rgb=self.inr(feature, styles.appearance),
             aux_rgb=torch.tanh(self.aux_head(feature)),
@@ -163,14 +193,20 @@ class Generator(
         )
 
     def render_features(
-        self, shape_style: Float[Tensor, "batch ws"], rays: Rays, sampling: Sampling, draws: RayDraws | None
+        self,
+        shape_style: Float[Tensor, "batch ws"],
+        rays: Rays,
+        sampling: Sampling,
+        draws: RayDraws | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The NeRF half of `render_rays` (Eq. 4): rendered features V_r, depth, opacity and the deepest sample's weight.
 
         Densities of all samples are found first, without gradients; then the samples that can be seen are evaluated again,
         with features and gradients. The depths of the samples are constants to the gradient.
         """
-        shape_style = shape_style.to(rays.origins.dtype)  # autocast has made the mapping network's 16 bits wide
+        shape_style = shape_style.to(
+            rays.origins.dtype
+        )  # autocast has made the mapping network's 16 bits wide
         with without_autocast(rays.origins.device):
             with torch.no_grad():
                 # not `norm`, which takes ten times as long on CPUs
@@ -182,7 +218,9 @@ class Generator(
                 index = volume.visible_samples(self._weights(t, sigma + noise, end))
             ray = index // t.shape[-1]
             points = rays.at(t).flatten(1, 2).gather(1, _channels(index, 3))
-            directions = rays.directions.gather(1, _channels(ray, 3)) if self.nerf.view_direction else None
+            directions = (
+                rays.directions.gather(1, _channels(ray, 3)) if self.nerf.view_direction else None
+            )
             seen_sigma, hidden = self.nerf(points, directions, shape_style)
             sigma = sigma.flatten(1).scatter(1, index, seen_sigma).view_as(t)
             weights = self._weights(t, sigma + noise, end)
@@ -207,14 +245,18 @@ class Generator(
         draws: RayDraws | None,
     ) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays samples"]]:
         """Depths of all samples of each ray, sorted, and the raw densities there."""
-        t = volume.stratified_depths(near, far, sampling.coarse, None if draws is None else draws.jitter)
+        t = volume.stratified_depths(
+            near, far, sampling.coarse, None if draws is None else draws.jitter
+        )
         sigma = self.nerf.density_along(rays, t, shape_style)
         if not sampling.fine:
             return t, sigma
         noisy = sigma if draws is None or draws.coarse_noise is None else sigma + draws.coarse_noise
         coarse_weights = volume.compositing_weights(t, noisy, end)
         if draws is None:
-            even = (torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5) / sampling.fine
+            even = (
+                torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5
+            ) / sampling.fine
             importance = even.expand(*t.shape[:-1], -1)
         else:
             importance = draws.importance
@@ -223,7 +265,9 @@ class Generator(
         t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
         return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
 
-    def _weights(self, t: Tensor, sigma: Tensor, end: Tensor | float) -> Float[Tensor, "batch rays samples"]:
+    def _weights(
+        self, t: Tensor, sigma: Tensor, end: Tensor | float
+    ) -> Float[Tensor, "batch rays samples"]:
         """Compositing weights of sorted samples; with the background "last", the last one takes what transmittance is left."""
         weights = volume.compositing_weights(t, sigma, end)
         if self.config.background != "last":
@@ -284,7 +328,11 @@ class Generator(
         parts = []
         for start in range(0, rays.count, chunk):
             part = slice(start, start + chunk)
-            parts.append(self.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked())
+            parts.append(
+                self.render_rays(
+                    styles, rays[part], sampling, None if draws is None else draws[part]
+                ).stacked()
+            )
         return as_picture(parts, height, width)
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
@@ -294,10 +342,15 @@ class Generator(
 
     def _hidden_per_ray(self, sampling: Sampling) -> int:
         """Hidden activations that a ray needs at one time."""
-        return max((sampling.coarse + sampling.fine) * self.config.nerf_width * 2, self.config.inr_width * 4)
+        return max(
+            (sampling.coarse + sampling.fine) * self.config.nerf_width * 2,
+            self.config.inr_width * 4,
+        )
 
 
-def as_picture(parts: list[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None) -> RenderOutput:
+def as_picture(
+    parts: list[Tensor], height: int, width: int, order: Int[Tensor, " all"] | None = None
+) -> RenderOutput:
     """Pictures from the stacked outputs of all their rays.
 
     Args:
@@ -324,5 +377,9 @@ def _paired(styles: Styles, rays: Rays) -> tuple[Styles, Rays]:
     if codes == 1:
         return styles.map(lambda x: x.expand(cameras, -1)), rays
     if cameras == 1:
-        return styles, Rays(rays.origins.expand(codes, -1, -1), rays.directions.expand(codes, -1, -1))
-    raise UserError(f"cameras: {cameras} cameras for {codes} codes; give one of either, or as many of both")
+        return styles, Rays(
+            rays.origins.expand(codes, -1, -1), rays.directions.expand(codes, -1, -1)
+        )
+    raise UserError(
+        f"cameras: {cameras} cameras for {codes} codes; give one of either, or as many of both"
+    )

@@ -30,7 +30,9 @@ class InrBlock(nn.Module):
         self.first = ModulatedLinear(in_dim, out_dim, style_dim)
         self.second = ModulatedLinear(out_dim, out_dim, style_dim)
 
-    def forward(self, x: Float[Tensor, "batch rays in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch rays out"]:
+    def forward(
+        self, x: Float[Tensor, "batch rays in"], w: Float[Tensor, "batch w"]
+    ) -> Float[Tensor, "batch rays out"]:
         x = F.leaky_relu(self.first(x, w), LEAKY_SLOPE, inplace=True)
         return F.leaky_relu(self.second(x, w), LEAKY_SLOPE, inplace=True)
 
@@ -40,14 +42,24 @@ class ImplicitNetwork(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.rgb_from, self.residual_from, self.tanh = config.rgb_from_block, config.residual_from_block, config.rgb_tanh
+        self.rgb_from, self.residual_from, self.tanh = (
+            config.rgb_from_block,
+            config.residual_from_block,
+            config.rgb_tanh,
+        )
         width = config.inr_width
         in_dims = [config.feature_dim] + [width] * (config.inr_blocks - 1)
-        self.blocks = nn.ModuleList(InrBlock(in_dim, width, config.appearance_style_dim) for in_dim in in_dims)
-        self.to_rgb = nn.ModuleList(rgb_head(width, 100) for _ in range(self.rgb_from, config.inr_blocks))
+        self.blocks = nn.ModuleList(
+            InrBlock(in_dim, width, config.appearance_style_dim) for in_dim in in_dims
+        )
+        self.to_rgb = nn.ModuleList(
+            rgb_head(width, 100) for _ in range(self.rgb_from, config.inr_blocks)
+        )
 
     def forward(
-        self, x: Float[Tensor, "batch rays feature"], w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]]
+        self,
+        x: Float[Tensor, "batch rays feature"],
+        w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]],
     ) -> Float[Tensor, "batch rays 3"]:
         """Colours, in [-1, 1] with tanh.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.models.sine import sine, sine_
+from cips3d.models.ops.sine import sine, sine_
 
 LEAKY_SLOPE = 0.2
 
@@ -41,7 +41,11 @@ class MappingNetwork(nn.Module):
         widths = [in_dim] + [out_dim] * layers
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(out_dim) for _ in range(layers)) if norm else None
-        for weight in (parameter for name, parameter in self.linears.named_parameters() if name.endswith("weight")):
+        for weight in (
+            parameter
+            for name, parameter in self.linears.named_parameters()
+            if name.endswith("weight")
+        ):
             nn.init.kaiming_normal_(weight, a=LEAKY_SLOPE)
 
     def forward(self, z: Float[Tensor, "batch z"]) -> Float[Tensor, "batch w"]:
@@ -75,14 +79,18 @@ class FilmSiren(nn.Module):
             self.gain.weight.mul_(0.25)
             self.phase.weight.mul_(0.25)
 
-    def folded(self, w: Float[Tensor, "batch w"]) -> tuple[Float[Tensor, "batch in_dim out"], Float[Tensor, "batch 1 out"]]:
+    def folded(
+        self, w: Float[Tensor, "batch w"]
+    ) -> tuple[Float[Tensor, "batch in_dim out"], Float[Tensor, "batch 1 out"]]:
         """Weights M and offset c such that the layer is sin(x M + c): the gain is folded into the weights once per style."""
         gain = 15 * self.gain(w) + 30
         matrix = self.linear.weight.t() * gain[:, None, :]
         offset = gain * self.linear.bias + self.phase(w)
         return matrix, offset[:, None, :]
 
-    def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
+    def forward(
+        self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]
+    ) -> Float[Tensor, "batch points out"]:
         matrix, offset = self.folded(w)
         argument = torch.bmm(x, matrix)
         return sine(argument, offset) if torch.is_grad_enabled() else sine_(argument, offset)
@@ -110,5 +118,7 @@ class ModulatedLinear(nn.Module):
         weight = self.weight * (self.affine(w) + 1)[:, :, None]
         return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
 
-    def forward(self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch points out"]:
+    def forward(
+        self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]
+    ) -> Float[Tensor, "batch points out"]:
         return torch.bmm(x, self.modulated_weight(w))

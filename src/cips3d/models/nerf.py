@@ -10,7 +10,7 @@ from cips3d.camera import Rays
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
-from cips3d.models.sine import sine_, sine_along
+from cips3d.models.ops.sine import sine_, sine_along
 
 #: Samples whose density `density_along` finds at a time, on other devices and on CPUs.
 CHUNK_SAMPLES = (2**20, 2**13)
@@ -28,10 +28,18 @@ class RadianceField(nn.Module):
         self.extent, self.view_direction = config.extent, config.view_direction
         self.density_gain, self.density_blob = config.density_gain, config.density_blob
         width = config.nerf_width
-        embeddings = {"film": None, "learned": LearnedEmbedding(width), "fixed": FixedEmbedding(config.embedding_octaves)}
+        embeddings = {
+            "film": None,
+            "learned": LearnedEmbedding(width),
+            "fixed": FixedEmbedding(config.embedding_octaves),
+        }
         self.embedding = embeddings[config.embedding]
-        in_dims = [3 if self.embedding is None else self.embedding.out_dim] + [width] * (config.nerf_layers - 1)
-        self.layers = nn.ModuleList(FilmSiren(in_dim, width, config.shape_style_dim) for in_dim in in_dims)
+        in_dims = [3 if self.embedding is None else self.embedding.out_dim] + [width] * (
+            config.nerf_layers - 1
+        )
+        self.layers = nn.ModuleList(
+            FilmSiren(in_dim, width, config.shape_style_dim) for in_dim in in_dims
+        )
         self.density = nn.Linear(width, 1)
         self._make_head(width + (3 if config.view_direction else 0), config)
 
@@ -87,7 +95,10 @@ class RadianceField(nn.Module):
         if self.embedding is None:
             (matrix, offset), *folded = folded
             matrix = matrix / self.extent
-            start, slope = torch.baddbmm(offset, rays.origins, matrix), torch.bmm(rays.directions, matrix)
+            start, slope = (
+                torch.baddbmm(offset, rays.origins, matrix),
+                torch.bmm(rays.directions, matrix),
+            )
         parts = []
         for first in range(0, max(1, rays.count), chunk):  # no rays give an empty result
             part = slice(first, first + chunk)

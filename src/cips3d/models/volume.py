@@ -36,7 +36,9 @@ def stratified_depths(
 
 
 def importance_depths(
-    t: Float[Tensor, "*rays samples"], weights: Float[Tensor, "*rays samples"], u: Float[Tensor, "*rays fine"]
+    t: Float[Tensor, "*rays samples"],
+    weights: Float[Tensor, "*rays samples"],
+    u: Float[Tensor, "*rays fine"],
 ) -> Float[Tensor, "*rays fine"]:
     """Depths distributed like the coarse weights: inverse CDF over the mid-points of the coarse depths.
 
@@ -52,7 +54,9 @@ def importance_depths(
 
 
 def invert_cdf(
-    edges: Float[Tensor, "*rays edges"], weights: Float[Tensor, "*rays bins"], u: Float[Tensor, "*rays draws"]
+    edges: Float[Tensor, "*rays edges"],
+    weights: Float[Tensor, "*rays bins"],
+    u: Float[Tensor, "*rays draws"],
 ) -> Float[Tensor, "*rays draws"]:
     """Where the piecewise linear CDF of a histogram reaches u.
 
@@ -76,7 +80,9 @@ def invert_cdf(
 
 
 def compositing_weights(
-    t: Float[Tensor, "*rays samples"], sigma: Float[Tensor, "*rays samples"], end: Float[Tensor, "*rays 1"] | float
+    t: Float[Tensor, "*rays samples"],
+    sigma: Float[Tensor, "*rays samples"],
+    end: Float[Tensor, "*rays 1"] | float,
 ) -> Float[Tensor, "*rays samples"]:
     """w_i = α_i T_i of the quadrature of Eq. 4, with α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
 
@@ -85,7 +91,9 @@ def compositing_weights(
         sigma: raw densities (noise already added), per world unit.
         end: where the last interval ends; `ENDLESS` for the authors' endless one.
     """
-    ends = end.expand_as(t[..., :1]) if isinstance(end, Tensor) else t.new_full(t[..., :1].shape, end)
+    ends = (
+        end.expand_as(t[..., :1]) if isinstance(end, Tensor) else t.new_full(t[..., :1].shape, end)
+    )
     # a jittered last sample may lie past the end; its interval is then empty
     delta = torch.diff(t, dim=-1, append=torch.maximum(ends, t[..., -1:]))
     transparency = torch.exp(-delta * torch.relu(sigma))
@@ -112,8 +120,14 @@ def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor,
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
     # tensors on the meta device have no values; costs are counted on them
-    most = round(assumed_share.get() * visible.shape[1]) if visible.is_meta else int(visible.sum(dim=1).max())
-    if not visible.is_cpu:  # few sizes, which an allocator can use again; what is too much has weight 0
+    most = (
+        round(assumed_share.get() * visible.shape[1])
+        if visible.is_meta
+        else int(visible.sum(dim=1).max())
+    )
+    if (
+        not visible.is_cpu
+    ):  # few sizes, which an allocator can use again; what is too much has weight 0
         step = max(1, visible.shape[1] // 64)
         most = min(visible.shape[1], -(-most // step) * step)
     most = max(1, most)
@@ -126,5 +140,7 @@ def sum_by_ray(
     """Sums of the values that belong to each ray of each picture."""
     batch, _, channels = values.shape
     row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
-    sums = values.new_zeros(batch * rays, channels).index_add(0, row.flatten(), values.flatten(0, 1))
+    sums = values.new_zeros(batch * rays, channels).index_add(
+        0, row.flatten(), values.flatten(0, 1)
+    )
     return sums.view(batch, rays, channels)

@@ -36,11 +36,15 @@ class AugmentDraws:
     @staticmethod
     def sample(seeds: list[int], probability: float = 1.0) -> AugmentDraws:
         """One picture's draws per seed, on the CPU; each picture is changed with the given probability."""
-        rows = torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        rows = torch.stack(
+            [torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
         return AugmentDraws(rows[:, :3], rows[:, 3:5], rows[:, 5:7], rows[:, 7] < probability)
 
 
-def diff_augment(images: Float[Tensor, "batch 3 h w"], draws: AugmentDraws) -> Float[Tensor, "batch 3 h w"]:
+def diff_augment(
+    images: Float[Tensor, "batch 3 h w"], draws: AugmentDraws
+) -> Float[Tensor, "batch 3 h w"]:
     """The pictures, changed: colours first, then moved by up to an eighth of their size, then a square blanked.
 
     Args:
@@ -48,7 +52,9 @@ def diff_augment(images: Float[Tensor, "batch 3 h w"], draws: AugmentDraws) -> F
         draws: of as many pictures.
     """
     draws = AugmentDraws(*(value.to(images.device) for value in vars(draws).values()))
-    brightness, saturation, contrast = draws.colour.to(images.dtype)[..., None, None, None].unbind(1)
+    brightness, saturation, contrast = draws.colour.to(images.dtype)[..., None, None, None].unbind(
+        1
+    )
     x = images + (brightness - 0.5)
     mean = x.mean(dim=1, keepdim=True)
     x = (x - mean) * (saturation * 2) + mean
@@ -58,7 +64,9 @@ def diff_augment(images: Float[Tensor, "batch 3 h w"], draws: AugmentDraws) -> F
     return torch.where(draws.applied[:, None, None, None], x, images)
 
 
-def _moved(x: Float[Tensor, "batch 3 h w"], shift: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 3 h w"]:
+def _moved(
+    x: Float[Tensor, "batch 3 h w"], shift: Float[Tensor, "batch 2"]
+) -> Float[Tensor, "batch 3 h w"]:
     """Pictures moved by whole pixels, up to an eighth of their size each way; what comes in is 0."""
     batch, _, height, width = x.shape
     offsets = []
@@ -66,14 +74,18 @@ def _moved(x: Float[Tensor, "batch 3 h w"], shift: Float[Tensor, "batch 2"]) -> 
         reach = int(size / 8 + 0.5)
         offset = (shift[:, axis] * (2 * reach + 1)).floor().long() - reach
         # row 0 of the padded picture is empty, and so is its last one: what lies outside reads one of them
-        offsets.append((torch.arange(size, device=x.device) + offset[:, None] + 1).clamp(0, size + 1))
+        offsets.append(
+            (torch.arange(size, device=x.device) + offset[:, None] + 1).clamp(0, size + 1)
+        )
     rows, columns = offsets
     picture = torch.arange(batch, device=x.device)[:, None, None]
     padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     return padded[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _cut_out(x: Float[Tensor, "batch 3 h w"], position: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 3 h w"]:
+def _cut_out(
+    x: Float[Tensor, "batch 3 h w"], position: Float[Tensor, "batch 2"]
+) -> Float[Tensor, "batch 3 h w"]:
     """Pictures with a square set to 0; of one that lies partly outside, the part inside and the border next to it."""
     batch, _, height, width = x.shape
     inside = []
@@ -81,6 +93,8 @@ def _cut_out(x: Float[Tensor, "batch 3 h w"], position: Float[Tensor, "batch 2"]
         length = int(size * CUTOUT + 0.5)
         first = (position[:, axis] * (size + 1 - length % 2)).floor().long() - length // 2
         cut = (torch.arange(length, device=x.device) + first[:, None]).clamp(0, size - 1)
-        inside.append(torch.zeros(batch, size, device=x.device, dtype=torch.bool).scatter(1, cut, True))
+        inside.append(
+            torch.zeros(batch, size, device=x.device, dtype=torch.bool).scatter(1, cut, True)
+        )
     rows, columns = inside
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])

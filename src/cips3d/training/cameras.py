@@ -35,7 +35,9 @@ class LearnedPoses(nn.Module):
         self.start = start
         self.mean = nn.Parameter(torch.tensor([start.yaw_mean, start.pitch_mean]))
         # as a logarithm it stays positive and learns at a pace that does not depend on its size
-        self.log_std = nn.Parameter(torch.tensor([start.yaw_std, start.pitch_std]).clamp(min=1e-3).log())
+        self.log_std = nn.Parameter(
+            torch.tensor([start.yaw_std, start.pitch_std]).clamp(min=1e-3).log()
+        )
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
         """Standard draws of the prior's kind."""
@@ -52,11 +54,15 @@ class LearnedPoses(nn.Module):
     def distribution(self) -> PoseDistribution:
         """The prior as it stands, in float precision."""
         (yaw, pitch), (yaw_std, pitch_std) = self.mean.tolist(), self.log_std.exp().tolist()
-        return replace(self.start, yaw_mean=yaw, pitch_mean=pitch, yaw_std=yaw_std, pitch_std=pitch_std)
+        return replace(
+            self.start, yaw_mean=yaw, pitch_mean=pitch, yaw_std=yaw_std, pitch_std=pitch_std
+        )
 
 
 #: Settings of a run that looks at no labels.
-WITHOUT_LABELS = "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
+WITHOUT_LABELS = (
+    "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
+)
 
 
 class DatasetCameras:
@@ -71,7 +77,9 @@ class DatasetCameras:
         UserError: if they have another radius or field of view, or a label is not of a centred pinhole camera in a rigid pose.
     """
 
-    def __init__(self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution) -> None:
+    def __init__(
+        self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution
+    ) -> None:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
         if isinstance(dataset, ImageDataset) and dataset.labels is not None:
             aside = (~(is_centred(dataset.labels) & is_rigid(dataset.labels))).nonzero()
@@ -105,9 +113,16 @@ class DatasetCameras:
     def distribution(self) -> PoseDistribution:
         """A normal prior with the mean and spread of the labels' angles, for who draws cameras from the model later."""
         yaw, pitch = self._some().yaw_pitch()
-        (yaw_mean, yaw_std), (pitch_mean, pitch_std) = ((float(x.mean()), float(x.std(correction=0))) for x in (yaw, pitch))
+        (yaw_mean, yaw_std), (pitch_mean, pitch_std) = (
+            (float(x.mean()), float(x.std(correction=0))) for x in (yaw, pitch)
+        )
         return replace(
-            self.prior, kind="gaussian", yaw_mean=yaw_mean, yaw_std=yaw_std, pitch_mean=pitch_mean, pitch_std=pitch_std
+            self.prior,
+            kind="gaussian",
+            yaw_mean=yaw_mean,
+            yaw_std=yaw_std,
+            pitch_mean=pitch_mean,
+            pitch_std=pitch_std,
         )
 
     def _some(self) -> Camera:

@@ -50,7 +50,10 @@ class Counters(Configuration):
 
 
 def save_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], counters: Counters
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    counters: Counters,
 ) -> None:
     """Writes the whole training state to `path`.
 
@@ -66,7 +69,9 @@ def save_state(
     write_tensors(path, tensors, "cips3d-training", to_dict(counters))
 
 
-def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> Counters:
+def load_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> Counters:
     """Puts a saved training state back, in place, and returns its counters.
 
     Raises:
@@ -83,12 +88,18 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
             index, moment = key.split("/")
             # a copy: optimizers keep what they are given, which lies in the file, and Windows deletes no file that is in use
             state.setdefault(int(index), {})[moment] = value.clone()
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return counters
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+    return {
+        key.removeprefix(f"{name}/"): value
+        for key, value in tensors.items()
+        if key.startswith(f"{name}/")
+    }
 
 
 def checkpoint_path(folder: Path, images: int) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.models.config import GeneratorConfig
-from cips3d.models.records import Latents, RayDraws, Sampling
+from cips3d.models.types import Latents, RayDraws, Sampling
 from cips3d.training.cameras import CameraSource
 
 
@@ -87,7 +87,9 @@ def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor,
     return torch.tensor([picture_seed(*key, "mirror", position) % 2 == 1 for position in positions])
 
 
-def real_order(size: int, seed: int, start: int, batch: int, positions: Sequence[int]) -> Iterator[list[int]]:
+def real_order(
+    size: int, seed: int, start: int, batch: int, positions: Sequence[int]
+) -> Iterator[list[int]]:
     """Batches of dataset indices from the `start`-th real picture of a run on, without end: a fresh permutation every epoch.
 
     Args:

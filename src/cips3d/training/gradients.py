@@ -25,9 +25,9 @@ from cips3d.camera import Camera, Rays
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator, as_picture
-from cips3d.models.records import Latents, RayDraws, RenderOutput, Sampling, Styles
-from cips3d.training.config import Stage
+from cips3d.models.types import Latents, RayDraws, RenderOutput, Sampling, Styles
 from cips3d.training.draws import FakeDraws, picture_seed
+from cips3d.training.recipe import Stage
 
 
 def for_stage(
@@ -52,12 +52,19 @@ def for_stage(
         return checkpointed(*arguments, chunk)
     assert stage.gradient_rays is not None  # Stage sees to it
     drawn = torch.Generator().manual_seed(picture_seed(*key, "rays"))
-    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(draws.latents.shape.device)
+    index = torch.randperm(stage.resolution**2, generator=drawn)[: stage.gradient_rays].to(
+        draws.latents.shape.device
+    )
     return partial(*arguments, index, chunk)
 
 
 def full(
-    generator: Generator, latents: Latents, camera: Camera, resolution: int, draws: RayDraws, sampling: Sampling
+    generator: Generator,
+    latents: Latents,
+    camera: Camera,
+    resolution: int,
+    draws: RayDraws,
+    sampling: Sampling,
 ) -> RenderOutput:
     """Square pictures whose rays all carry gradients."""
     return generator(latents, camera, resolution, draws, sampling)
@@ -83,12 +90,17 @@ def partial(
         chunk: rays rendered at a time among those without gradients; changes memory only.
     """
     styles, rays = _styles_and_rays(generator, latents, camera, resolution)
-    taken = torch.zeros(rays.count, dtype=torch.bool, device=index.device).index_fill_(0, index, True)
+    taken = torch.zeros(rays.count, dtype=torch.bool, device=index.device).index_fill_(
+        0, index, True
+    )
     others = torch.sort(taken, stable=True).indices[: rays.count - len(index)]
     parts = [generator.render_rays(styles, rays[index], sampling, draws[index])]
     with torch.no_grad():
         constant = styles.map(torch.Tensor.detach)
-        parts += [generator.render_rays(constant, rays[part], sampling, draws[part]) for part in others.split(chunk)]
+        parts += [
+            generator.render_rays(constant, rays[part], sampling, draws[part])
+            for part in others.split(chunk)
+        ]
     order = torch.argsort(torch.cat([index, others]))
     return as_picture([part.stacked() for part in parts], resolution, resolution, order)
 
@@ -114,19 +126,27 @@ def checkpointed(
     styles, rays = _styles_and_rays(generator, codes, camera, resolution)
 
     def rendered(part: slice, _: Tensor) -> Tensor:
-        return generator.render_rays(styles, rays[part], sampling, None if draws is None else draws[part]).stacked()
+        return generator.render_rays(
+            styles, rays[part], sampling, None if draws is None else draws[part]
+        ).stacked()
 
     parts = []
     for first in range(0, rays.count, chunk):
         # nothing is drawn while rendering, so no random state has to be kept; by the styles it sees which device it is
         arguments = slice(first, first + chunk), styles.shape
-        parts.append(checkpoint(rendered, *arguments, use_reentrant=False, preserve_rng_state=False))
+        parts.append(
+            checkpoint(rendered, *arguments, use_reentrant=False, preserve_rng_state=False)
+        )
     return as_picture(parts, resolution, resolution)
 
 
-def _styles_and_rays(generator: Generator, codes: Latents | Styles, camera: Camera, resolution: int) -> tuple[Styles, Rays]:
+def _styles_and_rays(
+    generator: Generator, codes: Latents | Styles, camera: Camera, resolution: int
+) -> tuple[Styles, Rays]:
     """Styles, of latents without truncation, and the rays of all pixels, row by row."""
-    rays = camera.to(generator.shape_mean).rays(resolution, resolution, generator.config.corner_aligned)
+    rays = camera.to(generator.shape_mean).rays(
+        resolution, resolution, generator.config.corner_aligned
+    )
     return codes if isinstance(codes, Styles) else generator.map(codes), rays
 
 
@@ -135,7 +155,9 @@ def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, mem
 
     It counts with every sample in density.
     """
-    per_ray = _bytes_per_ray(replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine))
+    per_ray = _bytes_per_ray(
+        replace(config, coarse_samples=sampling.coarse, fine_samples=sampling.fine)
+    )
     return max(1, int(memory / 4 / (per_ray * batch)))
 
 
@@ -145,7 +167,9 @@ def process_memory(accelerator: Accelerator) -> int:
     It is what there is in all rather than what happens to be free, so that a resumed run takes the same chunks and gets the
     same bits.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)  # as torchrun says it on several machines
+    here = int(
+        os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes
+    )  # as torchrun says it on several machines
     return device_memory(accelerator.device, here)
 
 

@@ -23,7 +23,7 @@ from accelerate.utils.other import get_free_port
 
 from cips3d.errors import UserError, machine_fault
 from cips3d.interrupts import ENDING
-from cips3d.training.config import Stage
+from cips3d.training.recipe import Stage
 
 #: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
 LEAST_LOCAL_BATCH = 4
@@ -39,7 +39,11 @@ def default_processes(stages: Iterable[Stage]) -> int:
     One where there is an accelerator, or where a launcher such as `accelerate launch` has already started several; otherwise at
     most one per thread that torch would use, such that every batch divides and no process gets under `LEAST_LOCAL_BATCH`.
     """
-    if torch.accelerator.is_available() or "WORLD_SIZE" in os.environ or not torch.distributed.is_available():
+    if (
+        torch.accelerator.is_available()
+        or "WORLD_SIZE" in os.environ
+        or not torch.distributed.is_available()
+    ):
         return 1
     stages = list(stages)
     fitting = [
@@ -81,7 +85,9 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         "MASTER_PORT": str(get_free_port()),
         "LOCAL_WORLD_SIZE": str(count),
         "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": str(threads),  # accelerate would set torch's threads to all cores, for each process
+        "OMP_NUM_THREADS": str(
+            threads
+        ),  # accelerate would set torch's threads to all cores, for each process
     }
     helpers, pipes = [], []
     try:
@@ -89,7 +95,9 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             pipe, far_end = context.Pipe(duplex=False)
             environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
-            helper = context.Process(target=_help, args=(environment, threads, far_end, work, arguments))
+            helper = context.Process(
+                target=_help, args=(environment, threads, far_end, work, arguments)
+            )
             with _interrupts_ignored():  # the helper starts so, and hears none while it imports
                 helper.start()
             helpers.append(helper)
@@ -98,7 +106,9 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         for pipe, helper in zip(pipes, helpers, strict=True):
             # for its word that it is there; unlike the wait for it in a collective, a Ctrl-C ends this one
             if pipe not in wait([pipe, helper.sentinel]) or not _begun(pipe):
-                raise UserError(_killed(helpers) or "a training process ended before it had begun; see above")
+                raise UserError(
+                    _killed(helpers) or "a training process ended before it had begun; see above"
+                )
         try:
             with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
                 result = work(*arguments)
@@ -128,11 +138,19 @@ def joined(precision: str = "no") -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
         if "precision" not in str(error):
-            raise UserError(f"the launcher: {error}; start with accelerate launch or torchrun") from None
+            raise UserError(
+                f"the launcher: {error}; start with accelerate launch or torchrun"
+            ) from None
         raise UserError(f"precision {precision}: {error}; set precision=no") from None
     # accelerate takes emulation for it, which is slower than full precision
-    if precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise UserError("precision bf16: this GPU has no arithmetic for it (Ampere and later have); set precision=no")
+    if (
+        precision == "bf16"
+        and accelerator.device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(False)
+    ):
+        raise UserError(
+            "precision bf16: this GPU has no arithmetic for it (Ampere and later have); set precision=no"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > accelerator.num_processes:
         raise UserError(
@@ -161,7 +179,9 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
     os.environ |= environment
     torch.set_num_threads(threads)
     cores = _stay_on_cores(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]))
-    AcceleratorState._reset_state(reset_partial_state=True)  # else an earlier Accelerator of this process would answer
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # else an earlier Accelerator of this process would answer
     try:
         yield
     finally:
@@ -192,7 +212,11 @@ def _stay_on_cores(rank: int, count: int) -> set[int]:
 
 
 def _help(
-    environment: dict[str, str], threads: int, pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
+    environment: dict[str, str],
+    threads: int,
+    pipe: Connection,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     """A process that is not the main one: does the work and reports that it is there, and a user's error.
 
@@ -215,7 +239,9 @@ def _help(
         fault = machine_fault(error)
         if fault is not None:
             pipe.send(fault)
-        elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # with the main process gone nobody is left to tell
+        elif not wait(
+            [main.sentinel], timeout=2 * _PATIENCE
+        ):  # with the main process gone nobody is left to tell
             raise
 
 
@@ -249,7 +275,11 @@ def _killed(helpers: list[SpawnProcess]) -> str | None:
     for helper in helpers:
         if helper.sentinel in ended:
             helper.join(_PATIENCE)  # its files close a moment before its exit status can be had
-    signals = [-helper.exitcode for helper in helpers if helper.exitcode is not None and helper.exitcode < 0]
+    signals = [
+        -helper.exitcode
+        for helper in helpers
+        if helper.exitcode is not None and helper.exitcode < 0
+    ]
     if not signals:
         return None
     return f"a training process was ended by signal {signals[0]}; resume, with fewer --processes if memory was short"

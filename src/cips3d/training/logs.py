@@ -26,7 +26,7 @@ from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
 from cips3d.models.generator import Generator
 from cips3d.training import checkpoint
-from cips3d.training.config import TrainConfig
+from cips3d.training.recipe import TrainConfig
 
 #: Heads in a sample grid, and the yaws in degrees that each is seen from.
 SAMPLE_HEADS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
@@ -48,7 +48,9 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
     if path.exists():
         if read_json(TrainConfig, path) != config:
             alone = f"cips3d train {run_dir}"
-            raise UserError(f"{run_dir} holds a run with another configuration; resume it with {alone}, or give another folder")
+            raise UserError(
+                f"{run_dir} holds a run with another configuration; resume it with {alone}, or give another folder"
+            )
     else:
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"{run_dir} is a file; give a folder for the run")
@@ -56,7 +58,9 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
             raise UserError(f"{run_dir} is not empty and holds no run; give another folder")
         check_writable(path)
     if config.wandb is not None and find_spec("wandb") is None:
-        raise UserError("wandb: the package is not installed; pip install wandb, or leave the setting out")
+        raise UserError(
+            "wandb: the package is not installed; pip install wandb, or leave the setting out"
+        )
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
@@ -92,7 +96,9 @@ class RunLog:
         newest = checkpoint.checkpoints(run_dir / checkpoint.FOLDER)[-1:]
         if newest and int(newest[0].stem) > images:  # of one that ended since this run was resumed
             self.lock.release()
-            raise UserError(f"{run_dir}: another process trained there a moment ago; start again, to go on from where it ended")
+            raise UserError(
+                f"{run_dir}: another process trained there a moment ago; start again, to go on from where it ended"
+            )
         self._open(step, images)
         self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
 
@@ -114,7 +120,9 @@ class RunLog:
 
         Numbers that are not finite are null in the line.
         """
-        written = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
+        written = {
+            name: value if math.isfinite(value) else None for name, value in figures.items()
+        }  # JSON has no NaN
         self.file.write(json.dumps({"step": step, "images": images} | written) + "\n")
         self.file.flush()
         self.board.write(images, figures)
@@ -176,7 +184,9 @@ def _locked(run_dir: Path) -> FileLock:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        raise UserError(f"{run_dir}: another process is training there; let it end, or give another folder") from None
+        raise UserError(
+            f"{run_dir}: another process is training there; let it end, or give another folder"
+        ) from None
     except (OSError, NotImplementedError):  # a disk that has no locks
         pass
     return lock
@@ -186,15 +196,26 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     """A run at Weights & Biases that a resumed run goes on with."""
     import wandb  # pyright: ignore[reportMissingImports] (optional; `check_run_dir` has found it)
 
-    path = run_dir / "wandb-id.txt"  # a name's hash would take a new run in a folder of an old one's name for that one
+    path = (
+        run_dir / "wandb-id.txt"
+    )  # a name's hash would take a new run in a folder of an old one's name for that one
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(secrets.token_hex(8))
     key = path.read_text()
     try:
-        return wandb.init(project=config.wandb, name=run_dir.name, id=key, resume="allow", dir=run_dir, config=to_dict(config))
+        return wandb.init(
+            project=config.wandb,
+            name=run_dir.name,
+            id=key,
+            resume="allow",
+            dir=run_dir,
+            config=to_dict(config),
+        )
     except wandb.Error as error:
-        raise UserError(f"wandb: {first_line(error)}; run wandb login, or set WANDB_MODE=offline") from None
+        raise UserError(
+            f"wandb: {first_line(error)}; run wandb login, or set WANDB_MODE=offline"
+        ) from None
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

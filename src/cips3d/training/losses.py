@@ -18,12 +18,16 @@ def generator_loss(fake_logits: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
     return F.softplus(-fake_logits).mean()
 
 
-def discriminator_loss(real_logits: Float[Tensor, "logits 1"], fake_logits: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
+def discriminator_loss(
+    real_logits: Float[Tensor, "logits 1"], fake_logits: Float[Tensor, "logits 1"]
+) -> Float[Tensor, ""]:
     """Mean of softplus(D(fake)) + softplus(−D(real))."""
     return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
-def relativistic_loss(better: Float[Tensor, "logits 1"], worse: Float[Tensor, "logits 1"]) -> Float[Tensor, ""]:
+def relativistic_loss(
+    better: Float[Tensor, "logits 1"], worse: Float[Tensor, "logits 1"]
+) -> Float[Tensor, ""]:
     """Mean of softplus(worse − better): each picture against its partner (Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024).
 
     The discriminator's loss with real pictures as the better ones, the generator's with its own.
@@ -31,7 +35,9 @@ def relativistic_loss(better: Float[Tensor, "logits 1"], worse: Float[Tensor, "l
     return F.softplus(worse - better).mean()
 
 
-def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 1"]:
+def squared_gradient(
+    logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]
+) -> Float[Tensor, "batch 1"]:
     """|∂D/∂x|² of each picture, differentiable; ½γ times its mean is R1 at real, R2 at generated ones (Mescheder et al. 2018).
 
     Args:
@@ -41,7 +47,9 @@ def squared_gradient(logits: Float[Tensor, "batch 1"], images: Float[Tensor, "ba
     return gradient.square().sum(dim=(1, 2, 3))[:, None]
 
 
-def pose_loss(told: Sequence[Float[Tensor, "batch 2"]], true: Float[Tensor, "batch 2"]) -> Float[Tensor, ""]:
+def pose_loss(
+    told: Sequence[Float[Tensor, "batch 2"]], true: Float[Tensor, "batch 2"]
+) -> Float[Tensor, ""]:
     """Mean squared error of the yaw and pitch (radians) that discriminators tell generated pictures by.
 
     Discriminators learn to see the pose and the generator to show it, so that a turn of the camera cannot fade from the

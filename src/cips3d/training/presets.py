@@ -13,8 +13,8 @@ from cips3d.camera import PoseDistribution
 from cips3d.errors import UserError
 from cips3d.models.config import RENDERING_FIELDS, GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.records import Sampling
-from cips3d.training.config import Stage, TrainConfig
+from cips3d.models.types import Sampling
+from cips3d.training.recipe import Stage, TrainConfig
 
 #: Weight of the pose loss, where there is one (pi-GAN's released code).
 POSE_WEIGHT = 15.0
@@ -72,13 +72,20 @@ def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
 def _heads_32_pi_gan() -> TrainConfig:
     """The preset heads-32 with pi-GAN: its 8 layers and view direction, 112,819 parameters instead of 110,197."""
     base = _heads_32_with(architecture="pi-gan", nerf_layers=8, nerf_width=60, view_direction=True)
-    return replace(base, stages=tuple(replace(stage, generator_lr=PI_GAN_RATE) for stage in base.stages))
+    return replace(
+        base, stages=tuple(replace(stage, generator_lr=PI_GAN_RATE) for stage in base.stages)
+    )
 
 
 def _heads_32_cips_2d() -> TrainConfig:
     """The preset heads-32 with the 2D CIPS: its 14 layers, a tRGB after every second; 109,093 parameters instead of 110,197."""
     return _heads_32_with(
-        architecture="cips-2d", feature_dim=56, inr_width=56, inr_blocks=7, rgb_from_block=0, residual_from_block=7
+        architecture="cips-2d",
+        feature_dim=56,
+        inr_width=56,
+        inr_blocks=7,
+        rgb_from_block=0,
+        residual_from_block=7,
     )
 
 
@@ -103,8 +110,12 @@ def _heads_64() -> TrainConfig:
     return replace(
         small,
         generator=replace(small.generator, resolution=64),
-        discriminator=replace(small.discriminator, channels={**small.discriminator.channels, 64: 16}),
-        aux_discriminator=replace(small.aux_discriminator, channels={**small.aux_discriminator.channels, 64: 16}),
+        discriminator=replace(
+            small.discriminator, channels={**small.discriminator.channels, 64: 16}
+        ),
+        aux_discriminator=replace(
+            small.aux_discriminator, channels={**small.aux_discriminator.channels, 64: 16}
+        ),
         stages=(
             *small.stages,
             Stage(64, kimg=30, batch=32, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=4),
@@ -150,12 +161,17 @@ def _ffhq_512_paper() -> TrainConfig:
     sides = {64: 8_960, 128: 25_600, 256: 25_600, 512: 25_600}
     return TrainConfig(
         data="datasets/ffhq.zip",
-        generator=GeneratorConfig(resolution=512, rgb_from_block=0, residual_from_block=9, rgb_tanh=False),
+        generator=GeneratorConfig(
+            resolution=512, rgb_from_block=0, residual_from_block=9, rgb_tanh=False
+        ),
         aux_discriminator=DiscriminatorConfig(
-            {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32}, downsample_first=True
+            {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32},
+            downsample_first=True,
         ),
         stages=tuple(
-            Stage(side, kimg=kimg, gradients="partial", gradient_rays=400**2) if side == 512 else Stage(side, kimg=kimg)
+            Stage(side, kimg=kimg, gradients="partial", gradient_rays=400**2)
+            if side == 512
+            else Stage(side, kimg=kimg)
             for side, kimg in sides.items()
         ),
         precision="bf16",
@@ -182,7 +198,9 @@ def _afhq_cats_256() -> TrainConfig:
     )
 
 
-def _table_2(view_direction: bool, embedding: Literal["learned", "fixed"], auxiliary: bool) -> TrainConfig:
+def _table_2(
+    view_direction: bool, embedding: Literal["learned", "fixed"], auxiliary: bool
+) -> TrainConfig:
     """One row of Table 2: FFHQ at 64²."""
     base = _ffhq(64)
     return replace(
@@ -202,7 +220,9 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "afhq-cats-256": _afhq_cats_256,
     "table-2-direction": partial(_table_2, view_direction=True, embedding="fixed", auxiliary=False),
     "table-2-fixed": partial(_table_2, view_direction=False, embedding="fixed", auxiliary=False),
-    "table-2-learned": partial(_table_2, view_direction=False, embedding="learned", auxiliary=False),
+    "table-2-learned": partial(
+        _table_2, view_direction=False, embedding="learned", auxiliary=False
+    ),
     "table-2-full": partial(_table_2, view_direction=False, embedding="learned", auxiliary=True),
 }
 
@@ -250,22 +270,34 @@ def transfer(
         UserError: if the model has no implicit network, or no preset fits it.
     """
     if generator.architecture != "cips-3d":
-        raise UserError(f"{model}: is a {generator.architecture}; only cips-3d has a NeRF that can stay while the rest learns")
+        raise UserError(
+            f"{model}: is a {generator.architecture}; only cips-3d has a NeRF that can stay while the rest learns"
+        )
     if name is None:
         name = next((key for key, make in PRESETS.items() if _fits(make(), generator)), None)
     if name is None:
-        raise UserError(f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset")
+        raise UserError(
+            f"{model}: its networks are those of no preset; name one for rates and discriminators with --preset"
+        )
     base = preset(name)
     side = generator.resolution
-    stage = next((stage for stage in base.stages if stage.resolution == side), None)  # the first has the rates of learning anew
+    stage = next(
+        (stage for stage in base.stages if stage.resolution == side), None
+    )  # the first has the rates of learning anew
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
     known: dict[str, Any] = {}
     if discriminators is not None:
-        configs = [part.config for part in discriminators.values() if isinstance(part, ProgressiveDiscriminator)]
+        configs = [
+            part.config
+            for part in discriminators.values()
+            if isinstance(part, ProgressiveDiscriminator)
+        ]
         told = POSE_WEIGHT if configs[0].pose_head else 0.0
         known = {"discriminator": configs[0], "aux_discriminator": configs[1], "pose_weight": told}
-    frozen = tuple(part for part in NERF_PARTS if part != "background" or generator.background == "plain")
+    frozen = tuple(
+        part for part in NERF_PARTS if part != "background" or generator.background == "plain"
+    )
     stage = replace(
         stage, kimg=kimg, frozen=frozen, auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
         warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4),
@@ -279,5 +311,8 @@ def transfer(
 
 def _fits(config: TrainConfig, generator: GeneratorConfig) -> bool:
     """Whether a preset trains such networks, whatever is sampled of them, at the generator's resolution."""
-    same = replace(config.generator, **{name: getattr(generator, name) for name in RENDERING_FIELDS}) == generator
+    same = (
+        replace(config.generator, **{name: getattr(generator, name) for name in RENDERING_FIELDS})
+        == generator
+    )
     return same and any(stage.resolution == generator.resolution for stage in config.stages)

@@ -19,11 +19,11 @@ from cips3d.models.config import RENDERING_FIELDS
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.layers import without_autocast
-from cips3d.models.records import RenderOutput
+from cips3d.models.types import RenderOutput
 from cips3d.training import losses
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.cameras import LearnedPoses
-from cips3d.training.config import TrainConfig
+from cips3d.training.recipe import TrainConfig
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
@@ -53,10 +53,16 @@ class Networks:
         if fresh and config.start is not None:
             self._start_from(config.start)
         #: The camera prior, where it is trained.
-        self.poses = LearnedPoses(config.generator.poses).to(device) if config.cameras == "learned" else None
+        self.poses = (
+            LearnedPoses(config.generator.poses).to(device) if config.cameras == "learned" else None
+        )
         #: Whether a logit depends on its picture alone.
-        self.judges_each_alone = config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
-        self.averaged = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay)).requires_grad_(False)
+        self.judges_each_alone = (
+            config.discriminator.stddev_group == config.aux_discriminator.stddev_group == 0
+        )
+        self.averaged = AveragedModel(
+            self.generator, multi_avg_fn=ramped_average(config.ema_decay)
+        ).requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": device.type != "meta"}
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
@@ -69,7 +75,9 @@ class Networks:
         ours, theirs = self.generator.config, found.config
         for name in (field.name for field in fields(ours) if field.name not in RENDERING_FIELDS):
             if getattr(ours, name) != getattr(theirs, name):
-                raise UserError(f"start: {model} has {name} {getattr(theirs, name)}; set generator.{name} to it")
+                raise UserError(
+                    f"start: {model} has {name} {getattr(theirs, name)}; set generator.{name} to it"
+                )
         for name, found in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
             own = self.discriminators[name]
             if found.config == own.config:
@@ -95,7 +103,10 @@ class Networks:
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers that a checkpoint holds, by name."""
-        return {"generator_optimizer": self.generator_optimizer, "discriminator_optimizer": self.discriminator_optimizer}
+        return {
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
 
     def judge(
         self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
@@ -193,11 +204,19 @@ class Judging:
 
     def augmented(self, images: list[Tensor]) -> list[Tensor]:
         """The pictures as the discriminators get them."""
-        return images if self.augment is None else [diff_augment(image, self.augment) for image in images]
+        return (
+            images
+            if self.augment is None
+            else [diff_augment(image, self.augment) for image in images]
+        )
 
     def pose_loss(self, told: list[Tensor]) -> Tensor | float:
         """What both sides add to their loss for the poses that discriminators tell of generated pictures."""
-        return 0.0 if self.fake_poses is None else self.pose_weight * losses.pose_loss(told, self.fake_poses)
+        return (
+            0.0
+            if self.fake_poses is None
+            else self.pose_weight * losses.pose_loss(told, self.fake_poses)
+        )
 
 
 def discriminator_step(
@@ -226,8 +245,12 @@ def discriminator_step(
     else:  # one call of each discriminator instead of two
         labels = [x for x in (judging.fake_cameras, judging.real_cameras) if x is not None]
         cameras = torch.cat(labels) if labels else None
-        both, told = networks.judge([torch.cat(pair) for pair in zip(fakes, reals, strict=True)], judging.alpha, cameras)
-        fake_logits, real_logits = both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
+        both, told = networks.judge(
+            [torch.cat(pair) for pair in zip(fakes, reals, strict=True)], judging.alpha, cameras
+        )
+        fake_logits, real_logits = (
+            both.view(len(fakes), 2, len(real), 1).transpose(0, 1).flatten(1, 2)
+        )
         told = [pose[: len(real)] for pose in told]
     if judging.relativistic:
         loss = losses.relativistic_loss(real_logits, fake_logits)
@@ -235,15 +258,24 @@ def discriminator_step(
         loss = losses.discriminator_loss(real_logits, fake_logits)
     loss = loss + judging.pose_loss(told)
     penalties: list[Tensor | None] = []
-    for weight, logits, leaves in ((r1_weight, real_logits, real_leaves), (r2_weight, fake_logits, fake_leaves)):
+    for weight, logits, leaves in (
+        (r1_weight, real_logits, real_leaves),
+        (r2_weight, fake_logits, fake_leaves),
+    ):
         penalties.append(_mean_squared_gradient(logits, leaves) if weight > 0 else None)
         if penalties[-1] is not None:
             loss = loss + weight * penalties[-1]
-    with without_autocast(loss.device):  # gradients have the precision of what they are of, unless told otherwise
+    with without_autocast(
+        loss.device
+    ):  # gradients have the precision of what they are of, unless told otherwise
         (share * loss).backward()
     real_main = real_logits[: len(real)].detach()
     return StepResult(
-        loss.detach(), real_main.mean(), fake_logits[: len(real)].detach().mean(), real_main.sign().mean(), *penalties
+        loss.detach(),
+        real_main.mean(),
+        fake_logits[: len(real)].detach().mean(),
+        real_main.sign().mean(),
+        *penalties,
     )
 
 

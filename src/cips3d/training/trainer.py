@@ -28,17 +28,17 @@ from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import last_sample_share
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput, Sampling
+from cips3d.models.types import RenderOutput, Sampling
 from cips3d.pretrained import MODEL_FILE
 from cips3d.training import checkpoint, gradients, losses
-from cips3d.training.alarms import Watch
 from cips3d.training.augment import AugmentDraws
+from cips3d.training.batches import pieces, real_batches
 from cips3d.training.cameras import WITHOUT_LABELS, CameraSource, DatasetCameras
-from cips3d.training.config import Stage, TrainConfig, check_batches
 from cips3d.training.draws import FakeDraws, fake_draws, mirrored, picture_seed
-from cips3d.training.feeding import pieces, real_batches
+from cips3d.training.health import Watch
 from cips3d.training.launch import joined
 from cips3d.training.logs import RunLog, check_run_dir, write_config
+from cips3d.training.recipe import Stage, TrainConfig, check_batches
 from cips3d.training.steps import (
     Judging,
     Networks,
@@ -111,12 +111,18 @@ class Trainer:
         self.networks = Networks(config, self.accelerator.device, fresh=saved is None)
         self._cameras: CameraSource = self.networks.poses or config.generator.poses
         if config.judges_cameras or config.cameras == "labels":
-            labelled = DatasetCameras(self.dataset, config.mirror, config.generator.poses)  # refuses labels unlike the model's
+            labelled = DatasetCameras(
+                self.dataset, config.mirror, config.generator.poses
+            )  # refuses labels unlike the model's
             self._cameras = labelled if config.cameras == "labels" else self._cameras
         self.counters = checkpoint.Counters()
         if saved is not None:
-            self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
-        if self.accelerator.is_main_process:  # not before, so that what was refused can be set right in the same folder
+            self.counters = checkpoint.load_state(
+                saved, self.networks.modules, self.networks.optimizers
+            )
+        if (
+            self.accelerator.is_main_process
+        ):  # not before, so that what was refused can be set right in the same folder
             write_config(self.run_dir, config)
 
     # ---------------------------------------------------------------- the run
@@ -140,14 +146,18 @@ class Trainer:
             with first_interrupt_noted() as interrupts:
                 while self.counters.stage < len(self.config.stages):
                     try:
-                        self._run_stage(self.config.stages[self.counters.stage], log, progress, interrupts)
+                        self._run_stage(
+                            self.config.stages[self.counters.stage], log, progress, interrupts
+                        )
                     except _Diverged:
                         self._roll_back()
                         if log is not None:  # without the lines of what is done again
                             log.go_back(self.counters.step, self.counters.images)
                         continue
                     at = self.counters
-                    self.counters = replace(at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0)
+                    self.counters = replace(
+                        at, stage=at.stage + 1, stage_images=0, stage_seconds=0.0
+                    )
                     self.save()
             path = self.run_dir / MODEL_FILE
             if self._agreed(not path.exists()):  # of a run that had ended
@@ -159,7 +169,9 @@ class Trainer:
                     log.write(at.step, at.images, figures)
                 self.save()
         except OSError as error:
-            raise UserError(f"cannot write in {self.run_dir}: {error.strerror or error}; make room and resume") from error
+            raise UserError(
+                f"cannot write in {self.run_dir}: {error.strerror or error}; make room and resume"
+            ) from error
         finally:
             if log is not None:
                 log.close()
@@ -177,7 +189,12 @@ class Trainer:
         self.dataset = open_dataset(c.data, stage.resolution)
         watch = Watch.of(self.dataset) if log is not None else None
         batches = real_batches(
-            self.dataset, c, at.images, stage.batch, positions, pin_memory=self.accelerator.device.type == "cuda"
+            self.dataset,
+            c,
+            at.images,
+            stage.batch,
+            positions,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
         if stage.from_average and at.stage_images == 0:
             n.generator.load_state_dict(n.ema.state_dict())
@@ -197,8 +214,14 @@ class Trainer:
             asked = time.perf_counter()
             pictures, labels = next(batches)
             waited += time.perf_counter() - asked
-            figures = self._step(stage, positions, pictures, labels, log is not None and at.step % c.log_steps == 0)
-            at.step, at.images, at.stage_images = at.step + 1, at.images + stage.batch, at.stage_images + stage.batch
+            figures = self._step(
+                stage, positions, pictures, labels, log is not None and at.step % c.log_steps == 0
+            )
+            at.step, at.images, at.stage_images = (
+                at.step + 1,
+                at.images + stage.batch,
+                at.stage_images + stage.batch,
+            )
             speed = (at.stage_images - began_images) / (time.perf_counter() - first)
             if self._passed(c.sample_kimg, stage.batch):
                 figures |= self._look(stage, log, watch)
@@ -210,15 +233,23 @@ class Trainer:
                     "images_per_second": speed, "data_share": waiting, "resolution": stage.resolution,
                     "skipped_steps": at.skipped,
                 }  # fmt: skip
-            alarms = watch.alarms(figures) if watch is not None and at.images >= c.alarm_kimg * 1000 else ()
+            alarms = (
+                watch.alarms(figures)
+                if watch is not None and at.images >= c.alarm_kimg * 1000
+                else ()
+            )
             for alarm in alarms:
                 logger.warning("%d pictures: %s", at.images, alarm)
             if log is not None and figures:
                 log.write(at.step, at.images, figures)
             main = self.accelerator.is_main_process
             seconds = time.perf_counter() - began if main else 0.0
-            at.stage_seconds, stop, alarmed = self._totals(seconds, float(bool(interrupts)), float(bool(alarms)))
-            if self._passed(c.checkpoint_kimg, stage.batch) and not at.skipped_in_a_row:  # none that begins with a fault
+            at.stage_seconds, stop, alarmed = self._totals(
+                seconds, float(bool(interrupts)), float(bool(alarms))
+            )
+            if (
+                self._passed(c.checkpoint_kimg, stage.batch) and not at.skipped_in_a_row
+            ):  # none that begins with a fault
                 self.save()
             if alarmed and c.stop_on_alarm:
                 self.save()
@@ -227,10 +258,19 @@ class Trainer:
                 )
             try:
                 if progress is not None:
-                    progress(self.progress(), {"resolution": stage.resolution, "images": at.images, "images_per_second": speed})
+                    progress(
+                        self.progress(),
+                        {
+                            "resolution": stage.resolution,
+                            "images": at.images,
+                            "images_per_second": speed,
+                        },
+                    )
                 if stop:
                     raise KeyboardInterrupt
-            except KeyboardInterrupt:  # only here, between steps, is the state one that can be resumed to the bit
+            except (
+                KeyboardInterrupt
+            ):  # only here, between steps, is the state one that can be resumed to the bit
                 self.save()
                 raise
 
@@ -238,7 +278,9 @@ class Trainer:
         """What the measures say of the averaged generator."""
         self.counters.measured = self.counters.images
         ema, figures = self._averaged, dict[str, float]()
-        self._update_style_means(ema)  # the average takes the trained generator's, which are not kept up
+        self._update_style_means(
+            ema
+        )  # the average takes the trained generator's, which are not kept up
         for measure in self.measures:
             figures |= measure(ema, self.dataset)
         return figures
@@ -255,7 +297,9 @@ class Trainer:
 
     def _update_style_means(self, ema: Generator) -> None:
         """For truncation; the mean shape of a transferred model stays the one of the model that it came from."""
-        stays = self.config.start is not None and all("shape_mapping" in stage.frozen for stage in self.config.stages)
+        stays = self.config.start is not None and all(
+            "shape_mapping" in stage.frozen for stage in self.config.stages
+        )
         ema.update_style_means(of_shapes=not stays)
 
     def _look(self, stage: Stage, log: RunLog | None, watch: Watch | None) -> dict[str, float]:
@@ -288,8 +332,14 @@ class Trainer:
         pictures = real.to(device, non_blocking=True).float().div_(127.5).sub_(1)
         if c.mirror:
             flips = mirrored((c.seed, at.step), positions)
-            pictures = torch.where(flips.to(device)[:, None, None, None], pictures.flip(3), pictures)
-            cameras = None if cameras is None else torch.where(flips[:, None], mirrored_label(cameras), cameras)
+            pictures = torch.where(
+                flips.to(device)[:, None, None, None], pictures.flip(3), pictures
+            )
+            cameras = (
+                None
+                if cameras is None
+                else torch.where(flips[:, None], mirrored_label(cameras), cameras)
+            )
         penalty = 0.5 * c.r1_every if at.step % c.r1_every == 0 else 0.0
         parts = pieces(stage, positions, pictures, cameras)
         warming_up = at.stage_images < stage.warm_up_kimg * 1000
@@ -304,7 +354,9 @@ class Trainer:
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
                 weights = penalty * c.r1_gamma, penalty * c.r2_gamma
-                d_results.append(discriminator_step(n, batch, fake, judging, *weights, share=1 / len(parts)))
+                d_results.append(
+                    discriminator_step(n, batch, fake, judging, *weights, share=1 / len(parts))
+                )
         finite = self._update(n.discriminator_optimizer)
         for part, batch, labels in () if warming_up else parts:
             with self.accelerator.autocast():
@@ -312,7 +364,11 @@ class Trainer:
                     draws = self._draws(stage, part, "G")
                     fake = self._generate(stage, draws)
                 judging = self._judging(stage, part, labels, draws)
-                g_results.append(generator_step(n, fake, judging, self._regulariser(fake), batch, share=1 / len(parts)))
+                g_results.append(
+                    generator_step(
+                        n, fake, judging, self._regulariser(fake), batch, share=1 / len(parts)
+                    )
+                )
         if not warming_up:
             finite &= self._update(n.generator_optimizer)
         self._count_skipped(finite)
@@ -320,34 +376,56 @@ class Trainer:
             n.averaged.update_parameters(n.generator)
         d = StepResult.mean(d_results)
         self._adapt_augmentation(d, stage.batch)
-        return self._figures(d, None if warming_up else StepResult.mean(g_results), fake) if logged else {}
+        return (
+            self._figures(d, None if warming_up else StepResult.mean(g_results), fake)
+            if logged
+            else {}
+        )
 
     # ---------------------------------------------------------------- parts of a step
     def _regulariser(self, fake: RenderOutput) -> Tensor | None:
         c = self.config
         if c.transmittance_weight == 0:
             return None
-        return c.transmittance_weight * losses.transmittance_loss(fake.opacity, c.transmittance_target)
+        return c.transmittance_weight * losses.transmittance_loss(
+            fake.opacity, c.transmittance_target
+        )
 
     def _generate(self, stage: Stage, draws: FakeDraws) -> RenderOutput:
-        key, memory = (self.config.seed, self.counters.step), gradients.process_memory(self.accelerator)
-        return gradients.for_stage(stage, self.networks.generator, draws, self._sampling, key, memory)
+        key, memory = (
+            (self.config.seed, self.counters.step),
+            gradients.process_memory(self.accelerator),
+        )
+        return gradients.for_stage(
+            stage, self.networks.generator, draws, self._sampling, key, memory
+        )
 
-    def _judging(self, stage: Stage, positions: range, real_cameras: Tensor | None, draws: FakeDraws) -> Judging:
+    def _judging(
+        self, stage: Stage, positions: range, real_cameras: Tensor | None, draws: FakeDraws
+    ) -> Judging:
         c, at = self.config, self.counters
         device = self.accelerator.device
         alpha = min(1.0, at.stage_images / (stage.fade_kimg * 1000)) if stage.fade_kimg else 1.0
         augment, probability = None, at.augment if c.augment_target is not None else stage.augment
         if probability > 0:
-            augment = AugmentDraws.sample([picture_seed(c.seed, at.step, "augment", i) for i in positions], probability)
-        judging = Judging(alpha, stage.auxiliary, augment, c.loss == "relativistic", pose_weight=c.pose_weight)
+            augment = AugmentDraws.sample(
+                [picture_seed(c.seed, at.step, "augment", i) for i in positions], probability
+            )
+        judging = Judging(
+            alpha, stage.auxiliary, augment, c.loss == "relativistic", pose_weight=c.pose_weight
+        )
         if c.pose_weight:
-            judging = replace(judging, fake_poses=torch.stack(draws.camera.yaw_pitch(), dim=-1).detach().to(device))
+            judging = replace(
+                judging,
+                fake_poses=torch.stack(draws.camera.yaw_pitch(), dim=-1).detach().to(device),
+            )
         if real_cameras is None:
             return judging
         # a camera that the discriminator could pull at would be told to fit the label, not the picture
         fake_cameras = draws.camera.to_label().detach()
-        return replace(judging, real_cameras=real_cameras.to(device), fake_cameras=fake_cameras.to(device))
+        return replace(
+            judging, real_cameras=real_cameras.to(device), fake_cameras=fake_cameras.to(device)
+        )
 
     def _adapt_augmentation(self, d: StepResult, batch: int) -> None:
         """Raises the augmentation probability when real logits are too often positive, else lowers it."""
@@ -365,10 +443,23 @@ class Trainer:
 
     def _draws(self, stage: Stage, positions: range, purpose: str) -> FakeDraws:
         c, at = self.config, self.counters
-        noise_std = c.density_noise * max(0.0, 1 - at.images / (c.density_noise_kimg * 1000)) if c.density_noise_kimg else 0.0
+        noise_std = (
+            c.density_noise * max(0.0, 1 - at.images / (c.density_noise_kimg * 1000))
+            if c.density_noise_kimg
+            else 0.0
+        )
         key = (c.seed, at.step, purpose)
         device = self.accelerator.device
-        return fake_draws(c.generator, self._sampling, stage.resolution, noise_std, key, positions, device, self._cameras)
+        return fake_draws(
+            c.generator,
+            self._sampling,
+            stage.resolution,
+            noise_std,
+            key,
+            positions,
+            device,
+            self._cameras,
+        )
 
     @property
     def _sampling(self) -> Sampling:
@@ -394,7 +485,10 @@ class Trainer:
             _Diverged: after `SKIPS_TO_ROLL_BACK` of them in a row.
         """
         at = self.counters
-        at.skipped, at.skipped_in_a_row = at.skipped + (not finite), 0 if finite else at.skipped_in_a_row + 1
+        at.skipped, at.skipped_in_a_row = (
+            at.skipped + (not finite),
+            0 if finite else at.skipped_in_a_row + 1,
+        )
         if at.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
             raise _Diverged
 
@@ -410,14 +504,22 @@ class Trainer:
                 f"{self.run_dir}: no finite gradients in {SKIPS_TO_ROLL_BACK} steps in a row before the first checkpoint; "
                 "give lower learning rates (generator_lr, discriminator_lr) and start anew"
             )
-        scale, skipped, at_images = self.counters.rate_scale / 2, self.counters.skipped, self.counters.images
+        scale, skipped, at_images = (
+            self.counters.rate_scale / 2,
+            self.counters.skipped,
+            self.counters.images,
+        )
         if scale < LEAST_RATE_SCALE:
             raise UserError(
                 f"{self.run_dir}: no finite gradients at {at_images} pictures, even with learning rates times {2 * scale:g}; "
                 "look for damaged pictures (cips3d data check), or start anew with other settings"
             )
-        self.counters = checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
-        self.counters = replace(self.counters, rate_scale=scale, skipped=skipped, skipped_in_a_row=0)
+        self.counters = checkpoint.load_state(
+            saved, self.networks.modules, self.networks.optimizers
+        )
+        self.counters = replace(
+            self.counters, rate_scale=scale, skipped=skipped, skipped_in_a_row=0
+        )
         if self.accelerator.is_main_process:
             logger.warning(
                 "%d pictures: no finite gradients in %d steps in a row; back to the checkpoint at %d, learning rates times %g",
@@ -427,12 +529,16 @@ class Trainer:
     def _positions(self, batch: int) -> range:
         """The pictures of a global batch that this process handles."""
         local = batch // self.accelerator.num_processes
-        return range(self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local)
+        return range(
+            self.accelerator.process_index * local, (self.accelerator.process_index + 1) * local
+        )
 
     def _figures(self, d: StepResult, g: StepResult | None, fake: RenderOutput) -> dict[str, float]:
         """Numbers for the log: losses, how the density lies along the rays, and what the run adapts."""
         c = self.config
-        named = {f"d_{key}": value for key, value in vars(d).items()} | {"g_loss": None if g is None else g.loss}
+        named = {f"d_{key}": value for key, value in vars(d).items()} | {
+            "g_loss": None if g is None else g.loss
+        }
         if d.squared_gradient is not None:
             named["r1_penalty"] = 0.5 * c.r1_gamma * d.squared_gradient
         named |= {
@@ -443,7 +549,10 @@ class Trainer:
         figures["last_sample_share"] = last_sample_share(fake)
         if self.networks.poses is not None:
             poses = self.networks.poses.distribution()
-            figures |= {name: getattr(poses, name) for name in ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")}
+            figures |= {
+                name: getattr(poses, name)
+                for name in ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")
+            }
         if c.augment_target is not None:
             figures["augment"] = self.counters.augment
         return figures
@@ -475,7 +584,9 @@ class Trainer:
         """The sum of each value over the processes, so that all of them end a stage, stop or adapt at the same step."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")
+        total = self.accelerator.reduce(
+            torch.tensor(values, device=self.accelerator.device), reduction="sum"
+        )
         assert isinstance(total, Tensor)
         return total.tolist()
 
@@ -488,7 +599,9 @@ class Trainer:
     # ---------------------------------------------------------------- files
     def _newest_checkpoint(self) -> Path | None:
         folder = self.run_dir / checkpoint.FOLDER
-        newest = self._agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), None))
+        newest = self._agreed(
+            next((path.name for path in reversed(checkpoint.checkpoints(folder))), None)
+        )
         return None if newest is None else folder / newest
 
     def save(self) -> None:
@@ -503,7 +616,9 @@ class Trainer:
                 self.counters,
             )
             checkpoint.prune(folder)
-            for half_written in self.run_dir.glob(".model*.safetensors"):  # by a process that was killed
+            for half_written in self.run_dir.glob(
+                ".model*.safetensors"
+            ):  # by a process that was killed
                 half_written.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
 

@@ -18,10 +18,10 @@ from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.viewer.pictures import warmed_up
+from cips3d.viewer.rendering import warmed_up
+from cips3d.viewer.requests import front_camera, viser_pose
 from cips3d.viewer.session import Session, Workers
-from cips3d.viewer.subjects import Subjects
-from cips3d.viewer.view import front_camera, viser_pose
+from cips3d.viewer.subject_cache import Subjects
 from cips3d.viewer.worker import Worker
 
 
@@ -31,7 +31,7 @@ class Viewer:
     Args:
         generator: the model; rendered where it is.
         other: one to blend it with.
-        discriminator: that the model was trained against, for pictures that are inverted (see `cips3d.editing.invert`).
+        discriminator: that the model was trained against, for pictures that are inverted (see `cips3d.editing.inversion`).
         host: the address to listen on; others than 127.0.0.1 can be reached by other machines.
         port: 0 takes any that is free.
         name: of the model, shown above the controls.
@@ -63,10 +63,15 @@ class Viewer:
         warnings.filterwarnings("ignore", "Queued a .* on a closed connection")
         with _quiet():
             self._server = _Server(host=host, port=port, label=f"cips3d {name}", verbose=False)
-        if port not in (0, self._server.get_port()):  # viser has found it taken and gone on to the next
+        if port not in (
+            0,
+            self._server.get_port(),
+        ):  # viser has found it taken and gone on to the next
             self._stop_server()
             raise _taken(host, port)
-        self._workers = Workers(*(Worker(f"viewer {name}") for name in ("pictures", "meshes", "inversions")))
+        self._workers = Workers(
+            *(Worker(f"viewer {name}") for name in ("pictures", "meshes", "inversions"))
+        )
         self._set_scene(generator)
         self._server.on_client_connect(self._open)
         self._server.on_client_disconnect(self._close)
@@ -136,23 +141,33 @@ def _check_address(host: str, port: int) -> None:
     if not 0 <= port < 2**16:
         raise UserError(f"port: {port}; give a number from 0 (any that is free) to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name == "posix"))  # as asyncio does
+            trial.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name == "posix")
+            )  # as asyncio does
             trial.bind(address)
             trial.listen()
     except PermissionError:
         raise UserError(f"port: {port} may not be used by you; give one above 1023") from None
     except (socket.gaierror, UnicodeError):
-        raise UserError(f"host: {host!r} is no address of this machine; give 127.0.0.1 or 0.0.0.0") from None
+        raise UserError(
+            f"host: {host!r} is no address of this machine; give 127.0.0.1 or 0.0.0.0"
+        ) from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise _taken(host, port) from None
-        raise UserError(f"host: cannot listen on {host} ({error.strerror}); give 127.0.0.1 or 0.0.0.0") from None
+        raise UserError(
+            f"host: cannot listen on {host} ({error.strerror}); give 127.0.0.1 or 0.0.0.0"
+        ) from None
 
 
 def _taken(host: str, port: int) -> UserError:
-    return UserError(f"port: {port} on {host} is taken by another program; give another one, or 0 for any that is free")
+    return UserError(
+        f"port: {port} on {host} is taken by another program; give another one, or 0 for any that is free"
+    )
 
 
 @contextlib.contextmanager

@@ -21,20 +21,26 @@ from PIL import Image
 
 from cips3d import pretrained
 from cips3d.camera import Camera
-from cips3d.editing.invert import invert
+from cips3d.editing.inversion import invert
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
-from cips3d.export.mesh import extract_mesh, glb
+from cips3d.export.meshes import extract_mesh, glb
 from cips3d.files import png
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput, Sampling, Styles
+from cips3d.models.types import RenderOutput, Sampling, Styles
+from cips3d.viewer.canvas import Stage
 from cips3d.viewer.controls import Controls
-from cips3d.viewer.files import read_upload, written
-from cips3d.viewer.pictures import Pace, finer_sides, on_canvas, pixels_of, preview_sampling, preview_side, strips
-from cips3d.viewer.stage import Stage
-from cips3d.viewer.subjects import Subjects
-from cips3d.viewer.view import (
+from cips3d.viewer.rendering import (
+    Pace,
+    finer_sides,
+    on_canvas,
+    pixels_of,
+    preview_sampling,
+    preview_side,
+    strips,
+)
+from cips3d.viewer.requests import (
     LARGEST_CANVAS,
     LARGEST_SEED,
     Choice,
@@ -46,6 +52,8 @@ from cips3d.viewer.view import (
     view_from,
     whole,
 )
+from cips3d.viewer.subject_cache import Subjects
+from cips3d.viewer.transfer import read_upload, written
 from cips3d.viewer.worker import Steps, Worker, at_once
 
 #: Seconds without a movement before a picture is refined, and without a change before a mesh is made.
@@ -98,7 +106,12 @@ class Session:
     """
 
     def __init__(
-        self, client: viser.ClientHandle, subjects: Subjects, workers: Workers, pace: Pace, subject: Subject | None = None
+        self,
+        client: viser.ClientHandle,
+        subjects: Subjects,
+        workers: Workers,
+        pace: Pace,
+        subject: Subject | None = None,
     ) -> None:
         self._client, self._subjects, self._workers, self._pace = client, subjects, workers, pace
         self._config = subjects.generator.config
@@ -160,23 +173,35 @@ class Session:
         controls.clear_path.on_click(self._when(self._clear_path))
         controls.save_path.on_click(self._when(self._save_path))
         meshes = self._workers.meshes
-        controls.save_subject.on_click(self._when(lambda: self._save(meshes, "subject file", self._subject_file)))
-        controls.save_mesh.on_click(self._when(lambda: self._save(meshes, "mesh file", self._mesh_file)))
+        controls.save_subject.on_click(
+            self._when(lambda: self._save(meshes, "subject file", self._subject_file))
+        )
+        controls.save_mesh.on_click(
+            self._when(lambda: self._save(meshes, "mesh file", self._mesh_file))
+        )
 
         @controls.save_picture.on_click
-        async def _(_: viser.GuiEvent) -> None:  # in the event loop, as movements are, so that none comes in between
+        async def _(
+            _: viser.GuiEvent,
+        ) -> None:  # in the event loop, as movements are, so that none comes in between
             with self._told():
-                if self._stage.has_mesh:  # not there, which waits for its end, nor in a worker's thread: it may take long
+                if (
+                    self._stage.has_mesh
+                ):  # not there, which waits for its end, nor in a worker's thread: it may take long
                     asyncio.get_running_loop().run_in_executor(None, self._save_drawing)
                 else:
                     self._save(self._workers.pictures, "picture file", self._picture_file)
 
         @controls.upload.on_upload
-        def _(_: viser.GuiEvent) -> None:  # not in the event loop: large pictures take time to decode
+        def _(
+            _: viser.GuiEvent,
+        ) -> None:  # not in the event loop: large pictures take time to decode
             with self._told():
                 self._open_picture()
 
-    def _when(self, action: Callable[[], None]) -> Callable[[viser.GuiEvent], Coroutine[Any, Any, None]]:
+    def _when(
+        self, action: Callable[[], None]
+    ) -> Callable[[viser.GuiEvent], Coroutine[Any, Any, None]]:
         """A callback of viser's that tells the user of their errors."""
 
         async def callback(_: viser.GuiEvent) -> None:
@@ -193,7 +218,9 @@ class Session:
         except Exception as error:
             if not self._stage.closed:
                 text = str(error) or type(error).__name__
-                self._client.add_notification("That did not work", text, color="red", auto_close_seconds=15)
+                self._client.add_notification(
+                    "That did not work", text, color="red", auto_close_seconds=15
+                )
             if not isinstance(error, UserError):
                 raise
 
@@ -209,7 +236,9 @@ class Session:
     def _request(self) -> None:
         """Has the client's picture, or its mesh, made anew."""
         if self._stage.has_mesh:
-            self._workers.meshes.submit((self._id, "mesh"), self._guarded(self._mesh_steps()), MESH_STILL_SECONDS)
+            self._workers.meshes.submit(
+                (self._id, "mesh"), self._guarded(self._mesh_steps()), MESH_STILL_SECONDS
+            )
         else:
             self._workers.pictures.submit(self._id, self._guarded(self._picture_steps()))
 
@@ -232,7 +261,9 @@ class Session:
         samples = f"{view.sampling.coarse} + {view.sampling.fine} samples"
         self._say(f"{view.side} pixels, {samples}, {time.monotonic() - began:.2g} s")
 
-    def _strips(self, generator: Generator, styles: Styles, view: View, side: int, sampling: Sampling) -> Steps[RenderOutput]:
+    def _strips(
+        self, generator: Generator, styles: Styles, view: View, side: int, sampling: Sampling
+    ) -> Steps[RenderOutput]:
         return strips(generator, styles, view.camera, view.size(side), sampling, self._pace)
 
     def _say(self, text: str) -> None:
@@ -280,7 +311,9 @@ class Session:
         poses = self._config.poses
         if self._stage.has_mesh:
             yaw, pitch, radii, fov = _OVERVIEW
-            self._place(Camera.orbit(math.radians(yaw), math.radians(pitch), radii * poses.radius, fov))
+            self._place(
+                Camera.orbit(math.radians(yaw), math.radians(pitch), radii * poses.radius, fov)
+            )
         else:
             self._place(front_camera(poses))
 
@@ -291,7 +324,9 @@ class Session:
         with self._client.atomic():
             self._client.camera.position = position
             self._client.camera.look_at = position - pose[:3, 2] * np.linalg.norm(position)
-            self._client.camera.up_direction = pose[:3, 1] if _is_rolled(camera) else np.array([0.0, 1.0, 0.0])
+            self._client.camera.up_direction = (
+                pose[:3, 1] if _is_rolled(camera) else np.array([0.0, 1.0, 0.0])
+            )
             self.controls.fov.value = float(camera.fov)
             self._change_fov()
         self.pose = _pose(self._client.camera)  # without waiting for what the client makes of it
@@ -299,7 +334,9 @@ class Session:
     def _change_fov(self) -> None:
         fov = self.controls.fov.value
         if math.isfinite(fov):
-            self._client.camera.fov = math.radians(min(max(fov, self.controls.fov.min), self.controls.fov.max))
+            self._client.camera.fov = math.radians(
+                min(max(fov, self.controls.fov.min), self.controls.fov.max)
+            )
 
     def _leave_inversion(self) -> None:
         self.controls.show_inversion.value = False
@@ -308,13 +345,19 @@ class Session:
         """Pictures' subjects and random ones have a truncation each: the other one's is kept while one is shown."""
         if self.controls.show_inversion.value != self._shows_inversion:
             values = self.controls.values()
-            kept, self._shows_inversion = {name: values[name] for name in _WHOLE}, not self._shows_inversion
+            kept, self._shows_inversion = (
+                {name: values[name] for name in _WHOLE},
+                not self._shows_inversion,
+            )
             self.controls.set(**self._other_psi)
             self._other_psi = kept
 
     def _another_subject(self) -> None:
         self._leave_inversion()
-        self.controls.set(shape_seed=random.randint(0, LARGEST_SEED), appearance_seed=random.randint(0, LARGEST_SEED))
+        self.controls.set(
+            shape_seed=random.randint(0, LARGEST_SEED),
+            appearance_seed=random.randint(0, LARGEST_SEED),
+        )
 
     # ---------------------------------------------------------------- camera path
     def _add_keyframe(self) -> None:
@@ -334,14 +377,22 @@ class Session:
     def _save_path(self) -> None:
         if not self._keyframes:
             raise UserError("the camera path is empty; add cameras to it first")
-        self._download("camera-path.json", json.dumps({"keyframes": self._keyframes}, indent=1).encode())
+        self._download(
+            "camera-path.json", json.dumps({"keyframes": self._keyframes}, indent=1).encode()
+        )
 
     # ---------------------------------------------------------------- files
-    def _save(self, worker: Worker, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]) -> None:
+    def _save(
+        self, worker: Worker, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]
+    ) -> None:
         """Has a file made of the view as it is now."""
         view = self._view()
-        if view is not None:  # found now: an inverted picture may have given way to another when the worker comes to it
-            worker.submit((self._id, kind), self._guarded(make(view, *self._subjects.find(view.choice))))
+        if (
+            view is not None
+        ):  # found now: an inverted picture may have given way to another when the worker comes to it
+            worker.submit(
+                (self._id, kind), self._guarded(make(view, *self._subjects.find(view.choice)))
+            )
 
     def _download(self, name: str, content: bytes) -> None:
         if not self._stage.closed:
@@ -352,12 +403,16 @@ class Session:
         with self._told():
             if not self._drawing.acquire(blocking=False):
                 return
-            height, width = (whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width))
+            height, width = (
+                whole(x, 1, LARGEST_CANVAS, 1) for x in (self.pose.height, self.pose.width)
+            )
             try:
                 drawn = self._client.get_render(height, width, transport_format="png", timeout=20)
                 self._download("view.png", png(Image.fromarray(drawn)))
             except (RuntimeError, TimeoutError):
-                raise UserError("the browser drew no picture; keep the viewer's tab in front while it is saved") from None
+                raise UserError(
+                    "the browser drew no picture; keep the viewer's tab in front while it is saved"
+                ) from None
             finally:
                 self._drawing.release()
 
@@ -375,17 +430,24 @@ class Session:
         save = partial(Subject(styles, view.camera).save, generator=generator)
         self._download("subject.safetensors", written("subject.safetensors", save))
         if generator is not self._subjects.generator:  # tuned to a picture, or blended
-            self._download("model.safetensors", written("model.safetensors", partial(pretrained.save, generator)))
+            self._download(
+                "model.safetensors",
+                written("model.safetensors", partial(pretrained.save, generator)),
+            )
 
     # ---------------------------------------------------------------- a user's picture
     def _open_picture(self) -> None:
         upload = self.controls.upload.value
-        image = self._newest_picture = read_upload(upload.name, upload.content, self._config.resolution)
+        image = self._newest_picture = read_upload(
+            upload.name, upload.content, self._config.resolution
+        )
         self._workers.inversions.submit(self._id, self._guarded(self._inversion_steps(image)))
 
     def _inversion_steps(self, image: torch.Tensor) -> Steps[None]:
         """Finds the picture's subject and shows it from the picture's camera."""
-        notification = self._client.add_notification("Finding the subject …", "", loading=True, with_close_button=False)
+        notification = self._client.add_notification(
+            "Finding the subject …", "", loading=True, with_close_button=False
+        )
 
         def tell(share: float, _: str) -> None:
             if self._stage.closed or self._newest_picture is not image:
@@ -395,7 +457,9 @@ class Session:
         try:
             yield 0.0
             subjects = self._subjects
-            found = invert(subjects.generator, image, discriminator=subjects.discriminator, progress=tell)
+            found = invert(
+                subjects.generator, image, discriminator=subjects.discriminator, progress=tell
+            )
             self._show_inversion(found.generator, found.styles, found.camera)
         except _GivenUp:
             return
@@ -427,5 +491,9 @@ def _is_rolled(camera: Camera) -> bool:
 
 
 def _pose(camera: viser.CameraHandle) -> Pose:
-    wxyz, position = (tuple(float(x) for x in np.ravel(values)) for values in (camera.wxyz, camera.position))
-    return Pose(wxyz, position, float(camera.fov), int(camera.image_width), int(camera.image_height))
+    wxyz, position = (
+        tuple(float(x) for x in np.ravel(values)) for values in (camera.wxyz, camera.position)
+    )
+    return Pose(
+        wxyz, position, float(camera.fov), int(camera.image_width), int(camera.image_height)
+    )

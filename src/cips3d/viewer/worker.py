@@ -53,7 +53,9 @@ class Worker:
             delay: seconds to wait before the first.
         """
         with self._wake:
-            self._tasks[owner] = _Task(steps, time.monotonic() + delay)  # an owner who has a place in the order keeps it
+            self._tasks[owner] = _Task(
+                steps, time.monotonic() + delay
+            )  # an owner who has a place in the order keeps it
             self._wake.notify()
 
     def forget(self, owner: Hashable) -> None:
@@ -94,5 +96,7 @@ class Worker:
                     if task.due <= now:
                         self._tasks[owner] = self._tasks.pop(owner)
                         return owner, task
-                self._wake.wait(min((task.due - now for task in self._tasks.values()), default=None))
+                self._wake.wait(
+                    min((task.due - now for task in self._tasks.values()), default=None)
+                )
             return None

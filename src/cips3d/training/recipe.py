@@ -11,7 +11,7 @@ from cips3d.errors import UserError
 from cips3d.models.baselines import GENERATORS
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.records import Sampling
+from cips3d.models.types import Sampling
 
 #: Beyond these a number is a slip of the finger, which a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
@@ -68,12 +68,18 @@ class Stage(Configuration):
         check_range(self, "stage", "fade_kimg warm_up_kimg", least=0)
         check_range(self, "stage", "augment", least=0, most=1)
         if self.batch % self.accumulate:
-            raise UserError(f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them")
+            raise UserError(
+                f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them"
+            )
         unknown = sorted(set(self.frozen) - set(GENERATOR_PARTS))
         if unknown:
-            raise UserError(f"stage: frozen names {', '.join(unknown)}; generators' parts are {', '.join(GENERATOR_PARTS)}")
+            raise UserError(
+                f"stage: frozen names {', '.join(unknown)}; generators' parts are {', '.join(GENERATOR_PARTS)}"
+            )
         if (self.gradients == "partial") != (self.gradient_rays is not None):
-            raise UserError("stage: gradient_rays goes with gradients partial, and the other way round; give both or neither")
+            raise UserError(
+                "stage: gradient_rays goes with gradients partial, and the other way round; give both or neither"
+            )
         if self.warm_up_kimg >= self.kimg:
             raise UserError(
                 f"stage: its generator would not train: warm_up_kimg is {self.warm_up_kimg}, the whole stage {self.kimg} kimg"
@@ -165,9 +171,14 @@ class TrainConfig(Configuration):
         if not self.stages:
             raise UserError("training configuration: no stages; give at least one")
         for stage in self.stages:
-            entries = self.discriminator.channels, self.aux_discriminator.channels if stage.auxiliary else {stage.resolution: 1}
+            entries = (
+                self.discriminator.channels,
+                self.aux_discriminator.channels if stage.auxiliary else {stage.resolution: 1},
+            )
             if not all(stage.resolution in entry for entry in entries):
-                raise UserError(f"training configuration: a discriminator has no width for the stage at {stage.resolution}")
+                raise UserError(
+                    f"training configuration: a discriminator has no width for the stage at {stage.resolution}"
+                )
         self._check_combinations()
         self._check_architecture()
         kind = "training configuration"
@@ -175,7 +186,9 @@ class TrainConfig(Configuration):
         amounts = "r1_gamma r2_gamma transmittance_weight pose_weight alarm_kimg density_noise density_noise_kimg"
         check_range(self, kind, amounts, least=0)
         check_range(self, kind, "log_steps r1_every", least=1)
-        check_range(self, kind, "augment_kimg grad_clip sample_kimg metrics_kimg checkpoint_kimg", above=0)
+        check_range(
+            self, kind, "augment_kimg grad_clip sample_kimg metrics_kimg checkpoint_kimg", above=0
+        )
         check_range(self, kind, "adam_beta2 ema_decay", least=0, below=1)
         check_range(self, kind, "augment_target", above=-1, below=1)
         check_range(self, kind, "transmittance_target", least=0, most=1)
@@ -188,38 +201,52 @@ class TrainConfig(Configuration):
             raise UserError(
                 "training configuration: share_fakes keeps a whole batch in memory; give accumulate 1 or no share_fakes"
             )
-        if self.augment_target is not None and self.loss == "relativistic":  # which leaves the logits' zero free
+        if (
+            self.augment_target is not None and self.loss == "relativistic"
+        ):  # which leaves the logits' zero free
             raise UserError(
                 "training configuration: augment_target goes by the sign of real logits, which loss=relativistic leaves free; "
                 "set augment_target=null (of cips3d finetune: give --augment)"
             )
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
-            raise UserError("training configuration: augment_target adapts what a stage's augment fixes; give only one of them")
+            raise UserError(
+                "training configuration: augment_target adapts what a stage's augment fixes; give only one of them"
+            )
         heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
         judging = heads[: 1 + any(stage.auxiliary for stage in self.stages)]
-        if any(told != bool(self.pose_weight) for told in judging):  # an untrained head would tell inversion anything
+        if any(
+            told != bool(self.pose_weight) for told in judging
+        ):  # an untrained head would tell inversion anything
             raise UserError(
                 "training configuration: pose_weight and the discriminators' pose_head go together; give all of them, or set "
                 "pose_weight=0 discriminator.pose_head=false aux_discriminator.pose_head=false"
             )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
-            raise UserError("training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical")
+            raise UserError(
+                "training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical"
+            )
 
     def _check_architecture(self) -> None:
         """Refuses what the generator cannot do, and stages that would train nothing."""
         name = self.generator.architecture
         parts = GENERATORS[name].parts
         if "nerf" not in parts and self.transmittance_weight:
-            raise UserError(f"training configuration: {name} has no density; give transmittance_weight=0")
+            raise UserError(
+                f"training configuration: {name} has no density; give transmittance_weight=0"
+            )
         if "nerf" not in parts and (self.cameras == "learned" or self.pose_weight):
             raise UserError(
                 f"training configuration: {name} shows the same from every camera; give cameras=prior and pose_weight=0"
             )
-        without = {"aux_head"} if self.generator.background == "plain" else {"aux_head", "background"}
+        without = (
+            {"aux_head"} if self.generator.background == "plain" else {"aux_head", "background"}
+        )
         shown = [part for part in parts if part not in without]
         for stage in self.stages:
             if stage.auxiliary and "aux_head" not in parts:
-                raise UserError(f"training configuration: {name} has no auxiliary picture; give auxiliary=false")
+                raise UserError(
+                    f"training configuration: {name} has no auxiliary picture; give auxiliary=false"
+                )
             lacking = [part for part in stage.frozen if part not in parts]
             if lacking:
                 raise UserError(
@@ -260,4 +287,6 @@ def check_batches(stages: Iterable[Stage], processes: int, source: str) -> None:
         if stage.batch % (processes * stage.accumulate):
             pieces = "" if stage.accumulate == 1 else f" of {stage.accumulate} pieces each"
             place = f"batch {stage.batch} of the stage at {stage.resolution}"
-            raise UserError(f"{source}: {place} does not divide among {processes} processes{pieces}; give other numbers")
+            raise UserError(
+                f"{source}: {place} does not divide among {processes} processes{pieces}; give other numbers"
+            )

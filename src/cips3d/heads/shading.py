@@ -10,14 +10,18 @@ import typing
 
 import numpy as np
 
-from cips3d.data import raycast as rc
-from cips3d.kernels import kernel
+from cips3d.heads import raycast as rc
+from cips3d.models.ops.kernels import kernel
 
 #: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3), strength.
 TINT_COLUMNS = 8
 #: Unit direction towards the light: upper left, before the face. It stays with the world.
 LIGHT = (-0.4122, 0.5496, 0.7268)
-_GLOSS = (-0.2218, 0.2957, 0.9292)  # half way between the light and +z: where a frontal viewer sees the gloss
+_GLOSS = (
+    -0.2218,
+    0.2957,
+    0.9292,
+)  # half way between the light and +z: where a frontal viewer sees the gloss
 _SOFT_JOINT = 0.008  # distance over which the normals of soft parts blend, world units
 #: By label: an ink line separates different numbers; features of the face belong to the face.
 _INK_GROUP = np.array([0, 1, 2, 1, 1, 1, 3, 1, 4, 5])
@@ -56,7 +60,11 @@ def _forms(parts):
 @kernel(inline="always")
 def _gradient(parts, forms, index, x, y, z):
     """F (p - c) of a part's ellipsoid, and its |q|²."""
-    x, y, z = x - parts[index, rc.CENTER], y - parts[index, rc.CENTER + 1], z - parts[index, rc.CENTER + 2]
+    x, y, z = (
+        x - parts[index, rc.CENTER],
+        y - parts[index, rc.CENTER + 1],
+        z - parts[index, rc.CENTER + 2],
+    )
     xx, yy, zz, xy, xz, yz = forms[index]
     gx, gy, gz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
     return gx, gy, gz, gx * x + gy * y + gz * z
@@ -75,8 +83,15 @@ def _normal(parts, forms, soft, index, side, x, y, z):
     elif side == rc.ON_BALL:
         nx, ny, nz = x, y, z
     else:  # the nearer end of the slab
-        nx, ny, nz = parts[index, rc.SLAB_NORMAL], parts[index, rc.SLAB_NORMAL + 1], parts[index, rc.SLAB_NORMAL + 2]
-        if 2.0 * (nx * x + ny * y + nz * z) < parts[index, rc.SLAB_LOW] + parts[index, rc.SLAB_HIGH]:
+        nx, ny, nz = (
+            parts[index, rc.SLAB_NORMAL],
+            parts[index, rc.SLAB_NORMAL + 1],
+            parts[index, rc.SLAB_NORMAL + 2],
+        )
+        if (
+            2.0 * (nx * x + ny * y + nz * z)
+            < parts[index, rc.SLAB_LOW] + parts[index, rc.SLAB_HIGH]
+        ):
             nx, ny, nz = -nx, -ny, -nz
     scale = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
     nx, ny, nz = nx * scale, ny * scale, nz * scale
@@ -86,7 +101,9 @@ def _normal(parts, forms, soft, index, side, x, y, z):
             if k != index and parts[k, rc.SOFT] == group:
                 gx, gy, gz, square = _gradient(parts, forms, k, x, y, z)
                 length2 = gx * gx + gy * gy + gz * gz
-                away = 0.5 * (square - 1.0)  # over |gradient|: nearly the distance from the ellipsoid
+                away = 0.5 * (
+                    square - 1.0
+                )  # over |gradient|: nearly the distance from the ellipsoid
                 if away <= 0.0 or away * away < length2 * _SOFT_JOINT**2:
                     scale = 1.0 / math.sqrt(length2)
                     weight = (1.0 - away * scale / _SOFT_JOINT) ** 2 * scale
@@ -105,7 +122,9 @@ def _paint(parts, index, tints, x, y, z, color):
         color[k] = parts[index, rc.COLOR + k]
     if material == rc.SKIN:
         for i in range(tints.shape[0]):
-            weight = 1.0 - tints[i, 3] * ((x - tints[i, 0]) ** 2 + (y - tints[i, 1]) ** 2 + (z - tints[i, 2]) ** 2)
+            weight = 1.0 - tints[i, 3] * (
+                (x - tints[i, 0]) ** 2 + (y - tints[i, 1]) ** 2 + (z - tints[i, 2]) ** 2
+            )
             if weight > 0.0:
                 weight *= weight * tints[i, 7]
                 for k in range(3):
@@ -113,7 +132,9 @@ def _paint(parts, index, tints, x, y, z, color):
     elif material in (rc.STRANDS, rc.STRIPES):
         if material == rc.STRANDS:
             turn = parts[index, rc.DETAIL] * math.atan2(x, z + 0.01)
-            weight = parts[index, rc.DETAIL + 1] * (0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7))
+            weight = parts[index, rc.DETAIL + 1] * (
+                0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7)
+            )
         else:
             weight = 1.0 if math.sin(2 * math.pi * parts[index, rc.DETAIL] * y) > 0.3 else 0.0
         for k in range(3):
@@ -124,7 +145,9 @@ def _paint(parts, index, tints, x, y, z, color):
         qy = (y - parts[index, rc.CENTER + 1]) / parts[index, rc.AXES + 4]
         gx, gy = qx - parts[index, rc.DETAIL], qy - parts[index, rc.DETAIL + 1]
         radius = gx * gx + gy * gy
-        glint = (qx - parts[index, rc.DETAIL] + 0.22) ** 2 + (qy - parts[index, rc.DETAIL + 1] - 0.26) ** 2
+        glint = (qx - parts[index, rc.DETAIL] + 0.22) ** 2 + (
+            qy - parts[index, rc.DETAIL + 1] - 0.26
+        ) ** 2
         if glint < 0.035:
             color[0], color[1], color[2] = 1.0, 1.0, 1.0
             return 0.0
@@ -206,7 +229,9 @@ def _ink_map(parts, depth, owner, focal, distance):
 def _is_even(parts, owner, side, top, left, supersampling):
     """Whether one colour serves all samples of a pixel: they show one side of one part without sharp paint, or nothing."""
     index = owner[top, left]
-    if index >= 0 and (parts[index, rc.MATERIAL] == rc.EYE or parts[index, rc.MATERIAL] == rc.STRIPES):
+    if index >= 0 and (
+        parts[index, rc.MATERIAL] == rc.EYE or parts[index, rc.MATERIAL] == rc.STRIPES
+    ):
         return False
     for i in range(top, top + supersampling):
         for j in range(left, left + supersampling):
@@ -243,7 +268,11 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
     for row in range(rows):
         for column in range(columns):
             top, left, count = row * supersampling, column * supersampling, 0
-            step = supersampling if not cartoon and _is_even(parts, owner, side, top, left, supersampling) else 1
+            step = (
+                supersampling
+                if not cartoon and _is_even(parts, owner, side, top, left, supersampling)
+                else 1
+            )
             total[0], total[1], total[2] = 0.0, 0.0, 0.0
             for i in range(top, top + supersampling, step):
                 for j in range(left, left + supersampling, step):

@@ -23,10 +23,10 @@ from cips3d.models.baselines import build_generator
 from cips3d.models.cost import parameter_count
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RayDraws, RenderOutput
+from cips3d.models.types import Latents, RayDraws, RenderOutput
 from cips3d.training import gradients, losses
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import FakeDraws, fake_draws
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 
 Mode = Literal["full", "partial", "checkpointed"]
@@ -87,7 +87,12 @@ class Account(TorchDispatchMode):
 
 
 def step_cost(
-    config: TrainConfig, stage: Stage, pictures: int, memory: int, visible: float = 1.0, processes: int = 1
+    config: TrainConfig,
+    stage: Stage,
+    pictures: int,
+    memory: int,
+    visible: float = 1.0,
+    processes: int = 1,
 ) -> StepCost:
     """Cost of a step of a stage.
 
@@ -99,10 +104,14 @@ def step_cost(
     """
     networks = Networks(config, META, fresh=False)
     if config.precision != "no":
-        inr = [part for name, part in networks.generator.named_children() if name == "inr"]  # pi-gan has none
+        inr = [
+            part for name, part in networks.generator.named_children() if name == "inr"
+        ]  # pi-gan has none
         for module in (*inr, *networks.discriminators.values()):
             _in_half_precision(module)
-    state = 4 * (4 * parameter_count(networks.generator) + 3 * parameter_count(networks.discriminators))
+    state = 4 * (
+        4 * parameter_count(networks.generator) + 3 * parameter_count(networks.discriminators)
+    )
     piece = pictures // stage.accumulate
     sampling = config.sampling or networks.generator.sampling
     chunk = stage.chunk or gradients.automatic_chunk(config.generator, piece, sampling, memory)
@@ -170,7 +179,9 @@ def measured_speed(config: TrainConfig, processes: int = 1) -> float:
 
 
 def _speed(config: TrainConfig, device: torch.device) -> float:
-    pictures, side = (1, 32) if device.type == "cpu" else (2, min(128, config.stages[-1].resolution))
+    pictures, side = (
+        (1, 32) if device.type == "cpu" else (2, min(128, config.stages[-1].resolution))
+    )
     generator = build_generator(config.generator).to(device)
     halved = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
@@ -190,7 +201,9 @@ def _speed(config: TrainConfig, device: torch.device) -> float:
     return passes * account.flops / elapsed
 
 
-def _pictures(generator: Generator, config: TrainConfig, side: int, device: torch.device, count: int = 1) -> RenderOutput:
+def _pictures(
+    generator: Generator, config: TrainConfig, side: int, device: torch.device, count: int = 1
+) -> RenderOutput:
     sampling = config.sampling or generator.sampling
     draws = fake_draws(config.generator, sampling, side, 0.0, ("plan",), range(count), device)
     return gradients.full(generator, draws.latents, draws.camera, side, draws.rays, sampling)
@@ -201,7 +214,9 @@ def parameters(config: TrainConfig) -> dict[str, int]:
     networks = Networks(config, META, fresh=False)
     counts = {"generator": parameter_count(networks.generator)}
     names = {"main": "discriminator", "aux": "auxiliary discriminator"}
-    return counts | {names[name]: parameter_count(module) for name, module in networks.discriminators.items()}
+    return counts | {
+        names[name]: parameter_count(module) for name, module in networks.discriminators.items()
+    }
 
 
 def _run_step(
@@ -218,12 +233,18 @@ def _run_step(
     for name, part in networks.generator.named_children():
         part.requires_grad_(name not in stage.frozen)
     weights = [0.5 * gamma if penalised else 0.0 for gamma in (config.r1_gamma, config.r2_gamma)]
-    judging = Judging(0.5 if stage.fade_kimg else 1.0, stage.auxiliary, None, config.loss == "relativistic")
+    judging = Judging(
+        0.5 if stage.fade_kimg else 1.0, stage.auxiliary, None, config.loss == "relativistic"
+    )
     if config.judges_cameras:
         labels = torch.empty(pictures, 25, device=META)
         judging = replace(judging, real_cameras=labels, fake_cameras=labels)
     if config.pose_weight:
-        judging = replace(judging, fake_poses=torch.empty(pictures, 2, device=META), pose_weight=config.pose_weight)
+        judging = replace(
+            judging,
+            fake_poses=torch.empty(pictures, 2, device=META),
+            pose_weight=config.pose_weight,
+        )
     with Account() as account:
         real = torch.empty(pictures, 3, stage.resolution, stage.resolution, device=META)
         with torch.set_grad_enabled(config.share_fakes):
@@ -240,15 +261,22 @@ def _run_step(
     return account
 
 
-def _generate(generator: Generator, config: TrainConfig, stage: Stage, pictures: int) -> RenderOutput:
+def _generate(
+    generator: Generator, config: TrainConfig, stage: Stage, pictures: int
+) -> RenderOutput:
     c, side = generator.config, stage.resolution
     sampling = config.sampling or generator.sampling
-    latents = Latents(torch.empty(pictures, c.shape_dim, device=META), torch.empty(pictures, c.appearance_dim, device=META))
+    latents = Latents(
+        torch.empty(pictures, c.shape_dim, device=META),
+        torch.empty(pictures, c.appearance_dim, device=META),
+    )
     camera = Camera(torch.empty(pictures, 4, 4, device=META), torch.empty(pictures, device=META))
     jitter = torch.empty(pictures, side**2, sampling.coarse, device=META)
     importance = torch.empty(pictures, side**2, sampling.fine, device=META)
     draws = FakeDraws(latents, camera, RayDraws(jitter, importance))
-    return gradients.for_stage(stage, generator, draws, sampling, (0, 0), memory=0)  # `step_cost` sees to the chunk
+    return gradients.for_stage(
+        stage, generator, draws, sampling, (0, 0), memory=0
+    )  # `step_cost` sees to the chunk
 
 
 def _average(module: nn.Module, processes: int) -> None:
@@ -266,6 +294,8 @@ def _in_half_precision(module: nn.Module) -> None:
         entries = [part for part in (*module.from_rgb.values(), module.label) if part is not None]
         exits = [part for part in (module.logit, module.pose) if part is not None]
     for part in entries:
-        part.register_forward_pre_hook(lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args))
+        part.register_forward_pre_hook(
+            lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args)
+        )
     for part in exits:
         part.register_forward_hook(lambda _, __, result: result.float())

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cips3d.data.head_traits import BEARDS, COLLARS, HAIR_STYLES, HATS, MOUTHS
+from cips3d.heads.traits import BEARDS, COLLARS, HAIR_STYLES, HATS, MOUTHS
 
 #: Side of the pictures that it sees, and of the depth that it estimates, pixels.
 SIDE, DEPTH_SIDE = 64, 32
@@ -36,7 +36,7 @@ COLORS = ("skin_color", "hair_color", "cloth_color", "background")
 _TRAITS = tuple(kind for kind in KINDS if kind != "cartoon")
 #: World units that one unit of its depth output stands for.
 _DEPTH_SCALE = 0.05
-_WEIGHTS = Path(__file__).parent / "head_network.safetensors"
+_WEIGHTS = Path(__file__).parent / "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,18 @@ class HeadNetwork(nn.Module):
         self.stages = nn.ModuleList(_stage(a, b) for a, b in itertools.pairwise(widths[1:]))
         self.to_features = nn.Linear(widths[-1] * 16, FEATURES)
         outputs = 2 + sum(KINDS.values()) + 3 * len(COLORS) + 2
-        self.read = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 256), nn.SiLU(), nn.Linear(256, outputs))
+        self.read = nn.Sequential(
+            nn.SiLU(), nn.Linear(FEATURES, 256), nn.SiLU(), nn.Linear(256, outputs)
+        )
         self.up = nn.ModuleList(
-            nn.Conv2d(below + skip, out, 3, padding=1) for below, skip, out in ((128, 96, 48), (48, 64, 32), (32, 32, 16))
+            nn.Conv2d(below + skip, out, 3, padding=1)
+            for below, skip, out in ((128, 96, 48), (48, 64, 32), (32, 32, 16))
         )
         self.to_depth = nn.Conv2d(16, 2, 3, padding=1)
         self.identity_mean: Tensor
-        self.register_buffer("identity_mean", torch.zeros(sum(KINDS[kind] for kind in _TRAITS) + 3 * len(COLORS)))
+        self.register_buffer(
+            "identity_mean", torch.zeros(sum(KINDS[kind] for kind in _TRAITS) + 3 * len(COLORS))
+        )
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
         """Reads pictures in [-1, 1] of any square size, on any device."""
@@ -107,16 +112,22 @@ class HeadNetwork(nn.Module):
             mask=torch.sigmoid(mask),
         )
 
-    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch feature"]:
+    def features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch feature"]:
         """The features alone."""
         return self._features(self._pyramid(images))
 
-    def pose(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def pose(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Yaw and pitch of the cameras, radians."""
         reading = self(images)
         return reading.yaw, reading.pitch
 
-    def identity(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch identity"]:
+    def identity(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch identity"]:
         """Vectors that point the same way for pictures of one head, and on average at right angles for two heads.
 
         They are the probabilities of all kinds but the style and the colours, minus their mean over the embedded dataset.
@@ -156,7 +167,9 @@ def _traits(reading: HeadReading) -> Float[Tensor, "batch identity"]:
 
 def load_head_network() -> HeadNetwork:
     """The network that is shipped with the package, in evaluation mode, on the CPU."""
-    with torch.inference_mode(False):  # else its weights could never take part in a gradient with respect to the pictures
+    with torch.inference_mode(
+        False
+    ):  # else its weights could never take part in a gradient with respect to the pictures
         network = HeadNetwork()
         weights = load_file(_WEIGHTS)
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})

@@ -22,12 +22,19 @@ from trimesh.visual import ColorVisuals
 
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
-from cips3d.export.isosurface import CHUNK, SampledVolume, outward_parts, sample_spacing, surface, surface_level
+from cips3d.export.isosurface import (
+    CHUNK,
+    SampledVolume,
+    outward_parts,
+    sample_spacing,
+    surface,
+    surface_level,
+)
 from cips3d.export.media import to_uint8
 from cips3d.files import atomic_path
 from cips3d.models.generator import Generator
 from cips3d.models.layers import without_autocast
-from cips3d.models.records import Latents, Styles
+from cips3d.models.types import Latents, Styles
 
 #: Points along the grid's longest side: fewer show no head, and the grid alone takes 4 GiB with the most.
 FEWEST, MOST = 8, 1024
@@ -82,7 +89,9 @@ def extract_mesh(
             f"mesh: the architecture {generator.config.architecture} has no density and so no surface; take a 3D one"
         )
     if not FEWEST <= resolution <= MOST:
-        raise UserError(f"resolution: a grid of {resolution}; give {FEWEST} to {MOST} points along a side")
+        raise UserError(
+            f"resolution: a grid of {resolution}; give {FEWEST} to {MOST} points along a side"
+        )
     if level is not None and not 0 < level < math.inf:
         raise UserError(f"level: {level}; the density of the surface must be a positive number")
     if chunk < 1:
@@ -100,7 +109,9 @@ def extract_mesh(
         mesh.metadata["level"] = level
         mesh.vertex_normals  # noqa: B018 (makes them, and trimesh's exporters write what has been made)
         if colors:
-            mesh.visual = ColorVisuals(mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras))
+            mesh.visual = ColorVisuals(
+                mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras)
+            )
     return mesh
 
 
@@ -124,7 +135,9 @@ def vertex_colors(
     """
     like = generator.shape_mean
     cameras = _distinct(cameras)
-    points, normals = (torch.from_numpy(np.array(x)).to(like) for x in (mesh.vertices, mesh.vertex_normals))
+    points, normals = (
+        torch.from_numpy(np.array(x)).to(like) for x in (mesh.vertices, mesh.vertex_normals)
+    )
     squareness = _squareness(points, normals, cameras)
     total, weights = like.new_zeros(len(points), 3), like.new_zeros(len(points), 1)
     for camera, share in zip((cameras[i] for i in range(len(cameras))), squareness, strict=True):
@@ -135,7 +148,9 @@ def vertex_colors(
         weights[looking] += weight
     known = (weights[:, 0] > _UNSEEN * squareness.sum(dim=0)).cpu().numpy()
     if not known.any():
-        raise UserError("mesh: no camera sees the surface, so it has no colours; give another level, or leave colours out")
+        raise UserError(
+            "mesh: no camera sees the surface, so it has no colours; give another level, or leave colours out"
+        )
     mean = (total / weights.clamp(min=1e-12)).cpu().double().numpy()
     return to_uint8(torch.from_numpy(_spread(mesh, mean, known).T[None, :, None].copy()))[0, 0]
 
@@ -176,7 +191,9 @@ def _looked_at(
         part = slice(first, first + chunk)
         out = generator.render_rays(styles, rays[part], sampling)
         opacity = out.opacity[0]
-        depth = far - (far - out.depth[0]) / opacity.clamp(min=0.1)  # of the light that does not pass
+        depth = far - (far - out.depth[0]) / opacity.clamp(
+            min=0.1
+        )  # of the light that does not pass
         near = torch.exp(-((depth - distance[part]) / spacing).square())
         colors.append(out.rgb[0])
         weights.append((opacity * near)[:, None])
@@ -184,12 +201,16 @@ def _looked_at(
 
 
 def _spread(
-    mesh: trimesh.Trimesh, colors: Float[np.ndarray, "vertices 3"], known: Bool[np.ndarray, " vertices"]
+    mesh: trimesh.Trimesh,
+    colors: Float[np.ndarray, "vertices 3"],
+    known: Bool[np.ndarray, " vertices"],
 ) -> Float[np.ndarray, "vertices 3"]:
     """The known colours, and in all other vertices the mean of their neighbours' (a harmonic function on the edges)."""
     ends = mesh.edges_unique
     count = len(colors)
-    neighbours = coo_array((np.ones(2 * len(ends)), (ends.T.ravel(), ends[:, ::-1].T.ravel())), (count, count)).tocsr()[~known]
+    neighbours = coo_array(
+        (np.ones(2 * len(ends)), (ends.T.ravel(), ends[:, ::-1].T.ravel())), (count, count)
+    ).tocsr()[~known]
     system = diags_array(neighbours.sum(axis=1) + _MEAN_SHARE) - neighbours[:, ~known]
     average = colors[known].mean(axis=0)
     given = neighbours[:, known] @ colors[known] + _MEAN_SHARE * average
@@ -238,15 +259,23 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
 def glb(mesh: trimesh.Trimesh) -> bytes:
     """The content of a GLB file (see `save_mesh`)."""
     plain = trimesh.Trimesh(
-        mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, metadata=mesh.metadata, process=False
+        mesh.vertices,
+        mesh.faces,
+        vertex_normals=mesh.vertex_normals,
+        metadata=mesh.metadata,
+        process=False,
     )
     if (
         isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex"
     ):  # floats, since 8 bits are too few for dark linear colours
-        plain.vertex_attributes["color"] = linear(mesh.visual.vertex_colors[:, :3] / 255).astype(np.float32)
+        plain.vertex_attributes["color"] = linear(mesh.visual.vertex_colors[:, :3] / 255).astype(
+            np.float32
+        )
 
     def finish(tree: dict[str, Any]) -> None:
-        tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
+        tree["materials"] = [
+            {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
+        ]
         for part in tree["meshes"]:
             (primitive,) = part["primitives"]
             primitive["material"] = 0

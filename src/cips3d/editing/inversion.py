@@ -30,10 +30,10 @@ from torch.utils.checkpoint import checkpoint
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.editing.similarity import Distance, pixel_distance, usual_distance
 from cips3d.errors import UserError
-from cips3d.metrics.subjects import HIDDEN, View, looked_up
+from cips3d.metrics.views import HIDDEN, View, looked_up
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import SOLID, RenderOutput, Styles
+from cips3d.models.types import SOLID, RenderOutput, Styles
 from cips3d.training.gradients import automatic_chunk, checkpointed, device_memory
 
 Space = Literal["w", "w+", "tuned"]
@@ -130,8 +130,12 @@ def invert(
     target = _checked(generator, image)
     if features is None and config.feature_weight:
         features = usual_distance(discriminator, target.device, target.shape[-1])
-    work = _Work(generator, target, features, config, torch.Generator().manual_seed(seed), space, progress)
-    codes = work.fitted(work.first_codes(_start_cameras(generator, target, start, discriminator)), 0)
+    work = _Work(
+        generator, target, features, config, torch.Generator().manual_seed(seed), space, progress
+    )
+    codes = work.fitted(
+        work.first_codes(_start_cameras(generator, target, start, discriminator)), 0
+    )
     codes = work.fitted(codes.best(work.losses(codes, small=True)), 1)
     found = work.result(codes)
     if space != "w":
@@ -150,7 +154,9 @@ class _Codes(nn.Module):
         shape, appearance: (K, ws) and (K, blocks, wa); one block for all of them in "w".
     """
 
-    def __init__(self, space: _StyleSpace, yaw: Tensor, pitch: Tensor, shape: Tensor, appearance: Tensor) -> None:
+    def __init__(
+        self, space: _StyleSpace, yaw: Tensor, pitch: Tensor, shape: Tensor, appearance: Tensor
+    ) -> None:
         super().__init__()
         self.space = space
         self.yaw, self.pitch = nn.Parameter(yaw), nn.Parameter(pitch)
@@ -161,7 +167,9 @@ class _Codes(nn.Module):
 
     def styles(self) -> Styles:
         w = self.space.appearance.styles(self.appearance)
-        return Styles(self.space.shape.styles(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
+        return Styles(
+            self.space.shape.styles(self.shape), w[:, 0] if w.shape[1] == 1 else list(w.unbind(1))
+        )
 
     @torch.no_grad()
     def fixed(self) -> tuple[Camera, Styles]:
@@ -171,25 +179,40 @@ class _Codes(nn.Module):
     def best(self, losses: Float[Tensor, " hypotheses"]) -> _Codes:
         """The hypothesis of the smallest loss alone."""
         index = losses.argmin()[None]
-        return _Codes(self.space, *(p.detach()[index].clone() for p in (self.yaw, self.pitch, self.shape, self.appearance)))
+        return _Codes(
+            self.space,
+            *(
+                p.detach()[index].clone()
+                for p in (self.yaw, self.pitch, self.shape, self.appearance)
+            ),
+        )
 
     def by_block(self) -> _Codes:
         """The same styles, to be fitted for each block."""
-        yaw, pitch, shape, appearance = (p.detach().clone() for p in (self.yaw, self.pitch, self.shape, self.appearance))
-        return _Codes(self.space, yaw, pitch, shape, appearance.expand(-1, self.space.blocks, -1).clone())
+        yaw, pitch, shape, appearance = (
+            p.detach().clone() for p in (self.yaw, self.pitch, self.shape, self.appearance)
+        )
+        return _Codes(
+            self.space, yaw, pitch, shape, appearance.expand(-1, self.space.blocks, -1).clone()
+        )
 
     def prior(self) -> Float[Tensor, " hypotheses"]:
         """How far camera and styles are from the usual: mean squares in standard deviations."""
         poses = self.space.poses
         camera = torch.zeros_like(self.yaw)
         if poses.kind == "gaussian" and min(poses.yaw_std, poses.pitch_std) > 0:
-            yaw, pitch = (self.yaw - poses.yaw_mean) / poses.yaw_std, (self.pitch - poses.pitch_mean) / poses.pitch_std
+            yaw, pitch = (
+                (self.yaw - poses.yaw_mean) / poses.yaw_std,
+                (self.pitch - poses.pitch_mean) / poses.pitch_std,
+            )
             camera = yaw.square() + pitch.square()
         return camera + self.shape.square().mean(dim=1) + self.appearance.square().mean(dim=(1, 2))
 
     def spread(self) -> Float[Tensor, " hypotheses"]:
         """Mean squared difference of blocks' styles from their mean, in standard deviations."""
-        return (self.appearance - self.appearance.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+        return (
+            (self.appearance - self.appearance.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+        )
 
 
 class _StyleSpace:
@@ -209,7 +232,9 @@ class _Normal:
 
     def __init__(self, samples: Float[Tensor, "count width"]) -> None:
         self.mean = samples.mean(dim=0)
-        values, vectors = torch.linalg.eigh(torch.cov(samples.T.cpu().double()))  # Apple's GPUs have no float64
+        values, vectors = torch.linalg.eigh(
+            torch.cov(samples.T.cpu().double())
+        )  # Apple's GPUs have no float64
         deviations = values.clamp(min=float(values.max()) * 1e-4).sqrt()
         self.matrix = (vectors * deviations).T.to(samples)
         self.inverse = (vectors / deviations).to(samples)
@@ -234,7 +259,13 @@ class _Work:
         space: Space,
         progress: Callable[[float, str], None] | None,
     ) -> None:
-        self.generator, self.target, self.features, self.config, self.draws = generator, target, features, config, draws
+        self.generator, self.target, self.features, self.config, self.draws = (
+            generator,
+            target,
+            features,
+            config,
+            draws,
+        )
         self.space = _StyleSpace(generator, draws)
         self.done, self.of = 0, sum(config.steps[: 2 + SPACES.index(space)])
         self.progress = progress
@@ -251,9 +282,14 @@ class _Work:
             images = self.generator.render(bank, cameras[i], side).image
             chosen.append(int(pixel_distance(images, target.expand_as(images)).argmin()))
         assert isinstance(bank.appearance, Tensor)
-        shape, appearance = self.space.shape.coordinates(bank.shape), self.space.appearance.coordinates(bank.appearance)
+        shape, appearance = (
+            self.space.shape.coordinates(bank.shape),
+            self.space.appearance.coordinates(bank.appearance),
+        )
         yaw, pitch = cameras.yaw_pitch()
-        return _Codes(self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen][:, None])
+        return _Codes(
+            self.space, yaw.clone(), pitch.clone(), shape[chosen], appearance[chosen][:, None]
+        )
 
     def fitted(self, codes: _Codes, kind: int) -> _Codes:
         """The codes after Adam with a rate that falls as a cosine; hypotheses do not see each other.
@@ -308,7 +344,9 @@ class _Work:
         optimizer = torch.optim.Adam(parameters, lr=self.config.tuning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         features, wanted, weights = self._elsewhere(camera, styles)
-        features = torch.cat([self._rendered_features(styles, self._rays(camera))[0], features], dim=1)
+        features = torch.cat(
+            [self._rendered_features(styles, self._rays(camera))[0], features], dim=1
+        )
         side = self.target.shape[-1]
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
@@ -343,10 +381,14 @@ class _Work:
         behind = (self.target - here.out.image).transpose(0, 1)[:, ~here.solid[:, 0]]
         if behind.shape[1]:
             change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
-        weights = torch.where(mirrored, config.mirror_weight, config.keep_weight).masked_fill(seen, 1.0)
+        weights = torch.where(mirrored, config.mirror_weight, config.keep_weight).masked_fill(
+            seen, 1.0
+        )
         return features, self._painted(generator, features, styles) + change, weights
 
-    def _change_at(self, points: Float[Tensor, "1 n 3"], here: View) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
+    def _change_at(
+        self, points: Float[Tensor, "1 n 3"], here: View
+    ) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
         """What the picture changes at world points, and which of them it shows.
 
         Args:
@@ -355,7 +397,9 @@ class _Work:
         place, distance = here.camera.project(points)
 
         def there(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-            return looked_up(image, place[:, None], mode, self.generator.config.corner_aligned)[:, :, 0].transpose(1, 2)
+            return looked_up(image, place[:, None], mode, self.generator.config.corner_aligned)[
+                :, :, 0
+            ].transpose(1, 2)
 
         near = (distance - there(here.out.depth, "nearest")[..., 0]).abs() < HIDDEN
         inner = there(here.inner.to(points), "nearest")[..., 0] > 0.5
@@ -369,9 +413,16 @@ class _Work:
     def _random_rays(self) -> Rays:
         """As many rays as a picture has, of pixels of many random cameras."""
         cameras = self.generator.config.poses.sample(_CAMERAS, self.draws)
-        pixels = torch.randperm(self.target.shape[-1] ** 2, generator=self.draws).to(self.target.device)
+        pixels = torch.randperm(self.target.shape[-1] ** 2, generator=self.draws).to(
+            self.target.device
+        )
         parts = [self._rays(cameras[i])[pixels[i::_CAMERAS]] for i in range(_CAMERAS)]
-        return Rays(*(torch.cat([getattr(x, name) for x in parts], dim=1) for name in ("origins", "directions")))
+        return Rays(
+            *(
+                torch.cat([getattr(x, name) for x in parts], dim=1)
+                for name in ("origins", "directions")
+            )
+        )
 
     @torch.no_grad()
     def _rendered_features(
@@ -383,7 +434,9 @@ class _Work:
         parts = []
         for start in range(0, rays.count, chunk):
             part = rays[start : start + chunk]
-            features, depth, opacity, last_weight = self.generator.render_features(styles.shape, part, sampling, None)
+            features, depth, opacity, last_weight = self.generator.render_features(
+                styles.shape, part, sampling, None
+            )
             parts.append((features, depth, opacity - last_weight))
         features, depth, opacity = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
         return features, depth, opacity
@@ -396,7 +449,9 @@ class _Work:
         if chunk >= features.shape[1]:
             return generator.inr(features, styles.appearance)
         again = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(part, styles.appearance) for part in features.split(chunk, dim=1)], dim=1)
+        return torch.cat(
+            [again(part, styles.appearance) for part in features.split(chunk, dim=1)], dim=1
+        )
 
     # ---------------------------------------------------------------- shared
     def _distance(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, " batch"]:
@@ -405,10 +460,14 @@ class _Work:
         if self.features is None or not self.config.feature_weight:
             return loss
         # at the size that the network knows: a discriminator's entry for small pictures is as it was when it left that stage
-        images, target = (F.interpolate(x, self.target.shape[2:], mode="bilinear") for x in (images, target))
+        images, target = (
+            F.interpolate(x, self.target.shape[2:], mode="bilinear") for x in (images, target)
+        )
         return loss + self.config.feature_weight * self.features(images, target)
 
-    def _rendered(self, generator: Generator, styles: Styles, camera: Camera, side: int) -> RenderOutput:
+    def _rendered(
+        self, generator: Generator, styles: Styles, camera: Camera, side: int
+    ) -> RenderOutput:
         """Pictures with gradients, in chunks of rays where memory is short."""
         chunk = self._chunk(len(styles))
         if chunk >= side * side:
@@ -438,31 +497,48 @@ def _mirrored(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor,
 def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side side"]:
     """The picture at the model's resolution and on its device."""
     if generator.architecture != "cips-3d":
-        raise UserError(f"model: a {generator.architecture} cannot be inverted; give one of architecture cips-3d")
+        raise UserError(
+            f"model: a {generator.architecture} cannot be inverted; give one of architecture cips-3d"
+        )
     if image.dim() != 4 or image.shape[:2] != (1, 3):
-        raise UserError(f"picture: has the shape {tuple(image.shape)}; give one picture, (1, 3, side, side)")
+        raise UserError(
+            f"picture: has the shape {tuple(image.shape)}; give one picture, (1, 3, side, side)"
+        )
     if image.shape[-1] != image.shape[-2]:
-        raise UserError(f"picture: is {image.shape[-1]}x{image.shape[-2]}; give a square one, framed as the model's own")
+        raise UserError(
+            f"picture: is {image.shape[-1]}x{image.shape[-2]}; give a square one, framed as the model's own"
+        )
     if not bool(torch.isfinite(image).all()):
-        raise UserError("picture: has colours that are NaN or infinite; give finite ones in [-1, 1]")
+        raise UserError(
+            "picture: has colours that are NaN or infinite; give finite ones in [-1, 1]"
+        )
     if not image.is_floating_point() or float(image.abs().max()) > 1.5:
-        raise UserError("picture: has colours far outside of [-1, 1]; give floating-point ones in that range")
+        raise UserError(
+            "picture: has colours far outside of [-1, 1]; give floating-point ones in that range"
+        )
     side = generator.config.resolution
     image = image.to(generator.shape_mean)
     if image.shape[-1] == side:
         return image
-    return F.interpolate(image, (side, side), mode="bilinear", antialias=image.shape[-1] > side, align_corners=False)
+    return F.interpolate(
+        image, (side, side), mode="bilinear", antialias=image.shape[-1] > side, align_corners=False
+    )
 
 
 def _start_cameras(
-    generator: Generator, target: Tensor, start: Camera | None, discriminator: ProgressiveDiscriminator | None
+    generator: Generator,
+    target: Tensor,
+    start: Camera | None,
+    discriminator: ProgressiveDiscriminator | None,
 ) -> Camera:
     poses = generator.config.poses
     if start is not None:
         return start.to(target)
     with torch.no_grad():
         told = None if discriminator is None else discriminator.predicted_poses(target)
-    if told is not None:  # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
+    if (
+        told is not None
+    ):  # it learned to tell the poses of the generator's pictures, so it speaks of the generator's cameras
         yaw, pitch = told.unbind(-1)
         return poses.at(yaw, pitch.clamp(-1.5, 1.5))
     yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS]).to(target)

@@ -11,12 +11,17 @@ from torch.utils.data import DataLoader
 
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.interrupts import serve_to_the_end
-from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.draws import real_order
+from cips3d.training.recipe import Stage, TrainConfig
 
 
 def real_batches(
-    dataset: SyntheticHeads | ImageDataset, config: TrainConfig, images: int, batch: int, positions: range, pin_memory: bool
+    dataset: SyntheticHeads | ImageDataset,
+    config: TrainConfig,
+    images: int,
+    batch: int,
+    positions: range,
+    pin_memory: bool,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Pictures, uint8, and their camera labels where a discriminator sees them.
 
@@ -33,7 +38,9 @@ def real_batches(
     together = max(1, dataset.together // len(positions))
     loaded = DataLoader(
         dataset,
-        batch_sampler=(list(itertools.chain(*batches)) for batches in zip(*[order()] * together, strict=True)),
+        batch_sampler=(
+            list(itertools.chain(*batches)) for batches in zip(*[order()] * together, strict=True)
+        ),
         num_workers=config.workers,
         worker_init_fn=serve_to_the_end,
         pin_memory=pin_memory,
@@ -48,4 +55,7 @@ def pieces(stage: Stage, positions: range, *tensors: Tensor | None) -> list[tupl
     """Positions and what belongs to them, in the pieces that a process takes one after the other."""
     size = len(positions) // stage.accumulate
     starts = range(0, len(positions), size)
-    return [(positions[i : i + size], *(None if t is None else t[i : i + size] for t in tensors)) for i in starts]
+    return [
+        (positions[i : i + size], *(None if t is None else t[i : i + size] for t in tensors))
+        for i in starts
+    ]

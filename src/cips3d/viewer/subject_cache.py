@@ -7,11 +7,11 @@ import itertools
 
 import torch
 
-from cips3d.editing.blend import check_same_nerf, interpolate, mix_styles
+from cips3d.editing.blending import check_same_nerf, interpolate, mix_styles
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, Styles
-from cips3d.viewer.view import Choice
+from cips3d.models.types import Latents, Styles
+from cips3d.viewer.requests import Choice
 
 #: How many subjects' styles and how many blends of the two models are kept.
 _KEPT_STYLES, _KEPT_BLENDS = 32, 8
@@ -30,7 +30,10 @@ class Subjects:
     """
 
     def __init__(
-        self, generator: Generator, other: Generator | None = None, discriminator: ProgressiveDiscriminator | None = None
+        self,
+        generator: Generator,
+        other: Generator | None = None,
+        discriminator: ProgressiveDiscriminator | None = None,
     ) -> None:
         if other is not None:
             check_same_nerf(generator, other)
@@ -68,11 +71,19 @@ class Subjects:
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
             return content
-        return mix_styles(generator, content, self._latents(choice.shape_seed, choice.mix_seed), choice.mix_from, psi)
+        return mix_styles(
+            generator,
+            content,
+            self._latents(choice.shape_seed, choice.mix_seed),
+            choice.mix_from,
+            psi,
+        )
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
         """z_s of one seed with z_a of another; with equal seeds what `cips3d sample --count 1` draws."""
-        shape, appearance = (self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed))
+        shape, appearance = (
+            self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed)
+        )
         return Latents(shape.shape, appearance.appearance)
 
     def _blend(self, base: Generator, amount: float) -> Generator:

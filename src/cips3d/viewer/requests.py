@@ -14,7 +14,7 @@ from trimesh.transformations import quaternion_from_matrix, quaternion_matrix
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling
+from cips3d.models.types import Sampling
 from cips3d.trajectories import nearest_turn
 
 Mode = Literal["image", "NeRF image", "depth", "mesh"]
@@ -132,7 +132,9 @@ def choice_from(controls: Mapping[str, Any], blocks: int) -> Choice:
         seed("shape_seed"),
         seed("appearance_seed"),
         psi_shape=within(controls.get("psi_shape"), 0.0, LARGEST_PSI, default.psi_shape),
-        psi_appearance=within(controls.get("psi_appearance"), 0.0, LARGEST_PSI, default.psi_appearance),
+        psi_appearance=within(
+            controls.get("psi_appearance"), 0.0, LARGEST_PSI, default.psi_appearance
+        ),
         mix_seed=seed("mix_seed"),
         mix_from=whole(controls.get("mix_from"), 0, blocks, blocks),
         blend=within(controls.get("blend"), 0.0, 1.0, default.blend),
@@ -175,14 +177,24 @@ def camera_from_viser(pose: Pose, extent: float) -> Camera | None:
         extent: half depth of the sampled volume, world units.
     """
     numbers = (*pose.wxyz, *pose.position, pose.fov)
-    if len(pose.wxyz) != 4 or len(pose.position) != 3 or not all(math.isfinite(x) and abs(x) < 1e18 for x in numbers):
+    if (
+        len(pose.wxyz) != 4
+        or len(pose.position) != 3
+        or not all(math.isfinite(x) and abs(x) < 1e18 for x in numbers)
+    ):
         return None
     distance = math.hypot(*pose.position)
     if math.hypot(*pose.wxyz) < 1e-9 or distance < 1e-9:
         return None
     matrix = quaternion_matrix(np.array(pose.wxyz))
-    matrix[:3, 3] = np.array(pose.position) * within(distance, _NEAREST * extent, _FARTHEST * extent, 1.0) / distance
-    return Camera.from_opencv(torch.from_numpy(matrix)[None].float(), fov=within(math.degrees(pose.fov), *FOVS, FOVS[0]))
+    matrix[:3, 3] = (
+        np.array(pose.position)
+        * within(distance, _NEAREST * extent, _FARTHEST * extent, 1.0)
+        / distance
+    )
+    return Camera.from_opencv(
+        torch.from_numpy(matrix)[None].float(), fov=within(math.degrees(pose.fov), *FOVS, FOVS[0])
+    )
 
 
 def viser_pose(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -201,14 +213,25 @@ def keyframe(camera: Camera, earlier: Sequence[dict[str, Any]] = ()) -> dict[str
     """
     yaw, pitch = camera.yaw_pitch()
     radius = camera.position.norm(dim=-1)
-    if not torch.allclose(Camera.orbit(yaw, pitch, radius).cam_to_world, camera.cam_to_world, atol=1e-3):
+    if not torch.allclose(
+        Camera.orbit(yaw, pitch, radius).cam_to_world, camera.cam_to_world, atol=1e-3
+    ):
         return {"label": camera.to_label()[0].tolist()}
     before = 0.0
-    for entry in earlier:  # a label has no whole turns of its own: it is where it is nearest to the one before it
-        before = math.radians(entry["yaw"]) if "yaw" in entry else nearest_turn(_label_yaw(entry["label"]), before)
+    for entry in (
+        earlier
+    ):  # a label has no whole turns of its own: it is where it is nearest to the one before it
+        before = (
+            math.radians(entry["yaw"])
+            if "yaw" in entry
+            else nearest_turn(_label_yaw(entry["label"]), before)
+        )
     turned = nearest_turn(float(yaw), before) if earlier else float(yaw)
     angles = {"yaw": math.degrees(turned), "pitch": math.degrees(float(pitch))}
-    return {name: round(value, 4) for name, value in (angles | {"fov": float(camera.fov), "radius": float(radius)}).items()}
+    return {
+        name: round(value, 4)
+        for name, value in (angles | {"fov": float(camera.fov), "radius": float(radius)}).items()
+    }
 
 
 def _label_yaw(label: Sequence[float]) -> float:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
-from cips3d.metrics.subjects import Subjects
 from cips3d.metrics.symmetry import mirror_jump, two_hypothesis_score
+from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
-from cips3d.models.records import Sampling
+from cips3d.models.types import Sampling
 
 #: Subjects, and pictures of the dataset, that the figures are of.
 SUBJECTS = 16
@@ -48,7 +48,12 @@ LIMITS = (
         True,
         "mirrored geometry: pictures flip at the frontal view; is the auxiliary discriminator off, or are subjects symmetric?",
     ),
-    Limit("r1_penalty", 10.0, True, "runaway R1: steep discriminators; raise r1_gamma or lower discriminator_lr"),
+    Limit(
+        "r1_penalty",
+        10.0,
+        True,
+        "runaway R1: steep discriminators; raise r1_gamma or lower discriminator_lr",
+    ),
 )
 
 
@@ -69,7 +74,11 @@ class Watch:
         count = min(SUBJECTS, len(dataset))
         real = torch.stack([dataset[i * len(dataset) // count] for i in range(count)])
         if real.shape[-1] > MOST_SIDE:
-            real = F.interpolate(real.float(), (MOST_SIDE, MOST_SIDE), mode="area").round().to(torch.uint8)
+            real = (
+                F.interpolate(real.float(), (MOST_SIDE, MOST_SIDE), mode="area")
+                .round()
+                .to(torch.uint8)
+            )
         return Watch(real)
 
     @torch.no_grad()
@@ -84,14 +93,18 @@ class Watch:
         draws = torch.Generator().manual_seed(0)
         latents = generator.sample_latents(SUBJECTS, draws)
         side = self.real.shape[-1]
-        out = generator.render(latents, generator.config.poses.sample(SUBJECTS, draws), side, sampling=sampling)
+        out = generator.render(
+            latents, generator.config.poses.sample(SUBJECTS, draws), side, sampling=sampling
+        )
         real = spread(self.real.float() / 127.5 - 1)
         figures = {"diversity": spread(out.image) / max(real, 1e-6)}
         if "nerf" not in generator.parts:
             return figures
         subjects = Subjects.generated(generator, latents, side, sampling=sampling)
         return figures | {
-            "non_flatness": non_flatness(out, generator.config.poses.radius, generator.config.extent),
+            "non_flatness": non_flatness(
+                out, generator.config.poses.radius, generator.config.extent
+            ),
             "mirror_jump": mirror_jump(subjects),
             "two_hypothesis_score": two_hypothesis_score(subjects),
         }
@@ -103,7 +116,9 @@ class Watch:
             crossed = limit.crossed(figures)
             if crossed and limit.figure not in self._raised:
                 side = "above" if limit.above else "below"
-                lines.append(f"{limit.says} ({limit.figure} {figures[limit.figure]:.3g}, {side} {limit.value:g})")
+                lines.append(
+                    f"{limit.says} ({limit.figure} {figures[limit.figure]:.3g}, {side} {limit.value:g})"
+                )
             if limit.figure in figures:
                 (self._raised.add if crossed else self._raised.discard)(limit.figure)
         return lines

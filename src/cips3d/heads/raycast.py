@@ -12,7 +12,7 @@ import typing
 
 import numpy as np
 
-from cips3d.kernels import kernel
+from cips3d.models.ops.kernels import kernel
 
 #: Everything lies inside a ball of this radius around the origin (world units).
 BOUND = 0.118
@@ -20,9 +20,18 @@ BOUND = 0.118
 # Columns of a part (lengths in world units).
 CENTER, AXES = 0, 3  # 3 numbers; 3 perpendicular semi-axis vectors
 SLAB_NORMAL, SLAB_LOW, SLAB_HIGH = 12, 15, 16
-CARVED, CARVE_CENTER, CARVE_RADII = 17, 18, 21  # 1 if the second, axis-aligned ellipsoid is taken out
+CARVED, CARVE_CENTER, CARVE_RADII = (
+    17,
+    18,
+    21,
+)  # 1 if the second, axis-aligned ellipsoid is taken out
 COLOR, COLOR2, DETAIL = 24, 27, 30  # DETAIL: 2 numbers, see the materials
-MATERIAL, LABEL, PRESENT, SOFT = 32, 33, 34, 35  # SOFT: normals blend among parts of one number, 0 for none: joints look grown
+MATERIAL, LABEL, PRESENT, SOFT = (
+    32,
+    33,
+    34,
+    35,
+)  # SOFT: normals blend among parts of one number, 0 for none: joints look grown
 PART_COLUMNS = 36
 
 # Materials. SKIN takes tints. STRANDS: COLOR2 in streaks around the vertical, DETAIL = (streaks per radian, strength). STRIPES:
@@ -46,7 +55,9 @@ def _sides(center, axes, position, forward, across):
         depth += (center[k] - position[k]) * forward[k]
         offset += (center[k] - position[k]) * across[k]
     for i in range(3):
-        along = axes[3 * i] * forward[0] + axes[3 * i + 1] * forward[1] + axes[3 * i + 2] * forward[2]
+        along = (
+            axes[3 * i] * forward[0] + axes[3 * i + 1] * forward[1] + axes[3 * i + 2] * forward[2]
+        )
         aside = axes[3 * i] * across[0] + axes[3 * i + 1] * across[1] + axes[3 * i + 2] * across[2]
         a, b, c = a + along * along, b + along * aside, c + aside * aside
     a, b, c = depth * depth - a, depth * offset - b, offset * offset - c
@@ -72,15 +83,31 @@ def _quadric(out, rows, center, position, right, up, forward):
         for k in range(3):
             x, y = x + rows[i, k] * right[k], y + rows[i, k] * up[k]
             f, o = f + rows[i, k] * forward[k], o + rows[i, k] * (position[k] - center[k])
-        out[0], out[1], out[2], out[3], out[4] = out[0] + x * x, out[1] + x * y, out[2] + x * f, out[3] + y * y, out[4] + y * f
-        out[5], out[6], out[7], out[8], out[9] = out[5] + f * f, out[6] + x * o, out[7] + y * o, out[8] + f * o, out[9] + o * o
+        out[0], out[1], out[2], out[3], out[4] = (
+            out[0] + x * x,
+            out[1] + x * y,
+            out[2] + x * f,
+            out[3] + y * y,
+            out[4] + y * f,
+        )
+        out[5], out[6], out[7], out[8], out[9] = (
+            out[5] + f * f,
+            out[6] + x * o,
+            out[7] + y * o,
+            out[8] + f * o,
+            out[9] + o * o,
+        )
 
 
 @typing.no_type_check
 @kernel()
 def _interval(quadric, gx, gy):
     """Where the ray (gx, gy) enters and leaves an ellipsoid; (1, -1) if it misses."""
-    a = gx * (gx * quadric[0] + 2.0 * (gy * quadric[1] + quadric[2])) + gy * (gy * quadric[3] + 2.0 * quadric[4]) + quadric[5]
+    a = (
+        gx * (gx * quadric[0] + 2.0 * (gy * quadric[1] + quadric[2]))
+        + gy * (gy * quadric[3] + 2.0 * quadric[4])
+        + quadric[5]
+    )
     b = gx * quadric[6] + gy * quadric[7] + quadric[8]
     root = b * b - a * quadric[9]
     if root <= 0.0:
@@ -119,7 +146,9 @@ def _cast_part(parts, index, position, right, up, forward, depth, owner, face, q
         for k in range(3):
             rows[i, k] = axes[3 * i + k] / length2
     _quadric(own, rows, center, position, right, up, forward)
-    leaves_ball = math.sqrt(center[0] ** 2 + center[1] ** 2 + center[2] ** 2) + math.sqrt(reach) > BOUND
+    leaves_ball = (
+        math.sqrt(center[0] ** 2 + center[1] ** 2 + center[2] ** 2) + math.sqrt(reach) > BOUND
+    )
     if leaves_ball:
         for i in range(3):
             for k in range(3):
@@ -187,7 +216,12 @@ def ray_frame(pose, fov):
     frame = np.empty((4, 3))
     focal = 1.0 / math.tan(math.radians(fov) / 2)
     for k in range(3):
-        frame[0, k], frame[1, k], frame[2, k], frame[3, k] = pose[k, 3], pose[k, 0], pose[k, 1], -pose[k, 2] * focal
+        frame[0, k], frame[1, k], frame[2, k], frame[3, k] = (
+            pose[k, 3],
+            pose[k, 0],
+            pose[k, 1],
+            -pose[k, 2] * focal,
+        )
     return frame[0], frame[1], frame[2], frame[3]
 
 
@@ -210,5 +244,7 @@ def cast(parts, pose, fov, height, width):
     quadrics, rows = np.empty((3, 10)), np.empty((3, 3))
     for index in range(parts.shape[0]):
         if parts[index, PRESENT] > 0.0:
-            _cast_part(parts, index, position, right, up, forward, depth, owner, face, quadrics, rows)
+            _cast_part(
+                parts, index, position, right, up, forward, depth, owner, face, quadrics, rows
+            )
     return depth, owner, face

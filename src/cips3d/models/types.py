@@ -83,7 +83,9 @@ class Sampling(Configuration):
 
     def __post_init__(self) -> None:
         if self.coarse < (3 if self.fine else 2) or self.fine < 0:
-            raise UserError(f"samples: {self.coarse} coarse and {self.fine} fine; take at least 3 coarse and 0 fine ones")
+            raise UserError(
+                f"samples: {self.coarse} coarse and {self.fine} fine; take at least 3 coarse and 0 fine ones"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ class RayDraws:
 
     @staticmethod
     def sample(
-        batch: int, rays: int, sampling: Sampling, noise_std: float = 0.0, generator: torch.Generator | None = None
+        batch: int,
+        rays: int,
+        sampling: Sampling,
+        noise_std: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> RayDraws:
         """Draws for a whole picture, on the generator's device (the CPU without one).
 
@@ -116,12 +122,19 @@ class RayDraws:
         jitter = torch.rand(batch, rays, sampling.coarse, **like)
         # one draw in each of `fine` equal parts of the CDF: the same distribution as independent draws, with less noise
         parts = torch.arange(sampling.fine, device=device)
-        importance = (torch.rand(batch, rays, sampling.fine, **like) + parts) / max(1, sampling.fine)
+        importance = (torch.rand(batch, rays, sampling.fine, **like) + parts) / max(
+            1, sampling.fine
+        )
         if noise_std == 0:
             return RayDraws(jitter, importance)
-        coarse_noise = torch.randn(batch, rays, sampling.coarse, **like) * noise_std if sampling.fine else None
+        coarse_noise = (
+            torch.randn(batch, rays, sampling.coarse, **like) * noise_std if sampling.fine else None
+        )
         return RayDraws(
-            jitter, importance, coarse_noise, torch.randn(batch, rays, sampling.coarse + sampling.fine, **like) * noise_std
+            jitter,
+            importance,
+            coarse_noise,
+            torch.randn(batch, rays, sampling.coarse + sampling.fine, **like) * noise_std,
         )
 
     @staticmethod

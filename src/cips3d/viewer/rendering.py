@@ -13,8 +13,8 @@ from PIL import Image
 from cips3d.camera import Camera
 from cips3d.export.media import depth_picture, to_uint8
 from cips3d.models.generator import Generator, as_picture
-from cips3d.models.records import RenderOutput, Sampling, Styles
-from cips3d.viewer.view import Mode, View, front_camera
+from cips3d.models.types import RenderOutput, Sampling, Styles
+from cips3d.viewer.requests import Mode, View, front_camera
 from cips3d.viewer.worker import Steps, at_once
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -55,16 +55,23 @@ class Pace:
 
 def warmed_up(generator: Generator) -> Pace:
     """The pace of a generator's coarse pictures, after one that loads and compiles what the first needs longer for."""
-    styles, camera = generator.map(generator.sample_latents(1, 0)), front_camera(generator.config.poses)
+    styles, camera = (
+        generator.map(generator.sample_latents(1, 0)),
+        front_camera(generator.config.poses),
+    )
     sampling, pace = preview_sampling(generator.sampling), Pace()
     generator.render(styles, camera, _SMALLEST_SIDE, sampling=sampling)
-    at_once(strips(generator, styles, camera, (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE), sampling, pace))
+    at_once(
+        strips(generator, styles, camera, (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE), sampling, pace)
+    )
     return pace
 
 
 def preview_sampling(sampling: Sampling) -> Sampling:
     """Fewer samples, for coarse pictures."""
-    return Sampling(max(4, round(sampling.coarse * _PREVIEW_SAMPLES)), round(sampling.fine * _PREVIEW_SAMPLES))
+    return Sampling(
+        max(4, round(sampling.coarse * _PREVIEW_SAMPLES)), round(sampling.fine * _PREVIEW_SAMPLES)
+    )
 
 
 def preview_side(view: View, pace: Pace, last: int = 0) -> int:
@@ -94,7 +101,12 @@ def finer_sides(side: int, coarse: int) -> list[int]:
 
 @torch.inference_mode()
 def strips(
-    generator: Generator, styles: Styles, camera: Camera, size: tuple[int, int], sampling: Sampling, pace: Pace
+    generator: Generator,
+    styles: Styles,
+    camera: Camera,
+    size: tuple[int, int],
+    sampling: Sampling,
+    pace: Pace,
 ) -> Steps[RenderOutput]:
     """`Generator.render` a strip of rays at a time, with a pause after each.
 
@@ -112,7 +124,11 @@ def strips(
         count = min(count, generator.default_chunk(1, sampling), rays.count - start)
         began = time.perf_counter()
         # to the CPU, so that the time is that of the rendering, not of queueing it
-        parts.append(generator.render_rays(styles, rays[slice(start, start + count)], sampling).stacked().cpu())
+        parts.append(
+            generator.render_rays(styles, rays[slice(start, start + count)], sampling)
+            .stacked()
+            .cpu()
+        )
         pace.record(sampling, count, time.perf_counter() - began)
         start += count
         yield 0.0
@@ -126,7 +142,9 @@ def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:
     return to_uint8(out.aux_image if mode == "NeRF image" else out.image)[0]
 
 
-def on_canvas(pixels: Pixels, view: View, colour: int) -> UInt8[np.ndarray, "canvas_height canvas_width 3"]:
+def on_canvas(
+    pixels: Pixels, view: View, colour: int
+) -> UInt8[np.ndarray, "canvas_height canvas_width 3"]:
     """A picture as it is sent: of one size for all sides up to the view's, so that it stays in place when it is refined.
 
     Args:
@@ -135,6 +153,8 @@ def on_canvas(pixels: Pixels, view: View, colour: int) -> UInt8[np.ndarray, "can
     """
     height, width = view.size(max(pixels.shape[0], min(view.side, _HIGHEST_COARSE)))
     if pixels.shape[:2] != (height, width):
-        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+        pixels = np.asarray(
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        )
     margin = max(0, round((height * view.canvas_aspect - width) / 2))
     return np.pad(pixels, ((0, 0), (margin, margin), (0, 0)), constant_values=colour)

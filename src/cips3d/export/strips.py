@@ -17,7 +17,7 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, robust_range, to_uint8
 from cips3d.models.generator import Generator
-from cips3d.models.records import RenderOutput, Styles
+from cips3d.models.types import RenderOutput, Styles
 
 #: What a picture shows: the INR's image, the auxiliary head's on the rendered feature ("NeRF image"), or the depth in colour.
 Kind = Literal["image", "nerf", "depth"]
@@ -45,15 +45,24 @@ class PictureFormat:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
-            raise UserError(f"resolution: {self.height}x{self.width} has no pixels; both sides must be at least 1")
+            raise UserError(
+                f"resolution: {self.height}x{self.width} has no pixels; both sides must be at least 1"
+            )
         if not self.show or not set(self.show) <= set(KINDS):
-            raise UserError(f"show: {' '.join(self.show) or 'nothing'}; give one or more of {', '.join(KINDS)}")
+            raise UserError(
+                f"show: {' '.join(self.show) or 'nothing'}; give one or more of {', '.join(KINDS)}"
+            )
         if self.supersample < 1:
-            raise UserError(f"supersample: {self.supersample}; give at least 1 ray along each side of a pixel")
+            raise UserError(
+                f"supersample: {self.supersample}; give at least 1 ray along each side of a pixel"
+            )
 
     @staticmethod
     def of(
-        generator: Generator, resolution: int | tuple[int, int] | None, show: Kind | Sequence[Kind], supersample: int
+        generator: Generator,
+        resolution: int | tuple[int, int] | None,
+        show: Kind | Sequence[Kind],
+        supersample: int,
     ) -> PictureFormat:
         """From a side, or (height, width), or None for the generator's training resolution.
 
@@ -62,12 +71,18 @@ class PictureFormat:
         """
         size = generator.config.resolution if resolution is None else resolution
         height, width = (size, size) if isinstance(size, int) else size
-        return PictureFormat(height, width, (show,) if isinstance(show, str) else tuple(show), supersample)
+        return PictureFormat(
+            height, width, (show,) if isinstance(show, str) else tuple(show), supersample
+        )
 
 
 @torch.no_grad()
 def picture_strips(
-    generator: Generator, styles: Styles, cameras: Camera, form: PictureFormat, depths: tuple[float, float] | None = None
+    generator: Generator,
+    styles: Styles,
+    cameras: Camera,
+    form: PictureFormat,
+    depths: tuple[float, float] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "kinds batch rows width 3"]]:
     """Pictures from the top down, a strip of whole rows at a time: as many as one chunk of rays fills.
 
@@ -89,7 +104,9 @@ def picture_strips(
     n, batch = form.supersample, max(len(styles), len(cameras))
     rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // batch)
     rows = max(1, rays // (form.width * n**2))
-    if n > 1 and generator.config.corner_aligned:  # whose finer grid does not divide the pixels of the coarser one
+    if (
+        n > 1 and generator.config.corner_aligned
+    ):  # whose finer grid does not divide the pixels of the coarser one
         cameras = cameras.centre_aligned(form.height)
         generator = copy.copy(generator)
         generator.config = replace(generator.config, corner_aligned=False)
@@ -101,10 +118,16 @@ def picture_strips(
 
 
 def pictures(
-    generator: Generator, styles: Styles, cameras: Camera, form: PictureFormat, depths: tuple[float, float] | None = None
+    generator: Generator,
+    styles: Styles,
+    cameras: Camera,
+    form: PictureFormat,
+    depths: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, "kinds batch height width 3"]:
     """Whole pictures, strip by strip; arguments as in `picture_strips`."""
-    result = np.empty((len(form.show), max(len(styles), len(cameras)), form.height, form.width, 3), dtype=np.uint8)
+    result = np.empty(
+        (len(form.show), max(len(styles), len(cameras)), form.height, form.width, 3), dtype=np.uint8
+    )
     fill(result, picture_strips(generator, styles, cameras, form, depths))
     return result
 
@@ -128,7 +151,9 @@ def fill(
 
 
 @torch.no_grad()
-def depth_range(generator: Generator, styles: Styles, cameras: Camera) -> tuple[float, float] | None:
+def depth_range(
+    generator: Generator, styles: Styles, cameras: Camera
+) -> tuple[float, float] | None:
     """The nearest and farthest depth of what is solid, as seen in small pictures from up to eight of the cameras.
 
     Depths are relative to each camera's distance from the origin: negative in front of the origin, positive behind it. One

@@ -43,9 +43,13 @@ class Draws:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __call__(self, name: str, low: float | np.ndarray = 0.0, high: float | np.ndarray = 1.0) -> np.ndarray:
+    def __call__(
+        self, name: str, low: float | np.ndarray = 0.0, high: float | np.ndarray = 1.0
+    ) -> np.ndarray:
         """(B,) uniform draws in [low, high)."""
-        bits = _mixed(self._keys + np.uint64(zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 % 2**64))
+        bits = _mixed(
+            self._keys + np.uint64(zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 % 2**64)
+        )
         return low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
 
     def chance(self, name: str, probability: float | np.ndarray) -> np.ndarray:
@@ -59,7 +63,9 @@ class Draws:
 
     def normal(self, name: str) -> np.ndarray:
         """(B,) standard normal draws."""
-        return np.sqrt(-2 * np.log1p(-self(name + " radius"))) * np.cos(2 * np.pi * self(name + " angle"))
+        return np.sqrt(-2 * np.log1p(-self(name + " radius"))) * np.cos(
+            2 * np.pi * self(name + " angle")
+        )
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -75,7 +81,9 @@ class Traits:
     """What kind of heads a batch shows. Kinds are numbers into the tuples above, colours (B, 3) in [0, 1]."""
 
     hair_style: np.ndarray
-    bangs_side: np.ndarray  # -1, 0 (none) or +1: the sign of the world's x where the fringe covers the forehead
+    bangs_side: (
+        np.ndarray
+    )  # -1, 0 (none) or +1: the sign of the world's x where the fringe covers the forehead
     hat: np.ndarray
     beard: np.ndarray
     mouth: np.ndarray
@@ -100,12 +108,21 @@ def draw_traits(draw: Draws) -> Traits:
     side = np.where(draw.chance("bangs to the right", 0.5), 1, -1)
     has_bangs = (hair_style != 0) & draw.chance("bangs", 0.8)
     short = (hair_style <= 1) | (hair_style == 5)
-    beard = np.where(draw.chance("beard", np.where(short, 0.48, 0.08)), 1 + draw.choice("beard kind", [20, 40, 22, 18]), 0)
+    beard = np.where(
+        draw.chance("beard", np.where(short, 0.48, 0.08)),
+        1 + draw.choice("beard kind", [20, 40, 22, 18]),
+        0,
+    )
     glasses = draw.chance("glasses", 0.24)
     ears_covered = (hair_style == 2) | (hair_style == 3)
     earring = draw.chance("earring", 0.2) & ~ears_covered
-    skin = _along(_SKINS, draw("skin tone")) * (1 + 0.04 * (draw("skin red") - 0.5)[:, None] * [1, 0, -1])
-    hair = np.asarray(_HAIRS)[draw.choice("hair colour", _HAIR_ODDS)] * draw("hair light", 0.85, 1.15)[:, None]
+    skin = _along(_SKINS, draw("skin tone")) * (
+        1 + 0.04 * (draw("skin red") - 0.5)[:, None] * [1, 0, -1]
+    )
+    hair = (
+        np.asarray(_HAIRS)[draw.choice("hair colour", _HAIR_ODDS)]
+        * draw("hair light", 0.85, 1.15)[:, None]
+    )
     lip = 0.62 * skin * [1.0, 0.72, 0.72] + 0.38 * np.asarray((0.80, 0.28, 0.32))
     lipstick = draw.chance("lipstick", 0.22)[:, None]
     hat_light = draw("hat light", 0.3, 0.95)
@@ -127,9 +144,13 @@ def draw_traits(draw: Draws) -> Traits:
         lip_color=np.where(lipstick, 0.35 * skin + 0.65 * np.asarray((0.75, 0.12, 0.22)), lip),
         hat_color=_from_hsv(draw("hat hue"), draw("hat saturation", 0.15, 0.85), hat_light),
         cloth_color=_from_hsv(draw("cloth hue"), draw("cloth saturation", 0.1, 0.8), cloth_light),
-        trim_color=_from_hsv(draw("trim hue"), draw("trim saturation", 0.0, 0.8), draw("trim light", 0.35, 1.0)),
+        trim_color=_from_hsv(
+            draw("trim hue"), draw("trim saturation", 0.0, 0.8), draw("trim light", 0.35, 1.0)
+        ),
         background=_from_hsv(
-            draw("background hue"), draw("background saturation", 0.05, 0.5), draw("background light", 0.45, 1.0)
+            draw("background hue"),
+            draw("background saturation", 0.05, 0.5),
+            draw("background light", 0.45, 1.0),
         ),
     )
 

@@ -24,10 +24,10 @@ from torch.utils.data import Dataset
 
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.configuration import check_range, to_dict
-from cips3d.data import raycast, shading
-from cips3d.data.head_shapes import head_parts
-from cips3d.data.head_traits import Draws, draw_traits
 from cips3d.errors import UserError
+from cips3d.heads import raycast, shading
+from cips3d.heads.shapes import head_parts
+from cips3d.heads.traits import Draws, draw_traits
 
 Style = Literal["natural", "cartoon"]
 #: The depth of background pixels (world units), beyond all heads for cameras at radius 1.
@@ -101,7 +101,9 @@ class SyntheticHeads(Dataset[Tensor]):
         supersampling: int = 2,
     ):
         if style not in get_args(Style):
-            raise UserError(f"synthetic heads: unknown style {style!r}; choose one of {', '.join(get_args(Style))}")
+            raise UserError(
+                f"synthetic heads: unknown style {style!r}; choose one of {', '.join(get_args(Style))}"
+            )
         self.size, self.resolution, self.seed = size, resolution, seed
         self.style: Style = style
         self.poses, self.supersampling = poses, supersampling
@@ -121,7 +123,9 @@ class SyntheticHeads(Dataset[Tensor]):
         """The pictures at `indices`; what a DataLoader calls for a batch."""
         draw = self._draws(indices)
         traits = draw_traits(draw)
-        images = self._images(head_parts(draw, traits), traits.background, self._drawn_cameras(draw), self.resolution)
+        images = self._images(
+            head_parts(draw, traits), traits.background, self._drawn_cameras(draw), self.resolution
+        )
         return list(torch.from_numpy(images))
 
     def cameras(self, indices: Sequence[int]) -> Camera:
@@ -151,7 +155,9 @@ class SyntheticHeads(Dataset[Tensor]):
             digest.update(picture.numpy().tobytes())
         return digest.hexdigest()
 
-    def render(self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None) -> HeadBatch:
+    def render(
+        self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None
+    ) -> HeadBatch:
         """The heads at `indices` with all that is known about them.
 
         Args:
@@ -169,9 +175,13 @@ class SyntheticHeads(Dataset[Tensor]):
             raise UserError(f"synthetic heads: resolution is {side}; it must be at least 1")
         camera = self._drawn_cameras(draw) if cameras is None else cameras
         if len(camera) != len(draw):
-            raise UserError(f"synthetic heads: {len(camera)} cameras for {len(draw)} indices; give one camera per index")
+            raise UserError(
+                f"synthetic heads: {len(camera)} cameras for {len(draw)} indices; give one camera per index"
+            )
         if bool((camera.position.norm(dim=-1) <= raycast.BOUND).any()):
-            raise UserError(f"synthetic heads: a camera is inside the head; keep it more than {raycast.BOUND} from the origin")
+            raise UserError(
+                f"synthetic heads: a camera is inside the head; keep it more than {raycast.BOUND} from the origin"
+            )
         traits = draw_traits(draw)
         tables = head_parts(draw, traits)
         images = self._images(tables, traits.background, camera, side)
@@ -202,7 +212,13 @@ class SyntheticHeads(Dataset[Tensor]):
         draws = np.stack([standard("camera yaw"), standard("camera pitch")], axis=-1)
         return self.poses.camera(torch.from_numpy(draws.astype(np.float32)))
 
-    def _images(self, tables: tuple[np.ndarray, np.ndarray], backgrounds: np.ndarray, camera: Camera, side: int) -> np.ndarray:
+    def _images(
+        self,
+        tables: tuple[np.ndarray, np.ndarray],
+        backgrounds: np.ndarray,
+        camera: Camera,
+        side: int,
+    ) -> np.ndarray:
         (parts, tints), (poses, fovs) = tables, _as_arrays(camera)
         images = np.empty((len(parts), 3, side, side), dtype=np.uint8)
 
@@ -211,13 +227,17 @@ class SyntheticHeads(Dataset[Tensor]):
 
         def draw_one(i: int) -> None:
             samples = raycast.cast(parts[i], poses[i], fovs[i], fine, fine)
-            shading.draw(parts[i], tints[i], poses[i], fovs[i], *samples, backgrounds[i], cartoon, images[i])
+            shading.draw(
+                parts[i], tints[i], poses[i], fovs[i], *samples, backgrounds[i], cartoon, images[i]
+            )
 
         _for_all(draw_one, len(images))
         return images
 
 
-def _depth_and_labels(parts: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, np.ndarray]:
+def _depth_and_labels(
+    parts: np.ndarray, camera: Camera, side: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Depths along unit rays, (B, 1, side, side) float32, and labels, uint8, at the pixels' centres."""
     poses, fovs = _as_arrays(camera)
     depth = np.empty((len(parts), 1, side, side), dtype=np.float32)
@@ -236,7 +256,10 @@ def _depth_and_labels(parts: np.ndarray, camera: Camera, side: int) -> tuple[np.
 
 
 def _as_arrays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    return camera.cam_to_world.detach().cpu().double().numpy(), camera.fov.detach().cpu().double().numpy()
+    return (
+        camera.cam_to_world.detach().cpu().double().numpy(),
+        camera.fov.detach().cpu().double().numpy(),
+    )
 
 
 def _for_all(task: Callable[[int], None], count: int) -> None:

@@ -15,14 +15,18 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from cips3d.kernels import kernel
+from cips3d.models.ops.kernels import kernel
 
 #: With more threads torch's sine should be the faster one (reckoned): ours, on one thread, takes a third per element.
 MOST_THREADS = 4
 
 _OVER_PI = np.float32(1 / np.pi)
 #: π in three parts; the first two have few bits, so that their products with whole numbers up to 2¹⁶ are exact.
-_PI_1, _PI_2, _PI_3 = np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.509957990978376432e-7)
+_PI_1, _PI_2, _PI_3 = (
+    np.float32(3.140625),
+    np.float32(9.67502593994140625e-4),
+    np.float32(1.509957990978376432e-7),
+)
 #: Adding and subtracting 1.5·2²³ rounds to a whole number, and vectorises.
 _ROUND = np.float32(12582912.0)
 #: Minimax polynomial of (sin r − r)/r³ in r² on [−π/2, π/2].
@@ -31,12 +35,16 @@ _C7, _C9 = np.float32(-0.00019810690192193), np.float32(2.6076848e-06)
 _HALF, _ONE, _FOUR = np.float32(0.5), np.float32(1), np.float32(4)
 
 
-def sine(x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]) -> Tensor:
+def sine(
+    x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]
+) -> Tensor:
     """sin(x + shift), differentiable. The sum is made on the way, so that it costs no pass over the memory."""
     return _Sine.apply(x, shift) if _fast(x, shift) else torch.sin(x + shift)
 
 
-def sine_(x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]) -> Tensor:
+def sine_(
+    x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]
+) -> Tensor:
     """sin(x + shift) in the place of x, without gradients."""
     if not _fast(x, shift):
         return x.add_(shift).sin_()
@@ -62,7 +70,13 @@ def sine_along(
 
 def _fast(*tensors: Tensor) -> bool:
     return (
-        all(type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+        all(
+            type(x) is Tensor
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and x.is_contiguous()
+            for x in tensors
+        )
         and torch.get_num_threads() <= MOST_THREADS
         and not torch.compiler.is_compiling()
     )
@@ -70,20 +84,29 @@ def _fast(*tensors: Tensor) -> bool:
 
 class _Sine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Float32[Tensor, "b n c"], shift: Float32[Tensor, "b 1 c"]) -> Float32[Tensor, "b n c"]:
+    def forward(
+        ctx: Any, x: Float32[Tensor, "b n c"], shift: Float32[Tensor, "b 1 c"]
+    ) -> Float32[Tensor, "b n c"]:
         ctx.save_for_backward(x, shift)
         out = torch.empty_like(x)
         _shifted_sine(x.detach().numpy(), shift.detach().numpy(), out.numpy())
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Float32[Tensor, "b n c"]) -> tuple[Float32[Tensor, "b n c"], Float32[Tensor, "b 1 c"]]:
+    def backward(
+        ctx: Any, *gradients: Float32[Tensor, "b n c"]
+    ) -> tuple[Float32[Tensor, "b n c"], Float32[Tensor, "b 1 c"]]:
         (x, shift), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted
             out = gradient * torch.cos(x + shift)
         else:
             out = torch.empty_like(x)
-            _cosine_times(x.detach().numpy(), shift.detach().numpy(), gradient.contiguous().numpy(), out.numpy())
+            _cosine_times(
+                x.detach().numpy(),
+                shift.detach().numpy(),
+                gradient.contiguous().numpy(),
+                out.numpy(),
+            )
         return out, out.sum(dim=1, keepdim=True)
 
 
@@ -98,7 +121,9 @@ def _turned(x, k, turns):
     p = -_ONE if p < -_ONE else p
     half = turns * _HALF  # a whole number if `turns` is even
     sign = _ONE - _FOUR * abs(half - ((half + _ROUND) - _ROUND))
-    return p * (-_ONE if sign < -_ONE else sign)  # the rounding of very large numbers is off by more than a half
+    return p * (
+        -_ONE if sign < -_ONE else sign
+    )  # the rounding of very large numbers is off by more than a half
 
 
 @typing.no_type_check

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.data import SyntheticHeads
-from cips3d.data.heads import FAR_DEPTH
+from cips3d.heads.dataset import FAR_DEPTH
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, RenderOutput, Sampling
+from cips3d.models.types import Latents, RenderOutput, Sampling
 
 #: A point is hidden where the other camera sees something nearer by more than this, world units.
 HIDDEN = 0.01
@@ -75,27 +75,46 @@ class Subjects:
 
     @staticmethod
     def generated(
-        generator: Generator, latents: Latents, resolution: int, psi: float = 1.0, sampling: Sampling | None = None
+        generator: Generator,
+        latents: Latents,
+        resolution: int,
+        psi: float = 1.0,
+        sampling: Sampling | None = None,
     ) -> Subjects:
         """Those that a generator makes of these latents."""
 
         def show(camera: Camera) -> RenderOutput:
             pieces = [slice(start, start + _AT_ONCE) for start in range(0, len(latents), _AT_ONCE)]
-            outs = [generator.render(latents[i], camera[i], resolution, psi=psi, sampling=sampling) for i in pieces]
-            out = RenderOutput(*(torch.cat([getattr(out, field.name) for out in outs]) for field in fields(RenderOutput)))
+            outs = [
+                generator.render(latents[i], camera[i], resolution, psi=psi, sampling=sampling)
+                for i in pieces
+            ]
+            out = RenderOutput(
+                *(
+                    torch.cat([getattr(out, field.name) for out in outs])
+                    for field in fields(RenderOutput)
+                )
+            )
             return replace(out, image=out.image.clamp(-1, 1), aux_image=out.aux_image.clamp(-1, 1))
 
         config = generator.config
         return Subjects(len(latents), config.poses, config.extent, show, config.corner_aligned)
 
     @staticmethod
-    def true(heads: SyntheticHeads, indices: Sequence[int], device: torch.device | str = "cpu") -> Subjects:
+    def true(
+        heads: SyntheticHeads, indices: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Subjects:
         """Heads of the embedded dataset, at its resolution, as pictures on a device."""
 
         def show(camera: Camera) -> RenderOutput:
             batch = heads.render(indices, camera)
-            image, opacity = batch.images.to(device).float() / 127.5 - 1, batch.mask.to(device).float()
-            return RenderOutput(image, image, batch.depth.to(device), opacity, torch.zeros_like(opacity))
+            image, opacity = (
+                batch.images.to(device).float() / 127.5 - 1,
+                batch.mask.to(device).float(),
+            )
+            return RenderOutput(
+                image, image, batch.depth.to(device), opacity, torch.zeros_like(opacity)
+            )
 
         return Subjects(len(indices), heads.poses, FAR_DEPTH - 1, show)
 
@@ -117,7 +136,9 @@ class Subjects:
         return View(out, camera.to(out.depth))
 
 
-def warped(source: View, target: View) -> tuple[Float[Tensor, "batch 3 height width"], Bool[Tensor, "batch 1 height width"]]:
+def warped(
+    source: View, target: View
+) -> tuple[Float[Tensor, "batch 3 height width"], Bool[Tensor, "batch 1 height width"]]:
     """The target's pictures as the source's colours and the target's depth would have them, and where that can be told.
 
     Each target pixel's surface point is looked up in the source's picture (bilinearly). It can be told where target and source
@@ -144,7 +165,9 @@ def looked_up(
     size = torch.tensor(picture.shape[:1:-1]).to(grid)  # width, height
     edge = torch.ones_like(size) if corner_aligned else 1 - 1 / size
     # not the mode "border", which Apple's GPUs have from torch 2.13 on
-    return F.grid_sample(picture, grid.clamp(-edge, edge), mode, "zeros", align_corners=corner_aligned)
+    return F.grid_sample(
+        picture, grid.clamp(-edge, edge), mode, "zeros", align_corners=corner_aligned
+    )
 
 
 def mean_difference(
@@ -157,7 +180,11 @@ def mean_difference(
     return total / where.sum(dim=(1, 2, 3))
 
 
-def angle_between(yaw: Tensor, pitch: Tensor, other_yaw: Tensor, other_pitch: Tensor) -> Float[Tensor, " batch"]:
+def angle_between(
+    yaw: Tensor, pitch: Tensor, other_yaw: Tensor, other_pitch: Tensor
+) -> Float[Tensor, " batch"]:
     """The angle between two directions that cameras look from, degrees."""
-    cosine = pitch.sin() * other_pitch.sin() + pitch.cos() * other_pitch.cos() * (yaw - other_yaw).cos()
+    cosine = (
+        pitch.sin() * other_pitch.sin() + pitch.cos() * other_pitch.cos() * (yaw - other_yaw).cos()
+    )
     return cosine.clamp(-1, 1).acos() * (180 / math.pi)

@@ -9,8 +9,8 @@ from typing import Literal
 import viser
 
 from cips3d.camera import Camera
-from cips3d.viewer.pictures import Pixels
-from cips3d.viewer.view import viser_pose
+from cips3d.viewer.rendering import Pixels
+from cips3d.viewer.requests import viser_pose
 
 #: JPEG's quality for coarse pictures.
 _QUALITY = 80

@@ -29,7 +29,9 @@ def read_upload(name: str, content: bytes, side: int) -> Float[Tensor, "1 3 side
         UserError: if it is too long, damaged, unsafe to decode or no picture.
     """
     if len(content) > LONGEST_FILE:
-        raise UserError(f"{name}: has {len(content)} bytes; give a picture of at most {LONGEST_FILE}")
+        raise UserError(
+            f"{name}: has {len(content)} bytes; give a picture of at most {LONGEST_FILE}"
+        )
     return picture_of(Memory(content), name, side)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from cips3d.data import head_traits
-from cips3d.data.heads import SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, png
+from cips3d.heads import traits as head_traits
+from cips3d.heads.dataset import SyntheticHeads
 
 _BATCH = 64
 #: What the numbers of these attributes stand for.
@@ -29,7 +29,9 @@ _KINDS = {
 }
 
 
-def write_heads(path: str | os.PathLike[str], dataset: SyntheticHeads, count: int | None = None) -> None:
+def write_heads(
+    path: str | os.PathLike[str], dataset: SyntheticHeads, count: int | None = None
+) -> None:
     """Write the first `count` pictures (None: all) into a zip, or into a folder if `path` does not end in .zip.
 
     Pictures are `00000/img00000000.png` and so on, a thousand to a folder. `dataset.json` holds `{"labels": [[name, 25
@@ -41,13 +43,17 @@ def write_heads(path: str | os.PathLike[str], dataset: SyntheticHeads, count: in
     """
     count = len(dataset) if count is None else count
     if not 1 <= count <= len(dataset):
-        raise UserError(f"write heads: {count} pictures of a dataset that has {len(dataset)}; give a number from 1 to that")
+        raise UserError(
+            f"write heads: {count} pictures of a dataset that has {len(dataset)}; give a number from 1 to that"
+        )
     if os.path.lexists(path):
         raise UserError(f"cannot write {path}: it exists; delete it or give another path")
     if str(path).lower().endswith(".zip"):
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name, content in _files(dataset, count):
-                archive.writestr(zipfile.ZipInfo(name), content)  # no date, so that equal datasets are equal files
+                archive.writestr(
+                    zipfile.ZipInfo(name), content
+                )  # no date, so that equal datasets are equal files
     else:
         _write_folder(Path(path), _files(dataset, count))
 
@@ -67,7 +73,9 @@ def _write_folder(target: Path, files: Iterator[tuple[str, bytes]]) -> None:
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot write {target}: {reason}; give a path that can be written and has room") from error
+        raise UserError(
+            f"cannot write {target}: {reason}; give a path that can be written and has room"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,7 +88,9 @@ def _files(dataset: SyntheticHeads, count: int) -> Iterator[tuple[str, bytes]]:
         indices = range(first, min(first + _BATCH, count))
         batch = dataset.render(indices)
         columns = {name: _rounded(value.tolist()) for name, value in batch.attributes.items()}
-        for row, (index, label) in enumerate(zip(indices, batch.camera.to_label().tolist(), strict=True)):
+        for row, (index, label) in enumerate(
+            zip(indices, batch.camera.to_label().tolist(), strict=True)
+        ):
             name = member_name(index)
             labels.append([name, label])
             attributes[name] = {key: values[row] for key, values in columns.items()}

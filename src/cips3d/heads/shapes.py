@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cips3d.data import raycast as rc
-from cips3d.data.head_traits import Draws, Traits
-from cips3d.data.shading import TINT_COLUMNS
+from cips3d.heads import raycast as rc
+from cips3d.heads.shading import TINT_COLUMNS
+from cips3d.heads.traits import Draws, Traits
 
 _UNIT = 0.01  # world units per unit of this module
 _MAX_PARTS, _MAX_TINTS = 128, 10
@@ -27,7 +27,9 @@ class PartList:
     """Collects the parts of a batch of heads into one table."""
 
     def __init__(self, count: int):
-        self._table = np.zeros((rc.PART_COLUMNS, _MAX_PARTS, count))  # heads last: one write per column covers the batch
+        self._table = np.zeros(
+            (rc.PART_COLUMNS, _MAX_PARTS, count)
+        )  # heads last: one write per column covers the batch
         self._tints = np.zeros((TINT_COLUMNS, _MAX_TINTS, count))
         self._parts_used = self._tints_used = 0
 
@@ -83,7 +85,12 @@ class PartList:
                 row[rc.COLOR2 + k] = color2[..., k]
         if detail is not None:
             row[rc.DETAIL], row[rc.DETAIL + 1] = detail
-        row[rc.MATERIAL], row[rc.LABEL], row[rc.PRESENT], row[rc.SOFT] = material, label, present, soft
+        row[rc.MATERIAL], row[rc.LABEL], row[rc.PRESENT], row[rc.SOFT] = (
+            material,
+            label,
+            present,
+            soft,
+        )
 
     def tint(self, center: Triple, radius: Number, color: np.ndarray, strength: Number) -> None:
         """Blend soft spots of `color` into the skin around points; strength in [0, 1], 0 for none."""
@@ -97,7 +104,11 @@ class PartList:
         """(B, parts, PART_COLUMNS) and (B, tints, TINT_COLUMNS) in world units."""
         table = np.ascontiguousarray(self._table[:, : self._parts_used].transpose(2, 1, 0))
         tints = np.ascontiguousarray(self._tints[:, : self._tints_used].transpose(2, 1, 0))
-        for first, end in ((rc.CENTER, rc.SLAB_NORMAL), (rc.SLAB_LOW, rc.CARVED), (rc.CARVE_CENTER, rc.COLOR)):
+        for first, end in (
+            (rc.CENTER, rc.SLAB_NORMAL),
+            (rc.SLAB_LOW, rc.CARVED),
+            (rc.CARVE_CENTER, rc.COLOR),
+        ):
             table[:, :, first:end] *= _UNIT
         tints[:, :, :3] *= _UNIT
         tints[:, :, 3] /= _UNIT**2
@@ -115,9 +126,17 @@ class Proportions:
 
     def __init__(self, draw: Draws):
         fat = draw("fat")
-        self.skull = (draw("skull width", 4.65, 5.25), draw("skull height", 5.2, 5.75), draw("skull depth", 5.3, 5.8))
+        self.skull = (
+            draw("skull width", 4.65, 5.25),
+            draw("skull height", 5.2, 5.75),
+            draw("skull depth", 5.3, 5.8),
+        )
         self.skull_center = (0.0, 1.6, -0.9)
-        self.jaw = (3.45 + 0.75 * fat + draw("jaw", -0.2, 0.2), draw("jaw height", 4.1, 4.65), 4.05 + 0.2 * fat)
+        self.jaw = (
+            3.45 + 0.75 * fat + draw("jaw", -0.2, 0.2),
+            draw("jaw height", 4.1, 4.65),
+            4.05 + 0.2 * fat,
+        )
         self.jaw_center = (0.0, -2.1, 0.4)
         self.cheek = 1.6 + 0.5 * fat
         self.cheek_x = draw("cheek place", 2.2, 2.6)
@@ -136,7 +155,11 @@ class Proportions:
         cheek = (self.cheek_x, -1.3, 2.2), (self.cheek, self.cheek, self.cheek)
         heights = []
         for center, radii in ((self.skull_center, self.skull), (self.jaw_center, self.jaw), cheek):
-            square = 1 - np.square((np.abs(x) - center[0]) / radii[0]) - np.square((y - center[1]) / radii[1])
+            square = (
+                1
+                - np.square((np.abs(x) - center[0]) / radii[0])
+                - np.square((y - center[1]) / radii[1])
+            )
             heights.append(center[2] + radii[2] * np.sqrt(np.maximum(square, 0.0)))
         return np.maximum(np.maximum(heights[0], heights[1]), heights[2])
 
@@ -162,9 +185,19 @@ def _copies(x: Number) -> int:
 
 def _turned_axes(tilt: Number, roll: Number, turn: Number) -> list[Triple]:
     """Where the axes x, y, z point after the turns of `PartList.add`."""
-    axes: list[Triple] = [(np.cos(roll), np.sin(roll), 0.0), (-np.sin(roll), np.cos(roll), 0.0), (0.0, 0.0, 1.0)]
-    tilted = [(x, np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z) for x, y, z in axes]
-    return [(np.cos(turn) * x + np.sin(turn) * z, y, np.cos(turn) * z - np.sin(turn) * x) for x, y, z in tilted]
+    axes: list[Triple] = [
+        (np.cos(roll), np.sin(roll), 0.0),
+        (-np.sin(roll), np.cos(roll), 0.0),
+        (0.0, 0.0, 1.0),
+    ]
+    tilted = [
+        (x, np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z)
+        for x, y, z in axes
+    ]
+    return [
+        (np.cos(turn) * x + np.sin(turn) * z, y, np.cos(turn) * z - np.sin(turn) * x)
+        for x, y, z in tilted
+    ]
 
 
 def _grown(radii: Triple, by: Number) -> Triple:
@@ -178,19 +211,51 @@ def _add_skull(parts: PartList, draw: Draws, traits: Traits, size: Proportions) 
     parts.add(label, size.jaw_center, size.jaw, skin, **flesh)
     parts.add(label, (0.0, -5.3, 2.5), (draw("chin", 1.2, 1.9), 1.2, 1.45), skin, **flesh)
     parts.add(label, (0.0, -8.0, -1.3), (2.2, 5.5, 2.3), skin, **flesh)
-    parts.add(label, (_SIDES * size.cheek_x, -1.3, 2.2), (size.cheek, size.cheek, size.cheek), skin, **flesh)
+    parts.add(
+        label,
+        (_SIDES * size.cheek_x, -1.3, 2.2),
+        (size.cheek, size.cheek, size.cheek),
+        skin,
+        **flesh,
+    )
     tip_z = size.surface(0.0, y) + 0.35 * size.nose
     parts.add(label, (0.0, y + 1.1, tip_z - 0.45), (0.5, 1.7, 0.8), skin, tilt=-0.12, **flesh)
-    parts.add(label, (0.0, y, tip_z), (0.72 * size.nose, 0.62 * size.nose, 0.8 * size.nose), skin, **flesh)
-    parts.add(label, (_SIDES * 0.55 * size.nose, y - 0.12, tip_z - 0.4), (0.45, 0.42, 0.55), skin, **flesh)
+    parts.add(
+        label, (0.0, y, tip_z), (0.72 * size.nose, 0.62 * size.nose, 0.8 * size.nose), skin, **flesh
+    )
+    parts.add(
+        label, (_SIDES * 0.55 * size.nose, y - 0.12, tip_z - 0.4), (0.45, 0.42, 0.55), skin, **flesh
+    )
     ear, x = draw("ear size", 0.85, 1.2), size.skull[0] + 0.05
     bare = ~traits.ears_covered
     lean: dict[str, Any] = {"tilt": 0.15, "roll": -0.15 * _SIDES}
-    parts.add(label, (_SIDES * x, -0.3, -0.7), (0.55, 1.5 * ear, 0.95 * ear), skin, present=bare, **flesh, **lean)
+    parts.add(
+        label,
+        (_SIDES * x, -0.3, -0.7),
+        (0.55, 1.5 * ear, 0.95 * ear),
+        skin,
+        present=bare,
+        **flesh,
+        **lean,
+    )
     shade = 0.82 * skin * [1.0, 0.9, 0.88]
-    parts.add(label, (_SIDES * (x + 0.3), -0.2, -0.35), (0.4, 1.0 * ear, 0.55 * ear), shade, present=bare, **lean)
+    parts.add(
+        label,
+        (_SIDES * (x + 0.3), -0.2, -0.35),
+        (0.4, 1.0 * ear, 0.55 * ear),
+        shade,
+        present=bare,
+        **lean,
+    )
     ring = (traits.earring_side * (x + 0.3), -2.0, -0.4)
-    parts.add(label, ring, (0.42, 0.5, 0.42), np.array((0.95, 0.8, 0.35)), rc.GLOSSY, traits.earring_side != 0)
+    parts.add(
+        label,
+        ring,
+        (0.42, 0.5, 0.42),
+        np.array((0.95, 0.8, 0.35)),
+        rc.GLOSSY,
+        traits.earring_side != 0,
+    )
 
 
 def _add_tints(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
@@ -201,17 +266,37 @@ def _add_tints(parts: PartList, draw: Draws, traits: Traits, size: Proportions) 
     tip_z = size.surface(0.0, size.nose_y) + 0.35 * size.nose
     parts.tint((0.0, size.nose_y, tip_z + 0.5), 1.1, 0.7 * skin + 0.3 * rose, 0.7)
     parts.tint((0.0, -7.2, 0.6), 3.2, skin * [0.60, 0.52, 0.50], 0.95)
-    parts.tint((0.0, -4.6, 3.3), 3.4, 0.55 * skin + 0.45 * traits.hair_color, np.where(traits.beard == 3, 1.0, 0.0))
+    parts.tint(
+        (0.0, -4.6, 3.3),
+        3.4,
+        0.55 * skin + 0.45 * traits.hair_color,
+        np.where(traits.beard == 3, 1.0, 0.0),
+    )
 
 
 def _add_eyes(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
     x, y, z = center = (_SIDES * size.eye_x, size.eye_y, size.eye_z - 0.42)
     radii = (1.06 * size.eye, 1.1 * size.eye, 0.95)
     gaze = draw("gaze sideways", -0.14, 0.14), draw("gaze upward", -0.1, 0.1)
-    parts.add(rc.EYE_LABEL, center, radii, np.array((0.97, 0.97, 0.97)), rc.EYE, color2=traits.eye_color, detail=gaze)
+    parts.add(
+        rc.EYE_LABEL,
+        center,
+        radii,
+        np.array((0.97, 0.97, 0.97)),
+        rc.EYE,
+        color2=traits.eye_color,
+        detail=gaze,
+    )
     cut = (0.0, 0.94, -0.34)
     edge = 0.94 * y - 0.34 * z + draw("eye openness", 0.05, 0.6) * size.eye
-    parts.add(rc.SKIN_LABEL, center, _grown(radii, 0.09), 0.93 * traits.skin_color, rc.SKIN, slab=(cut, edge, _FAR))
+    parts.add(
+        rc.SKIN_LABEL,
+        center,
+        _grown(radii, 0.09),
+        0.93 * traits.skin_color,
+        rc.SKIN,
+        slab=(cut, edge, _FAR),
+    )
     lash = np.array((0.13, 0.09, 0.09))
     parts.add(rc.EYE_LABEL, center, _grown(radii, 0.15), lash, slab=(cut, edge - 0.1, edge + 0.12))
     brow = (x + 0.1 * _SIDES, y + 1.1 * size.eye + 0.75 + draw("brow lift", 0.0, 0.5))
@@ -231,19 +316,50 @@ def _add_mouth(parts: PartList, draw: Draws, traits: Traits, size: Proportions) 
     parts.add(label, (0.0, y + 0.3, z - 0.5), (1.15 * wide, 0.78, 0.95), 0.8 * lip, present=smile,
               carve=((0.0, y + 1.5, z), (1.75 * wide, 1.55, 3.0)))  # fmt: skip
     level, deep = (0.0, 1.0, 0.0), z - 0.55
-    parts.add(label, (0.0, y + 0.45, deep), (1.2 * wide, 1.3, 0.95), lip, present=grin, slab=(level, -_FAR, y + 0.38))
-    parts.add(label, (0.0, y + 0.42, deep), (1.08 * wide, 1.1, 1.06), dark, present=grin, slab=(level, -_FAR, y + 0.3))
-    parts.add(label, (0.0, y + 0.42, deep), (1.02 * wide, 1.0, 1.12), teeth, present=grin, slab=(level, y - 0.1, y + 0.28))
+    parts.add(
+        label,
+        (0.0, y + 0.45, deep),
+        (1.2 * wide, 1.3, 0.95),
+        lip,
+        present=grin,
+        slab=(level, -_FAR, y + 0.38),
+    )
+    parts.add(
+        label,
+        (0.0, y + 0.42, deep),
+        (1.08 * wide, 1.1, 1.06),
+        dark,
+        present=grin,
+        slab=(level, -_FAR, y + 0.3),
+    )
+    parts.add(
+        label,
+        (0.0, y + 0.42, deep),
+        (1.02 * wide, 1.0, 1.12),
+        teeth,
+        present=grin,
+        slab=(level, y - 0.1, y + 0.28),
+    )
     parts.add(label, (0.0, y, deep), (0.62, 0.72, 0.9), lip, present=surprised)
     parts.add(label, (0.0, y, deep), (0.42, 0.52, 1.0), dark, present=surprised)
 
 
 def _strands(color: np.ndarray, count: Number, strength: Number) -> dict[str, Any]:
-    return {"material": rc.STRANDS, "color2": np.minimum(1.45 * color + 0.05, 1.0), "detail": (count, strength)}
+    return {
+        "material": rc.STRANDS,
+        "color2": np.minimum(1.45 * color + 0.05, 1.0),
+        "detail": (count, strength),
+    }
 
 
 def _add_beard(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
-    y, z, label, color, kind = size.mouth_y, size.mouth_z, rc.BEARD_LABEL, 0.9 * traits.hair_color, traits.beard
+    y, z, label, color, kind = (
+        size.mouth_y,
+        size.mouth_z,
+        rc.BEARD_LABEL,
+        0.9 * traits.hair_color,
+        traits.beard,
+    )
     strands = _strands(color, 26.0, 0.35)
     parts.add(label, (_SIDES * 0.75, y + 0.78, z - 0.05), (0.95, 0.33, 0.45), color, present=(kind > 0) & (kind != 3),
               roll=-_SIDES * 0.25, **strands)  # fmt: skip
@@ -277,17 +393,49 @@ def _add_hair(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -
               slab=((0.0, 0.97, 0.243), draw("bob length", -5.0, -3.0), np.where(hatless, _FAR, 3.0)),
               carve=((0.0, -1.6, 7.0), (width - 0.3, 6.4, 7.2)), **strands)  # fmt: skip
     quiff = short & hatless & draw.chance("quiff", 0.5)
-    parts.add(label, (0.9 * side, 6.2, 2.0), (3.0, 1.3, 2.3), color, present=quiff, tilt=-0.35, roll=0.15 * side, **strands)
+    parts.add(
+        label,
+        (0.9 * side, 6.2, 2.0),
+        (3.0, 1.3, 2.3),
+        color,
+        present=quiff,
+        tilt=-0.35,
+        roll=0.15 * side,
+        **strands,
+    )
     low = draw.chance("low bun", 0.4) | ~hatless
-    parts.add(label, (0.0, np.where(low, 2.0, 7.6), np.where(low, -7.3, -2.4)), (2.1, 1.9, 2.0), color, present=bun, **strands)
+    parts.add(
+        label,
+        (0.0, np.where(low, 2.0, 7.6), np.where(low, -7.3, -2.4)),
+        (2.1, 1.9, 2.0),
+        color,
+        present=bun,
+        **strands,
+    )
     swing = np.where(draw.chance("tail right", 0.5), 1.0, -1.0)
     x = swing * draw("tail swing", 1.0, 3.2)
     parts.add(label, (0.4 * x, 2.6, -7.0), (1.1, 1.1, 1.2), traits.trim_color, present=tail)
-    parts.add(label, (x, -1.4, -7.5), (1.6, 4.6, 1.5), color, present=tail, roll=0.22 * swing, tilt=-0.1, **strands)
+    parts.add(
+        label,
+        (x, -1.4, -7.5),
+        (1.6, 4.6, 1.5),
+        color,
+        present=tail,
+        roll=0.22 * swing,
+        tilt=-0.1,
+        **strands,
+    )
     _add_curls(parts, draw, size, traits, curly, hatless)
 
 
-def _add_curls(parts: PartList, draw: Draws, size: Proportions, traits: Traits, curly: np.ndarray, hatless: np.ndarray) -> None:
+def _add_curls(
+    parts: PartList,
+    draw: Draws,
+    size: Proportions,
+    traits: Traits,
+    curly: np.ndarray,
+    hatless: np.ndarray,
+) -> None:
     """Round curls all over the scalp, on a spiral down from the crown, that leave the face out and the forehead half in."""
     number = np.arange(30)[:, None]
     up = 0.96 - 1.25 * number / 30
@@ -296,10 +444,16 @@ def _add_curls(parts: PartList, draw: Draws, size: Proportions, traits: Traits, 
     x, z = flat * np.sin(angle), flat * np.cos(angle)
     on_face = (z > 0.35) & (up < 0.62 - 0.3 * traits.bangs_side * x)
     under_hat = ~hatless & (up > -0.05)
-    center = (x * (size.skull[0] + 0.2), 1.7 + up * (size.skull[1] + 0.2), -1.0 + z * (size.skull[2] + 0.1))
+    center = (
+        x * (size.skull[0] + 0.2),
+        1.7 + up * (size.skull[1] + 0.2),
+        -1.0 + z * (size.skull[2] + 0.1),
+    )
     shade = np.array([0.88, 1.06, 1.0])[number % 3, None] * traits.hair_color
     curl = draw("curl size", 1.5, 1.95)
-    parts.add(rc.HAIR_LABEL, center, (curl, curl, curl), shade, present=curly & ~on_face & ~under_hat)
+    parts.add(
+        rc.HAIR_LABEL, center, (curl, curl, curl), shade, present=curly & ~on_face & ~under_hat
+    )
 
 
 def _add_hat(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
@@ -308,13 +462,35 @@ def _add_hat(parts: PartList, draw: Draws, traits: Traits, size: Proportions) ->
     center, snug, edge = (0.0, 1.9, -0.9), (0.0, 0.93, -0.367), 0.93 * 3.2
     dome = _grown(size.skull, size.hair + 0.4)
     knit = {"material": rc.STRANDS, "detail": (16.0, 0.9), "color2": 0.8 * color}
-    parts.add(label, center, _grown(dome, 0.15), color, present=beanie, slab=(snug, edge, _FAR), **knit)
+    parts.add(
+        label, center, _grown(dome, 0.15), color, present=beanie, slab=(snug, edge, _FAR), **knit
+    )
     knit = {"material": rc.STRANDS, "detail": (20.0, 0.9), "color2": 0.8 * trim}
-    parts.add(label, center, _grown(dome, 0.42), trim, present=beanie, slab=(snug, edge - 0.3, edge + 1.3), **knit)
-    parts.add(label, (0.0, 8.7, -1.0), (1.3, 1.2, 1.3), trim, present=beanie & draw.chance("pompom", 0.5))
+    parts.add(
+        label,
+        center,
+        _grown(dome, 0.42),
+        trim,
+        present=beanie,
+        slab=(snug, edge - 0.3, edge + 1.3),
+        **knit,
+    )
+    parts.add(
+        label, (0.0, 8.7, -1.0), (1.3, 1.2, 1.3), trim, present=beanie & draw.chance("pompom", 0.5)
+    )
     parts.add(label, center, dome, color, present=cap | brimmed, slab=(snug, edge, _FAR))
-    parts.add(label, center, _grown(dome, 0.1), trim, present=brimmed, slab=(snug, edge, edge + 1.0))
-    parts.add(label, (0.0, 4.85, 4.1), (3.9, 0.45, 5.0), 0.8 * color, present=cap, tilt=0.16, slab=((0.0, 0.0, 1.0), 2.0, _FAR))
+    parts.add(
+        label, center, _grown(dome, 0.1), trim, present=brimmed, slab=(snug, edge, edge + 1.0)
+    )
+    parts.add(
+        label,
+        (0.0, 4.85, 4.1),
+        (3.9, 0.45, 5.0),
+        0.8 * color,
+        present=cap,
+        tilt=0.16,
+        slab=((0.0, 0.0, 1.0), 2.0, _FAR),
+    )
     parts.add(label, (0.0, 2.1 + dome[1], -0.9), (0.55, 0.4, 0.55), trim, present=cap)
     parts.add(label, (0.0, 3.0, -0.7), (8.2, 0.6, 8.0), color, present=brimmed, tilt=-0.375)
 
@@ -346,7 +522,26 @@ def _add_clothes(parts: PartList, draw: Draws, traits: Traits) -> None:
     parts.add(label, (0.0, -12.0 + high, -1.2), (0.75 * wide, 3.6, 4.4), color, **fabric)
     parts.add(label, (0.0, -9.6 + high, -1.5), (0.62 * wide, 1.6, 2.6), color, **fabric)
     parts.add(label, (_SIDES * (wide - 3.2), -11.6 + high, -1.4), (3.6, 2.9, 3.1), color, **fabric)
-    parts.add(label, (0.0, -8.5 + high, -1.2), (2.9, 0.75, 2.9), 0.5 * color + 0.5 * trim, present=crew)
+    parts.add(
+        label, (0.0, -8.5 + high, -1.2), (2.9, 0.75, 2.9), 0.5 * color + 0.5 * trim, present=crew
+    )
     parts.add(label, (0.0, -8.2 + high, -1.2), (2.75, 2.2, 2.75), color, present=turtleneck)
-    parts.add(label, (0.0, -8.0 + high, -1.1), (3.4, 1.2, 3.4), trim, rc.STRIPES, scarf, color2=color, detail=(140.0, 0.0))
-    parts.add(label, (_SIDES * 1.55, -8.9 + high, 1.2), (1.5, 0.9, 0.5), trim, present=lapels, tilt=-0.5, roll=_SIDES * 0.75)
+    parts.add(
+        label,
+        (0.0, -8.0 + high, -1.1),
+        (3.4, 1.2, 3.4),
+        trim,
+        rc.STRIPES,
+        scarf,
+        color2=color,
+        detail=(140.0, 0.0),
+    )
+    parts.add(
+        label,
+        (_SIDES * 1.55, -8.9 + high, 1.2),
+        (1.5, 0.9, 0.5),
+        trim,
+        present=lapels,
+        tilt=-0.5,
+        roll=_SIDES * 0.75,
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
-from cips3d.models.records import Latents, Styles
+from cips3d.models.types import Latents, Styles
 
 #: Beginnings of the names of what decides shape, pose and rendered feature, which two models must share to be blended.
 NERF_PARTS = ("nerf.", "shape_mapping.", "background.")
@@ -27,7 +27,9 @@ _SHARED_FIELDS = (
 )  # fmt: skip
 
 
-def interpolate(base: Generator, other: Generator, amount: float | Sequence[float], mapping: float | None = None) -> Generator:
+def interpolate(
+    base: Generator, other: Generator, amount: float | Sequence[float], mapping: float | None = None
+) -> Generator:
     """A model between two: its implicit network, appearance mapping and mean appearance are (1 − a)·base + a·other.
 
     Args:
@@ -44,9 +46,13 @@ def interpolate(base: Generator, other: Generator, amount: float | Sequence[floa
     """
     check_same_nerf(base, other)
     blocks = base.config.inr_blocks
-    amounts = [float(amount)] * blocks if isinstance(amount, int | float) else [float(a) for a in amount]
+    amounts = (
+        [float(amount)] * blocks if isinstance(amount, int | float) else [float(a) for a in amount]
+    )
     if len(amounts) != blocks:
-        raise UserError(f"amounts: {len(amounts)} given for {blocks} blocks; give one for each, or a single one")
+        raise UserError(
+            f"amounts: {len(amounts)} given for {blocks} blocks; give one for each, or a single one"
+        )
     mapping = amounts[0] if mapping is None else mapping
     for a in (*amounts, mapping):
         if not math.isfinite(a):
@@ -55,7 +61,9 @@ def interpolate(base: Generator, other: Generator, amount: float | Sequence[floa
     theirs = other.state_dict()
     with torch.no_grad():
         for name, tensor in blended.state_dict().items():
-            tensor.copy_(_between(tensor, theirs[name].to(tensor), _amount_of(name, base, amounts, mapping)))
+            tensor.copy_(
+                _between(tensor, theirs[name].to(tensor), _amount_of(name, base, amounts, mapping))
+            )
     return blended
 
 
@@ -67,7 +75,9 @@ def swap_layers(content: Generator, style: Generator, from_block: int) -> Genera
     """
     blocks = content.config.inr_blocks
     if not 0 <= from_block <= blocks:
-        raise UserError(f"from_block: {from_block}; it must lie in 0 (all of the second model) to {blocks} (none of it)")
+        raise UserError(
+            f"from_block: {from_block}; it must lie in 0 (all of the second model) to {blocks} (none of it)"
+        )
     return interpolate(content, style, [float(i >= from_block) for i in range(blocks)])
 
 
@@ -89,34 +99,57 @@ def mix_styles(
         UserError: if the generator has no implicit network or no such block.
     """
     if "inr" not in generator.parts:
-        raise UserError(f"model: {generator.architecture} has no implicit network whose blocks could have styles of their own")
+        raise UserError(
+            f"model: {generator.architecture} has no implicit network whose blocks could have styles of their own"
+        )
     blocks = generator.config.inr_blocks
     if not 0 <= from_block <= blocks:
-        raise UserError(f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks")
-    first, second = (codes if isinstance(codes, Styles) else generator.map(codes, psi) for codes in (content, style))
-    earlier, later = ([w] * blocks if isinstance(w, Tensor) else list(w) for w in (first.appearance, second.appearance))
-    return Styles(first.shape, [*earlier[:from_block], *(w.expand_as(earlier[0]) for w in later[from_block:])])
+        raise UserError(
+            f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks"
+        )
+    first, second = (
+        codes if isinstance(codes, Styles) else generator.map(codes, psi)
+        for codes in (content, style)
+    )
+    earlier, later = (
+        [w] * blocks if isinstance(w, Tensor) else list(w)
+        for w in (first.appearance, second.appearance)
+    )
+    return Styles(
+        first.shape, [*earlier[:from_block], *(w.expand_as(earlier[0]) for w in later[from_block:])]
+    )
 
 
 def check_same_nerf(base: Generator, other: Generator) -> None:
     """Raises UserError, which names the first difference, if two models cannot be blended."""
     for generator in (base, other):
         if generator.architecture != "cips-3d":
-            raise UserError(f"models: {generator.architecture} cannot be blended; give models of architecture cips-3d")
+            raise UserError(
+                f"models: {generator.architecture} cannot be blended; give models of architecture cips-3d"
+            )
     ours, theirs = base.state_dict(), other.state_dict()
     for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [None if name not in tensors else tuple(tensors[name].shape) for tensors in (ours, theirs)]
+        shapes = [
+            None if name not in tensors else tuple(tensors[name].shape)
+            for tensors in (ours, theirs)
+        ]
         if shapes[0] != shapes[1]:
-            raise UserError(f"models: they cannot be blended, since their sizes differ ({name} is {shapes[0]} and {shapes[1]})")
+            raise UserError(
+                f"models: they cannot be blended, since their sizes differ ({name} is {shapes[0]} and {shapes[1]})"
+            )
     for name, tensor in ours.items():
         if name.startswith(NERF_PARTS) and not torch.equal(tensor, theirs[name].to(tensor)):
             raise UserError(
                 f"models: they cannot be blended, since their NeRFs differ ({name}): give a model and what cips3d finetune "
                 "made of it, or two that were made of the same one"
             )
-    differing = [name for name in _SHARED_FIELDS if getattr(base.config, name) != getattr(other.config, name)]
+    differing = [
+        name for name in _SHARED_FIELDS if getattr(base.config, name) != getattr(other.config, name)
+    ]
     if differing:
-        raise UserError(f"models: they cannot be blended, since their configurations differ in {differing[0]}")
+        raise UserError(
+            f"models: they cannot be blended, since their configurations differ in {differing[0]}"
+        )
 
 
 def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
@@ -126,7 +159,9 @@ def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mappin
             return amounts[int(index)]
         case ["inr", "to_rgb", index, *_]:
             return amounts[int(index) + generator.config.rgb_from_block]
-    return mapping  # of what is not the same in both: appearance mapping, mean styles, auxiliary head
+    return (
+        mapping  # of what is not the same in both: appearance mapping, mean styles, auxiliary head
+    )
 
 
 def _between(base: Tensor, other: Tensor, amount: float) -> Tensor:
