@@ -1,60 +1,60 @@
-"""cips3d: a 3D-aware image generator that learns from ordinary single-view pictures (CIPS-3D, Zhou et al. 2021)."""
+"""cips3d: a 3D-aware image generator that learns from single-view images (CIPS-3D, Zhou 2021)."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cips3d import trajectories
-from cips3d.camera import Camera, PoseDistribution, Rays
-from cips3d.errors import UserError
-from cips3d.export.video import save_video
-from cips3d.models.config import GeneratorConfig
-from cips3d.models.generator import Generator
-from cips3d.models.types import Latents, RayDraws, RenderOutput, Sampling, Styles
-from cips3d.pretrained import load, save
-
 if TYPE_CHECKING:
+    from cips3d import trajectories
+    from cips3d.camera import Camera, PoseDistribution, Rays
     from cips3d.editing.blending import interpolate, mix_styles, swap_layers
     from cips3d.editing.inversion import Inversion, invert
+    from cips3d.errors import UserError
     from cips3d.export.meshes import extract_mesh, save_mesh
+    from cips3d.export.video import save_video
+    from cips3d.models.config import GeneratorConfig, Sampling
+    from cips3d.models.types import Latents, RayDraws, RenderOutput, Styles
+    from cips3d.pretrained import Generator, load, push_to_hub, save
 
-__all__ = [
-    "Camera",
-    "Generator",
-    "GeneratorConfig",
-    "Inversion",
-    "Latents",
-    "PoseDistribution",
-    "RayDraws",
-    "Rays",
-    "RenderOutput",
-    "Sampling",
-    "Styles",
-    "UserError",
-    "extract_mesh",
-    "interpolate",
-    "invert",
-    "load",
-    "mix_styles",
-    "save",
-    "save_mesh",
-    "save_video",
-    "swap_layers",
-    "trajectories",
-]
-
-#: Where the names are that are imported when they are used: their libraries take a second, which else nothing waits for.
-_LATER = {
-    "Inversion": "cips3d.editing.inversion",
-    "extract_mesh": "cips3d.export.meshes",
-    "interpolate": "cips3d.editing.blending",
-    "invert": "cips3d.editing.inversion",
-    "mix_styles": "cips3d.editing.blending",
-    "save_mesh": "cips3d.export.meshes",
-    "swap_layers": "cips3d.editing.blending",
+#: The public names and where they live. Each is imported at its first use: torch alone takes a
+#: second, which `cips3d --help` should not wait for.
+_HOMES = {
+    "Camera": "camera",
+    "Generator": "pretrained",
+    "GeneratorConfig": "models.config",
+    "Inversion": "editing.inversion",
+    "Latents": "models.types",
+    "PoseDistribution": "camera",
+    "RayDraws": "models.types",
+    "Rays": "camera",
+    "RenderOutput": "models.types",
+    "Sampling": "models.config",
+    "Styles": "models.types",
+    "UserError": "errors",
+    "extract_mesh": "export.meshes",
+    "interpolate": "editing.blending",
+    "invert": "editing.inversion",
+    "load": "pretrained",
+    "mix_styles": "editing.blending",
+    "push_to_hub": "pretrained",
+    "save": "pretrained",
+    "save_mesh": "export.meshes",
+    "save_video": "export.video",
+    "swap_layers": "editing.blending",
 }
+__version__ = version("cips3d")
+__all__ = [*_HOMES, "__version__", "trajectories"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "trajectories":
+        return import_module("cips3d.trajectories")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"cips3d.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,47 +1,51 @@
-"""Cameras, rays and pose distributions (paper Section 3.1, Section 4.1).
+"""Cameras, rays and the camera prior (paper Sections 3.1 and 4.1).
 
-World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin; yaw = pitch = 0 is frontal, with the
-camera at +z, and `position = r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch)`. Angles are radians, fields of view are full
-angles in degrees across the picture's height. Camera axes are OpenGL's: x right, y up, -z forward.
+World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin. At
+yaw = pitch = 0 it is frontal, at +z; position = r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch).
+Angles are radians. Fields of view are full angles in degrees across the image's height. Camera axes
+are OpenGL's: x right, y up, -z forward.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cips3d.configuration import Configuration, check_range
+from cips3d.configuration import Configuration, FieldOfView, Finite, NonNegative, Positive
 from cips3d.errors import UserError
+from cips3d.records import TensorRecord
 
 #: One number for all cameras, or one for each.
 Numbers = float | Float[Tensor, ""] | Float[Tensor, " batch"]
-#: Rows and columns of a picture, as `numpy.s_[top:bottom, left:right]` makes them.
+#: Rows and columns of an image, as `numpy.s_[top:bottom, left:right]` makes them.
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
-#: Turns OpenGL camera axes into OpenCV's (x right, y down, z forward) and back; it is its own inverse.
+#: Turns OpenGL camera axes into OpenCV's (x right, y down, z forward) and back.
 _OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+#: Radians between the steepest camera and the pole, over which a camera has no defined up.
+_FROM_POLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Rays:
+class Rays(TensorRecord):
     """A batch of rays `origin + t·direction`, with t in world units from the camera.
+
+    Indexing selects rays of every batch entry.
 
     Attributes:
         origins: (B, N, 3) world positions.
         directions: (B, N, 3) unit vectors.
     """
 
+    axis: ClassVar[int] = 1
+
     origins: Float[Tensor, "batch rays 3"]
     directions: Float[Tensor, "batch rays 3"]
-
-    def __getitem__(self, index: slice | Tensor) -> Rays:
-        """The rays at `index` (a slice or an index tensor over the ray axis) of every batch entry."""
-        return Rays(self.origins[:, index], self.directions[:, index])
 
     def at(self, t: Float[Tensor, "batch rays samples"]) -> Float[Tensor, "batch rays samples 3"]:
         """The points origins + t·directions."""
@@ -49,55 +53,33 @@ class Rays:
 
     @property
     def count(self) -> int:
-        """Rays per batch entry."""
+        """Rays per batch entry, N."""
         return self.origins.shape[1]
 
 
 @dataclass(frozen=True)
-class Camera:
+class Camera(TensorRecord):
     """A batch of pinhole cameras.
 
     Attributes:
-        cam_to_world: (B, 4, 4) rigid transforms from OpenGL camera axes to the world.
-        fov: (B,) full field of view across the picture's height, degrees, in (0, 180).
+        cam_to_world: (B, 4, 4) rigid transforms from camera to world coordinates.
+        fov: (B,) full fields of view across the image's height, degrees.
     """
 
     cam_to_world: Float[Tensor, "batch 4 4"]
     fov: Float[Tensor, " batch"]
 
     def __post_init__(self) -> None:
-        if (
-            self.cam_to_world.device.type != "cpu"
-        ):  # a look at the values would wait for the device; meta has none
+        if self.cam_to_world.device.type != "cpu":  # reading values would wait for the device
             return
-        if not bool(torch.isfinite(self.cam_to_world).all()) or not bool(
-            torch.isfinite(self.fov).all()
-        ):
-            raise UserError(
-                "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
-            )
+        for values in (self.cam_to_world, self.fov):
+            if not bool(torch.isfinite(values).all()):
+                raise UserError(
+                    "camera: a position, angle or field of view is NaN or infinite; "
+                    "give finite numbers"
+                )
         if not bool(((self.fov > 0) & (self.fov < 180)).all()):
             raise UserError("camera: the field of view must lie strictly between 0 and 180 degrees")
-
-    def __len__(self) -> int:
-        return self.cam_to_world.shape[0]
-
-    def __getitem__(self, index: int | slice | Tensor) -> Camera:
-        """The cameras at `index`; an int keeps a batch of one."""
-        if isinstance(index, int):
-            return Camera(self.cam_to_world[index][None], self.fov[index][None])
-        return Camera(self.cam_to_world[index], self.fov[index])
-
-    def to(self, *args, **kwargs) -> Camera:
-        """The same cameras with `Tensor.to(*args, **kwargs)` applied."""
-        return Camera(self.cam_to_world.to(*args, **kwargs), self.fov.to(*args, **kwargs))
-
-    @staticmethod
-    def cat(cameras: list[Camera]) -> Camera:
-        """All cameras of the list in one batch."""
-        return Camera(
-            torch.cat([c.cam_to_world for c in cameras]), torch.cat([c.fov for c in cameras])
-        )
 
     # ---------------------------------------------------------------- making cameras
     @staticmethod
@@ -107,56 +89,56 @@ class Camera:
         up: Float[Tensor, "batch 3"] | None = None,
         fov: Numbers = 12.0,
     ) -> Camera:
-        """Cameras at `position` that look at `target` (default: the origin) with `up` (default: +y) upward in the picture.
+        """Cameras at `position` that look at `target`, by default the origin.
+
+        Args:
+            up: the direction that is upward in the image, by default +y.
+            fov: full field of view, degrees.
 
         Raises:
-            UserError: if a camera stands on its target, or looks along `up`.
+            UserError: if a camera is at its target, or looks along `up`.
         """
         if not bool(torch.isfinite(position).all()):
             raise UserError(
                 "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
             )
-        target = (
-            torch.zeros_like(position)
-            if target is None
-            else target.to(position).expand_as(position)
-        )
+        target = torch.zeros_like(position) if target is None else target.to(position)
         up = position.new_tensor([0.0, 1.0, 0.0]) if up is None else up.to(position)
-        backward = position - target
+        backward = position - target.expand_as(position)
         if bool((backward.norm(dim=-1) < 1e-8).any()):
             raise UserError("camera: the position equals the point it looks at; move one of them")
         backward = torch.nn.functional.normalize(backward, dim=-1)
         right = torch.linalg.cross(up.expand_as(backward), backward)
         if bool((right.norm(dim=-1) < 1e-6).any()):
             raise UserError(
-                "camera: it looks straight along its up vector; keep |pitch| below 90 degrees or give another up"
+                "camera: it looks straight along its up vector; "
+                "keep |pitch| below 90 degrees or give another up"
             )
         right = torch.nn.functional.normalize(right, dim=-1)
         true_up = torch.linalg.cross(backward, right)
-        pose = torch.zeros(position.shape[0], 4, 4, dtype=position.dtype, device=position.device)
-        pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2], pose[:, :3, 3] = (
-            right,
-            true_up,
-            backward,
-            position,
-        )
+        like = {"dtype": position.dtype, "device": position.device}
+        pose = torch.zeros(position.shape[0], 4, 4, **like)
+        pose[:, :3, 0], pose[:, :3, 1] = right, true_up
+        pose[:, :3, 2], pose[:, :3, 3] = backward, position
         pose[:, 3, 3] = 1.0
         return Camera(pose, _as_batch(fov, position))
 
     @staticmethod
     def orbit(
-        yaw: Numbers,
-        pitch: Numbers = 0.0,
-        radius: Numbers = 1.0,
-        fov: Numbers = 12.0,
+        yaw: Numbers, pitch: Numbers = 0.0, radius: Numbers = 1.0, fov: Numbers = 12.0
     ) -> Camera:
-        """Cameras on a sphere around the origin; scalars and (B,) tensors broadcast, with the type of the first tensor.
+        """Cameras on a sphere around the origin, which they look at.
+
+        Scalars and (B,) tensors broadcast. The dtype is that of the first tensor.
 
         Args:
             yaw: radians; positive moves the camera towards +x.
             pitch: radians, |pitch| < π/2; positive moves the camera up.
             radius: distance from the origin, world units, > 0.
             fov: full field of view, degrees.
+
+        Raises:
+            UserError: if a pitch lies beyond the poles.
         """
         tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
         like = tensors[0] if tensors else torch.empty(0)
@@ -165,17 +147,34 @@ class Camera:
             for x in (yaw, pitch, radius, fov)
         ]
         yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
+        if bool((pitch_t.abs() > math.pi / 2).any()):
+            steepest = float(pitch_t.abs().max())
+            raise UserError(
+                f"camera: a pitch of {steepest:.4g} radians lies beyond the pole; give angles in "
+                "radians, |pitch| < π/2 (math.radians converts degrees)"
+            )
         position = radius_t[:, None] * torch.stack(
             [yaw_t.sin() * pitch_t.cos(), pitch_t.sin(), yaw_t.cos() * pitch_t.cos()], dim=-1
         )
         return Camera.look_at(position, fov=fov_t)
 
     def turned(self, yaw: float) -> Camera:
-        """The same cameras, moved about the world's y axis by an angle in radians; positive towards +x."""
+        """The same cameras, rotated about the world's y axis by `yaw` radians towards +x."""
         turn = Camera.orbit(self.cam_to_world.new_tensor(yaw)).cam_to_world[:, :3, :3]
         moved = self.cam_to_world.clone()
         moved[:, :3] = turn @ self.cam_to_world[:, :3]
         return Camera(moved, self.fov)
+
+    def from_corner_grid(self, height: int) -> Camera:
+        """The wider cameras that have the same rays at pixel centres as these at pixel corners.
+
+        In the authors' grid the outermost pixels' rays lie on the edge of the field of view. Their
+        cameras become ours by this conversion, for images of `height` pixels.
+        """
+        if height < 2:
+            return self
+        widened = (torch.deg2rad(self.fov / 2).tan() * height / (height - 1)).atan()
+        return replace(self, fov=torch.rad2deg(2 * widened))
 
     # ---------------------------------------------------------------- reading cameras
     @property
@@ -184,21 +183,17 @@ class Camera:
         return self.cam_to_world[:, :3, 3]
 
     def yaw_pitch(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Yaw and pitch in radians of the positions as seen from the origin (the inverse of `orbit`)."""
+        """Yaw and pitch of the positions in radians, the inverse of `orbit`."""
         x, y, z = self.position.unbind(-1)
         return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
-    def rays(
-        self, height: int, width: int, corner_aligned: bool = False, window: Window = WHOLE
-    ) -> Rays:
-        """One ray per pixel, row by row from the top left.
+    def rays(self, height: int, width: int, window: Window = WHOLE) -> Rays:
+        """One ray per pixel centre, row by row from the top left.
 
         Args:
-            height, width: picture size in pixels, each ≥ 1. Pixels are square; the field of view spans the height.
-            corner_aligned: the authors' grid, where the outermost rows' centres lie on the edge of the field of view (and a
-                square's outermost columns'); the default starts rays at pixel centres, so that a picture keeps its scale at any
-                resolution.
-            window: the rows and columns of that picture whose rays are made, and no others.
+            height, width: image size in pixels, each ≥ 1. Pixels are square; the field of view
+                spans the height.
+            window: the rows and columns of the image whose rays are made.
 
         Returns:
             Rays with N = height·width, or the pixels of the window, and unit directions.
@@ -211,51 +206,40 @@ class Camera:
                 f"resolution: {height}x{width} has no pixels; both sides must be at least 1"
             )
         like = {"dtype": self.cam_to_world.dtype, "device": self.cam_to_world.device}
-        if corner_aligned:
-            y = torch.linspace(1, -1, height, **like)
-            x = torch.linspace(-1, 1, width, **like) * ((width - 1) / max(1, height - 1))
-        else:
-            x = (torch.arange(width, **like) * 2 + 1 - width) / height
-            y = -(torch.arange(height, **like) * 2 + 1 - height) / height
+        x = (torch.arange(width, **like) * 2 + 1 - width) / height
+        y = -(torch.arange(height, **like) * 2 + 1 - height) / height
         y, x = y[window[0]], x[window[1]]
         if y.numel() == 0 or x.numel() == 0:
             raise UserError(
-                f"window: no pixel of {height}x{width} lies in it; give rows and columns of the picture"
+                f"window: no pixel of {height}x{width} lies in it; give rows and columns inside"
             )
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         depth = -1.0 / torch.tan(torch.deg2rad(self.fov) / 2)
         plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)
         local = torch.cat([plane, depth[:, None, None].expand(-1, plane.shape[1], 1)], dim=-1)
         local = torch.nn.functional.normalize(local, dim=-1)
-        # not a matrix product, which autocast would make in 16 bits
+        # not a matrix product, which autocast would compute in 16 bits
         directions = (local[:, :, None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-1)
         return Rays(self.position[:, None].expand_as(directions), directions)
-
-    def centre_aligned(self, height: int) -> Camera:
-        """The wider camera whose rays through pixels' centres are this one's corner-aligned rays, of pictures that high."""
-        if height < 2:
-            return self
-        widened = (torch.deg2rad(self.fov / 2).tan() * height / (height - 1)).atan()
-        return replace(self, fov=torch.rad2deg(2 * widened))
 
     def project(
         self, points: Float[Tensor, "batch points 3"]
     ) -> tuple[Float[Tensor, "batch points 2"], Float[Tensor, "batch points"]]:
-        """Where world points appear in the picture, and how far they are from the camera; the inverse of `rays`.
+        """Where world points appear in the image, and their distance; the inverse of `rays`.
 
         Returns:
-            Picture coordinates x (right) and y (down) in units of half the picture's height, (0, 0) at its centre, infinite or
-            NaN for points in the camera's own plane; and the signed distance: positive in front of the camera, negative behind.
+            Image coordinates x (right) and y (down) in units of half the image's height, (0, 0) at
+            its centre, infinite or NaN for points in the camera's own plane; and the signed
+            distance, positive in front of the camera and negative behind it.
         """
         offset = points - self.position[:, None]
-        # not a matrix product, which autocast would make in 16 bits
+        # not a matrix product, which autocast would compute in 16 bits
         local = (offset[..., None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-2)
         focal = 1 / torch.tan(torch.deg2rad(self.fov) / 2)
         forward = -local[..., 2]
         signs = local.new_tensor([1.0, -1.0])
-        return local[..., :2] * signs * (focal[:, None] / forward)[..., None], offset.norm(
-            dim=-1
-        ) * forward.sign()
+        places = local[..., :2] * signs * (focal[:, None] / forward)[..., None]
+        return places, offset.norm(dim=-1) * forward.sign()
 
     # ---------------------------------------------------------------- conversions
     def to_opencv(self) -> Float[Tensor, "batch 4 4"]:
@@ -270,7 +254,7 @@ class Camera:
         )
 
     def to_label(self) -> Float[Tensor, "batch 25"]:
-        """The 25 numbers that tri-plane GANs use: 16 OpenCV camera-to-world entries, 9 intrinsics of a unit square."""
+        """The labels of tri-plane GANs: 16 OpenCV camera-to-world entries, then 9 intrinsics."""
         focal = 0.5 / torch.tan(torch.deg2rad(self.fov) / 2)
         zero, one, half = (
             torch.zeros_like(focal),
@@ -285,22 +269,25 @@ class Camera:
         """Cameras from 25-number labels; inverse of `to_label`.
 
         Raises:
-            UserError: if a label's principal point is not the centre, its focal lengths differ, or its pose is not rigid.
+            UserError: if a principal point is off-centre, focal lengths differ, or a pose is not
+                rigid.
         """
         if not bool(is_rigid(label).all()):
             raise UserError(
-                "camera label: its first 16 numbers are no rotation and position; give a camera-to-world transform"
+                "camera label: its first 16 numbers are not a rotation and a position; "
+                "give a camera-to-world transform"
             )
         if not bool(is_centred(label).all()):
             raise UserError(
-                "camera label: only centred pinhole intrinsics with equal focal lengths are supported"
+                "camera label: only centred pinhole intrinsics with equal focal lengths are "
+                "supported"
             )
         fov = torch.rad2deg(2 * torch.atan(0.5 / label[:, 20]))
         return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
 
 
 def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
-    """Whether each label's intrinsics are those of a pinhole camera with its axis through the picture's centre."""
+    """Whether each label's intrinsics are those of a pinhole camera with a centred axis."""
     intrinsics = label[:, 16:].reshape(-1, 3, 3)
     expected = torch.zeros_like(intrinsics)
     expected[:, 0, 0] = expected[:, 1, 1] = intrinsics[:, 1, 1]
@@ -311,24 +298,19 @@ def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
 
 def is_rigid(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
     """Whether each label's pose is a rotation and a position."""
-    pose = (
-        label[:, :16].reshape(-1, 4, 4).cpu()
-    )  # determinants of small matrices are no work for an accelerator
+    pose = label[:, :16].view(-1, 4, 4).cpu()  # small determinants are no work for an accelerator
     rotation = pose[:, :3, :3]
-    products = (rotation[:, :, None] * rotation[:, None]).sum(
-        dim=-1
-    )  # no matrix product, which autocast would make in 16 bits
-    turned = (
-        torch.isclose(products, torch.eye(3, dtype=pose.dtype), atol=1e-3).flatten(1).all(dim=1)
-    )
+    # not a matrix product, which autocast would compute in 16 bits
+    products = (rotation[:, :, None] * rotation[:, None]).sum(dim=-1)
+    identity = torch.eye(3, dtype=pose.dtype)
+    orthogonal = torch.isclose(products, identity, atol=1e-3).flatten(1).all(dim=1)
     homogeneous = torch.isclose(pose[:, 3], pose.new_tensor([0.0, 0.0, 0.0, 1.0])).all(dim=1)
-    return (
-        turned & homogeneous & (torch.det(rotation) > 0) & pose.isfinite().flatten(1).all(dim=1)
-    ).to(label.device)
+    finite = pose.isfinite().flatten(1).all(dim=1)
+    return (orthogonal & homogeneous & (torch.det(rotation) > 0) & finite).to(label.device)
 
 
 def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:
-    """Labels of the cameras that see a mirrored world's pictures mirrored: yaw, roll and the centre's x change sides."""
+    """Labels of the mirrored images: yaw, roll and the principal point's x change sides."""
     signs = label.new_tensor([-1.0, 1.0, 1.0, 1.0])
     pose = label[:, :16].view(-1, 4, 4) * torch.outer(signs, signs)
     intrinsics = label[:, 16:].clone()
@@ -338,35 +320,31 @@ def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"
 
 @dataclass(frozen=True)
 class PoseDistribution(Configuration):
-    """The camera prior: how cameras are drawn on the sphere (paper Section 4.1; FFHQ values of the authors' settings).
+    """The camera prior (paper Section 4.1; the defaults are the authors' for FFHQ).
 
     Attributes:
-        kind: "gaussian" (normal yaw and pitch), "uniform" (yaw and pitch uniform), or "spherical" (uniform on the patch of the
-            sphere: yaw uniform, sin(pitch) uniform).
+        kind: "gaussian" (yaw and pitch normal), "uniform" (both uniform), or "spherical" (uniform
+            on the patch of the sphere: yaw and sin(pitch) uniform).
         yaw_mean, pitch_mean: radians.
-        yaw_std, pitch_std: radians; standard deviations of the Gaussian, half widths of the two uniform kinds.
+        yaw_std, pitch_std: radians; standard deviations of the Gaussian, half widths of the others.
         radius: distance of the camera, world units.
         fov: full field of view, degrees.
     """
 
-    kind: Literal["gaussian", "uniform", "spherical"] = "gaussian"
-    yaw_mean: float = 0.0
-    yaw_std: float = 0.3
-    pitch_mean: float = 0.0
-    pitch_std: float = 0.155
-    radius: float = 1.0
-    fov: float = 12.0
+    label: ClassVar[str] = "camera prior"
 
-    def __post_init__(self) -> None:
-        check_range(self, "camera prior", "yaw_mean pitch_mean")
-        check_range(self, "camera prior", "yaw_std pitch_std", least=0)
-        check_range(self, "camera prior", "radius", above=0)
-        check_range(self, "camera prior", "fov", above=0, below=180)
+    kind: Literal["gaussian", "uniform", "spherical"] = "gaussian"
+    yaw_mean: Finite = 0.0
+    yaw_std: NonNegative = 0.3
+    pitch_mean: Finite = 0.0
+    pitch_std: NonNegative = 0.155
+    radius: Positive = 1.0
+    fov: FieldOfView = 12.0
 
     def angles(
         self, draws: Float[Tensor, "batch 2"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Yaw and pitch in radians from standard draws: normal ones for "gaussian", uniform in [0, 1) for the others."""
+        """Yaw and pitch in radians from standard draws, see `draw`."""
         first, second = draws.unbind(-1)
         if self.kind == "gaussian":
             yaw, pitch = (
@@ -381,31 +359,33 @@ class PoseDistribution(Configuration):
                 bottom, top = self.pitch_mean - self.pitch_std, self.pitch_mean + self.pitch_std
                 low, high = math.sin(max(bottom, -math.pi / 2)), math.sin(min(top, math.pi / 2))
                 pitch = torch.asin(low + (high - low) * second)
-        limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
-        return yaw, pitch.clamp(-limit, limit)
+        return yaw, below_pole(pitch)
 
     def draw(
         self, count: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch 2"]:
-        """Standard draws of this kind, for `angles` and `camera`, on the CPU."""
-        return (torch.randn if self.kind == "gaussian" else torch.rand)(
-            count, 2, generator=generator
-        )
+        """Standard draws on the CPU: normal for "gaussian", else uniform in [0, 1)."""
+        draw = torch.randn if self.kind == "gaussian" else torch.rand
+        return draw(count, 2, generator=generator)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """`count` random cameras on the CPU, float32."""
         return self.camera(self.draw(count, generator))
 
     def camera(self, draws: Float[Tensor, "batch 2"]) -> Camera:
-        """Cameras for given standard draws (see `angles`)."""
+        """The cameras of given standard draws, see `draw`."""
         return self.at(*self.angles(draws))
 
     def at(self, yaw: Numbers, pitch: Numbers = 0.0) -> Camera:
-        """The camera at these angles (radians), with the prior's distance and field of view, looking at the origin."""
+        """Cameras at these angles (radians), with the prior's distance and field of view."""
         return Camera.orbit(yaw, pitch, self.radius, self.fov)
 
 
+def below_pole(pitch: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Pitches in radians, kept away from the poles, over which a camera has no defined up."""
+    limit = math.pi / 2 - _FROM_POLE
+    return pitch.clamp(-limit, limit)
+
+
 def _as_batch(value: float | Tensor, like: Tensor) -> Tensor:
-    return (
-        torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape[0]).clone()
-    )
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like)).clone()

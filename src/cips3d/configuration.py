@@ -1,33 +1,142 @@
-"""Configuration dataclasses to JSON and back, checked by pydantic: unknown names and wrong types end in one clear line."""
+"""Configuration dataclasses: ranges declared as types, one clear line per error, JSON in both directions."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 
 from cips3d.errors import UserError
 
 T = TypeVar("T")
 
+#: Largest count that an option accepts, and largest amount or angle.
+MOST, MOST_AMOUNT = 2**31 - 1, 1e6
+
+# Ranges, for fields of configurations and for options of the command line.
+Finite = Annotated[float, AllowInfNan(False)]
+Amount = Annotated[float, AllowInfNan(False), Ge(-MOST_AMOUNT), Le(MOST_AMOUNT)]
+Positive = Annotated[float, AllowInfNan(False), Gt(0)]
+NonNegative = Annotated[float, AllowInfNan(False), Ge(0)]
+Share = Annotated[float, AllowInfNan(False), Ge(0), Le(1)]
+Decay = Annotated[float, AllowInfNan(False), Ge(0), Lt(1)]
+FieldOfView = Annotated[float, AllowInfNan(False), Gt(0), Lt(180)]
+Count = Annotated[int, Ge(1), Le(MOST)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+#: Layers of a network, octaves of an encoding; more are a slip of the finger.
+Layers, Octaves = Annotated[int, Ge(1), Le(100)], Annotated[int, Ge(0), Le(100)]
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
 
 class Configuration:
-    """Base of every configuration dataclass: a field that it does not know is an error, not silently dropped."""
+    """Base of every configuration dataclass: validates its fields on construction.
+
+    Numbers may be numpy's or torch's. Fields that it does not know are an error, not dropped.
+
+    Raises:
+        UserError: for a value of the wrong type or out of range, and from `check`.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+    #: What an error line calls the configuration.
+    label: ClassVar[str] = "configuration"
+
+    def __post_init__(self) -> None:
+        for name, adapter in _adapters(type(self)).items():
+            value = _validated(adapter, getattr(self, name), f"{self.label}: {name}")
+            object.__setattr__(self, name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError where fields do not go together."""
 
 
+def validated(kind: Any, value: Any, name: str) -> Any:
+    """`value` as `kind`, a type with its range.
+
+    Args:
+        name: what the user knows the value by, such as an option, for the error line.
+
+    Raises:
+        UserError: if it does not fit.
+    """
+    return _validated(TypeAdapter(kind), value, name)
+
+
+def _validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
+    try:
+        _refuse_long_numbers(value)
+        return adapter.validate_python(_plain(value))
+    except ValidationError as error:
+        raise UserError(_line(name, error)) from None
+
+
+@cache
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+    """What validates each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    assert dataclasses.is_dataclass(kind)
+    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's; everything else as it is."""
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if is_scalar else value
+
+
+def _line(source: str, error: ValidationError) -> str:
+    """The first fault of a validation, as a line for the user."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))
+    name = f"{source}.{place}" if place else source
+    given = f"{first['input']!r:.80}"
+    context = first.get("ctx", {})
+    for key, words in _BOUNDS.items():
+        if key in context:
+            return f"{name} is {given}; it must be {words} {context[key]}"
+    match first["type"]:
+        case "finite_number":
+            return f"{name} is {given}; give a finite number"
+        case "literal_error":
+            return f"{name} is {given}; choose {context['expected']}"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{name}: unknown setting; see a run's config.json for the names"
+        case "missing" | "missing_argument":
+            return f"{name}: is missing"
+        case "tuple_type" | "list_type":
+            return f'{name} is {given}; give a list in JSON, such as ["a", "b"]'
+    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]} (got {given})"
+
+
+def _refuse_long_numbers(values: Any) -> None:
+    """Raises UserError for numbers that Python and JSON allow and tensors do not hold."""
+    if isinstance(values, int) and not -(2**63) <= values < 2**63:
+        raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
+    if isinstance(values, float) and 1e100 < abs(values) < math.inf:
+        raise UserError(f"{values:g} is too large; give a number below 1e100")
+    if isinstance(values, dict):
+        values = list(values.values())
+    for entry in values if isinstance(values, list) else ():
+        _refuse_long_numbers(entry)
+
+
+# ---------------------------------------------------------------- JSON
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as JSON-ready dictionaries, lists, numbers and strings."""
+    """A configuration as dictionaries, lists, numbers and strings that JSON can hold."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def from_dict(kind: type[T], values: Any, source: str) -> T:
-    """A configuration dataclass from the dictionary that `to_dict` made (missing fields take their defaults).
+    """A configuration from the dictionary that `to_dict` made; missing fields take their defaults.
 
     Args:
         values: usually a dictionary; anything else that JSON holds is refused.
@@ -42,63 +151,35 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        remedy = (
-            '; a list is JSON, such as ["a", "b"]'
-            if first["type"] in ("tuple_type", "list_type")
-            else ""
-        )
-        raise UserError(
-            f"{source}: {where}: {first['msg']} (got {first['input']!r:.80}){remedy}"
-        ) from None
+        raise UserError(_line(f"{source}: ", error).replace(": .", ": ")) from None
 
 
-def _refuse_long_numbers(values: Any) -> None:
-    """Raises UserError for whole numbers that 64 bits do not hold, which JSON and Python allow and tensors do not, and for
-    others that would be infinite in other units.
+def read_json(kind: type[T], path: Path) -> T:
+    """A configuration dataclass from a JSON file.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or does not fit the dataclass.
     """
-    if isinstance(values, int) and not -(2**63) <= values < 2**63:
-        raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
-    if isinstance(values, float) and 1e100 < abs(values) < math.inf:
-        raise UserError(f"{values:g} is too large; give a number below 1e100")
-    for entry in (
-        values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
-    ):
-        _refuse_long_numbers(entry)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a JSON file ({error}); restore it") from None
+    if not isinstance(values, dict):
+        kind_found = type(values).__name__
+        raise UserError(f"{path} contains a {kind_found}, not a configuration; restore it")
+    return from_dict(kind, values, str(path))
 
 
-def check_range(
-    config: Any,
-    kind: str,
-    names: str,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> None:
-    """Raises UserError for the first field that is out of range: neither None nor a finite number within all bounds.
-
-    Args:
-        kind: what the user knows the configuration by, for the error line.
-        names: of the fields, with spaces between them.
-    """
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    for name in names.split():
-        value = getattr(config, name)
-        if value is not None and not (least <= value <= most and above < value < below):
-            told = [f"{words} {bound}" for words, bound in bounds.items() if abs(bound) < math.inf]
-            told += [] if abs(value) < math.inf else ["finite"]
-            raise UserError(f"{kind}: {name} is {value}; it must be {' and '.join(told)}")
-
-
+# ---------------------------------------------------------------- single settings
 def with_settings(config: T, settings: Sequence[str], source: str) -> T:
     """A configuration with single values changed.
 
     Args:
-        settings: such as "loss=relativistic", "stages.1.batch=8" or "stages.*.augment=0.5": a path of field names, numbers of
-            list entries (from 0) or * for all of them, and a value in JSON; what is no JSON is taken as text.
+        settings: such as "seed=1", "stages.1.batch=8" or "stages.*.augment=0.5": a path of field
+            names and list indices (from 0, or * for all), then a value in JSON. Anything that is
+            not JSON is taken as text.
         source: what the user knows the settings by, for the error line.
 
     Raises:
@@ -114,68 +195,58 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
         except ValueError:
             value = text
         *parents, name = path.split(".")
-        if not parents and name not in values and (nearby := _path_to(name, values)):
-            raise UserError(f"{source}: there is no {name}, but {nearby}; give that")
         places: list[Any] = [values]
         for parent in parents:
             places = [
-                inner for place in places for inner in _entries(place, parent, f"{source}: {path}")
+                inner
+                for place in places
+                for inner in _entries(place, parent, f"{source}: {path}", values)
             ]
         for place in places:
             if isinstance(place, list):
-                raise UserError(
-                    f"{source}: {path} names a whole entry of a list; name one of its fields"
-                )
+                raise UserError(f"{source}: {path} is an entry of a list; name one of its fields")
+            is_free = all(key.isdecimal() for key in place)  # new, or keyed by resolution
+            if name not in place and not is_free:
+                raise _unknown(path, name, values, source)
             place[name] = value
     return from_dict(type(config), values, source)
 
 
-def _path_to(name: str, place: Any) -> str | None:
-    """Where a field of that name is farther down, all entries of a list alike."""
-    inner = (
-        place.items()
-        if isinstance(place, dict)
-        else [("*", entry) for entry in place]
-        if isinstance(place, list)
-        else ()
-    )
-    for key, entry in inner:
-        if isinstance(entry, dict) and name in entry:
-            return f"{key}.{name}"
-        if (found := _path_to(name, entry)) is not None:
-            return f"{key}.{found}"
-    return None
-
-
-def _entries(place: Any, name: str, source: str) -> list[Any]:
+def _entries(place: Any, name: str, source: str, whole: Any) -> list[Any]:
     """The dictionaries and lists called `name` in a dictionary or list."""
     if isinstance(place, dict) and name in place:
+        if place[name] is None:  # an optional part, which the setting adds
+            place[name] = {}
         found = [place[name]]
     elif isinstance(place, list) and name == "*":
         found = list(place)
     elif isinstance(place, list) and name.isdecimal() and int(name) < len(place):
         found = [place[int(name)]]
     else:
-        raise UserError(
-            f"{source}: there is no {name}; see the configuration in a run's config.json for the names"
-        )
+        raise _unknown(source.partition(": ")[2], name, whole, source.partition(": ")[0])
     if not all(isinstance(entry, (dict, list)) for entry in found):
-        raise UserError(f"{source}: {name} holds no further fields")
+        raise UserError(f"{source}: {name} has no fields of its own")
     return found
 
 
-def read_json(kind: type[T], path: Path) -> T:
-    """A configuration dataclass from a JSON file.
+def _unknown(path: str, name: str, whole: Any, source: str) -> UserError:
+    """The error for a setting that does not exist, with the nearest one that does."""
+    from difflib import get_close_matches
 
-    Raises:
-        UserError: if the file cannot be read, is not JSON, or does not fit the dataclass.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not a JSON file ({error}); restore it") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not a configuration; restore it")
-    return from_dict(kind, values, str(path))
+    known = list(_paths(whole))
+    same_name = [other for other in known if other.rpartition(".")[2] == name and other != path]
+    near = same_name[:1] or get_close_matches(path, known, 1, 0.6)
+    hint = f"did you mean {near[0]}?" if near else "a run's config.json lists the names"
+    return UserError(f"{source}: there is no {name}; {hint}")
+
+
+def _paths(place: Any, prefix: str = "") -> list[str]:
+    """All settings, with * for the entries of lists."""
+    found: list[str] = []
+    if isinstance(place, dict):
+        for key, entry in place.items():
+            found += [f"{prefix}{key}", *_paths(entry, f"{prefix}{key}.")]
+    elif isinstance(place, list):
+        for entry in place:
+            found += [path for path in _paths(entry, f"{prefix}*.") if path not in found]
+    return found

@@ -1,41 +1,39 @@
-"""What the user can mend: the one exception for it, what to say of others; the command line prints a line, exit status 2."""
-
-import torch
+"""The one exception for what a user can mend. The command line prints it as one line, exit status 2."""
 
 _NOT_ENOUGH_MEMORY = (
-    "there is not enough memory for this; take smaller pictures, batches or networks "
-    "(cips3d plan and cips3d info tell what they need)"
+    "not enough memory; use smaller images, batches or networks "
+    "(cips3d plan and cips3d info print what they need)"
 )
 _DATA_WORKER = (
-    "workers: a data loading process has died, as one does where memory or shared memory (docker's --shm-size) is short; "
-    "give more of it, or set workers=0"
+    "workers: a data loading process died, which happens when memory or shared memory "
+    "(docker's --shm-size) runs out; provide more, or set workers=0"
 )
 
 
 class UserError(Exception):
     """A fault in a file, an option or a value that the user gave.
 
-    The message is one line that names the file or option, says what is wrong and what to do about it.
+    The message is one line that names the file or option, what is wrong and what to do about it.
     """
 
 
 def machine_fault(error: Exception) -> str | None:
-    """What to say of an error whose reason is the machine: a lack of memory, which torch tells of CPUs in words only."""
-    if str(error).startswith("DataLoader worker"):
+    """The line for an error that the machine causes, such as a lack of memory; None for others."""
+    text = str(error)
+    if text.startswith("DataLoader worker"):
         return _DATA_WORKER
+    # on CPUs, torch reports a lack of memory in words only
     words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
-    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error) for word in words
-    )
+    short = isinstance(error, MemoryError) or any(word in text for word in words)
     return _NOT_ENOUGH_MEMORY if short else None
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The first line of an error's message, printable."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown((text or type(error).__name__).splitlines()[0])
+    return printable((text or type(error).__name__).splitlines()[0])
 
 
-def shown(text: object) -> str:
-    """`text` as it can be printed on one line, whatever bytes a file name holds."""
+def printable(text: object) -> str:
+    """`text` on one line, whatever bytes a file name contains."""
     return "".join(c if c.isprintable() else "?" for c in str(text))

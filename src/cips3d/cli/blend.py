@@ -104,9 +104,7 @@ def blend(
     else:
         blended = interpolate(first, second, weights or (amount or 0.0))
     if suffix == ".safetensors":
-        with atomic_path(out) as temporary:  # both files, or neither
-            pretrained.save(blended, temporary)
-            pretrained.copy_discriminators(base, out)
+        pretrained.save(blended, out, pretrained.load_discriminators(base))
     else:
         turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
         save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cips3d import pretrained
+from cips3d import official, pretrained
 from cips3d.cli.options import Derived, at_least
 from cips3d.errors import UserError
 from cips3d.files import check_writable
@@ -29,23 +29,11 @@ def import_official(
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"{out}: the name must end in .safetensors")
     pretrained.check_replaces_nothing(out, checkpoint, discriminators)
-    stale = pretrained.discriminators_file(out)
-    if discriminators is None and stale.exists():
-        raise UserError(
-            f"{stale}: would be taken for this model's discriminators; remove it, or give another name than {out}"
-        )
     check_writable(out)
-    official = pretrained.read_official(checkpoint)
-    generator = pretrained.import_official_generator(official, str(checkpoint), resolution)
-    judges = (
-        None
-        if discriminators is None
-        else pretrained.import_official_discriminators(discriminators)
-    )
-    pretrained.save(generator, out)
-    if judges is not None:
-        pretrained.save_discriminators(judges, out)
-    config = generator.config
+    generator = official.import_generator(official.read(checkpoint), str(checkpoint), resolution)
+    judges = None if discriminators is None else official.import_discriminators(discriminators)
+    pretrained.save(generator, out, judges)
+    config = generator.networks
     print(
         f"{out}: {parameter_count(generator):,} parameters, INR {config.inr_blocks} blocks × {config.inr_width}"
     )

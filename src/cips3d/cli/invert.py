@@ -26,7 +26,7 @@ from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.consistency import seen_pose
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.pretrained import MODEL_FILE
 
 #: What an inversion leaves besides the model.
@@ -136,7 +136,7 @@ def invert(
 
 
 def _start(
-    generator: Generator,
+    generator: ImageGenerator,
     picture: torch.Tensor,
     yaw: float | None,
     pitch: float,
@@ -158,7 +158,8 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
     cameras = orbit_cameras(found.generator, _YAWS)
     with contextlib.ExitStack() as stack:  # all, or none
         there = {name: stack.enter_context(atomic_path(out / name)) for name in _FILES}
-        pretrained.save(found.generator, there[MODEL_FILE])
+        discriminators = pretrained.load_discriminators(model)
+        pretrained.save(found.generator, there[MODEL_FILE], discriminators)
         Subject(found.styles, found.camera).save(there[SUBJECT_FILE], found.generator)
         there[CAMERA_FILE].write_text(json.dumps(content, indent=2) + "\n")
         save_image(there[REPORT_FILE], inversion_sheet(picture, found))
@@ -166,7 +167,6 @@ def _write(out: Path, image: Path, model: str, picture: torch.Tensor, found: Inv
             there[VIEWS_FILE],
             view_sheet(found.generator, found.styles, cameras, show=("image", "depth")),
         )
-        pretrained.copy_discriminators(model, out / MODEL_FILE)
     print(f"camera: yaw {yaw:.1f} degrees, pitch {pitch:.1f} degrees")
     print(f"the picture, what was made of it, and the subject from all sides: {out / REPORT_FILE}")
     where = f"{out / MODEL_FILE} turn.mp4 --subject {out / SUBJECT_FILE}"

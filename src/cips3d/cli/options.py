@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError, first_line
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Styles
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def share_bar(name: str) -> Iterator[Callable[..., None]]:
 
 
 def chosen(
-    generator: Generator,
+    generator: ImageGenerator,
     subject: Path | None,
     count: int,
     seed: int,
@@ -126,7 +126,7 @@ def chosen(
     return styles if psi is None else generator.truncate(styles, psi)
 
 
-def to_device(generator: Generator, device: str) -> Generator:
+def to_device(generator: ImageGenerator, device: str) -> ImageGenerator:
     """The generator on the named device; "auto" takes the fastest there is."""
     if device == "auto":
         found = torch.accelerator.current_accelerator(

@@ -31,7 +31,7 @@ from cips3d.export.sheets import view_sheet
 from cips3d.export.strips import KINDS, Kind
 from cips3d.export.video import interpolated, video_frames
 from cips3d.files import check_writable
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, Styles
 
 _PATHS = ("arc", "orbit", "figure-eight", "dolly-zoom")
@@ -159,7 +159,7 @@ def _video_length(path: str, seconds: float | None, fps: int, seeds: int) -> int
 
 
 def _cameras(
-    generator: Generator,
+    generator: ImageGenerator,
     path: str,
     frames: int | None,
     fps: int,
@@ -202,7 +202,7 @@ def _before(first: Styles, others: Styles) -> Styles:
     return Styles(shape, [torch.cat([w, appearance]) for w in first.appearance])
 
 
-def _by_seeds(generator: Generator, seeds: tuple[int, ...]) -> Latents:
+def _by_seeds(generator: ImageGenerator, seeds: tuple[int, ...]) -> Latents:
     """The first subject of each seed."""
     each = [generator.sample_latents(1, seed) for seed in seeds]
     return Latents(torch.cat([z.shape for z in each]), torch.cat([z.appearance for z in each]))

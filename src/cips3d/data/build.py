@@ -17,7 +17,7 @@ from PIL import Image
 
 from cips3d.data.images import FILTERS, LABEL_FILE, central_square, read_labels
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
-from cips3d.errors import UserError, first_line, shown
+from cips3d.errors import UserError, first_line, printable
 from cips3d.files import atomic_path, png
 from cips3d.heads.archive import member_name
 
@@ -124,7 +124,7 @@ def build_zip(
             written.append((target, None if labels is None else labels[name]))
         if not written:
             raise UserError(
-                f"{shown(path)}: none of its pictures can be used{': ' + left_out[0] if left_out else ''}"
+                f"{printable(path)}: none of its pictures can be used{': ' + left_out[0] if left_out else ''}"
             )
         record = {"source": path.name, "every": every, "pictures": len(written)} | vars(recipe)
         content = {"labels": None if labels is None else written, "cips3d": record}
@@ -148,7 +148,11 @@ def _entries(path: Path) -> tuple[Iterator[_Entry], dict[str, Any] | None]:
 
     def pictures() -> Iterator[_Entry]:
         for name in names:
-            yield name, shown(source.place(name)), lambda name=name: opened_picture(source, name)
+            yield (
+                name,
+                printable(source.place(name)),
+                lambda name=name: opened_picture(source, name),
+            )
 
     names = picture_names(source)
     return pictures(), read_labels(source)
@@ -160,9 +164,11 @@ def _frames(path: Path) -> Iterator[_Entry]:
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
-                raise UserError(f"{shown(path)}: has no pictures in it, only sound; give a video")
+                raise UserError(
+                    f"{printable(path)}: has no pictures in it, only sound; give a video"
+                )
             for frame in container.decode(video=0):
-                place = f"frame {number} of {shown(path)}"
+                place = f"frame {number} of {printable(path)}"
                 limit = Image.MAX_IMAGE_PIXELS
                 if limit is not None and frame.width * frame.height > limit:
                     raise UserError(
@@ -177,11 +183,11 @@ def _frames(path: Path) -> Iterator[_Entry]:
     except (av.error.FFmpegError, OSError) as error:
         where = "cannot be read" if number == 0 else f"is damaged after frame {number - 1}"
         raise UserError(
-            f"{shown(path)}: {where} ({first_line(error)}); convert it, or give its pictures"
+            f"{printable(path)}: {where} ({first_line(error)}); convert it, or give its pictures"
         ) from error
     if number == 0:
         raise UserError(
-            f"{shown(path)}: holds no frame that can be decoded; convert it, or give its pictures"
+            f"{printable(path)}: holds no frame that can be decoded; convert it, or give its pictures"
         )
 
 

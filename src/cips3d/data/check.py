@@ -24,7 +24,7 @@ from cips3d.data.images import (
     read_labels,
 )
 from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
-from cips3d.errors import UserError, shown
+from cips3d.errors import UserError, printable
 
 #: Pictures of the contact sheet, in a row and in all, and the side of each in pixels.
 SHEET_COLUMNS, SHEET_PICTURES, SHEET_SIDE = 8, 64, 96
@@ -125,7 +125,7 @@ def _look_at_cameras(report: DataReport, labels: dict[str, list[float]]) -> None
     numbers = torch.tensor(list(labels.values())).reshape(-1, LABEL_SIZE)
     fine = is_centred(numbers) & is_rigid(numbers)
     report.odd_labels = [
-        shown(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine
+        printable(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine
     ]
     if fine.any():
         cameras = Camera.from_label(numbers[fine])
@@ -149,12 +149,12 @@ def check(
     source = open_source(Path(path))
     names = picture_names(source)
     labels = read_labels(source)
-    report = DataReport([shown(name) for name in names], resolution, _kind(labels, names))
+    report = DataReport([printable(name) for name in names], resolution, _kind(labels, names))
     if labels is not None and not are_classes(labels):
         good: dict[str, list[float]] = {}
         for name in names:
             try:
-                good[name] = camera_label(labels, name, shown(source.place(LABEL_FILE)))
+                good[name] = camera_label(labels, name, printable(source.place(LABEL_FILE)))
             except UserError as error:
                 report.unlabelled.append(str(error))
                 report.faulty.add(name)
@@ -178,7 +178,7 @@ def check(
         digest = hashlib.blake2b(
             array.tobytes() + repr(array.shape).encode(), digest_size=16
         ).digest()
-        digests.setdefault(digest, []).append(shown(name))
+        digests.setdefault(digest, []).append(printable(name))
         square = (
             np.asarray(central_square(rgb, min(side, MOST_SIDE), FILTERS["box"]))
             .reshape(-1, 3)
@@ -194,7 +194,7 @@ def check(
         report.not_square += rgb.width != rgb.height
         report.grey += bool((array[..., :1] == array).all())
         if resolution is not None and side < resolution:
-            report.too_small.append(f"{shown(name)} ({rgb.width}x{rgb.height})")
+            report.too_small.append(f"{printable(name)} ({rgb.width}x{rgb.height})")
             report.faulty.add(name)
         if number in shown_ones:
             thumbnails.append(central_square(rgb, SHEET_SIDE, FILTERS["lanczos"]))

@@ -30,7 +30,7 @@ from cips3d.data.sources import (
     picture_names,
     upright_rgb,
 )
-from cips3d.errors import UserError, first_line, shown
+from cips3d.errors import UserError, first_line, printable
 
 #: StyleGAN's file of labels beside the pictures.
 LABEL_FILE = "dataset.json"
@@ -143,13 +143,13 @@ class ImageDataset(Dataset):
                 )
 
     def _place(self, name: str) -> str:
-        return shown(self._source.place(name))
+        return printable(self._source.place(name))
 
     def _read_labels(self) -> Float[Tensor, "count 25"] | None:
         by_name = read_labels(self._source)
         if by_name is None or are_classes(by_name):
             return None
-        place = shown(self._source.place(LABEL_FILE))
+        place = printable(self._source.place(LABEL_FILE))
         return torch.tensor(
             [camera_label(by_name, name, place) for name in self.names], dtype=torch.float32
         )
@@ -198,7 +198,7 @@ def read_labels(source: Source) -> dict[str, Any] | None:
         pairs = content["labels"]
         return None if pairs is None else dict(pairs)
     except (TypeError, KeyError, ValueError) as error:
-        place = shown(source.place(LABEL_FILE))
+        place = printable(source.place(LABEL_FILE))
         raise UserError(
             f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it'
         ) from error
@@ -230,7 +230,7 @@ def _label_file(source: Source) -> Any:
     except UserError:
         raise
     except Exception as error:
-        place = shown(source.place(LABEL_FILE))
+        place = printable(source.place(LABEL_FILE))
         raise UserError(
             f"{place}: is no readable JSON ({first_line(error)}); mend or remove it"
         ) from error
@@ -252,13 +252,13 @@ def camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
     label = by_name.get(name)
     if label is None:
         raise UserError(
-            f"{place}: has no label for {shown(name)}; add one, or remove the picture or the labels"
+            f"{place}: has no label for {printable(name)}; add one, or remove the picture or the labels"
         )
     numbers = isinstance(label, list) and all(
         type(x) in (int, float) and math.isfinite(x) for x in label
     )
     if not numbers or len(label) != LABEL_SIZE:
         raise UserError(
-            f"{place}: the label of {shown(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels"
+            f"{place}: the label of {printable(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels"
         )
     return label

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from cips3d.errors import UserError, first_line, shown
+from cips3d.errors import UserError, first_line, printable
 
 #: File names that are taken for pictures, in any case; other files are passed over.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -37,7 +37,7 @@ class Folder:
     def names(self) -> list[str]:
         def fail(error: OSError) -> None:
             raise UserError(
-                f"{shown(error.filename)}: cannot be listed ({first_line(error)}); make the folder readable"
+                f"{printable(error.filename)}: cannot be listed ({first_line(error)}); make the folder readable"
             )
 
         walk = os.walk(self.path, onerror=fail)
@@ -73,7 +73,7 @@ class Zip:
             inside = PureWindowsPath(name)  # which knows both kinds of slash, and drives
             if inside.anchor or ".." in inside.parts:
                 raise UserError(
-                    f"{shown(self.path)}: its member {shown(name)} points outside the zip; make the zip again"
+                    f"{printable(self.path)}: its member {printable(name)} points outside the zip; make the zip again"
                 )
         return names
 
@@ -84,7 +84,7 @@ class Zip:
         )
         if size > most:
             raise UserError(
-                f"{shown(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it"
+                f"{printable(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it"
             )
         return self._opened().open(name)
 
@@ -128,7 +128,7 @@ def open_source(path: Path) -> Source:
         UserError: if there is none that can be read.
     """
     if not path.exists():
-        raise UserError(f"{shown(path)}: no such folder or zip; check the path")
+        raise UserError(f"{printable(path)}: no such folder or zip; check the path")
     if path.is_dir():
         return Folder(path)
     source = Zip(path)
@@ -142,14 +142,14 @@ def open_source(path: Path) -> Source:
     ) as error:  # the last two of damaged headers
         if isinstance(error, OSError) and error.strerror:
             raise UserError(
-                f"{shown(path)}: cannot be read ({error.strerror}); give a readable folder or zip"
+                f"{printable(path)}: cannot be read ({error.strerror}); give a readable folder or zip"
             ) from error
         if path.suffix.lower() == ".zip":
             raise UserError(
-                f"{shown(path)}: is damaged or cut off ({first_line(error)}); make or copy the zip again"
+                f"{printable(path)}: is damaged or cut off ({first_line(error)}); make or copy the zip again"
             ) from error
         raise UserError(
-            f"{shown(path)}: is neither a folder nor a zip of pictures; give one of these"
+            f"{printable(path)}: is neither a folder nor a zip of pictures; give one of these"
         ) from error
     return source
 
@@ -163,7 +163,7 @@ def picture_names(source: Source) -> list[str]:
     names = sorted(name for name in source.names() if is_picture(name))
     if not names:
         raise UserError(
-            f"{shown(source.path)}: holds no pictures; looked for {', '.join(EXTENSIONS)}"
+            f"{printable(source.path)}: holds no pictures; looked for {', '.join(EXTENSIONS)}"
         )
     return names
 
@@ -192,7 +192,7 @@ def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
     except (
         Exception
     ) as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
-        raise _unreadable(shown(source.place(name)), error) from error
+        raise _unreadable(printable(source.place(name)), error) from error
 
 
 def _unreadable(place: str, error: Exception) -> UserError:

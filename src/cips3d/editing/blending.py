@@ -16,19 +16,15 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, Styles
-
-#: Beginnings of the names of what decides shape, pose and rendered feature, which two models must share to be blended.
-NERF_PARTS = ("nerf.", "shape_mapping.", "background.")
-#: Fields of the configuration that change pictures of the same weights.
-_SHARED_FIELDS = (
-    "background", "coarse_samples", "corner_aligned", "density_blob", "density_gain", "extent", "fine_samples",
-    "residual_from_block", "rgb_from_block", "rgb_tanh",
-)  # fmt: skip
 
 
 def interpolate(
-    base: Generator, other: Generator, amount: float | Sequence[float], mapping: float | None = None
+    base: ImageGenerator,
+    other: ImageGenerator,
+    amount: float | Sequence[float],
+    mapping: float | None = None,
 ) -> Generator:
     """A model between two: its implicit network, appearance mapping and mean appearance are (1 − a)·base + a·other.
 
@@ -44,8 +40,9 @@ def interpolate(
         UserError: if an amount is not finite, their number is not that of the blocks, the models' NeRFs differ or their
             implicit networks have other sizes.
     """
-    check_same_nerf(base, other)
-    blocks = base.config.inr_blocks
+    check_same_geometry(base, other)
+    assert isinstance(base, Generator)
+    blocks = base.style_blocks
     amounts = (
         [float(amount)] * blocks if isinstance(amount, int | float) else [float(a) for a in amount]
     )
@@ -67,13 +64,13 @@ def interpolate(
     return blended
 
 
-def swap_layers(content: Generator, style: Generator, from_block: int) -> Generator:
+def swap_layers(content: ImageGenerator, style: ImageGenerator, from_block: int) -> Generator:
     """The content model with the style model's blocks from `from_block` on: its structure, the other's colours and textures.
 
     Raises:
         UserError: if there is no such block, or see `interpolate`.
     """
-    blocks = content.config.inr_blocks
+    blocks = content.style_blocks
     if not 0 <= from_block <= blocks:
         raise UserError(
             f"from_block: {from_block}; it must lie in 0 (all of the second model) to {blocks} (none of it)"
@@ -82,7 +79,7 @@ def swap_layers(content: Generator, style: Generator, from_block: int) -> Genera
 
 
 def mix_styles(
-    generator: Generator,
+    generator: ImageGenerator,
     content: Latents | Styles,
     style: Latents | Styles,
     from_block: int,
@@ -98,11 +95,10 @@ def mix_styles(
     Raises:
         UserError: if the generator has no implicit network or no such block.
     """
-    if "inr" not in generator.parts:
-        raise UserError(
-            f"model: {generator.architecture} has no implicit network whose blocks could have styles of their own"
-        )
-    blocks = generator.config.inr_blocks
+    blocks = generator.style_blocks
+    if not blocks:
+        name = generator.config.networks.architecture
+        raise UserError(f"model: a {name} has no blocks that could have styles of their own")
     if not 0 <= from_block <= blocks:
         raise UserError(
             f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks"
@@ -120,36 +116,29 @@ def mix_styles(
     )
 
 
-def check_same_nerf(base: Generator, other: Generator) -> None:
+def check_same_geometry(base: ImageGenerator, other: ImageGenerator) -> None:
     """Raises UserError, which names the first difference, if two models cannot be blended."""
     for generator in (base, other):
-        if generator.architecture != "cips-3d":
+        if not generator.geometry_parts:
+            name = generator.config.networks.architecture
+            raise UserError(f"models: a {name} cannot be blended; give models of cips-3d")
+    for name, ours in vars(base.config.networks).items():
+        theirs = getattr(other.config.networks, name, None)
+        if ours != theirs:
             raise UserError(
-                f"models: {generator.architecture} cannot be blended; give models of architecture cips-3d"
+                f"models: they cannot be blended: {name} is {ours} and {theirs}; give a model and "
+                "what cips3d finetune made of it"
             )
-    ours, theirs = base.state_dict(), other.state_dict()
-    for name in sorted(ours.keys() | theirs.keys()):
-        shapes = [
-            None if name not in tensors else tuple(tensors[name].shape)
-            for tensors in (ours, theirs)
-        ]
-        if shapes[0] != shapes[1]:
+    if base.config.sampling != other.config.sampling:
+        raise UserError("models: they cannot be blended, since their samples per ray differ")
+    prefixes = tuple(f"{part}." for part in base.geometry_parts)
+    weights = other.state_dict()
+    for name, tensor in base.state_dict().items():
+        if name.startswith(prefixes) and not torch.equal(tensor, weights[name].to(tensor)):
             raise UserError(
-                f"models: they cannot be blended, since their sizes differ ({name} is {shapes[0]} and {shapes[1]})"
+                f"models: they cannot be blended, since their NeRFs differ ({name}); give a model "
+                "and what cips3d finetune made of it, or two that were made of the same one"
             )
-    for name, tensor in ours.items():
-        if name.startswith(NERF_PARTS) and not torch.equal(tensor, theirs[name].to(tensor)):
-            raise UserError(
-                f"models: they cannot be blended, since their NeRFs differ ({name}): give a model and what cips3d finetune "
-                "made of it, or two that were made of the same one"
-            )
-    differing = [
-        name for name in _SHARED_FIELDS if getattr(base.config, name) != getattr(other.config, name)
-    ]
-    if differing:
-        raise UserError(
-            f"models: they cannot be blended, since their configurations differ in {differing[0]}"
-        )
 
 
 def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
@@ -158,7 +147,7 @@ def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mappin
         case ["inr", "blocks", index, *_]:
             return amounts[int(index)]
         case ["inr", "to_rgb", index, *_]:
-            return amounts[int(index) + generator.config.rgb_from_block]
+            return amounts[int(index) + generator.networks.rgb_from_block]
     return (
         mapping  # of what is not the same in both: appearance mapping, mean styles, auxiliary head
     )

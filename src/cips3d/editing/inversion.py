@@ -33,8 +33,10 @@ from cips3d.errors import UserError
 from cips3d.metrics.views import HIDDEN, View, looked_up
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import SOLID, RenderOutput, Styles
-from cips3d.training.gradients import automatic_chunk, checkpointed, device_memory
+from cips3d.models import rays as ray_choices
+from cips3d.models.cost import automatic_chunk, device_memory
 
 Space = Literal["w", "w+", "tuned"]
 SPACES: tuple[Space, ...] = ("w", "w+", "tuned")
@@ -95,7 +97,7 @@ class Inversion:
 
 
 def invert(
-    generator: Generator,
+    generator: ImageGenerator,
     image: Tensor,
     space: Space = "tuned",
     *,
@@ -127,7 +129,7 @@ def invert(
             network or no density.
     """
     config = config or InversionConfig()
-    target = _checked(generator, image)
+    generator, target = _checked(generator, image)
     if features is None and config.feature_weight:
         features = usual_distance(discriminator, target.device, target.shape[-1])
     work = _Work(
@@ -220,7 +222,7 @@ class _StyleSpace:
 
     def __init__(self, generator: Generator, draws: torch.Generator) -> None:
         self.poses: PoseDistribution = generator.config.poses
-        self.blocks = generator.config.inr_blocks
+        self.blocks = generator.style_blocks
         with torch.no_grad():
             styles = generator.map(generator.sample_latents(_STATISTICS, draws))
         assert isinstance(styles.appearance, Tensor)
@@ -397,9 +399,7 @@ class _Work:
         place, distance = here.camera.project(points)
 
         def there(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-            return looked_up(image, place[:, None], mode, self.generator.config.corner_aligned)[
-                :, :, 0
-            ].transpose(1, 2)
+            return looked_up(image, place[:, None], mode)[:, :, 0].transpose(1, 2)
 
         near = (distance - there(here.out.depth, "nearest")[..., 0]).abs() < HIDDEN
         inner = there(here.inner.to(points), "nearest")[..., 0] > 0.5
@@ -408,7 +408,7 @@ class _Work:
 
     def _rays(self, camera: Camera) -> Rays:
         side = self.target.shape[-1]
-        return camera.to(self.target).rays(side, side, self.generator.config.corner_aligned)
+        return camera.to(self.target).rays(side, side)
 
     def _random_rays(self) -> Rays:
         """As many rays as a picture has, of pixels of many random cameras."""
@@ -417,12 +417,7 @@ class _Work:
             self.target.device
         )
         parts = [self._rays(cameras[i])[pixels[i::_CAMERAS]] for i in range(_CAMERAS)]
-        return Rays(
-            *(
-                torch.cat([getattr(x, name) for x in parts], dim=1)
-                for name in ("origins", "directions")
-            )
-        )
+        return Rays.cat(parts)
 
     @torch.no_grad()
     def _rendered_features(
@@ -430,14 +425,10 @@ class _Work:
     ) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays"], Float[Tensor, "1 rays"]]:
         """What the radiance field renders (V_r), depth, and the subject's opacity."""
         sampling = self.generator.sampling
-        chunk = self.generator.default_chunk(1, sampling)
         parts = []
-        for start in range(0, rays.count, chunk):
-            part = rays[start : start + chunk]
-            features, depth, opacity, last_weight = self.generator.render_features(
-                styles.shape, part, sampling, None
-            )
-            parts.append((features, depth, opacity - last_weight))
+        for part in ray_choices.chunks(rays.count, self.generator.default_chunk(1, sampling)):
+            field = self.generator.render_features(styles.shape, rays[part], sampling)
+            parts.append((field.feature, field.depth, field.opacity - field.last_weight))
         features, depth, opacity = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
         return features, depth, opacity
 
@@ -472,7 +463,11 @@ class _Work:
         chunk = self._chunk(len(styles))
         if chunk >= side * side:
             return generator.render(styles, camera, side, chunk=side * side)
-        return checkpointed(generator, styles, camera, side, None, generator.sampling, chunk)
+        styles, rays = ray_choices.paired(styles, camera.to(self.target).rays(side, side))
+        stacked = ray_choices.checkpointed(
+            generator.render_rays, styles, rays, generator.sampling, None, chunk
+        )
+        return ray_choices.as_images(stacked, side, side)
 
     def _chunk(self, batch: int) -> int:
         """Rays of each of `batch` pictures whose activations memory holds."""
@@ -494,11 +489,13 @@ def _mirrored(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor,
     return points - 2 * (points @ normal)[..., None] * normal
 
 
-def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side side"]:
+def _checked(
+    generator: ImageGenerator, image: Tensor
+) -> tuple[Generator, Float[Tensor, "1 3 side side"]]:
     """The picture at the model's resolution and on its device."""
-    if generator.architecture != "cips-3d":
+    if not isinstance(generator, Generator):
         raise UserError(
-            f"model: a {generator.architecture} cannot be inverted; give one of architecture cips-3d"
+            f"model: a {generator.config.networks.architecture} cannot be inverted; give one of architecture cips-3d"
         )
     if image.dim() != 4 or image.shape[:2] != (1, 3):
         raise UserError(
@@ -519,8 +516,8 @@ def _checked(generator: Generator, image: Tensor) -> Float[Tensor, "1 3 side sid
     side = generator.config.resolution
     image = image.to(generator.shape_mean)
     if image.shape[-1] == side:
-        return image
-    return F.interpolate(
+        return generator, image
+    return generator, F.interpolate(
         image, (side, side), mode="bilinear", antialias=image.shape[-1] > side, align_corners=False
     )
 

@@ -14,21 +14,21 @@ from cips3d.editing.inversion import Inversion
 from cips3d.export.media import blank_grid, depth_picture, image_grid
 from cips3d.export.sheets import orbit_cameras
 from cips3d.export.strips import PictureFormat, fill, picture_strips
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, Styles
 
 Codes = Latents | Styles
 Psi = float | tuple[float, float]
 #: What is seen in a sheet's row and column.
-_Cell = tuple[tuple[int, int], Generator, Styles, Camera]
+_Cell = tuple[tuple[int, int], ImageGenerator, Styles, Camera]
 Sheet = UInt8[np.ndarray, "height width 3"]
 #: Degrees of yaw that an inverted subject is shown from.
 INVERSION_YAWS = (-40, -20, 0, 20, 40)
 
 
 def amounts_sheet(
-    base: Generator,
-    other: Generator,
+    base: ImageGenerator,
+    other: ImageGenerator,
     codes: Codes,
     steps: int,
     resolution: int,
@@ -50,7 +50,7 @@ def amounts_sheet(
 
 
 def views_sheet(
-    generators: Sequence[Generator],
+    generators: Sequence[ImageGenerator],
     codes: Codes,
     yaw: float,
     views: int,
@@ -74,7 +74,7 @@ def views_sheet(
 
 
 def mixing_sheet(
-    generator: Generator,
+    generator: ImageGenerator,
     content: Codes,
     style: Codes,
     from_block: int,
@@ -100,7 +100,7 @@ def mixing_sheet(
     return _sheet(len(left) + 1, len(top) + 1, cells, resolution)
 
 
-def _styles(generator: Generator, codes: Codes, psi: Psi) -> Styles:
+def _styles(generator: ImageGenerator, codes: Codes, psi: Psi) -> Styles:
     return codes if isinstance(codes, Styles) else generator.map(codes, psi)
 
 

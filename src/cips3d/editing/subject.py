@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Styles
-from cips3d.pretrained import read_tensors, weights_digest, write_tensors
+from cips3d.storage import read_tensors, weights_digest, write_tensors
 
 _KEY = "cips3d-subject"
 
@@ -29,7 +29,7 @@ class Subject:
     styles: Styles
     camera: Camera
 
-    def save(self, path: str | Path, generator: Generator) -> None:
+    def save(self, path: str | Path, generator: ImageGenerator) -> None:
         """Writes a safetensors file.
 
         Args:
@@ -51,7 +51,7 @@ class Subject:
         write_tensors(path, tensors, _KEY, {"blocks": blocks, "nerf": _digest(generator)})
 
     @staticmethod
-    def load(path: str | Path, generator: Generator) -> Subject:
+    def load(path: str | Path, generator: ImageGenerator) -> Subject:
         """Reads what `save` wrote, onto the generator's device.
 
         Raises:
@@ -68,7 +68,7 @@ class Subject:
         widths = generator.shape_mean.shape, generator.appearance_mean.shape
         blocks = entry.get("blocks")
         fits = shape.shape == (1, *widths[0]) and appearance.shape == (blocks or 1, 1, *widths[1])
-        if not fits or blocks not in (None, generator.config.inr_blocks):
+        if not fits or blocks not in (None, generator.style_blocks):
             raise UserError(
                 f"{path} is a subject of a model with other networks; give the model that it was found in"
             )
@@ -92,7 +92,7 @@ class Subject:
             raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _digest(generator: Generator) -> str:
+def _digest(generator: ImageGenerator) -> str:
     """Of the radiance field's weights."""
-    field = generator.nerf.state_dict() if "nerf" in generator.parts else {}
+    field = generator.get_submodule("nerf").state_dict() if generator.has_density else {}
     return weights_digest({name: tensor.float() for name, tensor in field.items()})

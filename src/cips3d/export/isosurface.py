@@ -70,8 +70,10 @@ class SampledVolume:
         With an endless last interval any density on the last sample is opaque, and with "last" that sample takes what light is
         left whatever its density: densities there paint the background and would become a wall behind the subject.
         """
-        radius, extent = config.poses.radius, config.extent
-        painted = sample_spacing(config) if config.background in ("endless", "last") else 0.0
+        radius, extent = config.poses.radius, config.networks.extent
+        painted = (
+            sample_spacing(config) if config.networks.background in ("endless", "last") else 0.0
+        )
         return SampledVolume(
             typical_cameras(config.poses), max(0.0, radius - extent), radius + extent - painted
         )
@@ -127,7 +129,7 @@ class SampledVolume:
 
 def sample_spacing(config: GeneratorConfig) -> float:
     """Distance between the stratified samples of a ray, world units: as finely as a model knows depth."""
-    return 2 * config.extent / (config.coarse_samples - 1)
+    return 2 * config.networks.extent / (config.sampling.coarse - 1)
 
 
 def surface_level(density: Density, volume: SampledVolume, spacing: float) -> float:

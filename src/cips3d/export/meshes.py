@@ -32,7 +32,8 @@ from cips3d.export.isosurface import (
 )
 from cips3d.export.media import to_uint8
 from cips3d.files import atomic_path
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator, RayGenerator
+from cips3d.models.rays import chunks
 from cips3d.models.layers import without_autocast
 from cips3d.models.types import Latents, Styles
 
@@ -51,7 +52,7 @@ _MEAN_SHARE = 1e-6
 
 @torch.no_grad()
 def extract_mesh(
-    generator: Generator,
+    generator: ImageGenerator,
     codes: Latents | Styles,
     resolution: int = 256,
     *,
@@ -84,9 +85,9 @@ def extract_mesh(
     Raises:
         UserError: if the architecture has no density, there is no surface, or an argument is out of range.
     """
-    if "nerf" not in generator.parts:
+    if not generator.has_density:
         raise UserError(
-            f"mesh: the architecture {generator.config.architecture} has no density and so no surface; take a 3D one"
+            f"mesh: the architecture {generator.config.networks.architecture} has no density and so no surface; take a 3D one"
         )
     if not FEWEST <= resolution <= MOST:
         raise UserError(
@@ -102,13 +103,14 @@ def extract_mesh(
         styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
         styles = styles.map(lambda x: x.to(generator.shape_mean))
         volume = SampledVolume.of(generator.config).to(generator.shape_mean)
-        density = partial(generator.nerf.density_along, w=styles.shape)
+        density = partial(generator.density_along, styles=styles)
         if level is None:
             level = surface_level(density, volume, sample_spacing(generator.config))
         mesh = outward_parts(surface(density, volume, level, resolution, chunk), largest)
         mesh.metadata["level"] = level
         mesh.vertex_normals  # noqa: B018 (makes them, and trimesh's exporters write what has been made)
         if colors:
+            assert isinstance(generator, RayGenerator)
             mesh.visual = ColorVisuals(
                 mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras)
             )
@@ -116,7 +118,7 @@ def extract_mesh(
 
 
 def vertex_colors(
-    generator: Generator, styles: Styles, mesh: trimesh.Trimesh, cameras: Camera
+    generator: RayGenerator, styles: Styles, mesh: trimesh.Trimesh, cameras: Camera
 ) -> UInt8[np.ndarray, "vertices 3"]:
     """What colours (sRGB) the model's pictures have where they show the vertices of a mesh.
 
@@ -176,7 +178,7 @@ def _squareness(
 
 
 def _looked_at(
-    generator: Generator, styles: Styles, camera: Camera, points: Float[Tensor, "vertices 3"]
+    generator: RayGenerator, styles: Styles, camera: Camera, points: Float[Tensor, "vertices 3"]
 ) -> tuple[Float[Tensor, "vertices 3"], Float[Tensor, "vertices 1"]]:
     """Colours in [-1, 1] of one camera's pixels where the points would be, and in [0, 1] how much those are the points'."""
     offset = points - camera.position
@@ -185,10 +187,9 @@ def _looked_at(
     rays = Rays(camera.position.expand_as(directions)[None], directions[None])
     sampling, spacing = generator.sampling, sample_spacing(generator.config)
     chunk = generator.default_chunk(1, sampling)
-    far = camera.position.norm() + generator.config.extent
+    far = camera.position.norm() + generator.config.networks.extent
     colors, weights = [distance.new_zeros(0, 3)], [distance.new_zeros(0, 1)]
-    for first in range(0, rays.count, chunk):
-        part = slice(first, first + chunk)
+    for part in chunks(rays.count, chunk):
         out = generator.render_rays(styles, rays[part], sampling)
         opacity = out.opacity[0]
         depth = far - (far - out.depth[0]) / opacity.clamp(

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from cips3d.camera import Camera
 from cips3d.export.media import blank_grid
 from cips3d.export.strips import KINDS, Kind, PictureFormat, depth_range, fill, picture_strips
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, Styles
 
 #: Views of a subject that are rendered together, since the modulated weights of each take memory.
@@ -21,7 +21,7 @@ _TOGETHER = 16
 
 @torch.no_grad()
 def view_sheet(
-    generator: Generator,
+    generator: ImageGenerator,
     codes: Latents | Styles,
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
@@ -66,7 +66,7 @@ def view_sheet(
 
 @torch.no_grad()
 def subject_grid(
-    generator: Generator,
+    generator: ImageGenerator,
     latents: Latents,
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
@@ -95,7 +95,7 @@ def _part(
     return None if progress is None else lambda share: progress((done + share) / of)
 
 
-def orbit_cameras(generator: Generator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
+def orbit_cameras(generator: ImageGenerator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
     """Cameras at the generator's own radius and field of view; yaws and pitch in degrees from the middle of its prior."""
     poses = generator.config.poses
     yaw = torch.deg2rad(torch.tensor(list(yaws))) + poses.yaw_mean

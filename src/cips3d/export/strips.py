@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import depth_picture, robust_range, to_uint8
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator, RayGenerator
 from cips3d.models.types import RenderOutput, Styles
 
 #: What a picture shows: the INR's image, the auxiliary head's on the rendered feature ("NeRF image"), or the depth in colour.
@@ -59,7 +58,7 @@ class PictureFormat:
 
     @staticmethod
     def of(
-        generator: Generator,
+        generator: ImageGenerator,
         resolution: int | tuple[int, int] | None,
         show: Kind | Sequence[Kind],
         supersample: int,
@@ -78,7 +77,7 @@ class PictureFormat:
 
 @torch.no_grad()
 def picture_strips(
-    generator: Generator,
+    generator: ImageGenerator,
     styles: Styles,
     cameras: Camera,
     form: PictureFormat,
@@ -102,14 +101,10 @@ def picture_strips(
         depths = depth_range(generator, styles, cameras)
     distance = cameras.to(generator.shape_mean).position.norm(dim=-1)[:, None, None, None]
     n, batch = form.supersample, max(len(styles), len(cameras))
-    rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // batch)
-    rows = max(1, rays // (form.width * n**2))
-    if (
-        n > 1 and generator.config.corner_aligned
-    ):  # whose finer grid does not divide the pixels of the coarser one
-        cameras = cameras.centre_aligned(form.height)
-        generator = copy.copy(generator)
-        generator.config = replace(generator.config, corner_aligned=False)
+    rows = form.height  # a generator whose pixels depend on each other renders them together
+    if isinstance(generator, RayGenerator):
+        rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // batch)
+        rows = max(1, rays // (form.width * n**2))
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]
         out = generator.render(styles, cameras, (form.height * n, form.width * n), window=window)
@@ -118,7 +113,7 @@ def picture_strips(
 
 
 def pictures(
-    generator: Generator,
+    generator: ImageGenerator,
     styles: Styles,
     cameras: Camera,
     form: PictureFormat,
@@ -152,7 +147,7 @@ def fill(
 
 @torch.no_grad()
 def depth_range(
-    generator: Generator, styles: Styles, cameras: Camera
+    generator: ImageGenerator, styles: Styles, cameras: Camera
 ) -> tuple[float, float] | None:
     """The nearest and farthest depth of what is solid, as seen in small pictures from up to eight of the cameras.
 
@@ -183,9 +178,9 @@ def _picture(
     return depth_picture(out.depth - distance, out.subject_opacity, near, far)
 
 
-def _check_outside(generator: Generator, cameras: Camera) -> None:
+def _check_outside(generator: ImageGenerator, cameras: Camera) -> None:
     """Raises UserError for a camera within the sampled volume."""
-    nearest, extent = float(cameras.position.norm(dim=-1).min()), generator.config.extent
+    nearest, extent = float(cameras.position.norm(dim=-1).min()), generator.config.networks.extent
     if nearest <= extent:
         raise UserError(
             f"camera: it comes to {nearest:.3g} from the centre, where the subject fills {extent:g} on all sides; keep it "

@@ -13,13 +13,13 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
 from cips3d.export.strips import Kind, PictureFormat, depth_range, pictures
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, Styles
 
 
 def save_video(
     path: str | os.PathLike[str],
-    generator: Generator,
+    generator: ImageGenerator,
     codes: Latents | Styles | Sequence[Latents | Styles],
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
@@ -54,7 +54,7 @@ def save_video(
 
 @torch.no_grad()
 def video_frames(
-    generator: Generator,
+    generator: ImageGenerator,
     codes: Latents | Styles | Sequence[Latents | Styles],
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,

@@ -14,7 +14,7 @@ from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.views import Subjects, View
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 
 #: Largest side of the views of subjects, of which several hundred are in memory at a time, pixels.
 MOST_SIDE = 128
@@ -83,7 +83,7 @@ class Evaluation:
 
 
 def evaluate(
-    generator: Generator,
+    generator: ImageGenerator,
     dataset: SyntheticHeads | ImageDataset,
     metrics: tuple[str, ...] = (),
     count: int = 256,
@@ -118,9 +118,9 @@ def evaluate(
         fidelity = Fidelity(metrics, inception_weights, seed=seed)
         values |= fidelity(generator, dataset)
         record["fidelity"] = fidelity.record(dataset)
-    if "nerf" not in generator.parts:  # a generator of flat pictures has no views to compare
+    if not generator.has_density:  # a generator of flat pictures has no views to compare
         return Evaluation(values, {}, record)
-    device, extent = generator.shape_mean.device, generator.config.extent
+    device, extent = generator.shape_mean.device, generator.config.networks.extent
     side = min(dataset.resolution, MOST_SIDE)
     subjects = Subjects.generated(generator, generator.sample_latents(count, seed), side, psi)
     if not isinstance(dataset, SyntheticHeads):

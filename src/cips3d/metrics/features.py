@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError, first_line
 from cips3d.heads.network import FEATURES, load_head_network
-from cips3d.pretrained import read_pickle, weights_digest
+from cips3d.storage import read_pickle, weights_digest
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
 #: Side of the pictures that EfficientNet-Lite0 was trained on, and its normalisation of pixels from 0 to 255.

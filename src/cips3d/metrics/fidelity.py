@@ -32,7 +32,7 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_path
 from cips3d.interrupts import serve_to_the_end
 from cips3d.metrics.features import FeatureNetwork, NetworkName, feature_network
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 
 #: Pictures that pass a feature network, or a generator, at a time.
 BATCH = 32
@@ -113,7 +113,7 @@ class Fidelity:
         self.networks = {name: feature_network(name, inception_weights) for name in needed}
 
     def __call__(
-        self, generator: Generator, dataset: SyntheticHeads | ImageDataset
+        self, generator: ImageGenerator, dataset: SyntheticHeads | ImageDataset
     ) -> dict[str, float]:
         """The metrics of a generator, by name; of several processes all call it, and get the same values.
 
@@ -211,7 +211,7 @@ class Fidelity:
 
 @torch.no_grad()
 def generated_pictures(
-    generator: Generator,
+    generator: ImageGenerator,
     count: int,
     resolution: int,
     seed: int = 0,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cips3d.data import SyntheticHeads
 from cips3d.metrics.views import Subjects, View
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import RenderOutput
 
 #: Degrees of yaw that heads are seen from.
@@ -68,7 +68,7 @@ class GeometryReport:
 
 
 @torch.no_grad()
-def geometry_report(generator: Generator, count: int = 32) -> GeometryReport:
+def geometry_report(generator: ImageGenerator, count: int = 32) -> GeometryReport:
     """Renders `count` heads from `YAWS` and compares their depth with `count` heads of the embedded dataset."""
     # the same lens and distance; a learned prior's mean says where the generator's own front is, and heads look ahead
     heads = SyntheticHeads(

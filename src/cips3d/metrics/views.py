@@ -16,7 +16,7 @@ from torch import Tensor
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.data import SyntheticHeads
 from cips3d.heads.dataset import FAR_DEPTH
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, RenderOutput, Sampling
 
 #: A point is hidden where the other camera sees something nearer by more than this, world units.
@@ -64,18 +64,16 @@ class Subjects:
         poses: the prior of the cameras that they were learned from.
         extent: half depth of the volume that they lie in, world units.
         show: takes one camera for each and renders them.
-        corner_aligned: whether the outermost rays of `show` run through the pictures' corners instead of pixels' centres.
     """
 
     count: int
     poses: PoseDistribution
     extent: float
     show: Callable[[Camera], RenderOutput]
-    corner_aligned: bool = False
 
     @staticmethod
     def generated(
-        generator: Generator,
+        generator: ImageGenerator,
         latents: Latents,
         resolution: int,
         psi: float = 1.0,
@@ -98,7 +96,7 @@ class Subjects:
             return replace(out, image=out.image.clamp(-1, 1), aux_image=out.aux_image.clamp(-1, 1))
 
         config = generator.config
-        return Subjects(len(latents), config.poses, config.extent, show, config.corner_aligned)
+        return Subjects(len(latents), config.poses, config.networks.extent, show)
 
     @staticmethod
     def true(
@@ -131,8 +129,6 @@ class Subjects:
     def seen(self, camera: Camera) -> View:
         """Each from its own camera."""
         out = self.show(camera)
-        if self.corner_aligned:
-            camera = camera.centre_aligned(out.depth.shape[-1])
         return View(out, camera.to(out.depth))
 
 
@@ -159,15 +155,12 @@ def looked_up(
     picture: Float[Tensor, "batch channels height width"],
     grid: Float[Tensor, "batch rows columns 2"],
     mode: Literal["bilinear", "nearest"] = "bilinear",
-    corner_aligned: bool = False,
 ) -> Float[Tensor, "batch channels rows columns"]:
     """The picture at places of `torch.nn.functional.grid_sample`; beyond its edge what is on the edge."""
     size = torch.tensor(picture.shape[:1:-1]).to(grid)  # width, height
-    edge = torch.ones_like(size) if corner_aligned else 1 - 1 / size
+    edge = 1 - 1 / size
     # not the mode "border", which Apple's GPUs have from torch 2.13 on
-    return F.grid_sample(
-        picture, grid.clamp(-edge, edge), mode, "zeros", align_corners=corner_aligned
-    )
+    return F.grid_sample(picture, grid.clamp(-edge, edge), mode, "zeros", align_corners=False)
 
 
 def mean_difference(

@@ -1,30 +1,81 @@
-"""What a configuration costs: parameters, floating-point operations and memory, counted on torch's meta device."""
+"""What a configuration costs: parameters, floating-point operations and memory, on shapes only.
+
+Everything is counted by running the code itself on torch's meta device.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from cips3d.camera import Rays
-from cips3d.models.baselines import build_generator
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.protocol import RayGenerator
+from cips3d.models.registry import build_generator
 from cips3d.models.types import Styles
+
+
+class Account(TorchDispatchMode):
+    """Counts operations, and adds up the storages that they make for as long as these live.
+
+    torch's FlopCounterMode does the first, but its hooks refuse the second derivative that R1
+    takes; its formulas serve here.
+
+    Attributes:
+        flops: operations of matrix products and convolutions so far (2 per multiply-add).
+        live: bytes of the storages that are alive.
+        peak: the largest `live` so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        tree_map_only(Tensor, self._note, result)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one picture, or of one call on it.
+    """Cost of one image.
 
     Attributes:
         parameters: trainable numbers.
-        flops: operations of matrix products and convolutions (2 per multiply-add) of a forward pass, per picture.
-        saved_bytes: float32 activations that a forward pass keeps for its backward pass, for each picture.
+        flops: operations of matrix products and convolutions (2 per multiply-add) of a forward
+            pass, per image.
+        saved_bytes: float32 activations that a forward pass keeps for its backward pass, per image.
 
-    A generator's figures are the most there can be: every sample lies in density and is seen (see `volume.visible_samples`).
+    A generator's figures are upper bounds: every sample counts as visible.
     """
 
     parameters: int
@@ -38,49 +89,49 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
-    """Cost of rendering one picture of `resolution`² pixels, all rays with gradients."""
+    """Cost of rendering one image of `resolution`² pixels, all rays with gradients."""
     with torch.device("meta"):
         generator = build_generator(config)
+    assert isinstance(generator, RayGenerator)
     styles = Styles(generator.shape_mean[None], generator.appearance_mean[None])
     rays = Rays(*(torch.empty(1, resolution**2, 3, device="meta") for _ in range(2)))
-    saved = _SavedBytes()
-    with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
-        generator.render_rays(styles, rays, generator.sampling)
-    return Cost(parameter_count(generator), flops.get_total_flops(), saved.total)
+    with torch.enable_grad(), Account() as account:
+        kept = generator.render_rays(styles, rays, generator.sampling)
+    return Cost(parameter_count(generator), account.flops, account.live if kept else 0)
 
 
 def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
-    """Cost of judging one picture of `resolution`² pixels; what is kept once for all pictures of a batch is not in it."""
+    """Cost of judging one image of `resolution`² pixels.
+
+    Weights that a forward pass scales once for the whole batch are not counted.
+    """
     with torch.device("meta"):
         discriminator = ProgressiveDiscriminator(config)
         images, labels = torch.empty(2, 3, resolution, resolution), torch.empty(2, 25)
-    kept = []
+    accounts = []
     for count in (1, 2):
-        saved = _SavedBytes()
-        with torch.enable_grad(), saved.hooks(), FlopCounterMode(display=False) as flops:
-            discriminator(images[:count], cameras=labels[:count] if config.camera_label else None)
-        kept.append(saved.total)
-    return Cost(parameter_count(discriminator), flops.get_total_flops() // 2, kept[1] - kept[0])
+        with torch.enable_grad(), Account() as account:
+            cameras = labels[:count] if config.camera_label else None
+            kept = discriminator(images[:count], cameras=cameras)
+        accounts.append((account.flops, account.live if len(kept) else 0))
+    (_, one), (flops, two) = accounts
+    return Cost(parameter_count(discriminator), flops // 2, two - one)
 
 
-class _SavedBytes:
-    """Adds up the storages that autograd keeps, each once; parameters are not counted."""
+def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, memory: int) -> int:
+    """Rays of each of `batch` images whose activations fill a quarter of `memory` bytes at most."""
+    per_ray = _bytes_per_ray(replace(config, sampling=sampling))
+    return max(1, int(memory / 4 / (per_ray * batch)))
 
-    def __init__(self) -> None:
-        self._seen: dict[int, Tensor] = {}
 
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """The context in which to count."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+@lru_cache
+def _bytes_per_ray(config: GeneratorConfig) -> float:
+    side = 8
+    return generator_cost(config, side).saved_bytes / side**2
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            self._seen[tensor.untyped_storage()._cdata] = (
-                tensor  # holding it keeps its address from being used again
-            )
-        return tensor
 
-    @property
-    def total(self) -> int:
-        """Bytes kept so far."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._seen.values())
+def device_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes of memory of a GPU, or of each of `processes` that share this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total // processes

@@ -1,4 +1,4 @@
-"""Coordinate embeddings: the fixed positional encoding and the learned one (paper Section 3.3, Eq. 5 to 7, Table 2)."""
+"""Coordinate embeddings, fixed and learned (paper Section 3.3, Eq. 5 to 7, Table 2)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from cips3d.models.ops.sine import sine
 
 
-def positional_encoding(
-    x: Float[Tensor, "*shape 3"], octaves: int
-) -> Float[Tensor, "*shape encoded"]:
-    """T(x; L) of Eq. 7: the coordinates, then sin(2^l π x_k), cos(2^l π x_k) for l < `octaves`; 3 + 6·octaves numbers."""
+def positional_encoding(x: Float[Tensor, "*shape 3"], octaves: int) -> Float[Tensor, "*shape out"]:
+    """T(x; L) of Eq. 7: x, then sin(2^l π x_k), cos(2^l π x_k) for l < L = `octaves`.
+
+    3 + 6·L numbers per point.
+    """
     frequencies = math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device)
     angles = x[..., None] * frequencies
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1)
@@ -35,11 +36,13 @@ class FixedEmbedding(nn.Module):
 
 
 class LearnedEmbedding(nn.Module):
-    """A fully connected layer and a sine (Section 3.3), the same for every style; SIREN's first-layer frequency of 30.
+    """A fully connected layer and a sine, the same for every style (Section 3.3).
+
+    The first-layer frequency of 30 is SIREN's.
 
     Args:
-        out_dim: waves.
-        in_dim: coordinates, which span about [-1, 1].
+        out_dim: number of sines.
+        in_dim: number of coordinates, which span about [-1, 1].
     """
 
     def __init__(self, out_dim: int, in_dim: int = 3) -> None:

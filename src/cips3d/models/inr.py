@@ -1,8 +1,7 @@
-"""The deep implicit network (paper Section 3.2, Fig. 2c): a rendered feature and an appearance style to a colour."""
+"""The deep implicit network (paper Section 3.2, Fig. 2c): feature and appearance style to colour."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.models.config import GeneratorConfig
-from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear
-
-
-def rgb_head(in_dim: int, divisor: float) -> nn.Linear:
-    """A linear layer to three colours with the authors' small initial weights, U(±√(6/in_dim)/divisor)."""
-    head = nn.Linear(in_dim, 3)
-    bound = math.sqrt(6 / in_dim) / divisor
-    nn.init.uniform_(head.weight, -bound, bound)
-    return head
+from cips3d.models.config import InrConfig
+from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head
 
 
 class InrBlock(nn.Module):
@@ -38,15 +29,12 @@ class InrBlock(nn.Module):
 
 
 class ImplicitNetwork(nn.Module):
-    """V_r, w_a -> rgb: blocks of two ModFC layers whose tRGB outputs are summed; every pixel on its own."""
+    """V_r, w_a → rgb: blocks of two ModFC layers with summed tRGB outputs, each pixel on its own."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: InrConfig) -> None:
         super().__init__()
-        self.rgb_from, self.residual_from, self.tanh = (
-            config.rgb_from_block,
-            config.residual_from_block,
-            config.rgb_tanh,
-        )
+        self.rgb_from, self.residual_from = config.rgb_from_block, config.residual_from_block
+        self.tanh = config.rgb_tanh
         width = config.inr_width
         in_dims = [config.feature_dim] + [width] * (config.inr_blocks - 1)
         self.blocks = nn.ModuleList(
@@ -75,5 +63,5 @@ class ImplicitNetwork(nn.Module):
             if i >= self.rgb_from:
                 part = self.to_rgb[i - self.rgb_from](x)
                 rgb = part if rgb is None else rgb + part
-        assert rgb is not None  # GeneratorConfig guarantees rgb_from < blocks
+        assert rgb is not None  # InrConfig guarantees rgb_from < blocks
         return torch.tanh(rgb) if self.tanh else rgb

@@ -1,4 +1,4 @@
-"""Modulated layers and mapping networks (paper Section 3.1 Eq. 2, Section 3.2 Fig. 4, Fig. 2a and 2d)."""
+"""Modulated layers and mapping networks (paper Section 3.1 Eq. 2, Section 3.2 Fig. 4, Fig. 2a, 2d)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAKY_SLOPE = 0.2
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which coordinates, sines and densities keep the parameters' own precision: 16 bits are too few."""
+    """The context in which coordinates, sines and densities keep the parameters' precision."""
     if torch.amp.is_autocast_available(device.type):  # the meta device has none
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -27,13 +27,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 class MappingNetwork(nn.Module):
     """m_s or m_a: maps a latent code z to a style code w (paper Fig. 2a, 2d).
 
-    z is normalised to unit mean square, then passes through linear layers with LeakyReLU(0.2) between them and none at the end.
+    z is normalised to unit mean square. Linear layers follow, with LeakyReLU(0.2) between them.
 
     Args:
         in_dim: width of z.
         out_dim: width of w and of every hidden layer.
         layers: number of linear layers, ≥ 1.
-        norm: put a LayerNorm after every linear layer (before its activation), as the authors do for the appearance code.
+        norm: put a LayerNorm after every linear layer, before its activation, as the authors do for
+            the appearance code.
     """
 
     def __init__(self, in_dim: int, out_dim: int, layers: int, norm: bool) -> None:
@@ -41,12 +42,9 @@ class MappingNetwork(nn.Module):
         widths = [in_dim] + [out_dim] * layers
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(out_dim) for _ in range(layers)) if norm else None
-        for weight in (
-            parameter
-            for name, parameter in self.linears.named_parameters()
-            if name.endswith("weight")
-        ):
-            nn.init.kaiming_normal_(weight, a=LEAKY_SLOPE)
+        for name, parameter in self.linears.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter, a=LEAKY_SLOPE)
 
     def forward(self, z: Float[Tensor, "batch z"]) -> Float[Tensor, "batch w"]:
         x = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
@@ -58,10 +56,10 @@ class MappingNetwork(nn.Module):
 
 
 class FilmSiren(nn.Module):
-    """sin(γ ⊙ (W x + b) + β) with γ = 15·A_γ(w) + 30 and β = A_β(w) (paper Eq. 2; the constants are the authors').
+    """sin(γ ⊙ (W x + b) + β) with γ = 15·A_γ(w) + 30 and β = A_β(w) (paper Eq. 2).
 
-    The sine's argument is large (gains near 30), so it is always computed in the parameters' own precision: call this outside
-    autocast.
+    The constants are the authors'. The sine's argument is large (gains near 30), so it is always
+    computed in the parameters' own precision: call this outside autocast.
 
     Args:
         in_dim, out_dim: widths of x and of the result.
@@ -82,7 +80,7 @@ class FilmSiren(nn.Module):
     def folded(
         self, w: Float[Tensor, "batch w"]
     ) -> tuple[Float[Tensor, "batch in_dim out"], Float[Tensor, "batch 1 out"]]:
-        """Weights M and offset c such that the layer is sin(x M + c): the gain is folded into the weights once per style."""
+        """Weights M and offset c such that the layer is sin(x M + c): γ folded in, per style."""
         gain = 15 * self.gain(w) + 30
         matrix = self.linear.weight.t() * gain[:, None, :]
         offset = gain * self.linear.bias + self.phase(w)
@@ -97,9 +95,9 @@ class FilmSiren(nn.Module):
 
 
 class ModulatedLinear(nn.Module):
-    """ModFC (paper Section 3.2, Fig. 4): a linear layer whose input channels are scaled by a style, with demodulated weights.
+    """ModFC (paper Section 3.2, Fig. 4): a linear layer with style-scaled, demodulated weights.
 
-    s = A(w) + 1, W' = W ⊙ s over the inputs, W'' = W' · rsqrt(Σ_in W'² + ε), y = x W'', by one batch matrix product.
+    s = A(w) + 1, W' = W ⊙ s over the inputs, W'' = W' · rsqrt(Σ_in W'² + ε), y = x W''.
 
     Args:
         in_dim, out_dim: widths of x and y.
@@ -114,7 +112,7 @@ class ModulatedLinear(nn.Module):
         nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
 
     def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in_dim out"]:
-        """W'': the weights for each style."""
+        """W'' for each style."""
         weight = self.weight * (self.affine(w) + 1)[:, :, None]
         return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
 
@@ -122,3 +120,11 @@ class ModulatedLinear(nn.Module):
         self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]
     ) -> Float[Tensor, "batch points out"]:
         return torch.bmm(x, self.modulated_weight(w))
+
+
+def rgb_head(in_dim: int, divisor: float) -> nn.Linear:
+    """A linear layer to three colours with small initial weights, U(±√(6/in_dim)/divisor)."""
+    head = nn.Linear(in_dim, 3)
+    bound = math.sqrt(6 / in_dim) / divisor
+    nn.init.uniform_(head.weight, -bound, bound)
+    return head

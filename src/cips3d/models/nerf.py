@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
-from cips3d.models.config import GeneratorConfig
+from cips3d.models import volume
+from cips3d.models.config import FieldConfig, Sampling
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
-from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
+from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, without_autocast
 from cips3d.models.ops.sine import sine_, sine_along
+from cips3d.models.rays import chunks
+from cips3d.models.types import RayDraws
 
-#: Samples whose density `density_along` finds at a time, on other devices and on CPUs.
+#: Samples whose density `density_along` computes at a time, on other devices and on CPUs, where
+#: activations then stay in the caches.
 CHUNK_SAMPLES = (2**20, 2**13)
 
 
-class RadianceField(nn.Module):
-    """g(x, w_s) -> (σ, h): FiLM-SIREN layers, a density head, and one more half-width FiLM-SIREN layer for the feature.
+class FieldOutput(NamedTuple):
+    """What a radiance field renders along rays.
 
-    The last linear layer h -> v commutes with the weighted sum along the ray, so it is a method of its own (`project`) that the
-    caller applies once per ray instead of once per sample: Σ w (A h + a) = A Σ w h + a Σ w.
+    Attributes:
+        feature: (B, N, F) Σ w v.
+        depth: (B, N) Σ w t + (1 − Σ w)·far, world units.
+        opacity: (B, N) Σ w.
+        last_weight: (B, N) the deepest sample's weight.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    feature: Tensor
+    depth: Tensor
+    opacity: Tensor
+    last_weight: Tensor
+
+
+class RadianceField(nn.Module):
+    """g(x, w_s) → (σ, v): FiLM-SIREN layers, a density head, and one more layer for the feature.
+
+    The last linear layer h → v commutes with the weighted sum along the ray. So it is a method of
+    its own (`project`), applied once per ray: Σ w (A h + a) = A Σ w h + a Σ w.
+
+    Args:
+        config: sizes, embedding, volume and background.
+        head_width: width of the FiLM-SIREN layer behind the density.
+    """
+
+    def __init__(self, config: FieldConfig, head_width: int) -> None:
         super().__init__()
-        self.extent, self.view_direction = config.extent, config.view_direction
-        self.density_gain, self.density_blob = config.density_gain, config.density_blob
+        self.config = config
         width = config.nerf_width
         embeddings = {
             "film": None,
@@ -34,25 +59,13 @@ class RadianceField(nn.Module):
             "fixed": FixedEmbedding(config.embedding_octaves),
         }
         self.embedding = embeddings[config.embedding]
-        in_dims = [3 if self.embedding is None else self.embedding.out_dim] + [width] * (
-            config.nerf_layers - 1
-        )
-        self.layers = nn.ModuleList(
-            FilmSiren(in_dim, width, config.shape_style_dim) for in_dim in in_dims
-        )
+        in_dim = 3 if self.embedding is None else self.embedding.out_dim
+        in_dims = [in_dim] + [width] * (config.nerf_layers - 1)
+        style_dim = config.shape_style_dim
+        self.layers = nn.ModuleList(FilmSiren(in_dim, width, style_dim) for in_dim in in_dims)
         self.density = nn.Linear(width, 1)
-        self._make_head(width + (3 if config.view_direction else 0), config)
-
-    def _make_head(self, in_dim: int, config: GeneratorConfig) -> None:
-        """Makes the layers behind the density.
-
-        Args:
-            in_dim: hidden width, and 3 more with a view direction.
-        """
-        width = config.nerf_width // 2
-        self.feature_layer = FilmSiren(in_dim, width, config.shape_style_dim)
-        self.feature = nn.Linear(width, config.feature_dim)
-        nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
+        in_dim = width + (3 if config.view_direction else 0)
+        self.feature_layer = FilmSiren(in_dim, head_width, style_dim)
 
     def forward(
         self,
@@ -62,69 +75,177 @@ class RadianceField(nn.Module):
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points hidden"]]:
         """Raw density σ and hidden feature h at world points.
 
-        σ may be negative; compositing takes its positive part. `project` turns (sums of) h into features v.
+        σ may be negative; compositing takes its positive part. `project` turns (sums of) h into
+        features v.
 
         Args:
-            directions: unit viewing directions, used only by a field with `view_direction`.
+            directions: unit viewing directions, used only with `view_direction`.
         """
-        x = points / self.extent
+        x = points / self.config.extent
         if self.embedding is not None:
             x = self.embedding(x)
         for layer in self.layers:
             x = layer(x, w)
-        sigma = self.density_gain * self.density(x)[..., 0]
-        if self.density_blob:
-            sigma = sigma + self._blob(points.square().sum(dim=-1))
-        if self.view_direction:
+        sigma = self._raw_density(x, points.square().sum(dim=-1))
+        if self.config.view_direction:
             assert directions is not None
             x = torch.cat([x, directions], dim=-1)
         return sigma, self.feature_layer(x, w)
+
+    def project(
+        self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
+    ) -> Float[Tensor, "batch rays feature"]:
+        """Σ w v from Σ w h and Σ w."""
+        raise NotImplementedError
+
+    def _raw_density(
+        self, x: Float[Tensor, "*points hidden"], squared_radius: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """σ from the last hidden activations, with the blob around the centre.
+
+        DreamFusion (Poole et al. 2022) has a similar blob.
+        """
+        sigma = self.config.density_gain * self.density(x)[..., 0]
+        if self.config.density_blob:
+            falloff = 1 - squared_radius / (self.config.extent / 2) ** 2
+            sigma = sigma + self.config.density_blob * falloff
+        return sigma
 
     @torch.no_grad()
     def density_along(
         self, rays: Rays, t: Float[Tensor, "batch rays samples"], w: Float[Tensor, "batch w"]
     ) -> Float[Tensor, "batch rays samples"]:
-        """Raw density σ at depths t of each ray, without gradients; the same numbers as `forward` up to rounding.
+        """σ at depths t of each ray, without gradients; equal to `forward`'s up to rounding.
 
-        The first layer is affine in t, W(o + t d) = W o + t W d, so that its matrix products are per ray, not per sample.
-        Activations are made and used up in pieces: on a CPU they then stay in its caches.
+        The first layer is affine in t, W(o + t d) = W o + t W d, so its matrix products are per
+        ray instead of per sample.
         """
-        samples = CHUNK_SAMPLES[rays.origins.device.type == "cpu"]
-        chunk = max(1, samples // (t.shape[0] * t.shape[2]))
         folded = [layer.folded(w) for layer in self.layers if isinstance(layer, FilmSiren)]
+        start = slope = None
         if self.embedding is None:
             (matrix, offset), *folded = folded
-            matrix = matrix / self.extent
-            start, slope = (
-                torch.baddbmm(offset, rays.origins, matrix),
-                torch.bmm(rays.directions, matrix),
-            )
+            matrix = matrix / self.config.extent
+            start = torch.baddbmm(offset, rays.origins, matrix)
+            slope = torch.bmm(rays.directions, matrix)
+        o, d = rays.origins, rays.directions
+        oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
+        size = CHUNK_SAMPLES[rays.origins.device.type == "cpu"] // (t.shape[0] * t.shape[2])
         parts = []
-        for first in range(0, max(1, rays.count), chunk):  # no rays give an empty result
-            part = slice(first, first + chunk)
-            if self.embedding is None:
+        for part in chunks(rays.count, size):
+            depth = t[:, part]
+            if start is not None and slope is not None:
                 x = sine_along(start, slope, t, part)
             else:
-                x = self.embedding(rays[part].at(t[:, part]).flatten(1, 2) / self.extent)
+                assert self.embedding is not None
+                x = self.embedding(rays[part].at(depth).flatten(1, 2) / self.config.extent)
             for matrix, offset in folded:
                 x = sine_(torch.bmm(x, matrix), offset)
-            parts.append(self.density(x).view_as(t[:, part]))
-        sigma = torch.cat(parts, dim=1) * self.density_gain
-        if self.density_blob:
-            o, d = rays.origins, rays.directions  # |o + t d|² = o·o + t (2 o·d + t d·d)
-            oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
-            sigma += self._blob(oo + t * (od + t * dd))
-        return sigma
+            # |o + t d|² = o·o + t (2 o·d + t d·d)
+            squared_radius = oo[:, part] + depth * (od[:, part] + depth * dd[:, part])
+            parts.append(self._raw_density(x.unflatten(1, depth.shape[1:]), squared_radius))
+        return torch.cat(parts, dim=1)
 
-    def _blob(self, square: Float[Tensor, "*points"]) -> Float[Tensor, "*points"]:
-        """What the blob adds to σ at squared distances from the centre: `density_blob` · (1 − (r/r₀)²), r₀ half the extent.
+    # ---------------------------------------------------------------- volume rendering
+    def render(
+        self,
+        w: Float[Tensor, "batch w"],
+        rays: Rays,
+        sampling: Sampling,
+        draws: RayDraws | None = None,
+    ) -> FieldOutput:
+        """Composited features along rays (Eq. 4), without the background behind them.
 
-        DreamFusion (Poole et al. 2022) has a like term.
+        Densities of all samples are computed first, without gradients; then the samples that can
+        be seen are evaluated again, with features and gradients. Sample depths are constants to the
+        gradient.
+
+        Args:
+            w: shape styles, one per batch entry.
+            sampling: samples per ray.
+            draws: this rendering's random numbers; None: no jitter, no noise, evenly spread
+                importance samples.
         """
-        return self.density_blob * (1 - square / (self.extent / 2) ** 2)
+        w = w.to(rays.origins.dtype)  # autocast computes the mapping network in 16 bits
+        with without_autocast(rays.origins.device):
+            with torch.no_grad():
+                # not `norm`, which takes ten times as long on CPUs
+                distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
+                near, far = distance - self.config.extent, distance + self.config.extent
+                end = volume.ENDLESS if self.config.background == "endless" else far
+                t, sigma = self._sampled_density(w, rays, near, far, end, sampling, draws)
+                noise = 0.0 if draws is None or draws.noise is None else draws.noise
+                share = 1.0 if draws is None else draws.visible_share
+                index = volume.visible_samples(self._weights(t, sigma + noise, end), share)
+            ray = index // t.shape[-1]
+            points = rays.at(t).flatten(1, 2).gather(1, _per_channel(index, 3))
+            directions = None
+            if self.config.view_direction:
+                directions = rays.directions.gather(1, _per_channel(ray, 3))
+            visible_sigma, hidden = self(points, directions, w)
+            sigma = sigma.flatten(1).scatter(1, index, visible_sigma).view_as(t)
+            weights = self._weights(t, sigma + noise, end)
+            weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
+            opacity = weights.sum(dim=-1)
+            depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
+            feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
+        return FieldOutput(feature, depth, opacity, weights[..., -1])
+
+    def _sampled_density(
+        self,
+        w: Tensor,
+        rays: Rays,
+        near: Tensor,
+        far: Tensor,
+        end: Tensor | float,
+        sampling: Sampling,
+        draws: RayDraws | None,
+    ) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays samples"]]:
+        """Depths of all samples of each ray, sorted, and σ there."""
+        jitter = None if draws is None else draws.jitter
+        t = volume.stratified_depths(near, far, sampling.coarse, jitter)
+        sigma = self.density_along(rays, t, w)
+        if not sampling.fine:
+            return t, sigma
+        has_noise = draws is not None and draws.coarse_noise is not None
+        noisy = sigma + draws.coarse_noise if has_noise else sigma
+        coarse_weights = volume.compositing_weights(t, noisy, end)
+        if draws is None:
+            even = torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5
+            importance = (even / sampling.fine).expand(*t.shape[:-1], -1)
+        else:
+            importance = draws.importance
+        fine_t = volume.importance_depths(t, coarse_weights, importance)
+        fine_sigma = self.density_along(rays, fine_t, w)
+        t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
+        return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
+
+    def _weights(
+        self, t: Tensor, sigma: Tensor, end: Tensor | float
+    ) -> Float[Tensor, "batch rays samples"]:
+        """Compositing weights of sorted samples; with the background "last" they sum to 1."""
+        weights = volume.compositing_weights(t, sigma, end)
+        if self.config.background != "last":
+            return weights
+        last = weights[..., -1:] + 1 - weights.sum(dim=-1, keepdim=True)
+        return torch.cat([weights[..., :-1], last], dim=-1)
+
+
+class ShallowNerf(RadianceField):
+    """CIPS-3D's field: a half-width FiLM-SIREN layer behind the density, then a linear layer."""
+
+    def __init__(self, config: FieldConfig, feature_dim: int) -> None:
+        width = config.nerf_width // 2
+        super().__init__(config, width)
+        self.feature = nn.Linear(width, feature_dim)
+        nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
 
     def project(
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays feature"]:
         """Σ w v from Σ w h and Σ w."""
         return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
+
+
+def _per_channel(index: Tensor, count: int) -> Tensor:
+    """The index, repeated for every channel, as `gather` wants it."""
+    return index[..., None].expand(-1, -1, count)

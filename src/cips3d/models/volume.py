@@ -1,11 +1,10 @@
-"""Volume rendering (paper Eq. 4; Section 3.1): where to sample along a ray and how to composite. Pure functions on tensors.
+"""Volume rendering (paper Eq. 4, Section 3.1): where to sample a ray and how to composite.
 
-Depths t are in world units along unit directions. Samples are the last axis throughout.
+Pure functions on tensors. Depths t are in world units along unit directions. Samples are the last
+axis throughout.
 """
 
 from __future__ import annotations
-
-from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float, Int
@@ -103,33 +102,28 @@ def compositing_weights(
     return (1 - transparency) * transmittance
 
 
-#: Share of the samples that counts as visible on the meta device, whose tensors have no values.
-assumed_share: ContextVar[float] = ContextVar("assumed_share", default=1.0)
+def visible_samples(
+    weights: Float[Tensor, "batch rays samples"], assumed_share: float = 1.0
+) -> Int[Tensor, "batch visible"]:
+    """Which samples can matter to each image: indices into its flattened (ray, sample) pairs.
 
-
-def visible_samples(weights: Float[Tensor, "batch rays samples"]) -> Int[Tensor, "batch visible"]:
-    """Which samples can matter to each picture: indices into its flattened (ray, sample) pairs.
-
-    Where the density is not positive, weight and gradient are exactly 0 (the positive part has no slope there); behind an
-    opaque surface both are below the rounding of the sum. So only samples whose weight exceeds the machine epsilon need a
-    feature and gradients: a third or fewer once there are surfaces. A picture that needs fewer than another is filled up with
-    samples of its own that do not matter, so that no index comes twice.
+    Where the density is not positive, weight and gradient are exactly 0 (the positive part has no
+    slope there); behind an opaque surface both are below the rounding of the sum. So only samples
+    whose weight exceeds the machine epsilon need a feature and gradients: a third or fewer once
+    there are surfaces. An image that needs fewer than another gets samples of its own that do not
+    matter on top, so no index comes twice.
 
     Args:
         weights: compositing weights.
+        assumed_share: share that counts as visible on the meta device, whose tensors have no
+            values.
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
-    # tensors on the meta device have no values; costs are counted on them
-    most = (
-        round(assumed_share.get() * visible.shape[1])
-        if visible.is_meta
-        else int(visible.sum(dim=1).max())
-    )
-    if (
-        not visible.is_cpu
-    ):  # few sizes, which an allocator can use again; what is too much has weight 0
-        step = max(1, visible.shape[1] // 64)
-        most = min(visible.shape[1], -(-most // step) * step)
+    count = visible.shape[1]
+    most = round(assumed_share * count) if visible.is_meta else int(visible.sum(dim=1).max())
+    if not visible.is_cpu:  # few sizes, which an allocator can use again; the surplus has weight 0
+        step = max(1, count // 64)
+        most = min(count, -(-most // step) * step)
     most = max(1, most)
     return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.configuration import Configuration, from_dict, to_dict
-from cips3d.pretrained import load_weights, read_tensors, write_tensors
+from cips3d.storage import load_weights, read_tensors, write_tensors
 
 #: Where they are in the folder of a run.
 FOLDER = "checkpoints"

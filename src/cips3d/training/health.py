@@ -13,7 +13,7 @@ from cips3d.data import ImageDataset, SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
 from cips3d.metrics.symmetry import mirror_jump, two_hypothesis_score
 from cips3d.metrics.views import Subjects
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Sampling
 
 #: Subjects, and pictures of the dataset, that the figures are of.
@@ -82,7 +82,7 @@ class Watch:
         return Watch(real)
 
     @torch.no_grad()
-    def figures(self, generator: Generator, sampling: Sampling) -> dict[str, float]:
+    def figures(self, generator: ImageGenerator, sampling: Sampling) -> dict[str, float]:
         """Diversity, non-flatness and mirror symmetry of fixed subjects.
 
         Returns:
@@ -98,12 +98,12 @@ class Watch:
         )
         real = spread(self.real.float() / 127.5 - 1)
         figures = {"diversity": spread(out.image) / max(real, 1e-6)}
-        if "nerf" not in generator.parts:
+        if not generator.has_density:
             return figures
         subjects = Subjects.generated(generator, latents, side, sampling=sampling)
         return figures | {
             "non_flatness": non_flatness(
-                out, generator.config.poses.radius, generator.config.extent
+                out, generator.config.poses.radius, generator.config.networks.extent
             ),
             "mirror_jump": mirror_jump(subjects),
             "two_hypothesis_score": two_hypothesis_score(subjects),

@@ -24,7 +24,7 @@ from cips3d.errors import UserError, first_line
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path, check_writable
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.training import checkpoint
 from cips3d.training.recipe import TrainConfig
 
@@ -129,7 +129,7 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.log(figures, step=images)
 
-    def samples(self, generator: Generator, images: int, resolution: int) -> None:
+    def samples(self, generator: ImageGenerator, images: int, resolution: int) -> None:
         """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
         latents = generator.sample_latents(SAMPLE_HEADS, seed=0)
         cameras = orbit_cameras(generator, SAMPLE_YAWS)

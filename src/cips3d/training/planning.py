@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cips3d.camera import Camera
 from cips3d.models import volume
-from cips3d.models.baselines import build_generator
+from cips3d.models.registry import build_generator
 from cips3d.models.cost import parameter_count
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator

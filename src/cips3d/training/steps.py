@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cips3d import pretrained
 from cips3d.errors import UserError
-from cips3d.models.baselines import build_generator
+from cips3d.models.registry import build_generator
 from cips3d.models.config import RENDERING_FIELDS
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator

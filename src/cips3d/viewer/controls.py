@@ -7,7 +7,7 @@ from typing import Any
 
 import viser
 
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.viewer.requests import (
     COARSE_SAMPLES,
     FINE_SAMPLES,
@@ -37,7 +37,7 @@ class Controls:
         has_other: whether there is a second model to blend with.
     """
 
-    def __init__(self, gui: viser.GuiApi, generator: Generator, has_other: bool) -> None:
+    def __init__(self, gui: viser.GuiApi, generator: ImageGenerator, has_other: bool) -> None:
         c = generator.config
         self.mode = gui.add_dropdown("Show", modes_of(generator))
         self.status = gui.add_markdown("…")
@@ -60,11 +60,20 @@ class Controls:
                     0.0,
                     "0 is the first model, 1 the second",
                 )
-        if "inr" in generator.parts:
+        if generator.style_blocks:
             with gui.add_folder("Style mixing", expand_by_default=False):
                 self._number(gui, "mix_seed", "Appearance 2", 1, "Seed of a second appearance code")
-                hint = f"Blocks of the implicit network from here on take the second appearance; {c.inr_blocks} is none"
-                self._slider(gui, "mix_from", "From block", 0, c.inr_blocks, 1, c.inr_blocks, hint)
+                hint = f"Blocks of the implicit network from here on take the second appearance; {generator.style_blocks} is none"
+                self._slider(
+                    gui,
+                    "mix_from",
+                    "From block",
+                    0,
+                    generator.style_blocks,
+                    1,
+                    generator.style_blocks,
+                    hint,
+                )
         with gui.add_folder("Camera"):
             fov = within(c.poses.fov, *FOVS, FOVS[0])
             ends = min(fov, _USUAL_FOVS[0]), max(fov, _USUAL_FOVS[1])
@@ -86,10 +95,10 @@ class Controls:
             )
             hint = "Per ray: spread evenly"
             self._slider(
-                gui, "coarse", "Coarse samples", *COARSE_SAMPLES, 1, c.coarse_samples, hint
+                gui, "coarse", "Coarse samples", *COARSE_SAMPLES, 1, c.sampling.coarse, hint
             )
             hint = "Per ray: near the surface, found by the coarse ones"
-            self._slider(gui, "fine", "Fine samples", *FINE_SAMPLES, 1, c.fine_samples, hint)
+            self._slider(gui, "fine", "Fine samples", *FINE_SAMPLES, 1, c.sampling.fine, hint)
         with gui.add_folder("Save"):
             self.save_picture = gui.add_button("Picture", hint="What is shown, as PNG")
             self.save_mesh = gui.add_button(
@@ -99,7 +108,7 @@ class Controls:
             )
             hint = "Its styles, for the commands' option --subject; and the model, where it is another one than at the start"
             self.save_subject = gui.add_button(
-                "Subject", hint=hint, visible=generator.architecture == "cips-3d"
+                "Subject", hint=hint, visible=bool(generator.geometry_parts)
             )
             self.add_keyframe = gui.add_button("Add camera to path")
             self.save_path = gui.add_button(
@@ -107,7 +116,7 @@ class Controls:
             )
             self.clear_path = gui.add_button("Clear camera path", disabled=True)
         with gui.add_folder(
-            "Your picture", visible=generator.architecture == "cips-3d"
+            "Your picture", visible=bool(generator.geometry_parts)
         ):  # others cannot be inverted
             self.upload = gui.add_upload_button(
                 "Open a picture", mime_type="image/*", hint="Finds its subject (inversion)"

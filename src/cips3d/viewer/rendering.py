@@ -12,7 +12,8 @@ from PIL import Image
 
 from cips3d.camera import Camera
 from cips3d.export.media import depth_picture, to_uint8
-from cips3d.models.generator import Generator, as_picture
+from cips3d.models.protocol import RayGenerator
+from cips3d.models.rays import as_images
 from cips3d.models.types import RenderOutput, Sampling, Styles
 from cips3d.viewer.requests import Mode, View, front_camera
 from cips3d.viewer.worker import Steps, at_once
@@ -53,7 +54,7 @@ class Pace:
         self._seconds[sampling] = known**0.7 * found**0.3
 
 
-def warmed_up(generator: Generator) -> Pace:
+def warmed_up(generator: RayGenerator) -> Pace:
     """The pace of a generator's coarse pictures, after one that loads and compiles what the first needs longer for."""
     styles, camera = (
         generator.map(generator.sample_latents(1, 0)),
@@ -101,7 +102,7 @@ def finer_sides(side: int, coarse: int) -> list[int]:
 
 @torch.inference_mode()
 def strips(
-    generator: Generator,
+    generator: RayGenerator,
     styles: Styles,
     camera: Camera,
     size: tuple[int, int],
@@ -117,7 +118,7 @@ def strips(
     Returns:
         The picture, on the CPU.
     """
-    rays = camera.to(generator.shape_mean).rays(*size, generator.config.corner_aligned)
+    rays = camera.to(generator.shape_mean).rays(*size)
     parts, start = [], 0
     while start < rays.count:
         count = max(_FEWEST_RAYS, pace.rays_within(STRIP_SECONDS, sampling))
@@ -132,7 +133,7 @@ def strips(
         pace.record(sampling, count, time.perf_counter() - began)
         start += count
         yield 0.0
-    return as_picture(parts, *size)
+    return as_images(torch.cat(parts, dim=1), *size)
 
 
 def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:

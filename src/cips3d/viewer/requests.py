@@ -13,7 +13,7 @@ from trimesh.transformations import quaternion_from_matrix, quaternion_matrix
 
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.models.config import GeneratorConfig
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Sampling
 from cips3d.trajectories import nearest_turn
 
@@ -100,9 +100,9 @@ class View:
 
 
 # ---------------------------------------------------------------- what the controls say
-def modes_of(generator: Generator) -> tuple[Mode, ...]:
+def modes_of(generator: ImageGenerator) -> tuple[Mode, ...]:
     """What can be shown of a generator; one without a radiance field has pictures only."""
-    return MODES if "nerf" in generator.parts else MODES[:1]
+    return MODES if generator.has_density else MODES[:1]
 
 
 def within(value: Any, low: float, high: float, otherwise: float) -> float:
@@ -142,23 +142,24 @@ def choice_from(controls: Mapping[str, Any], blocks: int) -> Choice:
     )
 
 
-def view_from(controls: Mapping[str, Any], pose: Pose, config: GeneratorConfig) -> View | None:
+def view_from(controls: Mapping[str, Any], pose: Pose, generator: ImageGenerator) -> View | None:
     """The view that controls and camera ask for, every value in range; None if the camera is garbage.
 
     Args:
         controls: values by the names of Choice's fields, and "mode", "side", "coarse", "fine".
     """
-    camera = camera_from_viser(pose, config.extent)
+    config = generator.config
+    camera = camera_from_viser(pose, config.networks.extent)
     if camera is None:
         return None
     width, height = (whole(x, 0, LARGEST_CANVAS, 0) for x in (pose.width, pose.height))
     aspect = within(width / height, *_ASPECTS, 1.0) if width and height else 1.0
     mode = controls.get("mode")
-    coarse = whole(controls.get("coarse"), *COARSE_SAMPLES, config.coarse_samples)
-    fine = whole(controls.get("fine"), *FINE_SAMPLES, config.fine_samples)
+    coarse = whole(controls.get("coarse"), *COARSE_SAMPLES, config.sampling.coarse)
+    fine = whole(controls.get("fine"), *FINE_SAMPLES, config.sampling.fine)
     return View(
         mode=mode if mode in MODES else MODES[0],
-        choice=choice_from(controls, config.inr_blocks),
+        choice=choice_from(controls, generator.style_blocks),
         camera=camera,
         aspect=min(aspect, widest(config)),
         canvas_aspect=aspect,
@@ -254,4 +255,4 @@ def widest(config: GeneratorConfig) -> float:
 
     Models have seen square pictures only. Beside them, one that paints its background apart has more of that, others invent.
     """
-    return _ASPECTS[1] if config.background in ("plain", "white") else 1.0
+    return _ASPECTS[1] if config.networks.background in ("plain", "white") else 1.0

@@ -17,7 +17,7 @@ import viser
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import RayGenerator
 from cips3d.viewer.rendering import warmed_up
 from cips3d.viewer.requests import front_camera, viser_pose
 from cips3d.viewer.session import Session, Workers
@@ -46,8 +46,8 @@ class Viewer:
 
     def __init__(
         self,
-        generator: Generator,
-        other: Generator | None = None,
+        generator: RayGenerator,
+        other: RayGenerator | None = None,
         discriminator: ProgressiveDiscriminator | None = None,
         host: str = "127.0.0.1",
         port: int = 8080,
@@ -101,7 +101,7 @@ class Viewer:
         with _quiet():
             self._server.stop()
 
-    def _set_scene(self, generator: Generator) -> None:
+    def _set_scene(self, generator: RayGenerator) -> None:
         """Up is up, the first view is that of the camera prior, and nothing but our own controls is shown."""
         poses, server = generator.config.poses, self._server
         server.scene.set_up_direction("+y")

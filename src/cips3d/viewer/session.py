@@ -27,7 +27,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.meshes import extract_mesh, glb
 from cips3d.files import png
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import RayGenerator
 from cips3d.models.types import RenderOutput, Sampling, Styles
 from cips3d.viewer.canvas import Stage
 from cips3d.viewer.controls import Controls
@@ -231,7 +231,9 @@ class Session:
     # ---------------------------------------------------------------- what is shown
     def _view(self) -> View | None:
         shown = self._inversion if self.controls.show_inversion.value else None
-        return view_from({**self.controls.values(), "inversion": shown}, self.pose, self._config)
+        return view_from(
+            {**self.controls.values(), "inversion": shown}, self.pose, self._subjects.generator
+        )
 
     def _request(self) -> None:
         """Has the client's picture, or its mesh, made anew."""
@@ -262,7 +264,7 @@ class Session:
         self._say(f"{view.side} pixels, {samples}, {time.monotonic() - began:.2g} s")
 
     def _strips(
-        self, generator: Generator, styles: Styles, view: View, side: int, sampling: Sampling
+        self, generator: RayGenerator, styles: Styles, view: View, side: int, sampling: Sampling
     ) -> Steps[RenderOutput]:
         return strips(generator, styles, view.camera, view.size(side), sampling, self._pace)
 
@@ -383,7 +385,7 @@ class Session:
 
     # ---------------------------------------------------------------- files
     def _save(
-        self, worker: Worker, kind: str, make: Callable[[View, Generator, Styles], Steps[None]]
+        self, worker: Worker, kind: str, make: Callable[[View, RayGenerator, Styles], Steps[None]]
     ) -> None:
         """Has a file made of the view as it is now."""
         view = self._view()
@@ -416,16 +418,16 @@ class Session:
             finally:
                 self._drawing.release()
 
-    def _picture_file(self, view: View, generator: Generator, styles: Styles) -> Steps[None]:
+    def _picture_file(self, view: View, generator: RayGenerator, styles: Styles) -> Steps[None]:
         """The refined picture, as it is without a canvas."""
         out = yield from self._strips(generator, styles, view, view.side, view.sampling)
         self._download("view.png", png(Image.fromarray(pixels_of(out, view.mode))))
 
-    def _mesh_file(self, _: View, generator: Generator, styles: Styles) -> Steps[None]:
+    def _mesh_file(self, _: View, generator: RayGenerator, styles: Styles) -> Steps[None]:
         yield 0.0
         self._download("subject.glb", glb(extract_mesh(generator, styles, _SAVED_MESH)))
 
-    def _subject_file(self, view: View, generator: Generator, styles: Styles) -> Steps[None]:
+    def _subject_file(self, view: View, generator: RayGenerator, styles: Styles) -> Steps[None]:
         yield 0.0
         save = partial(Subject(styles, view.camera).save, generator=generator)
         self._download("subject.safetensors", written("subject.safetensors", save))
@@ -467,7 +469,7 @@ class Session:
             if not self._stage.closed:
                 notification.remove()
 
-    def _show_inversion(self, generator: Generator, styles: Styles, camera: Camera) -> None:
+    def _show_inversion(self, generator: RayGenerator, styles: Styles, camera: Camera) -> None:
         last, self._inversion = self._inversion, self._subjects.add(generator, styles)
         if last is not None:
             self._subjects.remove(last)

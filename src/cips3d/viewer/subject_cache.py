@@ -7,9 +7,9 @@ import itertools
 
 import torch
 
-from cips3d.editing.blending import check_same_nerf, interpolate, mix_styles
+from cips3d.editing.blending import check_same_geometry, interpolate, mix_styles
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import RayGenerator
 from cips3d.models.types import Latents, Styles
 from cips3d.viewer.requests import Choice
 
@@ -31,19 +31,19 @@ class Subjects:
 
     def __init__(
         self,
-        generator: Generator,
-        other: Generator | None = None,
+        generator: RayGenerator,
+        other: RayGenerator | None = None,
         discriminator: ProgressiveDiscriminator | None = None,
     ) -> None:
         if other is not None:
-            check_same_nerf(generator, other)
+            check_same_geometry(generator, other)
         self.generator, self.other, self.discriminator = generator, other, discriminator
-        self._inversions: dict[int | None, tuple[Generator, Styles]] = {}
+        self._inversions: dict[int | None, tuple[RayGenerator, Styles]] = {}
         self._numbers = itertools.count()
         self._styles = functools.lru_cache(_KEPT_STYLES)(self._find_styles)
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
-    def add(self, generator: Generator, styles: Styles) -> int:
+    def add(self, generator: RayGenerator, styles: Styles) -> int:
         """Makes what a picture's inversion has found a subject; returns its number (`Choice.inversion`)."""
         number = next(self._numbers)
         self._inversions[number] = generator, styles
@@ -55,7 +55,7 @@ class Subjects:
         self._styles.cache_clear()
         self._blended.cache_clear()
 
-    def find(self, choice: Choice) -> tuple[Generator, Styles]:
+    def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
         """The generator and the styles of one subject."""
         base, _ = self._inversions.get(choice.inversion, (self.generator, None))
         return self._blended(base, choice.blend), self._styles(choice)
@@ -69,7 +69,7 @@ class Subjects:
             content = base.truncate(inverted, psi)
         else:
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
-        if "inr" not in generator.parts or choice.mix_from >= generator.config.inr_blocks:
+        if choice.mix_from >= generator.style_blocks:
             return content
         return mix_styles(
             generator,
@@ -86,5 +86,5 @@ class Subjects:
         )
         return Latents(shape.shape, appearance.appearance)
 
-    def _blend(self, base: Generator, amount: float) -> Generator:
+    def _blend(self, base: RayGenerator, amount: float) -> RayGenerator:
         return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)

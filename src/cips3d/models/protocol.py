@@ -1,0 +1,285 @@
+"""What the rest of the package asks of a generator, whatever its architecture."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cips3d.camera import WHOLE, Camera, Rays, Window
+from cips3d.configuration import from_dict, to_dict
+from cips3d.errors import UserError
+from cips3d.models import rays as ray_choices
+from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
+from cips3d.models.types import Latents, Psi, RayDraws, RayOutput, RenderOutput, Styles
+from cips3d.storage import write_tensors
+
+#: File of a model in a folder of its own: a run's, an inversion's, the hub's form.
+MODEL_FILE = "model.safetensors"
+#: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size:
+#: on other devices, where many small chunks would only wait, and on CPUs.
+CHUNK_BYTES = (2**30, 64 * 2**20)
+
+
+class ImageGenerator(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="cips3d",
+    tags=["3d-aware-gan", "nerf", "image-generation"],
+):
+    """Base of all generators: codes, mean styles, storage; `map` and `render` by architecture.
+
+    Args:
+        config: the configuration, or the dictionary of it in a config.json.
+
+    Raises:
+        UserError: if a dictionary does not fit, or the configuration is of another architecture.
+    """
+
+    #: The configuration of this architecture's networks.
+    Networks: ClassVar[type[NetworkConfig]]
+    #: Its networks by attribute name. A training stage can freeze them.
+    parts: ClassVar[tuple[str, ...]]
+    #: Those that decide shape and pose. Without any, shape and appearance are one, so a model
+    #: can be neither transferred, blended nor inverted.
+    geometry_parts: ClassVar[tuple[str, ...]] = ()
+    #: Whether there is a 3D density, so that `density` works and views from all sides differ.
+    has_density: ClassVar[bool] = False
+    #: Whether `aux_image` is an image of its own.
+    has_aux_image: ClassVar[bool] = False
+    #: Finds a model by name. `cips3d.pretrained` sets it, since this room knows no files.
+    find: ClassVar[Callable[[str], ImageGenerator] | None] = None
+
+    shape_mean: Tensor
+    appearance_mean: Tensor
+
+    def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
+        super().__init__()
+        if isinstance(config, dict):
+            config = from_dict(GeneratorConfig, config, "config.json")
+        if not isinstance(config.networks, self.Networks):
+            raise UserError(
+                f"generator configuration: architecture {config.networks.architecture} is not "
+                f"{type(self).__name__}'s; use cips3d.load for a model, "
+                "cips3d.models.registry.build_generator for a new one"
+            )
+        self.config = config
+
+    def _register_means(self, shape_dim: int, appearance_dim: int) -> None:
+        """Adds the mean styles, of these widths, to the state."""
+        self.register_buffer("shape_mean", torch.zeros(shape_dim))
+        self.register_buffer("appearance_mean", torch.zeros(appearance_dim))
+
+    # ---------------------------------------------------------------- by architecture
+    @abstractmethod
+    def mapped(self, latents: Latents) -> Styles:
+        """Styles without truncation."""
+
+    @abstractmethod
+    def render(
+        self,
+        codes: Latents | Styles,
+        camera: Camera,
+        resolution: int | tuple[int, int] | None = None,
+        *,
+        psi: Psi = 1.0,
+        sampling: Sampling | None = None,
+        draws: RayDraws | None = None,
+        chunk: int | None = None,
+        window: Window = WHOLE,
+    ) -> RenderOutput:
+        """Images of the codes from the cameras; see `RayGenerator.render`."""
+
+    def density(
+        self, points: Float[Tensor, "batch points 3"], styles: Styles
+    ) -> Float[Tensor, "batch points"]:
+        """Raw density σ at world points, per world unit; there is nothing where it is ≤ 0.
+
+        Only where `has_density`.
+        """
+        raise NotImplementedError
+
+    def density_along(
+        self, rays: Rays, t: Float[Tensor, "batch rays samples"], styles: Styles
+    ) -> Float[Tensor, "batch rays samples"]:
+        """`density` at depths t of each ray, without gradients."""
+        return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
+
+    @property
+    def style_blocks(self) -> int:
+        """Blocks that take an appearance style each; 0 if styles cannot be mixed."""
+        return 0
+
+    # ---------------------------------------------------------------- codes
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.shape_mean.device
+
+    @property
+    def sampling(self) -> Sampling:
+        """The samples per ray of the configuration."""
+        return self.config.sampling
+
+    def sample_latents(self, count: int, seed: int | torch.Generator) -> Latents:
+        """`count` random latents on the parameters' device.
+
+        Args:
+            seed: equal seeds give equal latents, whatever the device.
+        """
+        networks = self.config.networks
+        if isinstance(seed, torch.Generator):
+            generator = seed
+        else:
+            generator = torch.Generator().manual_seed(int(seed))
+        shape = torch.randn(count, networks.shape_dim, generator=generator)
+        appearance = torch.randn(count, networks.appearance_dim, generator=generator)
+        return Latents(shape, appearance).to(self.shape_mean)
+
+    def map(self, latents: Latents, psi: Psi = 1.0) -> Styles:
+        """Mapped codes, truncated towards the stored means: w̄ + ψ (w − w̄).
+
+        Args:
+            psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
+        """
+        if not isinstance(latents, Latents):
+            raise UserError(
+                f"latents: {type(latents).__name__} given; pass what sample_latents returns"
+            )
+        return self.truncate(self.mapped(latents), psi)
+
+    def truncate(self, styles: Styles, psi: Psi) -> Styles:
+        """Styles moved towards the stored means; `psi` as in `map`."""
+        psi_shape, psi_appearance = psi if isinstance(psi, tuple) else (psi, psi)
+
+        def towards(mean: Tensor, w: Tensor, amount: float) -> Tensor:
+            # not lerp at ψ = 1: training must neither round through the mean nor depend on it
+            return w if amount == 1 else torch.lerp(mean, w, amount)
+
+        shape = towards(self.shape_mean, styles.shape, psi_shape)
+        if isinstance(styles.appearance, Tensor):
+            appearance = towards(self.appearance_mean, styles.appearance, psi_appearance)
+            return Styles(shape, appearance)
+        blocks = [towards(self.appearance_mean, w, psi_appearance) for w in styles.appearance]
+        return Styles(shape, blocks)
+
+    @torch.no_grad()
+    def update_style_means(
+        self, count: int = 10_000, seed: int = 0, *, include_shape: bool = True
+    ) -> None:
+        """Stores the mean styles of `count` latents, for truncation; rendering never calls it.
+
+        Args:
+            include_shape: False leaves the mean shape style as it is, bit-exactly, where another
+                machine would round it differently.
+        """
+        styles = self.map(self.sample_latents(count, seed))
+        if include_shape:
+            self.shape_mean.copy_(styles.shape.mean(dim=0))
+        assert isinstance(styles.appearance, Tensor)
+        self.appearance_mean.copy_(styles.appearance.mean(dim=0))
+
+    # ---------------------------------------------------------------- the hub's form
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **_: Any) -> ImageGenerator:  # pyright: ignore
+        """`cips3d.load`: a bundled name, a file, a folder or a hub id."""
+        assert ImageGenerator.find is not None, "import cips3d.pretrained first"
+        return ImageGenerator.find(str(name))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        # the mixin writes this as config.json afterwards
+        self._hub_mixin_config = self.config
+        write_tensors(
+            save_directory / MODEL_FILE,
+            self.state_dict(),
+            "cips3d",
+            {"generator": to_dict(self.config)},
+        )
+
+
+class RayGenerator(ImageGenerator):
+    """A generator whose pixels are independent: any number of rays, any subset, any order."""
+
+    @abstractmethod
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
+        """Renders any rays: the one primitive, pure in its arguments.
+
+        Args:
+            styles: one per batch entry of `rays`.
+            rays: (B, N) rays.
+            sampling: samples per ray.
+            draws: this rendering's random numbers; None: no jitter, no noise, evenly spread
+                importance samples.
+        """
+
+    @abstractmethod
+    def activations_per_ray(self, sampling: Sampling) -> int:
+        """Hidden activations that a ray needs at one time."""
+
+    def forward(
+        self,
+        latents: Latents,
+        camera: Camera,
+        resolution: int | tuple[int, int],
+        draws: RayDraws | None = None,
+        sampling: Sampling | None = None,
+    ) -> RenderOutput:
+        """`render` in one chunk."""
+        return self.render(latents, camera, resolution, draws=draws, sampling=sampling, chunk=2**62)
+
+    def render(
+        self,
+        codes: Latents | Styles,
+        camera: Camera,
+        resolution: int | tuple[int, int] | None = None,
+        *,
+        psi: Psi = 1.0,
+        sampling: Sampling | None = None,
+        draws: RayDraws | None = None,
+        chunk: int | None = None,
+        window: Window = WHOLE,
+    ) -> RenderOutput:
+        """Images of any size from any cameras, or a part of them.
+
+        Args:
+            codes: latents, or styles that are used as they are. One code goes with all cameras, and
+                one camera with all codes.
+            camera: the batch of cameras.
+            resolution: side of a square image, or (height, width), in pixels; by default the
+                training resolution.
+            psi: truncation of latents, see `map`.
+            sampling: samples per ray; the configuration's by default.
+            draws: random numbers of all rays that are rendered, see `render_rays`.
+            chunk: rays rendered at a time; changes memory, not pixels. Default: as many as fit
+                `CHUNK_BYTES`.
+            window: rows and columns, such as `numpy.s_[:64, 100:200]`: only that part of the image.
+
+        Raises:
+            UserError: if the resolution or chunk is below 1, no pixel lies in the window, or the
+                numbers of codes and cameras do not go together.
+        """
+        resolution = self.config.resolution if resolution is None else resolution
+        height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+        if chunk is not None and chunk < 1:
+            raise UserError(f"chunk: {chunk} rays; take at least 1")
+        styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
+        rays = camera.to(self.shape_mean).rays(height, width, window)
+        height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
+        styles, rays = ray_choices.paired(styles, rays)
+        sampling = sampling or self.sampling
+        chunk = chunk or self.default_chunk(len(styles), sampling)
+        stacked = ray_choices.in_chunks(self.render_rays, styles, rays, sampling, draws, chunk)
+        return ray_choices.as_images(stacked, height, width)
+
+    def default_chunk(self, batch: int, sampling: Sampling) -> int:
+        """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
+        size = CHUNK_BYTES[self.device.type == "cpu"]
+        return max(1, size // (4 * self.activations_per_ray(sampling) * batch))
