@@ -98,18 +98,19 @@ class Camera(TensorRecord):
         Raises:
             UserError: if a camera is at its target, or looks along `up`.
         """
-        if not bool(torch.isfinite(position).all()):
+        checks = not position.is_meta  # which has no values
+        if checks and not bool(torch.isfinite(position).all()):
             raise UserError(
                 "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
             )
         target = torch.zeros_like(position) if target is None else target.to(position)
         up = position.new_tensor([0.0, 1.0, 0.0]) if up is None else up.to(position)
         backward = position - target.expand_as(position)
-        if bool((backward.norm(dim=-1) < 1e-8).any()):
+        if checks and bool((backward.norm(dim=-1) < 1e-8).any()):
             raise UserError("camera: the position equals the point it looks at; move one of them")
         backward = torch.nn.functional.normalize(backward, dim=-1)
         right = torch.linalg.cross(up.expand_as(backward), backward)
-        if bool((right.norm(dim=-1) < 1e-6).any()):
+        if checks and bool((right.norm(dim=-1) < 1e-6).any()):
             raise UserError(
                 "camera: it looks straight along its up vector; "
                 "keep |pitch| below 90 degrees or give another up"
@@ -147,7 +148,7 @@ class Camera(TensorRecord):
             for x in (yaw, pitch, radius, fov)
         ]
         yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
-        if bool((pitch_t.abs() > math.pi / 2).any()):
+        if not pitch_t.is_meta and bool((pitch_t.abs() > math.pi / 2).any()):
             steepest = float(pitch_t.abs().max())
             raise UserError(
                 f"camera: a pitch of {steepest:.4g} radians lies beyond the pole; give angles in "

@@ -1,7 +1,7 @@
-"""DiffAugment (Zhao et al. 2020): the same random changes to real and generated pictures before the discriminators see them.
+"""DiffAugment (Zhao et al. 2020): the same random changes to real and to generated images.
 
-Colour (brightness, saturation, contrast), translation and cutout, differentiable, with draws that are made beforehand, so that
-a step can be replayed. Main and auxiliary picture of one subject share their draws.
+Colour (brightness, saturation, contrast), translation and cutout, differentiable. Draws are made
+beforehand, so that a step can be replayed. Main and auxiliary image of a subject share their draws.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-#: Side of the blanked square, as a share of the picture's: the CIPS-3D authors' (DiffAugment's own is 0.5).
+#: Side of the blanked square as a share of the image's, the CIPS-3D authors' (DiffAugment: 0.5).
 CUTOUT = 0.2
 
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """Random numbers of one batch, one row per picture, all in [0, 1).
+    """Random numbers of one batch, one row per image, all in [0, 1).
 
     Attributes:
         colour: brightness, saturation and contrast.
         shift: translation, rows and columns.
         cutout: position of the cut-out square, row and column.
-        applied: which of the pictures are changed at all.
+        applied: which images are changed at all.
     """
 
     colour: Float[Tensor, "batch 3"]
@@ -35,7 +35,7 @@ class AugmentDraws:
 
     @staticmethod
     def sample(seeds: list[int], probability: float = 1.0) -> AugmentDraws:
-        """One picture's draws per seed, on the CPU; each picture is changed with the given probability."""
+        """One image's draws per seed, on the CPU; each image is changed with this probability."""
         rows = torch.stack(
             [torch.rand(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
@@ -45,11 +45,11 @@ class AugmentDraws:
 def diff_augment(
     images: Float[Tensor, "batch 3 h w"], draws: AugmentDraws
 ) -> Float[Tensor, "batch 3 h w"]:
-    """The pictures, changed: colours first, then moved by up to an eighth of their size, then a square blanked.
+    """Changes colours, then moves images by up to an eighth of their size, then blanks a square.
 
     Args:
         images: in [-1, 1].
-        draws: of as many pictures.
+        draws: one row per image.
     """
     draws = AugmentDraws(*(value.to(images.device) for value in vars(draws).values()))
     brightness, saturation, contrast = draws.colour.to(images.dtype)[..., None, None, None].unbind(
@@ -67,26 +67,29 @@ def diff_augment(
 def _moved(
     x: Float[Tensor, "batch 3 h w"], shift: Float[Tensor, "batch 2"]
 ) -> Float[Tensor, "batch 3 h w"]:
-    """Pictures moved by whole pixels, up to an eighth of their size each way; what comes in is 0."""
+    """Images moved by whole pixels, up to an eighth of their size each way; the rest is 0."""
     batch, _, height, width = x.shape
     offsets = []
     for axis, size in enumerate((height, width)):
         reach = int(size / 8 + 0.5)
         offset = (shift[:, axis] * (2 * reach + 1)).floor().long() - reach
-        # row 0 of the padded picture is empty, and so is its last one: what lies outside reads one of them
+        # the first and last rows of the padded image are empty: what lies outside reads them
         offsets.append(
             (torch.arange(size, device=x.device) + offset[:, None] + 1).clamp(0, size + 1)
         )
     rows, columns = offsets
-    picture = torch.arange(batch, device=x.device)[:, None, None]
+    image = torch.arange(batch, device=x.device)[:, None, None]
     padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    return padded[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _cut_out(
     x: Float[Tensor, "batch 3 h w"], position: Float[Tensor, "batch 2"]
 ) -> Float[Tensor, "batch 3 h w"]:
-    """Pictures with a square set to 0; of one that lies partly outside, the part inside and the border next to it."""
+    """Images with a square set to 0.
+
+    Of a square that is partly outside, the part inside and the border next to it are set.
+    """
     batch, _, height, width = x.shape
     inside = []
     for axis, size in enumerate((height, width)):

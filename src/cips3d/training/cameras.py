@@ -1,6 +1,7 @@
-"""Where the cameras of generated pictures come from: a fixed prior, one that is trained, or the dataset's labels.
+"""Where the cameras of generated images come from: a fixed prior, a learned one, or labels.
 
-All draw in two steps, `draw` and `camera`: a step's random numbers are made, and can be replayed, apart from what they mean.
+All draw in two steps, `draw` and `camera`: so the random numbers of a step can be replayed apart
+from what they mean.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.camera import Camera, PoseDistribution, is_centred, is_rigid, mirrored_label
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.camera import (
+    Camera,
+    PoseDistribution,
+    below_pole,
+    mirrored_label,
+)
+from cips3d.data import Dataset
 from cips3d.errors import UserError
 
-#: By how much labels' radius and field of view may differ from the model's; how many of them are looked at.
-_UNLIKE, _ENOUGH = 0.05, 4096
+#: Relative difference between the labels' radius or field of view and the model's that is refused;
+#: labels that are looked at.
+_TOLERANCE, _ENOUGH = 0.05, 4096
 
 
 class LearnedPoses(nn.Module):
-    """A camera prior whose mean and spread are trained with the generator (CAMPARI, Niemeyer & Geiger 2021).
+    """A camera prior whose mean and spread are learned (CAMPARI, Niemeyer & Geiger 2021).
 
-    The gradient reaches them through the rays. Turning all subjects and all cameras by one angle changes no picture, so
-    the means say where the cameras are relative to the subjects' own axes, which nothing fixes; the spreads are meaningful.
+    The gradient reaches them through the rays. Turning all subjects and all cameras by one angle
+    changes no image. So nothing fixes the means, while the spreads are meaningful.
 
     Args:
         start: where training starts; "gaussian" or "uniform".
@@ -35,9 +42,8 @@ class LearnedPoses(nn.Module):
         self.start = start
         self.mean = nn.Parameter(torch.tensor([start.yaw_mean, start.pitch_mean]))
         # as a logarithm it stays positive and learns at a pace that does not depend on its size
-        self.log_std = nn.Parameter(
-            torch.tensor([start.yaw_std, start.pitch_std]).clamp(min=1e-3).log()
-        )
+        spread = torch.tensor([start.yaw_std, start.pitch_std])
+        self.log_std = nn.Parameter(spread.clamp(min=1e-3).log())
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
         """Standard draws of the prior's kind."""
@@ -48,62 +54,62 @@ class LearnedPoses(nn.Module):
         draws = draws.to(self.mean)
         unit = draws if self.start.kind == "gaussian" else 2 * draws - 1
         yaw, pitch = (self.mean + self.log_std.exp() * unit).unbind(-1)
-        limit = math.pi / 2 - 1e-3  # a camera over the pole has no defined up
-        return self.start.at(yaw, pitch.clamp(-limit, limit))
+        return self.start.at(yaw, below_pole(pitch))
 
     def distribution(self) -> PoseDistribution:
-        """The prior as it stands, in float precision."""
+        """The prior as it is now, in float precision."""
         (yaw, pitch), (yaw_std, pitch_std) = self.mean.tolist(), self.log_std.exp().tolist()
         return replace(
             self.start, yaw_mean=yaw, pitch_mean=pitch, yaw_std=yaw_std, pitch_std=pitch_std
         )
 
 
-#: Settings of a run that looks at no labels.
+#: Settings of a run that uses no labels.
 WITHOUT_LABELS = (
     "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
 )
 
 
 class DatasetCameras:
-    """The camera of a random picture of the dataset, as tri-plane GANs draw theirs (EG3D, Chan et al. 2022).
+    """The camera of a random image of the dataset, as in tri-plane GANs (EG3D, Chan et al. 2022).
 
     Args:
         dataset: has labels.
-        mirror: half of the cameras are mirrored, as the real pictures are.
-        prior: the model's, whose radius and field of view they must have: rays are sampled about that distance.
+        mirror: mirror half of the cameras, as the real images are.
+        prior: the model's. Labels must have its radius and field of view, since rays are sampled
+            around that distance.
 
     Raises:
-        UserError: if they have another radius or field of view, or a label is not of a centred pinhole camera in a rigid pose.
+        UserError: if labels have another radius or field of view, or are not of a centred pinhole
+            camera in a rigid pose.
     """
 
-    def __init__(
-        self, dataset: SyntheticHeads | ImageDataset, mirror: bool, prior: PoseDistribution
-    ) -> None:
+    def __init__(self, dataset: Dataset, mirror: bool, prior: PoseDistribution) -> None:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
-        if isinstance(dataset, ImageDataset) and dataset.labels is not None:
-            aside = (~(is_centred(dataset.labels) & is_rigid(dataset.labels))).nonzero()
-            if len(aside):
-                raise UserError(
-                    f"{dataset.path}: the label of {dataset.names[int(aside[0])]} is not of a rotation, a position and a "
-                    f"centred pinhole camera with equal focal lengths; mend the labels, or do without (--set {WITHOUT_LABELS})"
-                )
+        name = dataset.description()["name"]
+        dataset.check_cameras()
         cameras = self._some()
-        radius, fov = (float(x.median()) for x in (cameras.position.norm(dim=1), cameras.fov))
-        if abs(radius / prior.radius - 1) > _UNLIKE or abs(fov / prior.fov - 1) > _UNLIKE:
-            scale = _height(radius, fov) / _height(prior.radius, prior.fov)
+        radius = float(cameras.position.norm(dim=1).median())
+        fov = float(cameras.fov.median())
+        differences = abs(radius / prior.radius - 1), abs(fov / prior.fov - 1)
+        if max(differences) > _TOLERANCE:
+            scale = _visible_height(radius, fov) / _visible_height(prior.radius, prior.fov)
             raise UserError(
-                f"{dataset.description()['name']}: its labels' cameras stand at {radius:.3g} with a field of view of {fov:.4g} "
-                f"degrees, the model's at {prior.radius:g} with {prior.fov:g}; set generator.poses.radius={radius:.4g} "
-                f"generator.poses.fov={fov:.4g} and generator.extent to {scale:.4g} times what it is"
+                f"{name}: its labels' cameras are at {radius:.3g} with a field of view of "
+                f"{fov:.4g} degrees, the model's at {prior.radius:g} with {prior.fov:g}; set "
+                f"generator.poses.radius={radius:.4g} generator.poses.fov={fov:.4g} and "
+                f"generator.networks.extent to {scale:.4g} times its value"
             )
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
-        """Uniform numbers in [0, 1): which picture, and whether mirrored. In float64, or large datasets would have gaps."""
+        """Uniform draws in [0, 1): which image, and whether mirrored.
+
+        In float64, since float32 would skip images of large datasets.
+        """
         return torch.rand(count, 2, generator=generator, dtype=torch.float64)
 
     def camera(self, draws: Float[Tensor, "count 2"]) -> Camera:
-        """The pictures' cameras."""
+        """The images' cameras."""
         index, mirrored = draws.unbind(-1)
         labels = self.dataset.camera_labels((index * len(self.dataset)).long().tolist())
         if self.mirror:
@@ -111,26 +117,23 @@ class DatasetCameras:
         return Camera.from_label(labels)
 
     def distribution(self) -> PoseDistribution:
-        """A normal prior with the mean and spread of the labels' angles, for who draws cameras from the model later."""
+        """A normal prior with the mean and spread of the labels' angles, for the saved model."""
         yaw, pitch = self._some().yaw_pitch()
-        (yaw_mean, yaw_std), (pitch_mean, pitch_std) = (
-            (float(x.mean()), float(x.std(correction=0))) for x in (yaw, pitch)
-        )
         return replace(
             self.prior,
             kind="gaussian",
-            yaw_mean=yaw_mean,
-            yaw_std=yaw_std,
-            pitch_mean=pitch_mean,
-            pitch_std=pitch_std,
+            yaw_mean=float(yaw.mean()),
+            yaw_std=float(yaw.std(correction=0)),
+            pitch_mean=float(pitch.mean()),
+            pitch_std=float(pitch.std(correction=0)),
         )
 
     def _some(self) -> Camera:
         return self.camera(self.draw(_ENOUGH, torch.Generator().manual_seed(0)))
 
 
-def _height(radius: float, fov: float) -> float:
-    """Of what a camera at that distance sees around the origin."""
+def _visible_height(radius: float, fov: float) -> float:
+    """Height of what a camera at that distance sees around the origin."""
     return 2 * radius * math.tan(math.radians(fov) / 2)
 
 

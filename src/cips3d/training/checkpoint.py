@@ -1,4 +1,4 @@
-"""Training state in one safetensors file: weights, optimiser moments and counters; saved whole or not at all, no pickle."""
+"""Training state in one safetensors file: weights, optimiser moments and counters."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cips3d.configuration import Configuration, from_dict, to_dict
+from cips3d.configuration import from_dict, to_dict
 from cips3d.storage import load_weights, read_tensors, write_tensors
 
-#: Where they are in the folder of a run.
+#: Their folder in a run's.
 FOLDER = "checkpoints"
-#: Checkpoints that stay on disk; the one before the last serves if a disk fault damages the last.
+#: Checkpoints kept on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
+_KEY = "cips3d-training"
 
 
 @dataclass
-class Counters(Configuration):
-    """Where a run stands.
+class Counters:
+    """How far a run is.
 
     Attributes:
         step: optimiser steps done.
-        images: real pictures shown.
+        images: real images shown.
         stage: index of the current stage.
-        stage_images: real pictures shown in it.
+        stage_images: real images shown in it.
         stage_seconds: training time spent in it.
-        skipped: steps not taken because their gradients were not finite; all, and the last ones in a row.
-        rate_scale: factor of all learning rates; halved each time that the run rolls back.
+        skipped: steps not taken because their gradients were not finite.
+        skipped_in_a_row: the last ones without a step taken in between.
+        rate_scale: factor of all learning rates; halved each time the run rolls back.
         augment: adapted probability of DiffAugment.
-        measured: pictures shown when the metrics were last measured.
-        real_signs: sum of the signs of real logits, in mean over each batch, since that probability was last adapted.
+        measured: images shown when the metrics were last measured.
+        real_signs: sum over steps of the mean sign of real logits, since that probability was last
+            adapted.
     """
 
     step: int = 0
@@ -62,23 +65,23 @@ def save_state(
     """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        tensors.update({f"{name}/{key}": value for key, value in module.state_dict().items()})
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors.update({f"{name}/{index}/{key}": value for key, value in moments.items()})
-    write_tensors(path, tensors, "cips3d-training", to_dict(counters))
+            tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
+    write_tensors(path, tensors, _KEY, to_dict(counters))
 
 
 def load_state(
     path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> Counters:
-    """Puts a saved training state back, in place, and returns its counters.
+    """Restores a training state in place and returns its counters.
 
     Raises:
         UserError: if the file is damaged, or was made with another configuration.
     """
     remedy = "delete it to resume from the one before it"
-    entry, tensors = read_tensors(path, "cips3d-training", "a checkpoint", remedy)
+    entry, tensors = read_tensors(path, _KEY, "a checkpoint", remedy)
     counters = from_dict(Counters, entry, str(path))
     for name, module in modules.items():
         load_weights(module, _below(tensors, name), f"{path} ({name})")
@@ -86,24 +89,23 @@ def load_state(
         state: dict[int, dict[str, Any]] = {}
         for key, value in _below(tensors, name).items():
             index, moment = key.split("/")
-            # a copy: optimizers keep what they are given, which lies in the file, and Windows deletes no file that is in use
+            # a copy: optimisers keep what they are given, which is mapped from the file, and
+            # Windows deletes no file in use
             state.setdefault(int(index), {})[moment] = value.clone()
-        optimizer.load_state_dict(
-            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     return counters
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
     return {
-        key.removeprefix(f"{name}/"): value
-        for key, value in tensors.items()
-        if key.startswith(f"{name}/")
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
 
 
 def checkpoint_path(folder: Path, images: int) -> Path:
-    """The file of the checkpoint after that many real pictures."""
+    """The file of the checkpoint after that many real images."""
     return folder / f"{images:012d}.safetensors"
 
 
@@ -113,6 +115,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path) -> None:
-    """Deletes all but the newest `KEEP` checkpoints, and what a killed process left half-written."""
+    """Deletes all but the newest `KEEP` checkpoints, and files that a killed process left."""
     for path in [*checkpoints(folder)[:-KEEP], *folder.glob(".*.safetensors")]:
         path.unlink(missing_ok=True)

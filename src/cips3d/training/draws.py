@@ -1,7 +1,7 @@
-"""Every random number of a training step, replayable from (seed, step, position in the global batch).
+"""Every random number of a training step, replayable from (seed, step, position in the batch).
 
-Each picture has a generator of its own, so a step draws the same numbers on one process or on many, and a resumed run draws
-what the interrupted one would have drawn; no random state needs to be stored.
+Each image has a random generator of its own. So a step draws the same numbers on one process or on
+many, a resumed run draws what the interrupted one would have drawn, and no random state is stored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.models.config import GeneratorConfig
-from cips3d.models.types import Latents, RayDraws, Sampling
+from cips3d.models.config import GeneratorConfig, Sampling
+from cips3d.models.types import Latents, RayDraws
+from cips3d.training.augment import AugmentDraws
 from cips3d.training.cameras import CameraSource
 
 
 @dataclass(frozen=True)
 class FakeDraws:
-    """What one batch of generated pictures is made from.
+    """What one batch of generated images is made from.
 
     Attributes:
         latents: shape and appearance codes.
-        camera: drawn from where the run's cameras come from.
+        camera: one per image.
         rays: jitter, importance draws and density noise of all rays.
     """
 
@@ -36,68 +37,100 @@ class FakeDraws:
     rays: RayDraws
 
 
-def picture_seed(*key: int | str) -> int:
+@dataclass(frozen=True)
+class StepDraws:
+    """All random numbers of a step, drawn when they are asked for.
+
+    Attributes:
+        config: the generator's.
+        sampling: samples per ray.
+        resolution: side of the images, pixels.
+        noise_std: density noise, per world unit.
+        key: the run's seed and the step.
+        device: where the ray draws are made (they are large); the rest is drawn on the CPU.
+        cameras: where cameras come from.
+        augment_probability: of DiffAugment, per image.
+    """
+
+    config: GeneratorConfig
+    sampling: Sampling
+    resolution: int
+    noise_std: float
+    key: tuple[int, int]
+    device: torch.device
+    cameras: CameraSource
+    augment_probability: float = 0.0
+
+    def fakes(self, positions: Sequence[int], purpose: str) -> FakeDraws:
+        """Draws for the generated images at `positions` of the global batch.
+
+        Args:
+            purpose: "D" or "G", whose step they are for.
+        """
+        networks = self.config.networks
+        on_cpu, on_device = torch.Generator(), torch.Generator(self.device)
+        shape, appearance, angles, rays = [], [], [], []
+        for position in positions:
+            seed = image_seed(*self.key, purpose, position)
+            on_cpu.manual_seed(seed)
+            shape.append(torch.randn(networks.shape_dim, generator=on_cpu))
+            appearance.append(torch.randn(networks.appearance_dim, generator=on_cpu))
+            angles.append(self.cameras.draw(1, on_cpu))
+            on_device.manual_seed(seed)
+            count = self.resolution * self.resolution
+            rays.append(RayDraws.sample(1, count, self.sampling, self.noise_std, on_device))
+        return FakeDraws(
+            Latents(torch.stack(shape), torch.stack(appearance)).to(self.device),
+            self.cameras.camera(torch.cat(angles)).to(self.device),
+            _batched(rays),
+        )
+
+    def augment(self, positions: Sequence[int]) -> AugmentDraws | None:
+        """DiffAugment's draws for these images; None if none is changed."""
+        if self.augment_probability <= 0:
+            return None
+        seeds = [image_seed(*self.key, "augment", position) for position in positions]
+        return AugmentDraws.sample(seeds, self.augment_probability)
+
+    def gradient_rays(self, count: int) -> Int[Tensor, " rays"]:
+        """`count` different ray indices, for partial gradients."""
+        generator = torch.Generator().manual_seed(image_seed(*self.key, "rays"))
+        return torch.randperm(self.resolution**2, generator=generator)[:count].to(self.device)
+
+    def mirrored(self, positions: Sequence[int]) -> Bool[Tensor, " batch"]:
+        """Which real images are shown mirrored: an independent half of them."""
+        return mirrored(self.key, positions)
+
+
+def _batched(rays: list[RayDraws]) -> RayDraws:
+    """The draws of several images in one batch (`cat` would join their rays)."""
+    columns = zip(*(vars(part).values() for part in rays), strict=True)
+    joined = [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
+    return RayDraws(*joined)
+
+
+def image_seed(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of the key."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def fake_draws(
-    config: GeneratorConfig,
-    sampling: Sampling,
-    resolution: int,
-    noise_std: float,
-    key: Sequence[int | str],
-    positions: Sequence[int],
-    device: torch.device,
-    cameras: CameraSource | None = None,
-) -> FakeDraws:
-    """Draws for the pictures at `positions` of the global batch.
-
-    Args:
-        config: of the generator.
-        sampling: samples per ray.
-        resolution: side of the pictures in pixels.
-        noise_std: density noise, per world unit.
-        key: seed, step and purpose.
-        positions: which pictures of the global batch this process makes.
-        device: where the ray draws are made (they are large); latents and cameras are drawn on the CPU and moved.
-        cameras: where cameras come from; the generator's camera prior by default.
-    """
-    cameras = cameras or config.poses
-    on_cpu, on_device = torch.Generator(), torch.Generator(device)
-    shape, appearance, angles, rays = [], [], [], []
-    for position in positions:
-        seed = picture_seed(*key, position)
-        on_cpu.manual_seed(seed)
-        shape.append(torch.randn(config.shape_dim, generator=on_cpu))
-        appearance.append(torch.randn(config.appearance_dim, generator=on_cpu))
-        angles.append(cameras.draw(1, on_cpu))
-        on_device.manual_seed(seed)
-        rays.append(RayDraws.sample(1, resolution * resolution, sampling, noise_std, on_device))
-    return FakeDraws(
-        Latents(torch.stack(shape), torch.stack(appearance)).to(device),
-        cameras.camera(torch.cat(angles)).to(device),
-        RayDraws.cat(rays),
-    )
-
-
 def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor, " batch"]:
-    """Which real pictures of this step are shown mirrored: an independent half of them."""
-    return torch.tensor([picture_seed(*key, "mirror", position) % 2 == 1 for position in positions])
+    """Which real images of a step are shown mirrored."""
+    return torch.tensor([image_seed(*key, "mirror", position) % 2 == 1 for position in positions])
 
 
 def real_order(
     size: int, seed: int, start: int, batch: int, positions: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Batches of dataset indices from the `start`-th real picture of a run on, without end: a fresh permutation every epoch.
+    """Endless batches of dataset indices: a new permutation every epoch.
 
     Args:
-        size: pictures in the dataset.
+        size: images in the dataset.
         seed: of the permutations.
-        start: real pictures already shown.
+        start: real images already shown.
         batch: global batch size.
-        positions: which pictures of each global batch this process reads.
+        positions: which images of each global batch this process reads.
     """
     permutations: dict[int, Int[Tensor, " size"]] = {}
     for shown in itertools.count(start, batch):
@@ -105,7 +138,7 @@ def real_order(
         for position in positions:
             epoch, offset = divmod(shown + position, size)
             if epoch not in permutations:
-                generator = torch.Generator().manual_seed(picture_seed(seed, "order", epoch))
+                generator = torch.Generator().manual_seed(image_seed(seed, "order", epoch))
                 permutations = {e: p for e, p in permutations.items() if e >= epoch - 1}
                 permutations[epoch] = torch.randperm(size, generator=generator)
             indices.append(int(permutations[epoch][offset]))

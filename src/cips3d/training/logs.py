@@ -1,4 +1,4 @@
-"""What a run leaves to be read: config.json, log.jsonl, TensorBoard events, Weights & Biases and sample grids."""
+"""The log of a run: log.jsonl, TensorBoard events, Weights & Biases and sample sheets."""
 
 from __future__ import annotations
 
@@ -10,83 +10,52 @@ import os
 import secrets
 import socket
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore (protobuf makes these at run time)
+from tensorboard.compat.proto.event_pb2 import (  # pyright: ignore (protobuf makes these at run time)
+    Event,
+    SessionLog,
+)
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from cips3d.configuration import read_json, to_dict
+from cips3d.configuration import to_dict
 from cips3d.errors import UserError, first_line
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
-from cips3d.files import atomic_path, check_writable
+from cips3d.files import atomic_path
 from cips3d.models.protocol import ImageGenerator
 from cips3d.training import checkpoint
 from cips3d.training.recipe import TrainConfig
 
-#: Heads in a sample grid, and the yaws in degrees that each is seen from.
-SAMPLE_HEADS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
-#: Sample grids are rendered at least this large, whatever the stage trains at, so that they can be looked at.
+#: Subjects in a sample sheet, and the yaws in degrees that each is seen from.
+SAMPLE_SUBJECTS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)
+#: Sample sheets are rendered at least this large, whatever the stage trains at.
 SAMPLE_RESOLUTION = 64
-#: In the folder of a run, held by the process that logs there.
+#: File in a run's folder that the process holds while it logs there.
 LOCK_FILE = ".lock"
-#: Seconds to wait for a run that is just ending in the same folder: data processes outlive a killed one by up to 5.
+#: Seconds to wait for a run that is just ending: data processes outlive a killed one by up to 5.
 LOCK_SECONDS = 10.0
-#: Sessions of this process so far.
+#: Numbers the sessions of this process.
 _SESSIONS = itertools.count()
 
 
-def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Raises UserError if the configuration cannot run there: the directory holds another run, or what is none, or cannot be
-    written; or Weights & Biases is asked for and not installed.
-    """
-    path = run_dir / "config.json"
-    if path.exists():
-        if read_json(TrainConfig, path) != config:
-            alone = f"cips3d train {run_dir}"
-            raise UserError(
-                f"{run_dir} holds a run with another configuration; resume it with {alone}, or give another folder"
-            )
-    else:
-        if run_dir.exists() and not run_dir.is_dir():
-            raise UserError(f"{run_dir} is a file; give a folder for the run")
-        if run_dir.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.iterdir()):
-            raise UserError(f"{run_dir} is not empty and holds no run; give another folder")
-        check_writable(path)
-    if config.wandb is not None and find_spec("wandb") is None:
-        raise UserError(
-            "wandb: the package is not installed; pip install wandb, or leave the setting out"
-        )
-
-
-def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.json, if the run directory has none yet.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    path = run_dir / "config.json"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
 class RunLog:
-    """Log lines and TensorBoard scalars of one run; on resume, those after the resumed step are dropped, so none stands twice.
+    """Log lines and TensorBoard scalars of one run.
+
+    On resume, those after the resumed step are dropped, so that none is there twice.
 
     Args:
         run_dir: the run directory.
         config: of the run.
         step: optimiser steps already done.
-        images: real pictures already shown.
+        images: real images already shown.
 
     Raises:
-        UserError: if another process logs there, or did after this run was resumed, log.jsonl cannot be read or rewritten, or
-            Weights & Biases is asked for and cannot start.
+        UserError: if another process logs there, or did after this run was resumed, log.jsonl
+            cannot be read or rewritten, or Weights & Biases cannot start.
         OSError: here and in the methods, if something else cannot be written.
     """
 
@@ -94,10 +63,11 @@ class RunLog:
         self.run_dir = run_dir
         self.lock = _locked(run_dir)
         newest = checkpoint.checkpoints(run_dir / checkpoint.FOLDER)[-1:]
-        if newest and int(newest[0].stem) > images:  # of one that ended since this run was resumed
+        if newest and int(newest[0].stem) > images:  # a run that ended since this one was resumed
             self.lock.release()
             raise UserError(
-                f"{run_dir}: another process trained there a moment ago; start again, to go on from where it ended"
+                f"{run_dir}: another process trained there a moment ago; start again to continue "
+                "from its end"
             )
         self._open(step, images)
         self.wandb = None if config.wandb is None else _wandb_run(config, run_dir)
@@ -106,32 +76,31 @@ class RunLog:
         path = self.run_dir / "log.jsonl"
         kept = _lines_until(path, step)
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(kept))
-        self.file = path.open("a")
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
         self.board = Board(self.run_dir, images)
 
     def go_back(self, step: int, images: int) -> None:
-        """Drops what was logged after that step, as a resumed run does. (Weights & Biases keeps its newest figures.)"""
+        """Drops what was logged after that step. Weights & Biases keeps its newest figures."""
         self._close_files()
         self._open(step, images)
 
     def write(self, step: int, images: int, figures: dict[str, float]) -> None:
-        """One line, flushed, and the same numbers for TensorBoard, whose step is the number of real pictures shown.
+        """One line, flushed, and the same numbers for TensorBoard, by real images shown.
 
         Numbers that are not finite are null in the line.
         """
-        written = {
-            name: value if math.isfinite(value) else None for name, value in figures.items()
-        }  # JSON has no NaN
-        self.file.write(json.dumps({"step": step, "images": images} | written) + "\n")
+        # JSON has no NaN
+        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        self.file.write(json.dumps({"step": step, "images": images} | finite) + "\n")
         self.file.flush()
         self.board.write(images, figures)
         if self.wandb is not None:
             self.wandb.log(figures, step=images)
 
     def samples(self, generator: ImageGenerator, images: int, resolution: int) -> None:
-        """A sample grid: fixed heads from fixed cameras, rows of INR picture, NeRF picture and depth."""
-        latents = generator.sample_latents(SAMPLE_HEADS, seed=0)
+        """A sample sheet: fixed subjects from fixed cameras, with auxiliary image and depth."""
+        latents = generator.sample_latents(SAMPLE_SUBJECTS, seed=0)
         cameras = orbit_cameras(generator, SAMPLE_YAWS)
         sheet = view_sheet(generator, latents, cameras, max(resolution, SAMPLE_RESOLUTION))
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
@@ -152,16 +121,18 @@ class RunLog:
 class Board:
     """TensorBoard events of one session, written at once.
 
-    torch's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback that nobody can catch.
+    Not accelerate's tracker: torch's SummaryWriter, which it uses, writes from a thread of its own,
+    where a full disk ends in a traceback that nobody can catch.
 
     Args:
         run_dir: where the event file goes.
-        images: real pictures already shown; TensorBoard hides what an earlier session logged after them.
+        images: real images already shown; TensorBoard hides what an earlier session logged later.
     """
 
     def __init__(self, run_dir: Path, images: int) -> None:
-        # as TensorBoard names them: a process may begin two sessions in a second
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_SESSIONS)}"
+        # TensorBoard's form, with a number, as a process may begin two sessions in a second
+        host, number = socket.gethostname(), next(_SESSIONS)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{host}.{os.getpid()}.{number}"
         self.file = (run_dir / name).open("ab")
         self.records = RecordWriter(self.file)
         self._add(Event(file_version="brain.Event:2"))
@@ -193,21 +164,19 @@ def _locked(run_dir: Path) -> FileLock:
 
 
 def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
-    """A run at Weights & Biases that a resumed run goes on with."""
+    """A run at Weights & Biases that a resumed run continues."""
     import wandb  # pyright: ignore[reportMissingImports] (optional; `check_run_dir` has found it)
 
-    path = (
-        run_dir / "wandb-id.txt"
-    )  # a name's hash would take a new run in a folder of an old one's name for that one
+    # not a hash of the name, by which a new run would continue an older one in a folder so named
+    path = run_dir / "wandb-id.txt"
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(secrets.token_hex(8))
-    key = path.read_text()
     try:
         return wandb.init(
             project=config.wandb,
             name=run_dir.name,
-            id=key,
+            id=path.read_text(),
             resume="allow",
             dir=run_dir,
             config=to_dict(config),
@@ -219,13 +188,14 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of a log up to that step; a killed process may have left half a line at the end."""
+    """The lines of a log up to that step; a killed process may have left half a line."""
     if not path.exists():
         return []
     try:
-        lines = path.read_text().splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]
+        return [line for line in whole if json.loads(line)["step"] <= step]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); mend or remove it, then resume") from None
+        raise UserError(f"{path} is damaged ({error}); fix or remove it, then resume") from None

@@ -1,101 +1,122 @@
-"""Training configurations: stages of the progressive curriculum (paper Section 4.1) and presets by name."""
+"""The training recipe: stages of the progressive curriculum (paper Section 4.1) and a run's settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from cips3d.configuration import Configuration, check_range
+from annotated_types import Ge, Gt, Le, Lt
+
+from cips3d.configuration import (
+    Configuration,
+    Count,
+    Decay,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+)
 from cips3d.errors import UserError
-from cips3d.models.baselines import GENERATORS
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.types import Sampling
+from cips3d.models.registry import PARTS, generator_class
+from cips3d.training.objective import Objective
 
-#: Beyond these a number is a slip of the finger, which a machine would not survive.
+if TYPE_CHECKING:
+    from cips3d.models.protocol import ImageGenerator
+
+#: Beyond these a number is a typo that a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
-#: Parts of the generators that a stage can freeze.
-GENERATOR_PARTS = tuple(dict.fromkeys(part for kind in GENERATORS.values() for part in kind.parts))
 
 
 @dataclass(frozen=True)
 class Stage(Configuration):
     """One line of the curriculum: a resolution and how to train at it."""
 
+    label: ClassVar[str] = "stage"
+
     resolution: int
-    """side of the square pictures, pixels; a power of two that the discriminators can enter"""
-    kimg: float
-    """length: thousands of real pictures shown"""
-    batch: int = 32
-    """pictures per step over all processes"""
-    generator_lr: float = 2e-4
-    discriminator_lr: float = 2e-3
-    fade_kimg: float = 0.0
-    """the new resolution fades in over this many thousand pictures"""
+    """side of the square images, pixels; a power of two that the discriminators can enter"""
+    kimg: Positive
+    """length: thousands of real images shown"""
+    batch: Annotated[int, Ge(1), Le(MOST_BATCH)] = 32
+    """images per step over all processes"""
+    generator_lr: Positive = 2e-4
+    discriminator_lr: Positive = 2e-3
+    fade_kimg: NonNegative = 0.0
+    """the new resolution fades in over this many thousand images"""
     auxiliary: bool = True
     """train with the auxiliary discriminator (Section 3.3)"""
     frozen: tuple[str, ...] = ()
-    """parts of the generator that do not train, such as nerf, shape_mapping and aux_head"""
-    warm_up_kimg: float = 0.0
-    """for this many thousand pictures only the discriminators train, such as new ones of a transferred generator"""
+    """networks of the generator that do not train, such as nerf, shape_mapping and aux_head"""
+    warm_up_kimg: NonNegative = 0.0
+    """only the discriminators train for this many thousand images, such as new discriminators of a
+    transferred generator"""
     from_average: bool = False
-    """the stage starts from the averaged generator instead of the trained one"""
+    """start the stage from the averaged generator"""
     gradients: Literal["full", "partial", "checkpointed"] = "full"
-    """which rays carry gradients (cips3d.training.gradients): all; `gradient_rays` of them (Section 3.2); or all in the memory
-    of a chunk, for one more forward pass"""
-    gradient_rays: int | None = None
+    """which rays carry gradients (cips3d.models.rays): all; `gradient_rays` of them (Section 3.2);
+    or all in the memory of a chunk, for one more forward pass"""
+    gradient_rays: Count | None = None
     """n_r, for partial gradients"""
-    chunk: int | None = None
-    """rays of each picture at a time, for partial and checkpointed gradients; by default what fits a quarter of the memory"""
-    augment: float = 0.0
-    """probability with which DiffAugment changes a picture before it is judged"""
-    accumulate: int = 1
-    """each process takes its part of the batch in so many pieces, whose gradients add up to one step"""
-    minutes: float | None = None
-    """end the stage after this time even if `kimg` is not reached (how long the demo takes on any machine)"""
+    chunk: Count | None = None
+    """rays of each image at a time, for partial and checkpointed gradients; by default as many as
+    fit a quarter of the memory"""
+    augment: Share = 0.0
+    """probability that DiffAugment changes an image before it is judged"""
+    accumulate: Count = 1
+    """each process takes its part of the batch in this many pieces, whose gradients add up"""
+    minutes: Positive | None = None
+    """end the stage after this time even if `kimg` is not reached"""
 
-    def __post_init__(self) -> None:
-        power = self.resolution >= 4 and self.resolution & (self.resolution - 1) == 0
-        if not power:
+    def check(self) -> None:
+        if self.resolution < 4 or self.resolution & (self.resolution - 1):
             raise UserError(
-                f"stage: resolution {self.resolution} is not a power of two from 4 up; choose 16, 32, 64 or another"
+                f"stage: resolution {self.resolution} is not a power of two from 4 up; "
+                "choose 16, 32, 64 or another"
             )
-        check_range(self, "stage", "batch", least=1, most=MOST_BATCH)
-        check_range(self, "stage", "accumulate chunk", least=1)
-        check_range(self, "stage", "gradient_rays", least=1, most=self.resolution**2)
-        check_range(self, "stage", "kimg generator_lr discriminator_lr minutes", above=0)
-        check_range(self, "stage", "fade_kimg warm_up_kimg", least=0)
-        check_range(self, "stage", "augment", least=0, most=1)
+        if self.gradient_rays is not None and self.gradient_rays > self.resolution**2:
+            raise UserError(
+                f"stage: gradient_rays is {self.gradient_rays}; "
+                f"it must be at most {self.resolution**2}"
+            )
         if self.batch % self.accumulate:
             raise UserError(
-                f"stage: batch {self.batch} cannot be taken in {self.accumulate} equal pieces; change one of them"
+                f"stage: batch {self.batch} does not divide into {self.accumulate} equal pieces; "
+                "change one of them"
             )
-        unknown = sorted(set(self.frozen) - set(GENERATOR_PARTS))
+        unknown = sorted(set(self.frozen) - set(PARTS))
         if unknown:
             raise UserError(
-                f"stage: frozen names {', '.join(unknown)}; generators' parts are {', '.join(GENERATOR_PARTS)}"
+                f"stage: frozen names {', '.join(unknown)}; generators have {', '.join(PARTS)}"
             )
         if (self.gradients == "partial") != (self.gradient_rays is not None):
             raise UserError(
-                "stage: gradient_rays goes with gradients partial, and the other way round; give both or neither"
+                "stage: partial gradients and gradient_rays go together; give both or neither"
             )
         if self.warm_up_kimg >= self.kimg:
             raise UserError(
-                f"stage: its generator would not train: warm_up_kimg is {self.warm_up_kimg}, the whole stage {self.kimg} kimg"
+                f"stage: warm_up_kimg is {self.warm_up_kimg} and the whole stage {self.kimg} kimg, "
+                "so its generator would not train; shorten the warm-up"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig(Configuration):
-    """Everything that fixes a training run but the machine. The defaults are the authors' settings where they are known."""
+    """Everything that fixes a training run but the machine.
+
+    The defaults are the authors' settings where they are known.
+    """
+
+    label: ClassVar[str] = "training configuration"
 
     stages: tuple[Stage, ...]
     data: str = "heads"
-    """"heads" or "heads-cartoon" (the embedded dataset), or the path of a folder or zip of pictures"""
+    """"heads" or "heads-cartoon" (the embedded dataset), or the path of a folder or zip of images"""
     start: str | None = None
-    """model whose weights the generator starts from, and whose discriminators' theirs, where they lie beside it and fit; for
-    transfer (Section 4.4)"""
+    """model whose weights the generator starts from; the discriminators start from the model's own
+    where they fit (transfer, Section 4.4)"""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     aux_discriminator: DiscriminatorConfig = field(
@@ -103,170 +124,151 @@ class TrainConfig(Configuration):
             {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64}, downsample_first=True
         )
     )
-    frozen_discriminator_blocks: int = 0
-    """so many of each discriminator's blocks, from the picture on, do not train (FreezeD, Mo et al. 2020)"""
+    objective: Objective = field(default_factory=Objective)
+    """adversarial loss, penalties and regularisers"""
+    frozen_discriminator_blocks: Annotated[int, Ge(0)] = 0
+    """blocks of each discriminator, from the image on, that do not train (FreezeD, Mo et al. 2020)"""
     sampling: Sampling | None = None
-    """samples per ray in training; by default as many as the generator renders with"""
+    """samples per ray in training; by default the generator's"""
     cameras: Literal["prior", "learned", "labels"] = "prior"
-    """where generated pictures are seen from: the generator's camera prior; the same with a mean and spread that are trained
-    (CAMPARI, Niemeyer & Geiger 2021); or the camera of a random picture of the dataset, which must have labels"""
+    """cameras of generated images: from the generator's prior; from a prior whose mean and spread
+    are learned (CAMPARI, Niemeyer & Geiger 2021); or those of random images of the dataset, which
+    must have labels"""
     mirror: bool = True
-    """show real pictures mirrored half of the time"""
-    loss: Literal["logistic", "relativistic"] = "logistic"
-    """the paper's non-saturating logistic loss, or each generated picture against a real one (R3GAN, Huang et al. 2024)"""
-    r1_gamma: float = 10.0
-    """weight γ of R1, ½γ|∂D/∂x|² at real pictures; 0 for none"""
-    r2_gamma: float = 0.0
-    """weight of R2, the same at generated pictures, which goes with the relativistic loss; 0 for none"""
-    r1_every: int = 1
-    """lazy R1 and R2: every so many steps, times as strong"""
-    augment_target: float | None = None
-    """adapts the probability of DiffAugment such that the mean sign of the discriminator's real logits stays at this value
-    (StyleGAN2-ADA, Karras et al. 2020: 0.6); stages then give no probability of their own"""
-    augment_kimg: float = 500.0
-    """thousands of pictures in which an adapted probability can go from 0 to 1"""
-    adam_beta2: float = 0.999
-    grad_clip: float | None = 10.0
+    """show each real image mirrored half of the time"""
+    augment_target: Annotated[float, Gt(-1), Lt(1)] | None = None
+    """adapt the probability of DiffAugment to keep the mean sign of the discriminator's real logits
+    at this value (StyleGAN2-ADA, Karras et al. 2020: 0.6); stages then give no probability"""
+    augment_kimg: Positive = 500.0
+    """thousands of images in which an adapted probability can go from 0 to 1"""
+    adam_beta2: Decay = 0.999
+    grad_clip: Positive | None = 10.0
     """largest norm of all gradients of one optimiser"""
-    ema_decay: float = 0.999
-    """decay per step of the averaged generator; ramps up as (1 + n)/(10 + n) over its first updates"""
-    density_noise: float = 1.0
+    ema_decay: Decay = 0.999
+    """decay per step of the averaged generator; ramps up as (1 + n)/(10 + n) at the start"""
+    density_noise: NonNegative = 1.0
     """standard deviation of the density noise at the start, per world unit"""
-    density_noise_kimg: float = 160.0
-    """it falls linearly to 0 over this many thousand pictures"""
-    transmittance_weight: float = 0.0
-    """weight of the transmittance loss (Dream Fields, Eq. 4): rewards empty space around the subject; 0 for none"""
-    transmittance_target: float = 0.4
-    """share of the light that should pass a picture, at which that reward ends"""
-    pose_weight: float = 0.0
-    """weight of the error (mean square, radians) with which discriminators that have a `pose_head` tell the yaw and pitch of
-    generated pictures, for both sides (pi-GAN's released code: 15); 0 for none"""
+    density_noise_kimg: NonNegative = 160.0
+    """it falls linearly to 0 over this many thousand images"""
     share_fakes: bool = False
-    """one set of generated pictures for the discriminator's and the generator's step, instead of a fresh one for each"""
+    """one set of generated images for both steps, the discriminators' and the generator's"""
     precision: Literal["no", "bf16"] = "no"
     """autocast of implicit network and discriminators (sines and compositing stay float32)"""
-    seed: int = 0
+    seed: Seed = 0
     wandb: str | None = None
-    """Weights & Biases project that the figures go to as well; needs the package wandb"""
-    alarm_kimg: float = 20.0
-    """after this many thousand pictures, collapse, flat or mirrored geometry and runaway R1 raise an alarm line"""
+    """Weights & Biases project that receives the figures too; needs the package wandb"""
+    alarm_kimg: NonNegative = 20.0
+    """after this many thousand images, collapse, flat or mirrored geometry and runaway R1 raise an
+    alarm"""
     stop_on_alarm: bool = False
     """an alarm ends the run, after a checkpoint"""
-    log_steps: int = 20
-    """a line in log.jsonl every so many steps"""
-    sample_kimg: float = 10.0
-    """a sample grid every so many thousand pictures"""
+    log_steps: Count = 20
+    """write a log line every Nth step"""
+    sample_kimg: Positive = 10.0
+    """write a sample sheet every this many thousand images"""
     metrics: tuple[str, ...] = ()
-    """FID and KID to measure on the way and at the end, by name (see cips3d.metrics.fidelity), such as ["fd2k_heads"]"""
-    metrics_kimg: float = 50.0
-    """these every so many thousand pictures"""
+    """FID and KID to measure during the run and at its end, by name (cips3d.metrics.fidelity), such
+    as ["fd2k_heads"]"""
+    metrics_kimg: Positive = 50.0
+    """measure them every this many thousand images"""
     inception_weights: str | None = None
-    """file with the weights of torch-fidelity's Inception, which would else be downloaded for FID and KID"""
-    checkpoint_kimg: float = 10.0
-    """a checkpoint every so many thousand pictures"""
-    workers: int = 0
+    """file with torch-fidelity's Inception weights, which are otherwise downloaded for FID and KID"""
+    checkpoint_kimg: Positive = 10.0
+    """write a checkpoint every this many thousand images"""
+    workers: Annotated[int, Ge(0), Le(MOST_WORKERS)] = 0
     """data loading processes per training process"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if not self.stages:
             raise UserError("training configuration: no stages; give at least one")
         for stage in self.stages:
-            entries = (
-                self.discriminator.channels,
-                self.aux_discriminator.channels if stage.auxiliary else {stage.resolution: 1},
-            )
-            if not all(stage.resolution in entry for entry in entries):
+            judges = [self.discriminator, self.aux_discriminator][: 1 + stage.auxiliary]
+            if not all(stage.resolution in judge.channels for judge in judges):
                 raise UserError(
-                    f"training configuration: a discriminator has no width for the stage at {stage.resolution}"
+                    "training configuration: a discriminator has no width for the stage at "
+                    f"{stage.resolution}; add it to its channels"
                 )
+        blocks = min(len(d.channels) for d in (self.discriminator, self.aux_discriminator)) - 1
+        if self.frozen_discriminator_blocks > blocks:
+            raise UserError(
+                "training configuration: frozen_discriminator_blocks is "
+                f"{self.frozen_discriminator_blocks}; it must be at most {blocks}"
+            )
         self._check_combinations()
         self._check_architecture()
-        kind = "training configuration"
-        blocks = min(len(d.channels) for d in (self.discriminator, self.aux_discriminator)) - 1
-        amounts = "r1_gamma r2_gamma transmittance_weight pose_weight alarm_kimg density_noise density_noise_kimg"
-        check_range(self, kind, amounts, least=0)
-        check_range(self, kind, "log_steps r1_every", least=1)
-        check_range(
-            self, kind, "augment_kimg grad_clip sample_kimg metrics_kimg checkpoint_kimg", above=0
-        )
-        check_range(self, kind, "adam_beta2 ema_decay", least=0, below=1)
-        check_range(self, kind, "augment_target", above=-1, below=1)
-        check_range(self, kind, "transmittance_target", least=0, most=1)
-        check_range(self, kind, "frozen_discriminator_blocks", least=0, most=blocks)
-        check_range(self, kind, "seed", least=0, most=2**63 - 1)
-        check_range(self, kind, "workers", least=0, most=MOST_WORKERS)
 
     def _check_combinations(self) -> None:
+        label = self.label
         if self.share_fakes and any(stage.accumulate > 1 for stage in self.stages):
             raise UserError(
-                "training configuration: share_fakes keeps a whole batch in memory; give accumulate 1 or no share_fakes"
+                f"{label}: share_fakes keeps a whole batch in memory; set accumulate=1 or "
+                "share_fakes=false"
             )
-        if (
-            self.augment_target is not None and self.loss == "relativistic"
-        ):  # which leaves the logits' zero free
+        if self.augment_target is not None and self.objective.game.compares:
             raise UserError(
-                "training configuration: augment_target goes by the sign of real logits, which loss=relativistic leaves free; "
-                "set augment_target=null (of cips3d finetune: give --augment)"
+                f"{label}: augment_target uses the sign of real logits, which the relativistic "
+                "loss leaves free; set augment_target=null (in cips3d finetune, give --augment)"
             )
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
             raise UserError(
-                "training configuration: augment_target adapts what a stage's augment fixes; give only one of them"
+                f"{label}: augment_target adapts what a stage's augment fixes; give only one"
             )
         heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
         judging = heads[: 1 + any(stage.auxiliary for stage in self.stages)]
-        if any(
-            told != bool(self.pose_weight) for told in judging
-        ):  # an untrained head would tell inversion anything
+        # inversion would trust the predictions of an untrained head
+        if any(head != (self.objective.pose is not None) for head in judging):
             raise UserError(
-                "training configuration: pose_weight and the discriminators' pose_head go together; give all of them, or set "
-                "pose_weight=0 discriminator.pose_head=false aux_discriminator.pose_head=false"
+                f"{label}: objective.pose and the discriminators' pose_head go together; give all "
+                "of them, or set objective.pose=null discriminator.pose_head=false "
+                "aux_discriminator.pose_head=false"
             )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
             raise UserError(
-                "training configuration: cameras learned needs poses of kind gaussian or uniform, not spherical"
+                f"{label}: cameras=learned needs poses of kind gaussian or uniform, not spherical"
             )
 
     def _check_architecture(self) -> None:
         """Refuses what the generator cannot do, and stages that would train nothing."""
-        name = self.generator.architecture
-        parts = GENERATORS[name].parts
-        if "nerf" not in parts and self.transmittance_weight:
+        networks = self.generator.networks
+        name, kind = networks.architecture, generator_class(networks.architecture)
+        if not kind.has_density and self.objective.transmittance is not None:
             raise UserError(
-                f"training configuration: {name} has no density; give transmittance_weight=0"
+                f"{self.label}: {name} has no density; set objective.transmittance=null"
             )
-        if "nerf" not in parts and (self.cameras == "learned" or self.pose_weight):
+        if not kind.has_density and (self.cameras == "learned" or self.objective.pose is not None):
             raise UserError(
-                f"training configuration: {name} shows the same from every camera; give cameras=prior and pose_weight=0"
+                f"{self.label}: {name} draws the same from every camera; set cameras=prior and "
+                "objective.pose=null"
             )
-        without = (
-            {"aux_head"} if self.generator.background == "plain" else {"aux_head", "background"}
-        )
-        shown = [part for part in parts if part not in without]
         for stage in self.stages:
-            if stage.auxiliary and "aux_head" not in parts:
-                raise UserError(
-                    f"training configuration: {name} has no auxiliary picture; give auxiliary=false"
-                )
-            lacking = [part for part in stage.frozen if part not in parts]
-            if lacking:
-                raise UserError(
-                    f"training configuration: frozen names {', '.join(lacking)}, which {name} does not have; "
-                    f"its parts are {', '.join(parts)}"
-                )
-            if set(shown) <= set(stage.frozen) and self.cameras != "learned":
-                raise UserError(
-                    f"training configuration: the stage at {stage.resolution} freezes all that its pictures are made with; "
-                    f"leave one of {', '.join(shown)} to train"
-                )
+            self._check_stage(stage, name, kind)
+
+    def _check_stage(self, stage: Stage, name: str, kind: type[ImageGenerator]) -> None:
+        if stage.auxiliary and not kind.has_aux_image:
+            raise UserError(f"{self.label}: {name} has no auxiliary image; set auxiliary=false")
+        lacking = [part for part in stage.frozen if part not in kind.parts]
+        if lacking:
+            raise UserError(
+                f"{self.label}: frozen names {', '.join(lacking)}, which {name} does not have; "
+                f"its networks are {', '.join(kind.parts)}"
+            )
+        plain = self.generator.networks.background == "plain"
+        unused = {"aux_head"} if plain else {"aux_head", "background"}
+        trained = [part for part in kind.parts if part not in unused]
+        if set(trained) <= set(stage.frozen) and self.cameras != "learned":
+            raise UserError(
+                f"{self.label}: the stage at {stage.resolution} freezes everything that makes its "
+                f"images; leave one of {', '.join(trained)} to train"
+            )
 
     @property
     def judges_cameras(self) -> bool:
-        """Whether a discriminator sees the camera of each picture besides its colours."""
+        """Whether a discriminator sees the camera of each image besides its colours."""
         return self.discriminator.camera_label or self.aux_discriminator.camera_label
 
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
-    """The same curriculum cut to a time: half of it for the stages below the final resolution, half for those at it."""
+    """The same curriculum in a given time: half for the final resolution, half for those below."""
     final = config.stages[-1].resolution
     at_final = sum(stage.resolution == final for stage in config.stages)
     below = len(config.stages) - at_final
@@ -278,15 +280,15 @@ def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
 
 
 def check_batches(stages: Iterable[Stage], processes: int, source: str) -> None:
-    """Raises UserError for the first stage whose batch does not divide among so many processes, and each part into its pieces.
+    """Raises UserError for the first stage whose batch does not divide among the processes.
 
     Args:
-        source: what says how many, for the error line.
+        source: the option that sets their number, for the error line.
     """
     for stage in stages:
         if stage.batch % (processes * stage.accumulate):
             pieces = "" if stage.accumulate == 1 else f" of {stage.accumulate} pieces each"
-            place = f"batch {stage.batch} of the stage at {stage.resolution}"
             raise UserError(
-                f"{source}: {place} does not divide among {processes} processes{pieces}; give other numbers"
+                f"{source}: batch {stage.batch} of the stage at {stage.resolution} does not divide "
+                f"among {processes} processes{pieces}; give other numbers"
             )

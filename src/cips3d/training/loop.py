@@ -1,0 +1,290 @@
+"""The training loop (paper Section 4.1): step, average, log, sample, measure, checkpoint.
+
+It runs through `accelerate` on any number of processes. Networks are not wrapped: gradients are
+averaged over the processes in one flat tensor after each backward pass. So R1's double backward,
+networks that are called several times in a step, and blocks that a resolution does not use need no
+care.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cips3d.camera import mirrored_label
+from cips3d.data import open_dataset
+from cips3d.errors import UserError
+from cips3d.interrupts import first_interrupt_noted
+from cips3d.metrics.geometry import last_sample_share
+from cips3d.training.batches import real_batches
+from cips3d.training.draws import StepDraws
+from cips3d.training.health import HealthMonitor
+from cips3d.training.logs import RunLog
+from cips3d.training.recipe import Stage
+from cips3d.training.run import Run
+from cips3d.training.step import Batch, StepContext, StepResult, training_step
+
+#: Steps in a row with NaN or infinite gradients after which the run rolls back.
+SKIPS_TO_ROLL_BACK = 3
+#: Steps between changes of an adapted augmentation probability, and its maximum, above which
+#: augmentations show in generated images (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2, 3.2).
+AUGMENT_STEPS, MOST_AUGMENT = 4, 0.8
+
+#: Called after every step with the share of the run that is done, in [0, 1], and figures to show.
+Progress = Callable[[float, dict[str, float]], None]
+
+logger = logging.getLogger(__name__)
+
+
+def train(run: Run, progress: Progress | None = None) -> Path:
+    """Trains to the end of the last stage and returns the path of the model.
+
+    An interrupt (Ctrl-C) lets the current step end and saves a checkpoint before it is passed on to
+    the caller; a second one is passed on at once.
+
+    Raises:
+        UserError: if another process trains in the directory, a file cannot be written, an image
+            cannot be read, or an alarm ends the run.
+    """
+    log = None
+    try:
+        if run.is_main:
+            log = RunLog(run.run_dir, run.config, run.counters.step, run.counters.images)
+        with first_interrupt_noted() as interrupts:
+            while run.counters.stage < len(run.config.stages):
+                if not train_stage(run, log, progress, interrupts):
+                    run.roll_back(SKIPS_TO_ROLL_BACK)
+                    if log is not None:  # without the lines of steps that will be repeated
+                        log.go_back(run.counters.step, run.counters.images)
+                    continue
+                run.counters.stage += 1
+                run.counters.stage_images, run.counters.stage_seconds = 0, 0.0
+                run.save()
+        if run.agreed(not run.model_path.exists()):  # of a run that had already ended
+            run.save_model()
+        if run.measures and run.counters.measured != run.counters.images:
+            figures = run.measure()
+            if log is not None:
+                log.write(run.counters.step, run.counters.images, figures)
+            run.save()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write in {run.run_dir}: {reason}; make room and resume") from error
+    finally:
+        if log is not None:
+            log.close()
+    return run.model_path
+
+
+def train_stage(
+    run: Run, log: RunLog | None, progress: Progress | None, interrupts: list[int]
+) -> bool:
+    """Trains to the end of the current stage; returns False if the run has to roll back.
+
+    Args:
+        log: on the main process.
+        interrupts: not empty once the user has interrupted the run.
+    """
+    config, counters, networks = run.config, run.counters, run.networks
+    stage = config.stages[counters.stage]
+    positions = run.positions(stage.batch)
+    run.dataset = open_dataset(config.data, stage.resolution)
+    monitor = HealthMonitor.of_dataset(run.dataset) if log is not None else None
+    pinned = run.device.type == "cuda"
+    batches = real_batches(run.dataset, config, counters.images, stage.batch, positions, pinned)
+    if stage.from_average and counters.stage_images == 0:
+        networks.generator.load_state_dict(networks.ema.state_dict())
+    networks.prepare(stage, config.frozen_discriminator_blocks, counters.rate_scale)
+    start, start_images = time.perf_counter(), counters.stage_images
+    start_seconds, waited = counters.stage_seconds, 0.0
+    while run.stage_progress() < 1:
+        # one step
+        asked = time.perf_counter()
+        real, labels = next(batches)
+        waited += time.perf_counter() - asked
+        logged = log is not None and counters.step % config.log_steps == 0
+        draws, context = step_draws(run, stage), step_context(run, stage)
+        batch = real_batch(run, draws, positions, real, labels)
+        result = training_step(networks, batch, draws, config.objective, context)
+        counters.skipped += not result.finite
+        counters.skipped_in_a_row = 0 if result.finite else counters.skipped_in_a_row + 1
+        if counters.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
+            return False
+        if not context.warming_up:
+            networks.averaged.update_parameters(networks.generator)
+        adapt_augmentation(run, result, stage.batch)
+        figures = step_figures(run, result) if logged else {}
+        counters.step += 1
+        counters.images += stage.batch
+        counters.stage_images += stage.batch
+
+        # figures, samples and alarms
+        elapsed = time.perf_counter() - start
+        speed = (counters.stage_images - start_images) / elapsed
+        if run.is_due(config.sample_kimg):
+            ema = run.averaged_model()
+            if log is not None and monitor is not None:
+                log.samples(ema, counters.images, stage.resolution)
+                figures |= monitor.figures(ema, run.sampling)
+        if run.is_due(config.metrics_kimg):
+            figures |= run.measure()
+        if figures:
+            figures |= {
+                "images_per_second": speed,
+                "data_share": waited / (time.perf_counter() - start),
+                "resolution": stage.resolution,
+                "skipped_steps": counters.skipped,
+            }
+        watched = monitor is not None and counters.images >= config.alarm_kimg * 1000
+        alarms = monitor.alarms(figures) if watched else ()
+        for alarm in alarms:
+            logger.warning("%d images: %s", counters.images, alarm)
+        if log is not None and figures:
+            log.write(counters.step, counters.images, figures)
+
+        # checkpoints, interrupts and the stage's end, at the same step on all processes
+        seconds = start_seconds + time.perf_counter() - start if run.is_main else 0.0
+        counters.stage_seconds, stop, alarmed = run.totals(
+            seconds, float(bool(interrupts)), float(bool(alarms))
+        )
+        if run.is_due(config.checkpoint_kimg) and not counters.skipped_in_a_row:
+            run.save()  # a checkpoint that begins with a fault would be of no use
+        if alarmed and config.stop_on_alarm:
+            run.save()
+            text = f": {alarms[0]}" if alarms else ""
+            raise UserError(f"{run.run_dir}: stopped by an alarm{text}; its checkpoint is kept")
+        try:
+            if progress is not None:
+                shown = {"resolution": stage.resolution, "images": counters.images}
+                progress(run.progress(), shown | {"images_per_second": speed})
+            if stop:
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:  # only here, between steps, is the state bit-exact to resume
+            run.save()
+            raise
+    return True
+
+
+# ---------------------------------------------------------------- parts of a step
+def step_draws(run: Run, stage: Stage) -> StepDraws:
+    """The random numbers of the next step."""
+    config, counters = run.config, run.counters
+    remaining = 0.0
+    if config.density_noise_kimg:
+        remaining = max(0.0, 1 - counters.images / (config.density_noise_kimg * 1000))
+    adapted = config.augment_target is not None
+    return StepDraws(
+        config=config.generator,
+        sampling=run.sampling,
+        resolution=stage.resolution,
+        noise_std=config.density_noise * remaining,
+        key=(config.seed, counters.step),
+        device=run.device,
+        cameras=run.cameras,
+        augment_probability=counters.augment if adapted else stage.augment,
+    )
+
+
+def step_context(run: Run, stage: Stage) -> StepContext:
+    """How the next step runs."""
+    stage_images, fade = run.counters.stage_images, stage.fade_kimg * 1000
+    return StepContext(
+        stage=stage,
+        step=run.counters.step,
+        alpha=min(1.0, stage_images / fade) if fade else 1.0,
+        warming_up=stage_images < stage.warm_up_kimg * 1000,
+        share_fakes=run.config.share_fakes,
+        memory=run.memory,
+        autocast=run.accelerator.autocast,
+        update=partial(update, run),
+    )
+
+
+def real_batch(
+    run: Run,
+    draws: StepDraws,
+    positions: range,
+    real: UInt8[Tensor, "batch 3 res res"],
+    labels: Float[Tensor, "batch 25"] | None,
+) -> Batch:
+    """This process's real images on its device, mirrored where that is drawn."""
+    images = real.to(run.device, non_blocking=True).float().div_(127.5).sub_(1)
+    if run.config.mirror:
+        flips = draws.mirrored(positions)
+        images = torch.where(flips.to(run.device)[:, None, None, None], images.flip(3), images)
+        if labels is not None:
+            labels = torch.where(flips[:, None], mirrored_label(labels), labels)
+    return Batch(positions, images, labels)
+
+
+def update(run: Run, optimizer: torch.optim.Optimizer) -> bool:
+    """One optimiser step, unless a gradient is NaN or infinite.
+
+    Returns:
+        Whether it was taken, the same on all processes.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    average_gradients(run, parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not bool(torch.isfinite(norm)):
+        return False
+    if run.config.grad_clip is not None:
+        changing = [p for p in parameters if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(changing, run.config.grad_clip, norm)
+    optimizer.step()
+    return True
+
+
+def average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
+    """Replaces every gradient by its average over the processes, in one message."""
+    if run.accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    averaged = run.accelerator.reduce(flat, reduction="mean")
+    assert isinstance(averaged, Tensor)
+    sizes = [g.numel() for g in gradients]
+    for gradient, mean in zip(gradients, averaged.split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def adapt_augmentation(run: Run, result: StepResult, batch: int) -> None:
+    """Raises the augmentation probability when real logits are too often positive, or lowers it."""
+    target, counters = run.config.augment_target, run.counters
+    if target is None:
+        return
+    (signs,) = run.totals(float(result.figures["d_real_sign"]))
+    counters.real_signs += signs / run.accelerator.num_processes
+    if (counters.step + 1) % AUGMENT_STEPS == 0:
+        change = AUGMENT_STEPS * batch / (run.config.augment_kimg * 1000)
+        if counters.real_signs / AUGMENT_STEPS <= target:
+            change = -change
+        counters.augment = min(MOST_AUGMENT, max(0.0, counters.augment + change))
+        counters.real_signs = 0.0
+
+
+def step_figures(run: Run, result: StepResult) -> dict[str, float]:
+    """Numbers for the log: losses, where the density is along the rays, what the run adapts."""
+    figures = {name: float(value) for name, value in result.figures.items()}
+    r1, penalty = run.config.objective.r1, figures.get("d_r1")
+    if r1 is not None and penalty is not None:
+        figures["r1_penalty"] = penalty / r1.every
+    fake = result.fake
+    figures["opacity"] = float(fake.opacity.detach().mean())
+    figures["depth_std"] = float(fake.depth.detach().flatten(1).std(dim=1).mean())
+    figures["last_sample_share"] = last_sample_share(fake)
+    if run.networks.poses is not None:
+        poses = run.networks.poses.distribution()
+        names = ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")
+        figures |= {name: getattr(poses, name) for name in names}
+    if run.config.augment_target is not None:
+        figures["augment"] = run.counters.augment
+    return figures

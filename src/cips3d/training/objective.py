@@ -1,0 +1,247 @@
+"""The objective as a list of terms (paper Section 4.1): the adversarial loss, penalties, regularisers.
+
+A term is a small configuration with a weight and the losses that it adds: for the discriminators,
+for the generator through the discriminators, or on the rendering itself. A new term is a class here
+and a field of `Objective`.
+
+Logits of the main and the auxiliary discriminator share one loss, as in the authors' code: they are
+concatenated before the average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from cips3d.configuration import Configuration, Count, Positive, Share
+from cips3d.models.layers import without_autocast
+from cips3d.models.types import RenderOutput
+from cips3d.training.draws import FakeDraws
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the discriminators say about a batch, for the terms.
+
+    Attributes:
+        real_images, fake_images: what each discriminator saw before augmentation, main first;
+            leaves that require a gradient where a term asks for it.
+        real_logits, fake_logits: (discriminators·B, 1), the main one's first; real ones are empty in
+            the generator's step unless the adversarial loss compares.
+        poses: (B, 2) yaw and pitch that each discriminator with a `pose_head` predicts for the
+            generated images, radians.
+        draws: what the generated images are made from.
+    """
+
+    real_images: list[Tensor]
+    fake_images: list[Tensor]
+    real_logits: Tensor
+    fake_logits: Tensor
+    poses: list[Tensor]
+    draws: FakeDraws
+
+
+# ---------------------------------------------------------------- adversarial losses
+def logistic_discriminator(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
+    """Average of softplus(D(fake)) + softplus(−D(real))."""
+    return F.softplus(fake).mean() + F.softplus(-real).mean()
+
+
+def logistic_generator(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
+    """Average of softplus(−D(fake)), the non-saturating loss."""
+    return F.softplus(-fake).mean()
+
+
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
+    """Average of softplus(D(fake) − D(real)) over pairs (Jolicoeur-Martineau 2019; R3GAN 2024)."""
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
+    """Average of softplus(D(real) − D(fake)) over pairs."""
+    return F.softplus(real - fake).mean()
+
+
+class Adversarial(NamedTuple):
+    """Both sides of the game, as functions of real and generated logits.
+
+    Attributes:
+        compares: whether the generator's loss needs real logits.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+    compares: bool = False
+
+
+ADVERSARIAL = {
+    "logistic": Adversarial(logistic_discriminator, logistic_generator),
+    "relativistic": Adversarial(relativistic_discriminator, relativistic_generator, compares=True),
+}
+
+
+# ---------------------------------------------------------------- terms
+class Term(Configuration):
+    """Base of the terms; a loss that a term does not have is None."""
+
+    #: Whether its loss differentiates logits with respect to real or to generated images.
+    needs_real_gradient: ClassVar[bool] = False
+    needs_fake_gradient: ClassVar[bool] = False
+
+    def discriminator_loss(self, judged: Judged) -> Tensor | None:
+        """What it adds to the discriminators' loss."""
+
+    def generator_loss(self, judged: Judged) -> Tensor | None:
+        """What it adds to the generator's loss through the discriminators."""
+
+    def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
+        """What it adds to the generator's loss on the rendering itself."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it takes part in this step."""
+        return True
+
+
+@dataclass(frozen=True)
+class R1(Term):
+    """½γ|∂D/∂x|² at real images (Mescheder et al. 2018)."""
+
+    label: ClassVar[str] = "objective.r1"
+    needs_real_gradient: ClassVar[bool] = True
+
+    weight: Positive
+    """γ"""
+    every: Count = 1
+    """lazy: every Nth step, N times as strong (StyleGAN2)"""
+
+    def is_due(self, step: int) -> bool:
+        """Every Nth step, beginning with the first."""
+        return step % self.every == 0
+
+    def discriminator_loss(self, judged: Judged) -> Tensor | None:
+        """The penalty, scaled by the interval."""
+        penalty = mean_squared_gradient(judged.real_logits, judged.real_images)
+        return (0.5 * self.every) * self.weight * penalty
+
+
+@dataclass(frozen=True)
+class R2(R1):
+    """R1 at generated images, for the relativistic loss."""
+
+    label: ClassVar[str] = "objective.r2"
+    needs_real_gradient: ClassVar[bool] = False
+    needs_fake_gradient: ClassVar[bool] = True
+
+    def discriminator_loss(self, judged: Judged) -> Tensor | None:
+        """The penalty, scaled by the interval."""
+        penalty = mean_squared_gradient(judged.fake_logits, judged.fake_images)
+        return (0.5 * self.every) * self.weight * penalty
+
+
+@dataclass(frozen=True)
+class Pose(Term):
+    """Discriminators predict the pose of generated images; both sides are trained to agree.
+
+    So a turn of the camera cannot fade from the images (pi-GAN's released code, weight 15; the
+    principle is InfoGAN's, Chen et al. 2016). No real image needs a label.
+    """
+
+    label: ClassVar[str] = "objective.pose"
+
+    weight: Positive = 15.0
+    """of the mean squared error, radians"""
+
+    def discriminator_loss(self, judged: Judged) -> Tensor | None:
+        """The error of all discriminators with a `pose_head`."""
+        true = torch.stack(judged.draws.camera.yaw_pitch(), dim=-1).detach()
+        return self.weight * pose_error(judged.poses, true.to(judged.fake_logits.device))
+
+    def generator_loss(self, judged: Judged) -> Tensor | None:
+        """The same."""
+        return self.discriminator_loss(judged)
+
+
+@dataclass(frozen=True)
+class Transmittance(Term):
+    """Rewards empty space around the subject (Dream Fields, Jain et al. 2022, Eq. 4).
+
+    Without it a generator may fill the background with fog.
+    """
+
+    label: ClassVar[str] = "objective.transmittance"
+
+    weight: Positive = 0.5
+    target: Share = 0.4
+    """share of the light that should pass an image, at which the reward ends"""
+
+    def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
+        """−min(τ, average T) of each image, averaged."""
+        return self.weight * transmittance_loss(fake.opacity, self.target)
+
+
+@dataclass(frozen=True)
+class Objective(Configuration):
+    """What is minimised: the adversarial loss and the terms that are not None."""
+
+    label: ClassVar[str] = "objective"
+
+    adversarial: Literal["logistic", "relativistic"] = "logistic"
+    """the paper's non-saturating logistic loss, or each generated image against a real one (R3GAN)"""
+    pose: Pose | None = None
+    """needs discriminators with a `pose_head`"""
+    r1: R1 | None = field(default_factory=lambda: R1(10.0))
+    r2: R2 | None = None
+    transmittance: Transmittance | None = None
+
+    @property
+    def game(self) -> Adversarial:
+        """Both sides of the adversarial loss."""
+        return ADVERSARIAL[self.adversarial]
+
+    def terms(self, step: int = 0) -> dict[str, Term]:
+        """The terms that take part in a step, by name."""
+        named = {name: term for name, term in vars(self).items() if isinstance(term, Term)}
+        return {name: term for name, term in named.items() if term.is_due(step)}
+
+
+# ---------------------------------------------------------------- mathematics
+def mean_squared_gradient(logits: Tensor, images: list[Tensor]) -> Float[Tensor, ""]:
+    """Average of |∂D/∂x|² over the images of all discriminators, differentiable.
+
+    Args:
+        logits: of all discriminators, each with as many as it has images.
+        images: leaves that require a gradient.
+    """
+    parts = zip(logits.split(len(images[0])), images, strict=True)
+    with without_autocast(logits.device):
+        return torch.cat([squared_gradient(part, image) for part, image in parts]).mean()
+
+
+def squared_gradient(
+    logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]
+) -> Float[Tensor, "batch 1"]:
+    """|∂D/∂x|² of each image, differentiable."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3))[:, None]
+
+
+def pose_error(
+    predicted: Sequence[Float[Tensor, "batch 2"]], true: Float[Tensor, "batch 2"]
+) -> Float[Tensor, ""]:
+    """Mean squared error of yaw and pitch, radians, over all discriminators."""
+    return (torch.stack([*predicted]) - true).square().mean()
+
+
+def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:
+    """−min(τ, average T) of each image, averaged, with transmittance T = 1 − opacity.
+
+    Args:
+        target: τ in [0, 1].
+    """
+    return -(1 - opacity).mean(dim=(1, 2, 3)).clamp(max=target).mean()
