@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
+from cips3d.heads import SyntheticHeads
 from cips3d.interrupts import serve_to_the_end
 from cips3d.training.draws import real_order
 from cips3d.training.recipe import Stage, TrainConfig
@@ -35,7 +36,7 @@ def real_batches(
     def order() -> Iterator[list[int]]:
         return real_order(len(dataset), config.seed, images, batch, positions)
 
-    together = max(1, dataset.together // len(positions))
+    together = max(1, dataset.batch_hint // len(positions))
     loaded = DataLoader(
         dataset,
         batch_sampler=(

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Camera, PoseDistribution, is_centred, is_rigid, mirrored_label
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 
 #: By how much labels' radius and field of view may differ from the model's; how many of them are looked at.
 _UNLIKE, _ENOUGH = 0.05, 4096

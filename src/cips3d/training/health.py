@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
 from cips3d.metrics.symmetry import mirror_jump, two_hypothesis_score
 from cips3d.metrics.views import Subjects

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from cips3d import pretrained
 from cips3d.camera import PoseDistribution, mirrored_label
-from cips3d.data import ImageDataset, SyntheticHeads, open_dataset
+from cips3d.data import ImageDataset, open_dataset
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.geometry import last_sample_share
