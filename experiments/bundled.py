@@ -13,9 +13,9 @@ from common import RESULTS, Result
 from matplotlib.figure import Figure
 
 import cips3d
-from cips3d.data import SyntheticHeads
 from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.consistency import depth_distance
 from cips3d.metrics.evaluation import evaluate
 from cips3d.metrics.views import Subjects, View

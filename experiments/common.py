@@ -28,10 +28,10 @@ from PIL import Image
 from cips3d import pretrained
 from cips3d.cli.train import train_here
 from cips3d.configuration import to_dict
-from cips3d.data import SyntheticHeads
 from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.evaluation import evaluate
 from cips3d.training.presets import preset, without_pose_loss
 from cips3d.training.recipe import TrainConfig

@@ -22,7 +22,7 @@ from tqdm import trange
 
 import cips3d.heads
 from cips3d.camera import PoseDistribution
-from cips3d.data import HeadBatch, SyntheticHeads
+from cips3d.heads import HeadBatch, SyntheticHeads
 from cips3d.heads.network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
 from cips3d.metrics.consistency import small_depth
 from cips3d.metrics.views import angle_between

@@ -22,7 +22,6 @@ from torch import Tensor
 
 import cips3d
 from cips3d.camera import Camera, Rays
-from cips3d.data import SyntheticHeads
 from cips3d.export.isosurface import (
     Density,
     SampledVolume,
@@ -32,6 +31,7 @@ from cips3d.export.isosurface import (
     typical_cameras,
 )
 from cips3d.export.media import image_grid, save_image
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.dataset import FAR_DEPTH
 from cips3d.heads.network import DEPTH_SIDE, load_head_network
 from cips3d.metrics.views import Subjects, View

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 
 from cips3d.camera import Camera
-from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 from cips3d.heads import raycast as rc
 from cips3d.heads.shapes import head_parts
 from cips3d.heads.traits import Draws, draw_traits

@@ -26,11 +26,12 @@ from matplotlib.figure import Figure
 import cips3d
 from cips3d import pretrained
 from cips3d.cli.train import train_here
-from cips3d.data import SyntheticHeads, open_dataset
+from cips3d.data import open_dataset
 from cips3d.editing.blending import swap_layers
 from cips3d.editing.sheets import amounts_sheet, views_sheet
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.metrics.consistency import pose_error
 from cips3d.metrics.fidelity import Fidelity

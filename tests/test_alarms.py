@@ -15,8 +15,9 @@ from torch import Tensor
 import tiny
 from cips3d import pretrained
 from cips3d.camera import Camera
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
 from cips3d.metrics.symmetry import mirror_jump
 from cips3d.metrics.views import Subjects

@@ -17,7 +17,7 @@ import cips3d
 import tiny
 from cips3d.camera import Camera, Rays
 from cips3d.configuration import from_dict, to_dict, with_settings
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.errors import UserError
 from cips3d.models.baselines import (
     GENERATORS,

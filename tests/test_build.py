@@ -15,11 +15,12 @@ from PIL import Image
 
 from cips3d.camera import Camera
 from cips3d.cli import main
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 
 

@@ -10,7 +10,7 @@ import torch
 
 import cips3d
 from cips3d import pretrained
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency
 from cips3d.metrics.symmetry import two_hypothesis_score

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from cips3d.models.baselines import build_generator
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
@@ -48,14 +49,14 @@ from cips3d.cli import (
 from cips3d.cli import data as data_verbs
 from cips3d.cli.options import to_device
 from cips3d.configuration import to_dict
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.export.media import to_uint8
 from cips3d.export.video import video_frames
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency, evaluation, symmetry
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.views import Subjects
-from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training.logs import write_config
 from cips3d.training.presets import PRESETS

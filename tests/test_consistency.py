@@ -9,11 +9,12 @@ from typing import Literal
 
 import pytest
 import torch
+from cips3d.models.baselines import build_generator
 from torch import Tensor
 
 import tiny
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.metrics.consistency import (
     depth_distance,
@@ -24,7 +25,6 @@ from cips3d.metrics.consistency import (
 )
 from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
 from cips3d.metrics.views import Subjects, View, angle_between, warped
-from cips3d.models.baselines import build_generator
 from cips3d.models.types import SOLID, RenderOutput
 
 COUNT = 48

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import tiny
 from cips3d import pretrained
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
 from cips3d.models.generator import Generator

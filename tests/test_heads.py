@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from cips3d.camera import Camera, PoseDistribution
+from cips3d.data import Dataset, ImageDataset, Truth, open_dataset
 from cips3d.errors import UserError
-from cips3d.heads import raycast, shading
+from cips3d.heads import HeadNetwork, SyntheticHeads, raycast, shading
 from cips3d.heads.archive import write_heads
-from cips3d.heads.dataset import ATTRIBUTES, FAR_DEPTH, SyntheticHeads
+from cips3d.heads.dataset import ATTRIBUTES, FAR_DEPTH
 from cips3d.heads.raycast import BOUND, HAIR_LABEL, SKIN_LABEL
 
 
@@ -82,6 +83,42 @@ class TestItems:
     @pytest.mark.parametrize("style", ["natural", "cartoon"])
     def test_tiny_pictures(self, side, style):
         assert SyntheticHeads(resolution=side, style=style)[0].shape == (3, side, side)
+
+
+class TestProtocol:
+    def test_both_datasets_have_it(self, heads, tmp_path):
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        photos = ImageDataset(tmp_path, 8)
+        assert isinstance(heads, Dataset) and isinstance(photos, Dataset)
+        assert photos.truth() is None and not isinstance(photos, Truth)
+        assert heads.batch_hint > photos.batch_hint == 1
+
+    def test_isinstance_computes_no_fingerprint(self, heads, monkeypatch):
+        def fail(_):
+            raise AssertionError
+
+        monkeypatch.setattr(SyntheticHeads, "fingerprint", property(fail))
+        assert isinstance(heads, Dataset)
+
+    @pytest.mark.parametrize(("name", "cartoon"), [("heads", False), ("heads-cartoon", True)])
+    def test_truth_renders_the_same_heads(self, name, cartoon):
+        dataset = open_dataset(name, 16)
+        truth = dataset.truth()
+        assert isinstance(truth, Truth) and truth.cartoon is cartoon
+        camera = Camera.from_label(dataset.camera_labels(range(4)))
+        out = truth.render(range(4), camera, 16)
+        images = torch.stack([dataset[i] for i in range(4)]).float() / 127.5 - 1
+        assert torch.equal(out.image, images) and torch.equal(out.aux_image, images)
+        assert set(out.opacity.unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(out.solid, out.opacity == 1) and not out.last_weight.any()
+        assert ((out.depth[out.solid] - 1).abs() < truth.extent).all()
+        assert isinstance(truth.reader(), HeadNetwork)
+
+    def test_unseen_heads_are_those_of_the_next_seed(self, heads):
+        camera, other = heads.cameras(range(4)), SyntheticHeads(resolution=32, seed=1)
+        out = heads.truth().render(range(4), camera, 24, unseen=True)
+        expected = other.render(range(4), camera, 24).images.float() / 127.5 - 1
+        assert torch.equal(out.image, expected)
 
 
 class TestGeometry:
@@ -344,7 +381,7 @@ def test_unknown_style():
     unchecked = inspect.unwrap(
         SyntheticHeads.__init__
     )  # the tests' type checker would be first to object
-    with pytest.raises(UserError, match=r"unknown style 'oil'.*natural, cartoon"):
+    with pytest.raises(UserError, match="style is 'oil'; choose 'natural' or 'cartoon'"):
         unchecked(object.__new__(SyntheticHeads), style="oil")
 
 

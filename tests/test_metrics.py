@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny
 from cips3d.camera import Camera
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.geometry import (
     YAWS,
     GeometryReport,

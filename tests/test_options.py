@@ -15,8 +15,8 @@ from torch import Tensor
 import tiny
 from cips3d import pretrained
 from cips3d.camera import Camera, PoseDistribution, mirrored_label
-from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from cips3d.camera import Camera
-from cips3d.data import SyntheticHeads
 from cips3d.errors import UserError
-from cips3d.heads import raycast
+from cips3d.heads import SyntheticHeads, raycast
 from cips3d.metrics.views import Subjects
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from cips3d import cli
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import FeatureNetwork, feature_network
 from cips3d.metrics.fidelity import distance
 

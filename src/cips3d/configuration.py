@@ -71,7 +71,7 @@ def validated(kind: Any, value: Any, name: str) -> Any:
     return _validated(TypeAdapter(kind), value, name)
 
 
-def _validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
+def _validated(adapter: TypeAdapter, value: Any, name: str) -> Any:
     try:
         _refuse_long_numbers(value)
         return adapter.validate_python(_plain(value))
@@ -80,7 +80,7 @@ def _validated(adapter: TypeAdapter[Any], value: Any, name: str) -> Any:
 
 
 @cache
-def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+def _adapters(kind: type) -> dict[str, TypeAdapter]:
     """What validates each field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     assert dataclasses.is_dataclass(kind)

@@ -9,11 +9,11 @@ from tqdm import tqdm
 from tyro.extras import SubcommandApp
 
 from cips3d.cli.options import Derived, at_least, check_seed
-from cips3d.data import SyntheticHeads
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check as check_pictures
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 
 app = SubcommandApp()

@@ -14,9 +14,10 @@ from cips3d import pretrained
 from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
 from cips3d.cli.predictor import named_predictor
 from cips3d.configuration import read_json
-from cips3d.data import SyntheticHeads, open_dataset
+from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.evaluation import evaluate
 from cips3d.metrics.features import feature_network
 from cips3d.training.launch import joined

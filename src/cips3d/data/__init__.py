@@ -1,25 +1,26 @@
-"""Datasets: the embedded heads, and folders or zips of a user's own pictures. Items are (3, R, R) uint8 tensors."""
+"""Datasets: the protocol, and a user's own images in a folder or zip."""
 
 from __future__ import annotations
 
 from cips3d.data.images import ImageDataset
-from cips3d.heads.dataset import HeadBatch, SyntheticHeads
+from cips3d.data.protocol import Dataset, Truth
 
-__all__ = ["HeadBatch", "ImageDataset", "SyntheticHeads", "open_dataset"]
+__all__ = ["Dataset", "ImageDataset", "Truth", "open_dataset"]
 
 
-def open_dataset(name: str, resolution: int) -> SyntheticHeads | ImageDataset:
-    """The dataset that a configuration or a command line names.
+def open_dataset(name: str, resolution: int) -> Dataset:
+    """Opens a dataset by the name that a configuration or the command line gives.
 
     Args:
-        name: "heads" or "heads-cartoon" for the embedded dataset, else the path of a folder or zip.
-        resolution: side of the pictures, pixels.
+        name: "heads" or "heads-cartoon" for the embedded dataset, or the path of a folder or zip.
+        resolution: side of the images, pixels.
 
     Raises:
-        UserError: if there is no such dataset, or a picture in it cannot serve.
+        UserError: if there is no such dataset, or one of its images cannot be used.
     """
-    if name == "heads":
-        return SyntheticHeads(resolution=resolution)
-    if name == "heads-cartoon":
-        return SyntheticHeads(resolution=resolution, style="cartoon")
+    if name in ("heads", "heads-cartoon"):
+        from cips3d.heads import SyntheticHeads  # imports numba, which other datasets do not need
+
+        style = "natural" if name == "heads" else "cartoon"
+        return SyntheticHeads(resolution=resolution, style=style)
     return ImageDataset(name, resolution)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cips3d.camera import is_centred, is_rigid
 from cips3d.data.sources import (
     Folder,
     Memory,
@@ -55,8 +56,8 @@ class ImageDataset(Dataset):
             no such file, it has no labels, or its labels are class numbers.
     """
 
-    #: Pictures that are best read at a time.
-    together = 1
+    #: Each image is decoded on its own.
+    batch_hint = 1
 
     def __init__(
         self,
@@ -113,6 +114,21 @@ class ImageDataset(Dataset):
         """Camera labels of the pictures at `indices`; only where `has_cameras`."""
         assert self.labels is not None
         return self.labels[list(indices)]
+
+    def check_cameras(self) -> None:
+        """Raises UserError if a label is not of a centered pinhole camera in a rigid pose."""
+        if self.labels is None:
+            return
+        unusable = (~(is_centred(self.labels) & is_rigid(self.labels))).nonzero()
+        if len(unusable):
+            raise UserError(
+                f"{printable(self.path)}: the label of {printable(self.names[int(unusable[0])])} "
+                "is not a rotation, a position and a centered pinhole camera with equal focal "
+                "lengths; correct or remove the labels"
+            )
+
+    def truth(self) -> None:
+        """None: nothing is known of the subjects."""
 
     def description(self) -> dict[str, Any]:
         """What the pictures depend on, JSON-ready; `built` tells how `cips3d data build` made them, where it did."""

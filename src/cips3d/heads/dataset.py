@@ -14,20 +14,24 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.configuration import check_range, to_dict
+from cips3d.configuration import Configuration, Count, Seed, to_dict
 from cips3d.errors import UserError
 from cips3d.heads import raycast, shading
 from cips3d.heads.shapes import head_parts
 from cips3d.heads.traits import Draws, draw_traits
+
+if TYPE_CHECKING:
+    from cips3d.heads.truth import HeadTruth
 
 Style = Literal["natural", "cartoon"]
 #: The depth of background pixels (world units), beyond all heads for cameras at radius 1.
@@ -76,42 +80,34 @@ class HeadBatch:
     attributes: dict[str, Tensor]
 
 
-class SyntheticHeads(Dataset[Tensor]):
-    """A dataset of `size` pictures of heads; item i is a (3, R, R) uint8 tensor.
+@dataclass(frozen=True)
+class SyntheticHeads(Configuration, Dataset[Tensor]):
+    """A dataset of `size` images of heads; item i is a (3, R, R) uint8 tensor.
 
     Args:
-        size: number of pictures, ≥ 1; pictures do not depend on it.
-        resolution: pixels along each side, ≥ 1.
-        seed: ≥ 0; other seeds give other heads.
-        style: "natural" light, or "cartoon": the same heads and cameras in flat tones with ink lines.
-        poses: where cameras are drawn from.
-        supersampling: samples per pixel along each side, ≥ 1.
+        size: number of images. Images do not depend on it.
+        resolution: side of the images, pixels.
+        seed: each seed gives other heads.
+        style: "natural" light, or "cartoon": the same heads and cameras in flat tones with ink
+            lines.
+        poses: distribution of the cameras.
+        supersampling: samples per pixel along each side.
 
     Raises:
         UserError: if an argument is out of range.
     """
 
-    def __init__(
-        self,
-        size: int = 50_000,
-        resolution: int = 64,
-        seed: int = 0,
-        style: Style = "natural",
-        poses: PoseDistribution = PoseDistribution(),  # noqa: B008 (frozen)
-        supersampling: int = 2,
-    ):
-        if style not in get_args(Style):
-            raise UserError(
-                f"synthetic heads: unknown style {style!r}; choose one of {', '.join(get_args(Style))}"
-            )
-        self.size, self.resolution, self.seed = size, resolution, seed
-        self.style: Style = style
-        self.poses, self.supersampling = poses, supersampling
-        check_range(self, "synthetic heads", "size resolution supersampling", least=1)
-        check_range(self, "synthetic heads", "seed", least=0)
+    label: ClassVar[str] = "synthetic heads"
+    #: Images share the work of a call, and are drawn in threads.
+    batch_hint = 64
+    has_cameras = True
 
-    #: Pictures that are best made at a time: some work is per call.
-    together = 64
+    size: Annotated[int, Ge(1)] = 50_000
+    resolution: Count = 64
+    seed: Seed = 0
+    style: Style = "natural"
+    poses: PoseDistribution = PoseDistribution()
+    supersampling: Count = 2
 
     def __len__(self) -> int:
         return self.size
@@ -132,12 +128,18 @@ class SyntheticHeads(Dataset[Tensor]):
         """The cameras of the pictures at `indices`."""
         return self._drawn_cameras(self._draws(indices))
 
-    #: Whether `camera_labels` can be called.
-    has_cameras = True
-
     def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
         """The cameras of the pictures at `indices` as labels (see `Camera.to_label`)."""
         return self.cameras(indices).to_label()
+
+    def check_cameras(self) -> None:
+        """Raises nothing: drawn cameras are centered pinholes in rigid poses."""
+
+    def truth(self) -> HeadTruth:
+        """The heads behind the images."""
+        from cips3d.heads.truth import HeadTruth
+
+        return HeadTruth(self)
 
     def description(self) -> dict[str, Any]:
         """What the pictures depend on, JSON-ready."""
@@ -151,7 +153,7 @@ class SyntheticHeads(Dataset[Tensor]):
         """The same for two datasets only if their pictures are, very likely: a hash of the description and of 64 pictures."""
         digest = hashlib.blake2b(json.dumps(self.description()).encode(), digest_size=16)
         # without pictures a change of the drawing code would go unnoticed
-        for picture in self.__getitems__(range(min(self.together, self.size))):
+        for picture in self.__getitems__(range(min(self.batch_hint, self.size))):
             digest.update(picture.numpy().tobytes())
         return digest.hexdigest()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.metrics import consistency, symmetry
 from cips3d.metrics.features import feature_network

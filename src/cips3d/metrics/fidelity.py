@@ -27,9 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cips3d.data import ImageDataset, SyntheticHeads
+from cips3d.data import ImageDataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
+from cips3d.heads import SyntheticHeads
 from cips3d.interrupts import serve_to_the_end
 from cips3d.metrics.features import FeatureNetwork, NetworkName, feature_network
 from cips3d.models.protocol import ImageGenerator

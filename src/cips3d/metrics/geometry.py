@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.metrics.views import Subjects, View
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import RenderOutput

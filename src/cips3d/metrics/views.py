@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.data import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.heads.dataset import FAR_DEPTH
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import Latents, RenderOutput, Sampling
