@@ -1,4 +1,4 @@
-"""Configuration dataclasses: ranges declared as types, one clear line per error, JSON in both directions."""
+"""Configuration dataclasses: ranges as types, one clear line per error, JSON both ways."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ FieldOfView = Annotated[float, AllowInfNan(False), Gt(0), Lt(180)]
 Count = Annotated[int, Ge(1), Le(MOST)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 #: Layers of a network, octaves of an encoding; more are a slip of the finger.
-Layers, Octaves = Annotated[int, Ge(1), Le(100)], Annotated[int, Ge(0), Le(100)]
+Layers = Annotated[int, Ge(1), Le(100)]
+Octaves = Annotated[int, Ge(0), Le(100)]
 
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend. The command line prints it as one line, exit status 2."""
+"""The one exception for faults that a user can fix; the command line prints it as one line."""
 
 _NOT_ENOUGH_MEMORY = (
     "not enough memory; use smaller images, batches or networks "

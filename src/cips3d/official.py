@@ -53,7 +53,7 @@ def import_generator(official: dict[str, Tensor], source: str, resolution: int =
     renamed = {"shape_mean": generator.shape_mean, "appearance_mean": generator.appearance_mean}
     for key, tensor in official.items():
         try:
-            name = generator_name(key, config.networks)
+            name = generator_name(key, generator.networks)
         except (KeyError, ValueError):
             raise UserError(
                 f"{source}: unknown tensor {key}; this is not the authors' generator checkpoint"

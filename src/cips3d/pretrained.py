@@ -94,7 +94,8 @@ def push_to_hub(
             api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder)
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise UserError(f"hub {repo_id}: {first_line(error)}; check the name and the token")
+            line = f"hub {repo_id}: {first_line(error)}; check the name and the token"
+            raise UserError(line) from None
 
 
 def load(name: str | Path) -> ImageGenerator:

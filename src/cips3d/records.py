@@ -35,7 +35,7 @@ class TensorRecord:
             index = slice(index, index + 1 or None)
         return self.map(lambda tensor: tensor[(slice(None),) * self.axis + (index,)])
 
-    def __iter__(self: Self) -> Any:
+    def __iter__(self) -> Any:
         """Each entry as a batch of one."""
         return (self[i] for i in range(len(self)))
 
@@ -54,7 +54,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def _joined(column: Sequence[Any], axis: int) -> Any:
     if isinstance(column[0], Tensor):
-        return torch.cat(column, dim=axis)
+        return torch.cat(list(column), dim=axis)
     if isinstance(column[0], Sequence):
         return [torch.cat(tensors, dim=axis) for tensors in zip(*column, strict=True)]
     return column[0]

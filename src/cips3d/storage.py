@@ -22,7 +22,7 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file with `entry` as JSON under `key` in its header.
 
-    The header has one key only: several come in random order, and equal models shall be equal files.
+    The header has one key only: several come in random order, and equal models are equal files.
 
     Raises:
         UserError: if the file cannot be written.

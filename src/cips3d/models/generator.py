@@ -55,7 +55,7 @@ class Generator(RayGenerator):
         self._register_means(c.shape_style_dim, c.appearance_style_dim)
 
     def mapped(self, latents: Latents) -> Styles:
-        """w_s = m_s(z_s) and w_a = m_a(z_a)."""
+        """The mapped codes w_s = m_s(z_s) and w_a = m_a(z_a)."""
         return Styles(
             self.shape_mapping(latents.shape), self.appearance_mapping(latents.appearance)
         )

@@ -1,4 +1,4 @@
-"""The deep implicit network (paper Section 3.2, Fig. 2c): feature and appearance style to colour."""
+"""The deep implicit network (paper Section 3.2, Fig. 2c): from feature and style to colour."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class InrBlock(nn.Module):
 
 
 class ImplicitNetwork(nn.Module):
-    """V_r, w_a → rgb: blocks of two ModFC layers with summed tRGB outputs, each pixel on its own."""
+    """V_r, w_a → rgb: blocks of two ModFC layers with summed tRGB outputs, pixel by pixel."""
 
     def __init__(self, config: InrConfig) -> None:
         super().__init__()

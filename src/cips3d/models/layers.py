@@ -1,4 +1,4 @@
-"""Modulated layers and mapping networks (paper Section 3.1 Eq. 2, Section 3.2 Fig. 4, Fig. 2a, 2d)."""
+"""Modulated layers and mapping networks (paper Eq. 2, Fig. 2a, 2d and 4)."""
 
 from __future__ import annotations
 

@@ -206,8 +206,8 @@ class RadianceField(nn.Module):
         sigma = self.density_along(rays, t, w)
         if not sampling.fine:
             return t, sigma
-        has_noise = draws is not None and draws.coarse_noise is not None
-        noisy = sigma + draws.coarse_noise if has_noise else sigma
+        noise = None if draws is None else draws.coarse_noise
+        noisy = sigma if noise is None else sigma + noise
         coarse_weights = volume.compositing_weights(t, noisy, end)
         if draws is None:
             even = torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5

@@ -1,4 +1,4 @@
-"""Keeps the C library from handing large blocks back to the system between steps (Linux with glibc only)."""
+"""Keeps the C library from returning large blocks to the system between steps (glibc only)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc reuse freed blocks of any size instead of unmapping them; returns whether it could.
+    """Makes malloc reuse freed blocks of any size instead of unmapping them.
 
-    A training step on a CPU allocates the same large activations every time. By default glibc maps each afresh, and faulting
-    the pages in again took about half of a training step of the small preset (benchmarks/training.py measures it).
+    A training step on a CPU allocates the same large activations every time. glibc maps each anew
+    by default, and faulting the pages in again took about half of a training step of the small
+    preset (benchmarks/training.py measures it).
+
+    Returns:
+        Whether it could.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

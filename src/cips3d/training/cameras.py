@@ -21,7 +21,6 @@ from cips3d.camera import (
 )
 from cips3d.data import Dataset
 from cips3d.errors import UserError
-from cips3d.heads import SyntheticHeads
 
 #: Relative difference between the labels' radius or field of view and the model's that is refused;
 #: labels that are looked at.

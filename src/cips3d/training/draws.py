@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -105,7 +106,7 @@ class StepDraws:
 def _batched(rays: list[RayDraws]) -> RayDraws:
     """The draws of several images in one batch (`cat` would join their rays)."""
     columns = zip(*(vars(part).values() for part in rays), strict=True)
-    joined = [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
+    joined: list[Any] = [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
     return RayDraws(*joined)
 
 

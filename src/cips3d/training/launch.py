@@ -1,7 +1,11 @@
 """One training process per core on a machine without an accelerator.
 
-A training step is many small operations, and on a CPU the threads of one process wait for each other at the end of each.
-Processes that share a batch meet once per network and step, when gradients are averaged (benchmarks/training.py measures both).
+A training step is many small operations. On a CPU the threads of one process wait for each other
+after each of them; processes that share a batch meet once per network and step, when gradients are
+averaged (benchmarks/training.py measures both).
+
+`torch.multiprocessing` and `torch.distributed.elastic` are not used: neither binds processes to
+cores, which is worth 5 %, nor lets an interrupted main process end the step and save first.
 """
 
 from __future__ import annotations
@@ -25,25 +29,24 @@ from cips3d.errors import UserError, machine_fault
 from cips3d.interrupts import ENDING
 from cips3d.training.recipe import Stage
 
-#: With fewer pictures than this in each process, what a step costs whatever the batch outweighs the gain.
+#: With fewer images per process, a step's fixed cost outweighs the gain.
 LEAST_LOCAL_BATCH = 4
-#: Seconds for which a process waits to hear why another one has ended.
+#: Seconds that a process waits to learn why another one ended.
 _PATIENCE = 5.0
 
 Result = TypeVar("Result")
 
 
 def default_processes(stages: Iterable[Stage]) -> int:
-    """How many processes of this machine should train those stages together.
+    """How many processes of this machine should train these stages together.
 
-    One where there is an accelerator, or where a launcher such as `accelerate launch` has already started several; otherwise at
-    most one per thread that torch would use, such that every batch divides and no process gets under `LEAST_LOCAL_BATCH`.
+    One where there is an accelerator, or where a launcher such as `accelerate launch` has already
+    started several. Otherwise at most one per thread that torch would use, so that every batch
+    divides and each process gets at least `LEAST_LOCAL_BATCH` images.
     """
-    if (
-        torch.accelerator.is_available()
-        or "WORLD_SIZE" in os.environ
-        or not torch.distributed.is_available()
-    ):
+    if torch.accelerator.is_available() or "WORLD_SIZE" in os.environ:
+        return 1
+    if not torch.distributed.is_available():
         return 1
     stages = list(stages)
     fitting = [
@@ -56,26 +59,27 @@ def default_processes(stages: Iterable[Stage]) -> int:
 
 
 def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Runs `work(*arguments)` in this process and in `count` − 1 new ones, which `accelerate` takes for one job on CPUs.
+    """Runs `work(*arguments)` in this process and in `count` − 1 new ones, as one job on CPUs.
 
-    This process is the main one; its result is returned. The threads that torch uses here are shared out among them all.
+    This process is the main one; its result is returned. All share the threads of torch.
 
     Args:
-        work: a function of a module, with arguments that can be pickled.
+        work: a module-level function, with arguments that can be pickled.
 
     Raises:
         UserError: that of any of the processes.
     """
     if count == 1:
         result = work(*arguments)
-        if torch.distributed.is_initialized():  # a launcher's; NCCL complains where nobody does
+        if torch.distributed.is_initialized():  # a launcher's; NCCL complains if nobody does
             torch.distributed.destroy_process_group()
         return result
     if "ACCELERATE_USE_CPU" not in os.environ and torch.accelerator.is_available():
-        found = torch.accelerator.device_count()
+        gpus = torch.accelerator.device_count()
         raise UserError(
-            f"--processes {count}: they would share the CPU, and this machine has {found} GPU{'s' * (found > 1)}; leave it out "
-            f"or start accelerate launch --num_processes {found} -m cips3d train (for the CPU set ACCELERATE_USE_CPU=true)"
+            f"--processes {count}: they would share the CPU, and this machine has {gpus} "
+            f"GPU{'s' * (gpus > 1)}; leave the option out, or start accelerate launch "
+            f"--num_processes {gpus} -m cips3d train (ACCELERATE_USE_CPU=true selects the CPU)"
         )
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("spawn")
@@ -85,34 +89,32 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         "MASTER_PORT": str(get_free_port()),
         "LOCAL_WORLD_SIZE": str(count),
         "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": str(
-            threads
-        ),  # accelerate would set torch's threads to all cores, for each process
+        # accelerate would give each process the threads of all cores
+        "OMP_NUM_THREADS": str(threads),
     }
     helpers, pipes = [], []
     try:
         for rank in range(1, count):
             pipe, far_end = context.Pipe(duplex=False)
             environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # no daemon, since that could not start processes that load data; it ends with this one all the same (`_end_with`)
-            helper = context.Process(
-                target=_help, args=(environment, threads, far_end, work, arguments)
-            )
-            with _interrupts_ignored():  # the helper starts so, and hears none while it imports
+            # not a daemon, which could not start data loading processes; `_end_with` ends it
+            args = (environment, threads, far_end, work, arguments)
+            helper = context.Process(target=_help, args=args)
+            with _interrupts_ignored():  # which the helper inherits while it imports
                 helper.start()
             helpers.append(helper)
             far_end.close()  # so that reading from a helper that has ended ends too
             pipes.append(pipe)
         for pipe, helper in zip(pipes, helpers, strict=True):
-            # for its word that it is there; unlike the wait for it in a collective, a Ctrl-C ends this one
-            if pipe not in wait([pipe, helper.sentinel]) or not _begun(pipe):
+            # waits for its first message; a Ctrl-C ends this wait, but not one in a collective
+            if pipe not in wait([pipe, helper.sentinel]) or not _has_started(pipe):
                 raise UserError(
-                    _killed(helpers) or "a training process ended before it had begun; see above"
+                    _killed(helpers) or "a training process ended before it started; see above"
                 )
         try:
             with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
                 result = work(*arguments)
-        except RuntimeError as error:  # what a collective says whose partner has ended
+        except RuntimeError as error:  # what a collective raises if its partner has ended
             message = None if machine_fault(error) else _reported(pipes) or _killed(helpers)
             if message is None:
                 raise
@@ -127,10 +129,11 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
 
 
 def joined(precision: str = "no") -> Accelerator:
-    """The Accelerator of this process in its job, of this precision, whatever an earlier run of this process had.
+    """The Accelerator of this process in its job, whatever an earlier run of this process had.
 
     Raises:
-        UserError: if the device does not have it, or the launcher's processes find no device and so do not find each other.
+        UserError: if the device does not have the precision, or the launcher's processes find no
+            device and so do not find each other.
     """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
@@ -142,26 +145,24 @@ def joined(precision: str = "no") -> Accelerator:
                 f"the launcher: {error}; start with accelerate launch or torchrun"
             ) from None
         raise UserError(f"precision {precision}: {error}; set precision=no") from None
-    # accelerate takes emulation for it, which is slower than full precision
-    if (
-        precision == "bf16"
-        and accelerator.device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(False)
-    ):
+    # accelerate accepts emulation, which is slower than full precision
+    on_gpu = accelerator.device.type == "cuda"
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
         raise UserError(
-            "precision bf16: this GPU has no arithmetic for it (Ampere and later have); set precision=no"
+            "precision bf16: this GPU does not support it (Ampere and later do); set precision=no"
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > accelerator.num_processes:
         raise UserError(
-            f"the launcher has started {started} processes, but none finds a GPU; set ACCELERATE_USE_CPU=true, or start one"
+            f"the launcher has started {started} processes, but none finds a GPU; set "
+            "ACCELERATE_USE_CPU=true, or start one"
         )
     return accelerator
 
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """In the main thread, which alone can say so, and a process started here: a Ctrl-C does nothing."""
+    """Ctrl-C does nothing in the block, nor in processes that it starts (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -174,20 +175,18 @@ def _interrupts_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
-    """This process as one of a job: variables, threads and cores of its own, and afterwards nothing of it left."""
-    variables, whole = dict(os.environ), torch.get_num_threads()
+    """This process as one of a job: its variables, threads and cores, restored afterwards."""
+    variables, all_threads = dict(os.environ), torch.get_num_threads()
     os.environ |= environment
     torch.set_num_threads(threads)
     cores = _stay_on_cores(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]))
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # else an earlier Accelerator of this process would answer
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier Accelerator
     try:
         yield
     finally:
         os.environ.clear()  # accelerate adds some of its own
         os.environ |= variables
-        torch.set_num_threads(whole)
+        torch.set_num_threads(all_threads)
         if cores:
             os.sched_setaffinity(0, cores)
         if torch.distributed.is_initialized():
@@ -196,11 +195,11 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
 
 
 def _stay_on_cores(rank: int, count: int) -> set[int]:
-    """Binds this process to its share of the cores that it may use, where the system lets it; returns all of them.
+    """Binds this process to its share of the cores that it may use; returns all of them.
 
-    All of them are shared out, be there fewer threads or not: else several jobs would crowd on the first ones.
-
-    A process that moves from core to core leaves its caches behind: two bound ones train 5% faster (benchmarks/scaling.py).
+    All are shared out, even if there are fewer threads: several jobs would crowd on the first ones
+    otherwise. A process that moves from core to core loses its caches: two bound ones train 5 %
+    faster (benchmarks/scaling.py). Empty where the system has no affinity.
     """
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         return set()
@@ -218,9 +217,9 @@ def _help(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    """A process that is not the main one: does the work and reports that it is there, and a user's error.
+    """A process other than the main one: does the work and reports its start and user errors.
 
-    It hears no Ctrl-C or SIGTERM, which the main process does and tells the others.
+    It ignores Ctrl-C and SIGTERM; the main process receives them and tells the others.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # where it is not inherited
@@ -239,14 +238,12 @@ def _help(
         fault = machine_fault(error)
         if fault is not None:
             pipe.send(fault)
-        elif not wait(
-            [main.sentinel], timeout=2 * _PATIENCE
-        ):  # with the main process gone nobody is left to tell
+        elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # else nobody is left to tell
             raise
 
 
-def _begun(pipe: Connection) -> bool:
-    """Whether a helper's first word has come, and not its end."""
+def _has_started(pipe: Connection) -> bool:
+    """Whether a helper's first message has come, and not its end."""
     try:
         pipe.recv()
     except EOFError:
@@ -255,7 +252,7 @@ def _begun(pipe: Connection) -> bool:
 
 
 def _end_with(sentinel: int) -> None:
-    """Ends this process as soon as the main one has ended, however that happened."""
+    """Ends this process as soon as the main one has ended, for whatever reason."""
     wait([sentinel])
     os._exit(1)
 
@@ -270,16 +267,16 @@ def _reported(pipes: list[Connection]) -> str | None:
 
 
 def _killed(helpers: list[SpawnProcess]) -> str | None:
-    """What to say of a helper that a signal has ended."""
+    """The error line for a helper that a signal has ended, if there is one."""
     ended = wait([helper.sentinel for helper in helpers], timeout=_PATIENCE)
     for helper in helpers:
         if helper.sentinel in ended:
-            helper.join(_PATIENCE)  # its files close a moment before its exit status can be had
-    signals = [
-        -helper.exitcode
-        for helper in helpers
-        if helper.exitcode is not None and helper.exitcode < 0
-    ]
+            helper.join(_PATIENCE)  # its files close a moment before its exit status is known
+    codes = [helper.exitcode for helper in helpers if helper.exitcode is not None]
+    signals = [-code for code in codes if code < 0]
     if not signals:
         return None
-    return f"a training process was ended by signal {signals[0]}; resume, with fewer --processes if memory was short"
+    return (
+        f"a training process was ended by signal {signals[0]}; resume, with fewer --processes if "
+        "memory was short"
+    )

@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tensorboard.compat.proto.event_pb2 import (  # pyright: ignore (protobuf makes these at run time)
-    Event,
-    SessionLog,
-)
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cips3d.configuration import to_dict
@@ -29,6 +25,10 @@ from cips3d.files import atomic_path
 from cips3d.models.protocol import ImageGenerator
 from cips3d.training import checkpoint
 from cips3d.training.recipe import TrainConfig
+
+# protobuf makes these classes at run time
+Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
+Summary = summary_pb2.Summary  # pyright: ignore
 
 #: Subjects in a sample sheet, and the yaws in degrees that each is seen from.
 SAMPLE_SUBJECTS, SAMPLE_YAWS = 6, (-30.0, -15.0, 0.0, 15.0, 30.0)

@@ -142,8 +142,9 @@ def train_stage(
                 "resolution": stage.resolution,
                 "skipped_steps": counters.skipped,
             }
-        watched = monitor is not None and counters.images >= config.alarm_kimg * 1000
-        alarms = monitor.alarms(figures) if watched else ()
+        alarms = ()
+        if monitor is not None and counters.images >= config.alarm_kimg * 1000:
+            alarms = monitor.alarms(figures)
         for alarm in alarms:
             logger.warning("%d images: %s", counters.images, alarm)
         if log is not None and figures:

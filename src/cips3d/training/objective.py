@@ -1,4 +1,4 @@
-"""The objective as a list of terms (paper Section 4.1): the adversarial loss, penalties, regularisers.
+"""The objective as a list of terms (paper Section 4.1): adversarial loss, penalties, regularisers.
 
 A term is a small configuration with a weight and the losses that it adds: for the discriminators,
 for the generator through the discriminators, or on the rendering itself. A new term is a class here
@@ -32,8 +32,8 @@ class Judged:
     Attributes:
         real_images, fake_images: what each discriminator saw before augmentation, main first;
             leaves that require a gradient where a term asks for it.
-        real_logits, fake_logits: (discriminators·B, 1), the main one's first; real ones are empty in
-            the generator's step unless the adversarial loss compares.
+        real_logits, fake_logits: (discriminators·B, 1), the main one's first; real ones are empty
+            in the generator's step unless the adversarial loss compares.
         poses: (B, 2) yaw and pitch that each discriminator with a `pose_head` predicts for the
             generated images, radians.
         draws: what the generated images are made from.
@@ -192,7 +192,7 @@ class Objective(Configuration):
     label: ClassVar[str] = "objective"
 
     adversarial: Literal["logistic", "relativistic"] = "logistic"
-    """the paper's non-saturating logistic loss, or each generated image against a real one (R3GAN)"""
+    """the paper's non-saturating logistic loss, or generated images against real ones (R3GAN)"""
     pose: Pose | None = None
     """needs discriminators with a `pose_head`"""
     r1: R1 | None = field(default_factory=lambda: R1(10.0))

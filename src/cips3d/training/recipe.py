@@ -1,4 +1,4 @@
-"""The training recipe: stages of the progressive curriculum (paper Section 4.1) and a run's settings."""
+"""The training recipe: the progressive curriculum (paper Section 4.1) and a run's settings."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TrainConfig(Configuration):
 
     stages: tuple[Stage, ...]
     data: str = "heads"
-    """"heads" or "heads-cartoon" (the embedded dataset), or the path of a folder or zip of images"""
+    """"heads" or "heads-cartoon" (embedded datasets), or the path of a folder or zip of images"""
     start: str | None = None
     """model whose weights the generator starts from; the discriminators start from the model's own
     where they fit (transfer, Section 4.4)"""
@@ -127,7 +127,7 @@ class TrainConfig(Configuration):
     objective: Objective = field(default_factory=Objective)
     """adversarial loss, penalties and regularisers"""
     frozen_discriminator_blocks: Annotated[int, Ge(0)] = 0
-    """blocks of each discriminator, from the image on, that do not train (FreezeD, Mo et al. 2020)"""
+    """blocks of each discriminator, from the image on, that stay frozen (FreezeD, Mo 2020)"""
     sampling: Sampling | None = None
     """samples per ray in training; by default the generator's"""
     cameras: Literal["prior", "learned", "labels"] = "prior"
@@ -172,7 +172,7 @@ class TrainConfig(Configuration):
     metrics_kimg: Positive = 50.0
     """measure them every this many thousand images"""
     inception_weights: str | None = None
-    """file with torch-fidelity's Inception weights, which are otherwise downloaded for FID and KID"""
+    """file with torch-fidelity's Inception weights, which FID and KID otherwise download"""
     checkpoint_kimg: Positive = 10.0
     """write a checkpoint every this many thousand images"""
     workers: Annotated[int, Ge(0), Le(MOST_WORKERS)] = 0

@@ -73,7 +73,7 @@ class StepContext:
     warming_up: bool
     share_fakes: bool
     memory: int
-    autocast: Callable[[], AbstractContextManager[None]]
+    autocast: Callable[..., AbstractContextManager[None]]
     update: Callable[[torch.optim.Optimizer], bool]
 
 

@@ -84,7 +84,7 @@ class Cips2d(RayGenerator):
         self._register_means(c.shape_dim, c.appearance_style_dim)
 
     def mapped(self, latents: Latents) -> Styles:
-        """w_a = m_a(z_a); the shape code stays as it is."""
+        """The mapped code w_a = m_a(z_a); the shape code stays as it is."""
         return Styles(latents.shape, self.appearance_mapping(latents.appearance))
 
     def render_rays(

@@ -90,7 +90,7 @@ class PiGan(RayGenerator):
         self._register_means(c.shape_style_dim, c.appearance_dim)
 
     def mapped(self, latents: Latents) -> Styles:
-        """w = m(z); the appearance code stays as it is."""
+        """The mapped code w = m(z); the appearance code stays as it is."""
         return Styles(self.shape_mapping(latents.shape), latents.appearance)
 
     def render_rays(
