@@ -118,6 +118,9 @@ class Cips3dNetworks(InrConfig, FieldConfig):
     """CIPS-3D's networks. The defaults are the paper's size with the authors' settings."""
 
     architecture: Literal["cips-3d"] = "cips-3d"
+    # again, since InrConfig inherits other defaults
+    shape_dim: Count = 256
+    background: Background = "endless"
 
 
 def _of_architecture(values: Any) -> Any:
