@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from cips3d.configuration import Configuration, FieldOfView, Finite, NonNegative, Positive
@@ -21,7 +22,7 @@ from cips3d.errors import UserError
 from cips3d.records import TensorRecord
 
 #: One number for all cameras, or one for each.
-Numbers = float | Float[Tensor, ""] | Float[Tensor, " batch"]
+Numbers = float | np.number | Num[Tensor, ""] | Num[Tensor, " batch"]
 #: Rows and columns of an image, as `numpy.s_[top:bottom, left:right]` makes them.
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
@@ -130,7 +131,7 @@ class Camera(TensorRecord):
     ) -> Camera:
         """Cameras on a sphere around the origin, which they look at.
 
-        Scalars and (B,) tensors broadcast. The dtype is that of the first tensor.
+        Scalars and (B,) tensors broadcast. The dtype is that of the first tensor of floats.
 
         Args:
             yaw: radians; positive moves the camera towards +x.
@@ -141,7 +142,9 @@ class Camera(TensorRecord):
         Raises:
             UserError: if a pitch lies beyond the poles.
         """
-        tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
+        tensors = [
+            x for x in (yaw, pitch, radius, fov) if torch.is_tensor(x) and x.is_floating_point()
+        ]
         like = tensors[0] if tensors else torch.empty(0)
         parts = [
             torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device))
@@ -388,5 +391,5 @@ def below_pole(pitch: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     return pitch.clamp(-limit, limit)
 
 
-def _as_batch(value: float | Tensor, like: Tensor) -> Tensor:
+def _as_batch(value: Numbers, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like)).clone()
