@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import numpy as np
 from PIL import Image
 
@@ -60,6 +61,16 @@ def images(folder: Path, count: int = 6, size: int = 8) -> str:
 
 
 pictures = images  # until every test module calls it by the new name
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Without the checks of annotated types that the tests add, as a user runs the package."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @contextmanager

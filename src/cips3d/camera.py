@@ -1,7 +1,8 @@
 """Cameras, rays and the camera prior (paper Sections 3.1 and 4.1).
 
 World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin. At
-yaw = pitch = 0 it is frontal, at +z; position = r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch).
+yaw = pitch = 0 it is frontal, at +z; its position is
+r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch).
 Angles are radians. Fields of view are full angles in degrees across the image's height. Camera axes
 are OpenGL's: x right, y up, -z forward.
 """

@@ -158,8 +158,8 @@ class ImageGenerator(
         """
         if not isinstance(latents, Latents):
             raise UserError(
-                f"latents: {type(latents).__name__} given; pass what sample_latents returns, to render "
-                "also what map returns"
+                f"latents: {type(latents).__name__} given; pass what sample_latents returns, or to "
+                "render what map returns"
             )
         networks = self.config.networks
         expected = networks.shape_dim, networks.appearance_dim
