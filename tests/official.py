@@ -1,4 +1,4 @@
-"""Reading the recorded numbers: tensors by prefix, the recorded networks as ours, the recorded draws as ours."""
+"""Reads the recorded numbers: tensors by prefix, the recorded networks as ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cips3d.models.generator import Generator
-from cips3d.pretrained import import_official_discriminator, import_official_generator
+from cips3d.official import import_discriminator, import_generator
 
 DATA = Path(__file__).parent / "data"
 
@@ -28,15 +28,15 @@ def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def generator(tensors: dict[str, Tensor], prefix: str) -> Generator:
     """The recorded generator."""
-    return import_official_generator(below(tensors, prefix), "recorded", resolution=16)
+    return import_generator(below(tensors, prefix), "recorded", resolution=16)
 
 
 def discriminators(tensors: dict[str, Tensor], main: str, aux: str) -> nn.ModuleDict:
     """The recorded discriminators, from the prefixes of their state_dicts."""
     return nn.ModuleDict(
         {
-            "main": import_official_discriminator(below(tensors, main), "recorded"),
-            "aux": import_official_discriminator(below(tensors, aux), "recorded"),
+            "main": import_discriminator(below(tensors, main), "recorded"),
+            "aux": import_discriminator(below(tensors, aux), "recorded"),
         }
     )
 

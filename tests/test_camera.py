@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -119,9 +120,10 @@ def test_pixel_centres(yaw: float, pitch: float, fov: float, height: int, width:
 
 @given(yaws, pitches, fovs, st.integers(2, 9), st.integers(2, 9), st.booleans())
 @relaxed
-def test_the_mean_direction_is_the_axis(yaw, pitch, fov, height, width, corner_aligned) -> None:
+def test_the_mean_direction_is_the_axis(yaw, pitch, fov, height, width, corner_grid) -> None:
     cam = camera(yaw, pitch, fov=fov)
-    mean = cam.rays(height, width, corner_aligned).directions.mean(dim=1)
+    cam = cam.from_corner_grid(height) if corner_grid else cam
+    mean = cam.rays(height, width).directions.mean(dim=1)
     assert torch.allclose(
         torch.nn.functional.normalize(mean, dim=-1), -cam.cam_to_world[:, :3, 2], atol=1e-12
     )
@@ -145,24 +147,38 @@ def test_a_batch_can_be_taken_apart_and_joined() -> None:
     assert torch.equal(again.fov, cameras.fov)
 
 
-@pytest.mark.parametrize("corner_aligned", [False, True])
+@pytest.mark.parametrize("corner_grid", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (2, 3)])
-def test_pixels_are_square_in_pictures_that_are_not(
-    height: int, width: int, corner_aligned: bool
+def test_pixels_are_square_in_images_that_are_not(
+    height: int, width: int, corner_grid: bool
 ) -> None:
     cam = camera(0.3, 0.1, fov=20.0)
-    plane = project(
-        cam, cam.rays(height, width, corner_aligned).directions[0] + cam.position[0]
-    ).view(height, width, 2)
+    cam = cam.from_corner_grid(height) if corner_grid else cam
+    directions = cam.rays(height, width).directions[0]
+    plane = project(cam, directions + cam.position[0]).view(height, width, 2)
     across, down = plane[0, 1, 0] - plane[0, 0, 0], plane[0, 0, 1] - plane[1, 0, 1]
     torch.testing.assert_close(across, down)
     torch.testing.assert_close(plane[..., 0], -plane[..., 0].flip(1))
 
 
-def test_corner_aligned_grid_reaches_the_edge() -> None:
-    cam = camera(0.0, 0.0, fov=30.0)
-    plane = project(cam, cam.rays(4, 4, corner_aligned=True).directions[0] + cam.position[0])
+def test_a_corner_grid_reaches_the_edge() -> None:
+    cam = camera(0.0, 0.0, fov=30.0).from_corner_grid(4)
+    plane = project(cam, cam.rays(4, 4).directions[0] + cam.position[0])
     assert float(plane.abs().max()) == pytest.approx(math.tan(math.radians(15)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 2), (5, 5), (4, 7), (7, 4)])
+def test_a_corner_grid_is_linspace_from_edge_to_edge(height: int, width: int) -> None:
+    """The authors' formula: linspace(-1, 1) in height; pixels of the same size in width."""
+    fov, step = 40.0, 2 / max(1, height - 1)
+    y = torch.linspace(1, -1, height, dtype=torch.float64) if height > 1 else torch.zeros(1)
+    x = step * (torch.arange(width, dtype=torch.float64) - (width - 1) / 2)
+    expected = math.tan(math.radians(fov / 2)) * torch.stack(
+        torch.meshgrid(x, y.double(), indexing="xy"), dim=-1
+    )
+    cam = camera(0.4, -0.2, fov=fov).from_corner_grid(height)
+    plane = project(cam, cam.rays(height, width).directions[0] + cam.position[0])
+    assert torch.allclose(plane.view(height, width, 2), expected, atol=1e-12)
 
 
 @given(yaws, pitches, radii, st.integers(1, 9), st.integers(1, 9))
@@ -239,7 +255,7 @@ def test_a_label_whose_pose_is_not_rigid_is_refused() -> None:
     scaled[:, :16] /= 2.7
     mirrored[:, :3] *= -1
     for bad in (scaled, mirrored):
-        with pytest.raises(UserError, match="no rotation and position"):
+        with pytest.raises(UserError, match="not a rotation and a position"):
             Camera.from_label(torch.cat([label, bad]))
 
 
@@ -338,3 +354,18 @@ def test_impossible_cameras_are_one_clear_line(make) -> None:
     with pytest.raises(UserError) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pitch", [90.0, -90.0, 2.0, torch.tensor([0.1, 45.0])])
+def test_angles_beyond_the_poles_are_refused_with_the_unit(pitch) -> None:
+    with pytest.raises(UserError, match=r"beyond the pole; give angles in radians") as error:
+        Camera.orbit(0.0, pitch)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor])
+def test_angles_may_be_scalars_of_any_library(number) -> None:
+    found = Camera.orbit(number(0.3), number(0.1), number(1.5), number(20.0))
+    expected = Camera.orbit(0.3, 0.1, 1.5, 20.0)
+    torch.testing.assert_close(found.cam_to_world, expected.cam_to_world)
+    torch.testing.assert_close(found.fov, expected.fov)

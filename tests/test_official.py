@@ -13,19 +13,15 @@ import torch
 from torch import Tensor
 
 import cips3d
-from cips3d import cli, pretrained
+from cips3d import official, pretrained
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.generator import Generator
 from cips3d.models.layers import FilmSiren, ModulatedLinear
-from cips3d.models.types import Latents, RayDraws, Sampling, Styles
-from cips3d.pretrained import (
-    import_official_discriminator,
-    import_official_generator,
-    read_official,
-)
+from cips3d.models.nerf import RadianceField
+from cips3d.models.types import Latents, RayDraws, Styles
 from official import DATA, below, discriminators, generator, recorded, worst
 
 DOUBLE = 1e-9  # largest absolute error against float64 records
@@ -90,7 +86,7 @@ def test_mapping_networks(network: Generator, tensors: dict[str, Tensor]) -> Non
 
 @pytest.mark.parametrize("i", CAMERAS)
 def test_rays(tensors: dict[str, Tensor], i: int) -> None:
-    rays = recorded_camera(tensors, i).rays(16, 16, corner_aligned=True)
+    rays = recorded_camera(tensors, i).from_corner_grid(16).rays(16, 16)
     assert worst(rays.origins.expand(2, -1, -1), tensors[f"cam{i}/ray_origins"]) < DOUBLE
     assert worst(rays.directions.expand(2, -1, -1), tensors[f"cam{i}/ray_directions"]) < DOUBLE
 
@@ -148,65 +144,83 @@ def test_discriminator(kind: str, resolution: int, alpha: float) -> None:
 
 
 # ---------------------------------------------------------------- importing checkpoints
-def test_import_official_takes_the_discriminators_too(tmp_path, capsys):
+def test_discriminators_of_a_checkpoint_are_imported_into_the_model_s_file(
+    tmp_path: Path,
+) -> None:
     of_step, out = recorded("training_step_discriminator"), tmp_path / "model.safetensors"
-    checkpoints = [tmp_path / "G_ema_model.pth", tmp_path / "D_model.pth"]
-    for checkpoint, name in zip(checkpoints, ("generator", "discriminator"), strict=True):
-        torch.save(
-            below(of_step | recorded("training_step_generator"), f"{name}_before/"), checkpoint
-        )
-    words = [
-        "import-official",
-        str(checkpoints[0]),
-        str(out),
-        "--resolution",
-        "16",
-        "--discriminators",
-    ]
-    cli.main([*words, str(checkpoints[1])])
+    tensors = of_step | recorded("training_step_generator")
+    torch.save(below(tensors, "discriminator_before/"), tmp_path / "D_model.pth")
+    imported = generator(tensors, "generator_before/")
+    pretrained.save(imported, out, official.import_discriminators(tmp_path / "D_model.pth"))
     found = pretrained.load_discriminators(out)
+    assert found is not None
     expected = discriminators(
         of_step, "discriminator_before/main_disc.", "discriminator_before/aux_disc."
     )
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(
-        next(expected.parameters())
-    )
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = images.to(next(expected.parameters()))
     for name in ("main", "aux"):
         torch.testing.assert_close(found[name](images), expected[name](images).to(images))
-    with pytest.raises(SystemExit):
-        cli.main(words[:-1])  # another model's discriminators would stand beside it
-    assert "would be taken for this model's discriminators" in capsys.readouterr().err
+    loaded = cips3d.load(out)
+    for name, value in imported.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    torch.save(below(tensors, "generator_before/"), tmp_path / "D_model.pth")
+    with pytest.raises(UserError, match=r"main_disc\."):
+        official.import_discriminators(tmp_path / "D_model.pth")
+
+
+def test_the_command_writes_generator_and_discriminators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cips3d import cli
+
+    of_step, out = recorded("training_step_discriminator"), tmp_path / "model.safetensors"
+    checkpoints = [tmp_path / "G_ema_model.pth", tmp_path / "D_model.pth"]
+    tensors = of_step | recorded("training_step_generator")
+    for checkpoint, name in zip(checkpoints, ("generator", "discriminator"), strict=True):
+        torch.save(below(tensors, f"{name}_before/"), checkpoint)
+    words = ["import-official", str(checkpoints[0]), str(out), "--resolution", "16"]
+    cli.main([*words, "--discriminators", str(checkpoints[1])])
+    assert str(out) in capsys.readouterr().out
+    expected = tmp_path / "expected.safetensors"
+    both = official.import_discriminators(checkpoints[1])
+    pretrained.save(generator(tensors, "generator_before/"), expected, both)
+    assert out.read_bytes() == expected.read_bytes()
+    cli.main(words)  # without them, the model has none
+    assert pretrained.load_discriminators(out) is None
     out.unlink()
     with pytest.raises(SystemExit):
-        cli.main([*words, str(checkpoints[0])])  # the generator's file again
+        cli.main([*words, "--discriminators", str(checkpoints[0])])  # the generator's file again
     assert "main_disc." in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_import_official_makes_a_model_with_the_recorded_pictures(tensors, tmp_path, capsys, dtype):
+def test_an_imported_checkpoint_renders_the_recorded_images(
+    tensors: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
     checkpoint, out = tmp_path / "G_ema_model.pth", tmp_path / "model.safetensors"
-    torch.save(
-        {key: value.to(dtype) for key, value in below(tensors, "param/").items()}, checkpoint
-    )
-    cli.main(["import-official", str(checkpoint), str(out), "--resolution", "16"])
-    assert str(out) in capsys.readouterr().out
+    state = {key: value.to(dtype) for key, value in below(tensors, "param/").items()}
+    torch.save(state, checkpoint)
+    cips3d.save(official.import_generator(official.read(checkpoint), "it", resolution=16), out)
 
     network = cips3d.load(out)
     assert {parameter.dtype for parameter in network.parameters()} == {dtype}
-    assert (
-        network.config.resolution,
-        network.config.corner_aligned,
-        network.config.background,
-    ) == (16, True, "endless")
+    assert (network.config.resolution, network.config.networks.background) == (16, "endless")
     tolerance = DOUBLE if dtype == torch.float64 else 2e-3  # gains of 30 amplify rounding
     codes = Latents(tensors["z_nerf"], tensors["z_inr"]).to(dtype)
     for i, (mode, sampling) in zip((0, 2), MODES.items(), strict=True):
-        draws, camera = recorded_draws(tensors, i).to(dtype), recorded_camera(tensors, i)
-        rendering = network.render(codes, camera, sampling=sampling, draws=draws)
-        for picture, name in (rendering.image, "rgb"), (rendering.aux_image, "aux_rgb"):
-            expected = tensors[f"cam{i}/{mode}/{name}"].transpose(1, 2).unflatten(2, (16, 16))
-            assert expected.std() > 0.02
-            assert worst(picture, expected) < tolerance
+        draws = recorded_draws(tensors, i).to(dtype)
+        yaw, pitch, fov = tensors[f"cam{i}/official_yaw_pitch_fov"]
+        cameras = [recorded_camera(tensors, i).from_corner_grid(16)]
+        if fov == 12:  # the authors' camera prior, which the model has, in our grid
+            cameras.append(network.config.poses.at(math.pi / 2 - yaw, math.pi / 2 - pitch))
+        assert len(cameras) == (2 if i == 0 else 1)
+        for camera in cameras:
+            rendering = network.render(codes, camera, sampling=sampling, draws=draws)
+            for image, name in (rendering.image, "rgb"), (rendering.aux_image, "aux_rgb"):
+                expected = tensors[f"cam{i}/{mode}/{name}"].transpose(1, 2).unflatten(2, (16, 16))
+                assert expected.std() > 0.02
+                assert worst(image, expected) < tolerance
 
 
 def test_an_imported_checkpoint_has_mean_styles_for_truncation(network: Generator) -> None:
@@ -235,11 +249,19 @@ class Malicious:
 @pytest.mark.parametrize(
     "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
 )
-def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, capsys, write):
-    trace, checkpoint, out = tmp_path / "trace", tmp_path / "G.pth", tmp_path / "out.safetensors"
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, write):
+    trace, checkpoint = tmp_path / "trace", tmp_path / "G.pth"
     write({"siren.final_layer.weight": torch.zeros(1, 2), "extra": Malicious(trace)}, checkpoint)
     with pytest.raises(UserError, match=r"G\.pth is not a checkpoint of plain tensors"):
-        read_official(checkpoint)
+        official.read(checkpoint)
+    assert not trace.exists()
+
+
+def test_the_command_refuses_a_checkpoint_with_code_in_one_line(tmp_path, capsys):
+    from cips3d import cli
+
+    trace, checkpoint, out = tmp_path / "trace", tmp_path / "G.pth", tmp_path / "out.safetensors"
+    torch.save({"extra": Malicious(trace)}, checkpoint)
     with pytest.raises(SystemExit) as end:
         cli.main(["import-official", str(checkpoint), str(out)])
     assert end.value.code == 2
@@ -269,7 +291,7 @@ def test_what_is_no_checkpoint_is_refused(tensors, tmp_path, spoil):
     torch.save(below(tensors, "param/"), path)
     spoil(path)
     with pytest.raises(UserError, match=r"G\.pth"):
-        read_official(path)
+        official.read(path)
 
 
 def changed(state: dict[str, Tensor], key: str, value: Tensor | None) -> dict[str, Tensor]:
@@ -292,7 +314,7 @@ def changed(state: dict[str, Tensor], key: str, value: Tensor | None) -> dict[st
 )
 def test_a_generator_checkpoint_of_another_shape_is_refused(tensors, key, value):
     with pytest.raises(UserError, match="my checkpoint"):
-        import_official_generator(changed(below(tensors, "param/"), key, value), "my checkpoint")
+        official.import_generator(changed(below(tensors, "param/"), key, value), "my checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +330,7 @@ def test_a_generator_checkpoint_of_another_shape_is_refused(tensors, key, value)
 )
 def test_a_discriminator_checkpoint_of_another_shape_is_refused(key, value):
     with pytest.raises(UserError):
-        import_official_discriminator(
+        official.import_discriminator(
             changed(below(recorded("discriminator"), "param/main/"), key, value), "my checkpoint"
         )
 
@@ -327,13 +349,11 @@ def test_compositing(units, name):
     assert worst((weights * t).sum(dim=2), units[f"integ.{name}.depth"][..., 0]) < SINGLE
 
 
-class RecordedSamples(torch.nn.Module):
+class RecordedSamples(RadianceField):
     """A radiance field of given samples, found again by their depths along rays from (0, 0, 1)."""
 
-    view_direction = False
-
-    def __init__(self, samples: Tensor, t: Tensor) -> None:
-        super().__init__()
+    def __init__(self, config: FieldConfig, samples: Tensor, t: Tensor) -> None:
+        super().__init__(config, 4)
         self.samples, self.t = samples, t
 
     def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
@@ -358,12 +378,11 @@ class RecordedSamples(torch.nn.Module):
 )
 def test_backgrounds(units, background, name):
     samples, t = units["integ.rgb_sigma"], units["integ.z_vals"][..., 0]
-    network = Generator(
-        GeneratorConfig(
-            feature_dim=4, shape_style_dim=2, inr_width=2, background=background, extent=0.2
-        )
+    networks = Cips3dNetworks(
+        feature_dim=4, shape_style_dim=2, inr_width=2, background=background, extent=0.2
     )
-    network.nerf = RecordedSamples(samples, t)
+    network = Generator(GeneratorConfig(networks))
+    network.nerf = RecordedSamples(networks, samples, t)
     even = torch.linspace(1 - 0.2, 1 + 0.2, 7)
     draws = RayDraws((t - even) / (even[1] - even[0]) + 0.5, torch.zeros(2, 5, 0))
     origins = torch.tensor([0.0, 0.0, 1.0]).expand(2, 5, 3)
@@ -429,7 +448,8 @@ def test_camera_distributions(units, theirs, ours):
 @pytest.mark.parametrize(("size", "fov"), [(4, 12.0), (5, 30.0)])
 def test_pixel_grids(units, size, fov):
     record = below(units, f"rays.px{size}_fov{fov:.0f}.")
-    rays = Camera(torch.eye(4)[None], torch.tensor([fov])).rays(size, size, corner_aligned=True)
+    camera = Camera(torch.eye(4, dtype=torch.float64)[None], torch.tensor([fov]).double())
+    rays = camera.from_corner_grid(size).to(torch.float32).rays(size, size)
     assert worst(rays.directions, record["dirs"]) < SINGLE
     bounds = torch.full((1, size * size, 1), NEAR), torch.full((1, size * size, 1), FAR)
     t = volume.stratified_depths(*bounds, COARSE)

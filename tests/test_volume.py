@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.generator import Generator
-from cips3d.models.types import RayDraws, RayOutput, Sampling, Styles
+from cips3d.models.nerf import RadianceField
+from cips3d.models.types import RayDraws, RayOutput, Styles
 from cips3d.models.volume import (
     ENDLESS,
     compositing_weights,
@@ -146,13 +147,13 @@ def test_gradients_of_the_weights():
 
 def test_visible_samples_are_those_with_weight_each_once():
     weights = torch.relu(draws(4, 15, 6) - 0.7)
-    weights[1] = 0  # a picture of nothing
+    weights[1] = 0  # an image of nothing
     weights[2] *= torch.finfo(weights.dtype).eps  # behind an opaque surface
     index = visible_samples(weights)
     assert index.shape == (4, int((weights > 1e-9).flatten(1).sum(dim=1).max()))
-    for picture, found in zip(weights.flatten(1), index, strict=True):
+    for image, found in zip(weights.flatten(1), index, strict=True):
         assert len(found.unique()) == len(found)
-        assert set(torch.nonzero(picture > 1e-9)[:, 0].tolist()) <= set(found.tolist())
+        assert set(torch.nonzero(image > 1e-9)[:, 0].tolist()) <= set(found.tolist())
 
 
 # ---------------------------------------------------------------- analytic scenes
@@ -193,24 +194,25 @@ def test_homogeneous_slabs(sigma, jittered):
     assert falls_at_first_order(depth_errors), depth_errors
 
 
-class Scene(nn.Module):
+class Scene(RadianceField):
     """A radiance field with given raw density and features at world points."""
 
     def __init__(
-        self, density: Callable[[Tensor], Tensor], feature: Callable[[Tensor], Tensor]
+        self,
+        config: FieldConfig,
+        sigma: Callable[[Tensor], Tensor],
+        feature: Callable[[Tensor], Tensor],
     ) -> None:
-        super().__init__()
-        self.density, self.feature = density, feature
-
-    view_direction = False
+        super().__init__(config, 2)
+        self.sigma, self.feature = sigma, feature
 
     def density_along(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
-        return self.density(rays.at(t))
+        return self.sigma(rays.at(t))
 
     def forward(
         self, points: Tensor, directions: Tensor | None, w: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.density(points), self.feature(points)
+        return self.sigma(points), self.feature(points)
 
     def project(self, hidden: Tensor, opacity: Tensor) -> Tensor:
         return hidden
@@ -221,12 +223,12 @@ def scene(
 ) -> Generator:
     """A generator in float64 that renders the field."""
     torch.manual_seed(0)
-    config = GeneratorConfig(
-        shape_dim=2, shape_style_dim=2, appearance_dim=2, appearance_style_dim=2, nerf_width=2, feature_dim=2, inr_width=2,
-        background=background,
+    networks = Cips3dNetworks(
+        shape_dim=2, shape_style_dim=2, appearance_dim=2, appearance_style_dim=2, nerf_width=2,
+        feature_dim=2, inr_width=2, background=background,
     )  # fmt: skip
-    generator = Generator(config).double().requires_grad_(False)
-    generator.nerf = Scene(density, feature)
+    generator = Generator(GeneratorConfig(networks)).double().requires_grad_(False)
+    generator.nerf = Scene(networks, density, feature)
     return generator
 
 

@@ -1,10 +1,8 @@
 """Cameras, rays and the camera prior (paper Sections 3.1 and 4.1).
 
 World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin. At
-yaw = pitch = 0 it is frontal, at +z.
-
-    position = r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch)
-
+yaw = pitch = 0 it is frontal, at +z; its position is
+r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch).
 Angles are radians. Fields of view are full angles in degrees across the image's height. Camera axes
 are OpenGL's: x right, y up, -z forward.
 """
@@ -15,8 +13,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from cips3d.configuration import Configuration, FieldOfView, Finite, NonNegative, Positive
@@ -24,7 +23,7 @@ from cips3d.errors import UserError
 from cips3d.records import TensorRecord
 
 #: One number for all cameras, or one for each.
-Numbers = float | Float[Tensor, ""] | Float[Tensor, " batch"]
+Numbers = float | np.number | Num[Tensor, ""] | Num[Tensor, " batch"]
 #: Rows and columns of an image, as `numpy.s_[top:bottom, left:right]` makes them.
 Window = tuple[slice, slice]
 WHOLE: Window = (slice(None), slice(None))
@@ -133,7 +132,7 @@ class Camera(TensorRecord):
     ) -> Camera:
         """Cameras on a sphere around the origin, which they look at.
 
-        Scalars and (B,) tensors broadcast. The dtype is that of the first tensor.
+        Scalars and (B,) tensors broadcast. The dtype is that of the first tensor of floats.
 
         Args:
             yaw: radians; positive moves the camera towards +x.
@@ -144,7 +143,9 @@ class Camera(TensorRecord):
         Raises:
             UserError: if a pitch lies beyond the poles.
         """
-        tensors = [x for x in (yaw, pitch, radius, fov) if isinstance(x, Tensor)]
+        tensors = [
+            x for x in (yaw, pitch, radius, fov) if torch.is_tensor(x) and x.is_floating_point()
+        ]
         like = tensors[0] if tensors else torch.empty(0)
         parts = [
             torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device))
@@ -391,5 +392,5 @@ def below_pole(pitch: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     return pitch.clamp(-limit, limit)
 
 
-def _as_batch(value: float | Tensor, like: Tensor) -> Tensor:
+def _as_batch(value: Numbers, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like)).clone()

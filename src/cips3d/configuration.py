@@ -1,4 +1,4 @@
-"""Configuration dataclasses: ranges as types, one clear line per error, JSON both ways."""
+"""Configuration dataclasses: ranges declared as types, one clear line per error, JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Decay = Annotated[float, AllowInfNan(False), Ge(0), Lt(1)]
 FieldOfView = Annotated[float, AllowInfNan(False), Gt(0), Lt(180)]
 Count = Annotated[int, Ge(1), Le(MOST)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
-#: Layers of a network, octaves of an encoding; more are a slip of the finger.
+#: Layers of a network, octaves of an encoding; more are a typo.
 Layers = Annotated[int, Ge(1), Le(100)]
 Octaves = Annotated[int, Ge(0), Le(100)]
 
@@ -73,9 +73,12 @@ def validated(kind: Any, value: Any, name: str) -> Any:
 
 
 def _validated(adapter: TypeAdapter, value: Any, name: str) -> Any:
+    value = _plain(value)
     try:
         _refuse_long_numbers(value)
-        return adapter.validate_python(_plain(value))
+        return adapter.validate_python(value)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     except ValidationError as error:
         raise UserError(_line(name, error)) from None
 
@@ -89,16 +92,19 @@ def _adapters(kind: type) -> dict[str, TypeAdapter]:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy or torch as Python's; everything else as it is."""
-    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
-    return value.item() if is_scalar else value
+    """Numbers of numpy and torch as Python's, also in lists and mappings; the rest as it is."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
-def _line(source: str, error: ValidationError) -> str:
+def _line(source: str, error: ValidationError, separator: str = ".") -> str:
     """The first fault of a validation, as a line for the user."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))
-    name = f"{source}.{place}" if place else source
+    name = f"{source}{separator}{place}" if place else source
     given = f"{first['input']!r:.80}"
     context = first.get("ctx", {})
     for key, words in _BOUNDS.items():
@@ -152,7 +158,7 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
-        raise UserError(_line(f"{source}: ", error).replace(": .", ": ")) from None
+        raise UserError(_line(source, error, ": ")) from None
 
 
 def read_json(kind: type[T], path: Path) -> T:

@@ -1,4 +1,4 @@
-"""The authors' released checkpoints as models of ours: names of tensors, sizes, pixel grid."""
+"""Conversion of the authors' released checkpoints: names of tensors, sizes, pixel grid."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from cips3d.storage import load_weights, read_pickle
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict in one of the authors' `.pth` files, read without unpickling anything but tensors.
+    """The state_dict in one of the authors' `.pth` files; nothing but tensors is unpickled.
 
     Raises:
-        UserError: if the file cannot be read, or holds anything else.
+        UserError: if the file cannot be read, or contains anything else.
     """
     content = read_pickle(path, "give the authors' *.pth file")
     if not isinstance(content, dict) or not all(
         isinstance(value, Tensor) for value in content.values()
     ):
         raise UserError(
-            f"{path} holds no state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file"
+            f"{path} is not a state_dict of tensors; give the authors' G_ema_*.pth or D_*.pth file"
         )
     return content
 
 
 def import_generator(official: dict[str, Tensor], source: str, resolution: int = 256) -> Generator:
-    """A generator from the authors' state_dict: architecture from the tensors' shapes, their pixel grid and background.
+    """A generator from the authors' state_dict; the tensors' shapes give its sizes.
+
+    The background is the authors', and the field of view that of their pixel grid.
 
     Args:
         official: the state_dict with the authors' key names.
-        source: what to call it in an error line.
-        resolution: the resolution it was trained at (not recorded in the tensors).
+        source: its name in an error line.
+        resolution: the resolution it was trained at, which the tensors do not contain.
 
     Raises:
         UserError: if a tensor is missing or has an unexpected shape.
@@ -101,7 +103,7 @@ _NERF_PARTS = {"linear": "linear", "gain_fc": "gain", "bias_fc": "phase"}
 
 
 def generator_name(key: str, config: Cips3dNetworks) -> str | None:
-    """Our name for one of the authors' generator keys; None for entries that their code never uses."""
+    """Our name for one of the authors' generator keys; None for entries their code never uses."""
     parts = key.split(".")
     match parts:
         case ["siren", "network", index, part, leaf]:
@@ -143,7 +145,7 @@ def _block_index(size: str) -> int:
 
 
 def import_discriminator(official: dict[str, Tensor], source: str) -> ProgressiveDiscriminator:
-    """A discriminator from the authors' state_dict (one of the main or auxiliary ones, without the `main_disc.` prefix).
+    """A main or auxiliary discriminator from the authors' state_dict, without its key prefix.
 
     Raises:
         UserError: if a tensor is missing or has an unexpected shape.
@@ -174,6 +176,16 @@ def import_discriminator(official: dict[str, Tensor], source: str) -> Progressiv
     return discriminator
 
 
+_DISCRIMINATOR_PARTS = {
+    "conv_in.": "from_rgb.",
+    "convs.": "blocks.",
+    "space_linear.": "hidden.",
+    "out_linear.": "logit.",
+    ".equal_conv.": ".",
+    ".flrelu.": ".",
+}
+
+
 def import_discriminators(path: str | Path) -> torch.nn.ModuleDict:
     """Both discriminators, "main" and "aux", from one of the authors' `D_*.pth` files.
 
@@ -182,27 +194,15 @@ def import_discriminators(path: str | Path) -> torch.nn.ModuleDict:
     """
     official = read(path)
     parts = {"main": "main_disc.", "aux": "aux_disc."}
-    of_each = {
-        name: {
-            key.removeprefix(prefix): tensor
-            for key, tensor in official.items()
-            if key.startswith(prefix)
-        }
-        for name, prefix in parts.items()
-    }
-    return torch.nn.ModuleDict(
-        {
-            name: import_discriminator(of_each[name], f"{path} ({prefix}*)")
-            for name, prefix in parts.items()
-        }
-    )
+    found = torch.nn.ModuleDict()
+    for name, prefix in parts.items():
+        own = {key.removeprefix(prefix): x for key, x in official.items() if key.startswith(prefix)}
+        found[name] = import_discriminator(own, f"{path} ({prefix}*)")
+    return found
 
 
 def discriminator_name(key: str) -> str:
     """Our name for one of the authors' discriminator keys."""
-    for theirs, ours in (
-        ("conv_in.", "from_rgb."), ("convs.", "blocks."), ("space_linear.", "hidden."), ("out_linear.", "logit."),
-        (".equal_conv.", "."), (".flrelu.", "."),
-    ):  # fmt: skip
+    for theirs, ours in _DISCRIMINATOR_PARTS.items():
         key = key.replace(theirs, ours)
     return key

@@ -30,14 +30,24 @@ class TensorRecord:
         return len(next(iter(vars(self).values())))
 
     def __getitem__(self: Self, index: int | slice | Tensor) -> Self:
-        """The entries at `index`; an int keeps an axis of one."""
+        """The entries at `index`; an int keeps an axis of one.
+
+        Raises:
+            IndexError: if there is no entry at an int.
+        """
         if isinstance(index, int):
+            if not -self._count <= index < self._count:
+                raise IndexError(f"entry {index} of {self._count}")
             index = slice(index, index + 1 or None)
         return self.map(lambda tensor: tensor[(slice(None),) * self.axis + (index,)])
 
     def __iter__(self) -> Any:
-        """Each entry as a batch of one."""
-        return (self[i] for i in range(len(self)))
+        """Each entry that indexing selects, with an axis of one."""
+        return (self[i] for i in range(self._count))
+
+    @property
+    def _count(self) -> int:
+        return next(iter(vars(self).values())).shape[self.axis]
 
     @classmethod
     def cat(cls: type[Self], parts: Sequence[Self]) -> Self:
@@ -53,7 +63,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _joined(column: Sequence[Any], axis: int) -> Any:
-    if isinstance(column[0], Tensor):
+    if any(isinstance(value, Tensor) for value in column):
         return torch.cat(list(column), dim=axis)
     if isinstance(column[0], Sequence):
         return [torch.cat(tensors, dim=axis) for tensors in zip(*column, strict=True)]

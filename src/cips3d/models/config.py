@@ -108,7 +108,7 @@ class InrConfig(NetworkConfig):
         super().check()
         if not 0 <= self.rgb_from_block < self.inr_blocks:
             raise UserError(
-                f"{self.label}: rgb_from_block is {self.rgb_from_block}; "
+                f"rgb_from_block is {self.rgb_from_block}; "
                 f"it must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)"
             )
 
@@ -118,15 +118,26 @@ class Cips3dNetworks(InrConfig, FieldConfig):
     """CIPS-3D's networks. The defaults are the paper's size with the authors' settings."""
 
     architecture: Literal["cips-3d"] = "cips-3d"
+    # again, since InrConfig inherits other defaults
+    shape_dim: Count = 256
+    background: Background = "endless"
 
 
 def _of_architecture(values: Any) -> Any:
-    """Networks from a dictionary, by the class that the registry has for its architecture."""
-    from cips3d.models.registry import generator_class
+    """Networks from a dictionary, of the registry's class for its architecture."""
+    from cips3d.models.registry import GENERATORS, generator_class
 
     if not isinstance(values, dict):
         return values
-    kind = generator_class(str(values.get("architecture", "cips-3d"))).Networks
+    architecture = str(values.get("architecture", "cips-3d"))
+    kind = generator_class(architecture).Networks
+    known = {name for generator in GENERATORS.values() for name in vars(generator.Networks())}
+    foreign = [name for name in values if name in known and not hasattr(kind, name)]
+    if foreign:
+        raise UserError(
+            f"networks: {architecture} has no {foreign[0]}; to change the architecture, replace "
+            f'networks as a whole, such as by {{"architecture": "{architecture}"}}'
+        )
     return from_dict(kind, values, "networks")
 
 

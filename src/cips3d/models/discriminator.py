@@ -1,6 +1,7 @@
-"""The progressive residual discriminator (paper Section 4.1): StyleGAN2's, enterable at any resolution with fade-in.
+"""The progressive residual discriminator (paper Section 4.1).
 
-Main and auxiliary discriminator are two instances with different widths.
+It is StyleGAN2's, with an entry at every resolution and fade-in. The main and the auxiliary
+discriminator are two instances with different widths.
 """
 
 from __future__ import annotations
@@ -8,52 +9,58 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.configuration import Configuration
+from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.models.layers import LEAKY_SLOPE
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(Configuration):
-    """Everything that fixes a discriminator's architecture. The defaults are the authors' main discriminator."""
+    """What fixes a discriminator. The defaults are the authors' main discriminator."""
 
-    channels: Mapping[int, int] = field(
-        default_factory=lambda: {
-            4: 512,
-            8: 512,
-            16: 512,
-            32: 512,
-            64: 256,
-            128: 128,
-            256: 64,
-            512: 32,
-            1024: 16,
-        }
+    label: ClassVar[str] = "discriminator configuration"
+
+    channels: Mapping[int, Count] = field(
+        default_factory=lambda: {4 * 2**i: min(512, 2**12 // 2**i) for i in range(9)}
     )
-    """width at each resolution: powers of two from 4 up to the largest that can be entered"""
+    """width at each resolution: powers of two from 4 up to the largest entry"""
     downsample_first: bool = False
-    """downsample in a block's first convolution (the authors' auxiliary discriminator) instead of its second"""
-    stddev_group: int = 0
+    """downsample in a block's first convolution (the authors' auxiliary discriminator), not its
+    second"""
+    stddev_group: Annotated[int, Ge(0)] = 0
     """group size of the minibatch standard deviation; 0 for none"""
     camera_label: bool = False
-    """judge a picture together with its camera, by projection (Miyato & Koyama 2018)"""
+    """judge an image together with its camera, by projection (Miyato & Koyama 2018)"""
     pose_head: bool = False
-    """also tell a picture's yaw and pitch (as pi-GAN's released code does; see `TrainConfig.pose_weight`)"""
+    """predict an image's yaw and pitch as well, as pi-GAN's released code does"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         expected = [4 * 2**i for i in range(len(self.channels))]
-        if sorted(self.channels) != expected or not expected or min(self.channels.values()) < 1:
+        if sorted(self.channels) != expected or not expected:
             raise UserError(
-                f"discriminator configuration: channels are given for {sorted(self.channels)}; "
-                "give a width of at least 1 for every power of two from 4 up to the training resolution"
+                f"{self.label}: channels are given for {sorted(self.channels)}; give a width for "
+                "every power of two from 4 up to the training resolution"
             )
+
+
+class Judgement(NamedTuple):
+    """What a discriminator predicts for each image.
+
+    Attributes:
+        logits: (B, 1); higher is more real.
+        pose: (B, 2) yaw and pitch in radians; None without a pose head.
+    """
+
+    logits: Tensor
+    pose: Tensor | None
 
 
 def _blur_kernel() -> Tensor:
@@ -63,13 +70,15 @@ def _blur_kernel() -> Tensor:
 
 
 class EqualConv(nn.Module):
-    """Convolution with equalised learning rate (weights times 1/√fan_in), optional blur and stride 2, then activation.
+    """Convolution with equalised learning rate (weights times 1/√fan_in), then activation.
 
-    The activation √2·LeakyReLU(0.2)(x + bias) is scaled by `gain`; being positively homogeneous, it lets all constants fold
-    into weights and bias, so that only the convolution and an in-place LeakyReLU touch the pictures.
+    The activation is gain·√2·LeakyReLU(0.2)(x + bias). It is positively homogeneous, so all
+    constants fold into weights and bias: only the convolution and an in-place LeakyReLU touch the
+    images.
 
     Args:
-        activate: with bias and activation, or (the skip connection) with neither.
+        downsample: blur and halve the resolution.
+        activate: bias and activation, or (for the skip connection) neither.
         gain: constant factor of the result.
     """
 
@@ -100,7 +109,7 @@ class EqualConv(nn.Module):
         if not self.downsample:
             x = F.conv2d(x, weight, bias, padding=size // 2)
         else:
-            # a 1×1 convolution commutes with taking every second pixel, so the blur need not compute the others
+            # a 1×1 convolution commutes with taking every second pixel: the blur skips the others
             stride = 2 if size == 1 else 1
             x = Blur.apply(x, self.kernel, size // 2 + 1, stride)
             x = F.conv2d(x, weight, bias, stride=2 // stride)
@@ -110,8 +119,9 @@ class EqualConv(nn.Module):
 class Blur(torch.autograd.Function):
     """A convolution of every channel with one constant kernel.
 
-    torch's own, with a group for each channel, would find the kernel's gradient in R1's backward pass whether anybody wants it
-    or not, by a convolution for each channel: thousands of tiny ones in a step of the large presets.
+    In R1's backward pass torch's own, with a group per channel, computes the kernel's gradient even
+    though nothing needs it, by a convolution per channel: thousands of tiny ones per step of the
+    large presets.
     """
 
     @staticmethod
@@ -132,7 +142,7 @@ class Blur(torch.autograd.Function):
 
 
 class BlurAdjoint(torch.autograd.Function):
-    """The adjoint of `Blur`, for its backward pass, whose own is `Blur` again."""
+    """The adjoint of `Blur`, which is its backward pass. Its own backward pass is `Blur`."""
 
     @staticmethod
     def forward(
@@ -193,14 +203,15 @@ class EqualLinear(nn.Module):
 
 
 class CameraEmbedding(nn.Module):
-    """Camera labels as vectors of mean square 1, which a picture's features are projected on (in StyleGAN2-ADA's form)."""
+    """Camera labels as vectors of mean square 1, onto which an image's features are projected.
+
+    The form is StyleGAN2-ADA's.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.first, self.second = (
-            EqualLinear(25, dim, activate=True),
-            EqualLinear(dim, dim, activate=False),
-        )
+        self.first = EqualLinear(25, dim, activate=True)
+        self.second = EqualLinear(dim, dim, activate=False)
 
     def forward(self, labels: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch dim"]:
         x = self.second(self.first(labels))
@@ -208,11 +219,7 @@ class CameraEmbedding(nn.Module):
 
 
 class ProgressiveDiscriminator(nn.Module):
-    """From-RGB at the picture's resolution, residual blocks down to 4×4, a convolution and two linear layers.
-
-    Args:
-        config: the architecture.
-    """
+    """From-RGB at the image's resolution, residual blocks to 4×4, a convolution, linear layers."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -228,11 +235,10 @@ class ProgressiveDiscriminator(nn.Module):
         )
         self.final_conv = EqualConv(channels[4] + (1 if config.stddev_group else 0), channels[4], 3)
         self.hidden = EqualLinear(channels[4] * 16, channels[4], activate=True)
-        self.logit = EqualLinear(
-            channels[4], channels[4] if config.camera_label else 1, activate=False
-        )
-        self.label = CameraEmbedding(channels[4]) if config.camera_label else None
-        self.pose = EqualLinear(channels[4], 2, activate=False) if config.pose_head else None
+        width = channels[4]
+        self.logit = EqualLinear(width, width if config.camera_label else 1, activate=False)
+        self.label = CameraEmbedding(width) if config.camera_label else None
+        self.pose = EqualLinear(width, 2, activate=False) if config.pose_head else None
 
     def forward(
         self,
@@ -241,20 +247,21 @@ class ProgressiveDiscriminator(nn.Module):
         cameras: Float[Tensor, "batch 25"] | None = None,
     ) -> Float[Tensor, "batch 1"]:
         """The logits of `judge`."""
-        return self.judge(images, alpha, cameras)[0]
+        return self.judge(images, alpha, cameras).logits
 
     def judge(
         self,
         images: Float[Tensor, "batch 3 res res"],
         alpha: float = 1.0,
         cameras: Float[Tensor, "batch 25"] | None = None,
-    ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 2"] | None]:
-        """Logits, higher is more real; and, with a `pose_head`, yaw and pitch in radians.
+    ) -> Judgement:
+        """Logits and, with a pose head, poses.
 
         Args:
-            images: square pictures in [-1, 1] at any resolution of the configuration.
-            alpha: fade-in of the block at this resolution, in [0, 1]: 0 uses only the halved picture, 1 only the block.
-            cameras: labels (see `Camera.to_label`), which a discriminator with `camera_label` needs and others pass over.
+            images: square images in [-1, 1] at any resolution of the configuration.
+            alpha: fade-in of the block at this resolution: 0 uses only the halved image, 1 only the
+                block.
+            cameras: labels (see `Camera.to_label`); needed with `camera_label`, else ignored.
 
         Raises:
             UserError: if the resolution has no block.
@@ -263,17 +270,16 @@ class ProgressiveDiscriminator(nn.Module):
         logit = self.logit(x)
         if self.label is not None:
             assert cameras is not None
-            logit = (logit * self.label(cameras)).sum(dim=1, keepdim=True) / math.sqrt(
-                logit.shape[1]
-            )
-        return logit, None if self.pose is None else self.pose(x)
+            projection = (logit * self.label(cameras)).sum(dim=1, keepdim=True)
+            logit = projection / math.sqrt(logit.shape[1])
+        return Judgement(logit, None if self.pose is None else self.pose(x))
 
     def predicted_poses(
         self, images: Float[Tensor, "batch 3 res res"]
     ) -> Float[Tensor, "batch 2"] | None:
-        """Yaw and pitch in radians of pictures whose cameras nobody knows; None without a `pose_head`.
+        """Yaw and pitch in radians of images without known cameras; None without a pose head.
 
-        Pictures larger than the discriminator takes are reduced first.
+        Images larger than the largest entry are reduced first.
 
         Raises:
             UserError: if the resolution has no block.
@@ -283,14 +289,12 @@ class ProgressiveDiscriminator(nn.Module):
     def reduced(
         self, images: Float[Tensor, "batch 3 res res"]
     ) -> Float[Tensor, "batch 3 res2 res2"]:
-        """Pictures of another precision in the network's, and those larger than any resolution it has at the largest one."""
+        """Images in the network's precision, no larger than its largest entry."""
         largest = max(self.config.channels)
         images = images.to(self.hidden.weight.dtype)
-        return (
-            images
-            if images.shape[-1] <= largest
-            else F.interpolate(images, (largest, largest), mode="area")
-        )
+        if images.shape[-1] <= largest:
+            return images
+        return F.interpolate(images, (largest, largest), mode="area")
 
     def _hidden(
         self, images: Float[Tensor, "batch 3 res res"], alpha: float
@@ -303,7 +307,7 @@ class ProgressiveDiscriminator(nn.Module):
     def features(
         self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0
     ) -> list[Float[Tensor, "batch channels height width"]]:
-        """Activations after from-RGB and after each block, down to 4×4, for the arguments of `forward`.
+        """Activations after from-RGB and after each block, down to 4×4; arguments as in `judge`.
 
         Raises:
             UserError: if the resolution has no block.
@@ -311,11 +315,11 @@ class ProgressiveDiscriminator(nn.Module):
         resolution = images.shape[-1]
         if resolution not in self.config.channels or images.shape[-2] != resolution:
             raise UserError(
-                f"discriminator: no entry for {images.shape[-2]}x{resolution} pictures; it has {sorted(self.config.channels)}"
+                f"discriminator: no entry for {images.shape[-2]}x{resolution} images; "
+                f"it has {sorted(self.config.channels)}"
             )
-        images = images.contiguous(
-            memory_format=torch.channels_last
-        )  # faster convolutions on CPUs and tensor cores
+        # faster convolutions on CPUs and tensor cores
+        images = images.contiguous(memory_format=torch.channels_last)
         activations = [self.from_rgb[str(resolution)](images)]
         while resolution > 4:
             x = self.blocks[str(resolution)](activations[-1])
@@ -330,13 +334,9 @@ class ProgressiveDiscriminator(nn.Module):
 
 
 def _minibatch_stddev(x: Float[Tensor, "batch c h w"], group: int) -> Float[Tensor, "batch 1 h w"]:
-    """StyleGAN2's minibatch standard deviation: one number per group of pictures, as a constant map."""
+    """StyleGAN2's minibatch standard deviation: one number per group of images, as a map."""
     batch, _, height, width = x.shape
     group = math.gcd(batch, group)
     deviation = x.reshape(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
-    return (
-        deviation.mean(dim=(1, 2, 3))
-        .repeat(group)
-        .view(batch, 1, 1, 1)
-        .expand(-1, 1, height, width)
-    )
+    by_image = deviation.mean(dim=(1, 2, 3)).repeat(group)
+    return by_image.view(batch, 1, 1, 1).expand(-1, 1, height, width)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import WHOLE, Camera, Rays, Window
-from cips3d.configuration import from_dict, to_dict
+from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
@@ -54,22 +55,26 @@ class ImageGenerator(
     #: Whether `aux_image` is an image of its own.
     has_aux_image: ClassVar[bool] = False
     #: Finds a model by name. `cips3d.pretrained` sets it, since this room knows no files.
-    find: ClassVar[Callable[[str], ImageGenerator] | None] = None
+    find: ClassVar[Callable[[str | Path], ImageGenerator] | None] = None
 
     shape_mean: Tensor
     appearance_mean: Tensor
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__()
-        if isinstance(config, dict):
+        if not isinstance(config, GeneratorConfig):
             config = from_dict(GeneratorConfig, config, "config.json")
-        if not isinstance(config.networks, self.Networks):
+        self._check_architecture(config)
+        self.config = config
+
+    @classmethod
+    def _check_architecture(cls, config: GeneratorConfig) -> None:
+        if not isinstance(config.networks, getattr(cls, "Networks", NetworkConfig)):
             raise UserError(
                 f"generator configuration: architecture {config.networks.architecture} is not "
-                f"{type(self).__name__}'s; use cips3d.load for a model, "
+                f"{cls.__name__}'s; use cips3d.load for a model, "
                 "cips3d.models.registry.build_generator for a new one"
             )
-        self.config = config
 
     def _register_means(self, shape_dim: int, appearance_dim: int) -> None:
         """Adds the mean styles, of these widths, to the state."""
@@ -127,7 +132,7 @@ class ImageGenerator(
         """The samples per ray of the configuration."""
         return self.config.sampling
 
-    def sample_latents(self, count: int, seed: int | torch.Generator) -> Latents:
+    def sample_latents(self, count: int, seed: int | np.integer | torch.Generator) -> Latents:
         """`count` random latents on the parameters' device.
 
         Args:
@@ -147,16 +152,30 @@ class ImageGenerator(
 
         Args:
             psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
+
+        Raises:
+            UserError: if these are not latents, or another model's.
         """
         if not isinstance(latents, Latents):
             raise UserError(
-                f"latents: {type(latents).__name__} given; pass what sample_latents returns"
+                f"latents: {type(latents).__name__} given; pass what sample_latents returns, or to "
+                "render what map returns"
+            )
+        networks = self.config.networks
+        expected = networks.shape_dim, networks.appearance_dim
+        given = latents.shape.shape[-1], latents.appearance.shape[-1]
+        if given != expected:
+            raise UserError(
+                f"latents: shape and appearance codes have {given} numbers, but this model's have "
+                f"{expected}; sample them from this model"
             )
         return self.truncate(self.mapped(latents), psi)
 
     def truncate(self, styles: Styles, psi: Psi) -> Styles:
         """Styles moved towards the stored means; `psi` as in `map`."""
-        psi_shape, psi_appearance = psi if isinstance(psi, tuple) else (psi, psi)
+        psi_shape, psi_appearance = (
+            float(x) for x in (psi if isinstance(psi, tuple) else [psi] * 2)
+        )
 
         def towards(mean: Tensor, w: Tensor, amount: float) -> Tensor:
             # not lerp at ψ = 1: training must neither round through the mean nor depend on it
@@ -188,9 +207,15 @@ class ImageGenerator(
     # ---------------------------------------------------------------- the hub's form
     @classmethod
     def from_pretrained(cls, name: str | Path, **_: Any) -> ImageGenerator:  # pyright: ignore
-        """`cips3d.load`: a bundled name, a file, a folder or a hub id."""
+        """`cips3d.load`: a bundled name, a file, a folder or a hub id.
+
+        Raises:
+            UserError: also if the model is of another class than this.
+        """
         assert ImageGenerator.find is not None, "import cips3d.pretrained first"
-        return ImageGenerator.find(str(name))
+        found = ImageGenerator.find(name)
+        cls._check_architecture(found.config)
+        return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # the mixin writes this as config.json afterwards
@@ -263,11 +288,17 @@ class RayGenerator(ImageGenerator):
             window: rows and columns, such as `numpy.s_[:64, 100:200]`: only that part of the image.
 
         Raises:
-            UserError: if the resolution or chunk is below 1, no pixel lies in the window, or the
-                numbers of codes and cameras do not go together.
+            UserError: if an argument is of another type, the resolution or chunk is below 1, no
+                pixel lies in the window, or the numbers of codes and cameras do not go together.
         """
-        resolution = self.config.resolution if resolution is None else resolution
-        height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+        if not isinstance(camera, Camera):
+            raise UserError(
+                f"camera: {type(camera).__name__} given; make one with Camera.orbit or "
+                "Camera.look_at"
+            )
+        size = self.config.resolution if resolution is None else resolution
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        height, width = validated(tuple[int, int], sides, "resolution")
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk: {chunk} rays; take at least 1")
         styles = codes if isinstance(codes, Styles) else self.map(codes, psi)

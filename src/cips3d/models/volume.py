@@ -20,12 +20,12 @@ def stratified_depths(
     count: int,
     jitter: Float[Tensor, "*rays samples"] | None = None,
 ) -> Float[Tensor, "*rays samples"]:
-    """`count` evenly spaced depths from near to far, both included, each moved by up to half a spacing.
+    """Evenly spaced depths from near to far, both included, each jittered by up to half a spacing.
 
     Args:
         near, far: bounds of each ray.
         count: samples per ray, ≥ 2.
-        jitter: draws in [0, 1); ½ leaves a depth where it is. None: no jitter.
+        jitter: draws in [0, 1); ½ leaves a depth as it is. None: no jitter.
     """
     steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
     t = torch.lerp(near, far, steps)
@@ -39,9 +39,10 @@ def importance_depths(
     weights: Float[Tensor, "*rays samples"],
     u: Float[Tensor, "*rays fine"],
 ) -> Float[Tensor, "*rays fine"]:
-    """Depths distributed like the coarse weights: inverse CDF over the mid-points of the coarse depths.
+    """Depths distributed like the coarse weights: inverse CDF over the mid-points of their depths.
 
-    The first and last weight are dropped and 1e-5 is added, as in NeRF and the authors' code. No gradient flows through.
+    The first and last weight are dropped and 1e-5 is added, as in NeRF and the authors' code. No
+    gradient flows through.
 
     Args:
         t: sorted coarse depths, at least 3.
@@ -57,17 +58,17 @@ def invert_cdf(
     weights: Float[Tensor, "*rays bins"],
     u: Float[Tensor, "*rays draws"],
 ) -> Float[Tensor, "*rays draws"]:
-    """Where the piecewise linear CDF of a histogram reaches u.
+    """Positions at which the piecewise linear CDF of a histogram reaches u.
 
     Args:
-        edges: sorted bin edges, one more than there are weights.
-        weights: histogram, ≥ 0; 1e-5 is added to every bin against empty ones.
+        edges: sorted bin edges, one more than weights.
+        weights: histogram, ≥ 0; 1e-5 is added to every bin, so that none is empty.
         u: values of the CDF in [0, 1].
     """
     density = weights + 1e-5
     cdf = torch.cumsum(density / density.sum(dim=-1, keepdim=True), dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
-    # searchsorted by counting: with a dozen edges this is one fused pass, and it is the same on every device
+    # searchsorted by counting: one fused pass for a dozen edges, and the same on every device
     above = (cdf[..., None, :] <= u[..., :, None]).sum(dim=-1)
     low = (above - 1).clamp(min=0)
     high = above.clamp(max=edges.shape[-1] - 1)
@@ -83,16 +84,17 @@ def compositing_weights(
     sigma: Float[Tensor, "*rays samples"],
     end: Float[Tensor, "*rays 1"] | float,
 ) -> Float[Tensor, "*rays samples"]:
-    """w_i = α_i T_i of the quadrature of Eq. 4, with α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
+    """w_i = α_i T_i of the quadrature of Eq. 4.
+
+    α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
 
     Args:
         t: sorted depths.
         sigma: raw densities (noise already added), per world unit.
-        end: where the last interval ends; `ENDLESS` for the authors' endless one.
+        end: end of the last interval; `ENDLESS` for the authors' endless one.
     """
-    ends = (
-        end.expand_as(t[..., :1]) if isinstance(end, Tensor) else t.new_full(t[..., :1].shape, end)
-    )
+    last = t[..., :1]
+    ends = end.expand_as(last) if isinstance(end, Tensor) else torch.full_like(last, end)
     # a jittered last sample may lie past the end; its interval is then empty
     delta = torch.diff(t, dim=-1, append=torch.maximum(ends, t[..., -1:]))
     transparency = torch.exp(-delta * torch.relu(sigma))
@@ -105,23 +107,22 @@ def compositing_weights(
 def visible_samples(
     weights: Float[Tensor, "batch rays samples"], assumed_share: float = 1.0
 ) -> Int[Tensor, "batch visible"]:
-    """Which samples can matter to each image: indices into its flattened (ray, sample) pairs.
+    """Indices of the samples that can affect each image, into its flattened (ray, sample) pairs.
 
     Where the density is not positive, weight and gradient are exactly 0 (the positive part has no
-    slope there); behind an opaque surface both are below the rounding of the sum. So only samples
+    slope there). Behind an opaque surface both are below the rounding of the sum. So only samples
     whose weight exceeds the machine epsilon need a feature and gradients: a third or fewer once
-    there are surfaces. An image that needs fewer than another gets samples of its own that do not
-    matter on top, so no index comes twice.
+    there are surfaces. An image with fewer of them than another is filled up with samples of its
+    own that have no effect, so no index occurs twice.
 
     Args:
         weights: compositing weights.
-        assumed_share: share that counts as visible on the meta device, whose tensors have no
-            values.
+        assumed_share: visible share on the meta device, whose tensors have no values.
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
     count = visible.shape[1]
     most = round(assumed_share * count) if visible.is_meta else int(visible.sum(dim=1).max())
-    if not visible.is_cpu:  # few sizes, which an allocator can use again; the surplus has weight 0
+    if not visible.is_cpu:  # few sizes, which an allocator can reuse; the surplus has weight 0
         step = max(1, count // 64)
         most = min(count, -(-most // step) * step)
     most = max(1, most)
@@ -131,10 +132,9 @@ def visible_samples(
 def sum_by_ray(
     values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
 ) -> Float[Tensor, "batch rays channels"]:
-    """Sums of the values that belong to each ray of each picture."""
+    """Sums of the values that belong to each ray of each image."""
     batch, _, channels = values.shape
     row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
-    sums = values.new_zeros(batch * rays, channels).index_add(
-        0, row.flatten(), values.flatten(0, 1)
-    )
+    sums = values.new_zeros(batch * rays, channels)
+    sums = sums.index_add(0, row.flatten(), values.flatten(0, 1))
     return sums.view(batch, rays, channels)

@@ -1,4 +1,4 @@
-"""Functions that numba compiles: loops over numbers that would take many passes over memory as tensor operations."""
+"""Functions compiled by numba: one loop for what takes many passes over memory in torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from numba import njit
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates a function to be compiled at its first call, without locks; what is compiled is kept for later processes.
+    """Decorator that compiles a function at its first call, without the GIL.
 
-    Where nothing can be kept (neither beside the module nor in the user's cache folder), every process compiles anew.
+    Later processes reuse the compiled code. Where neither the module's folder nor the user's cache
+    folder can be written, every process compiles again.
 
     Args:
         options: of `numba.njit`.
@@ -20,7 +21,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorated(function: Callable[..., Any]) -> Any:
         try:
             return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # numba looks for a place when it decorates
+        except RuntimeError:  # numba looks for a cache folder on decoration
             return njit(nogil=True, error_model="numpy", **options)(function)
 
     return decorated
