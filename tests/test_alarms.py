@@ -26,7 +26,8 @@ from cips3d.models.types import RenderOutput
 from cips3d.training.health import LIMITS, Watch, spread
 from cips3d.training.logs import RunLog
 from cips3d.training.recipe import Stage
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 
 def output(image: Tensor, depth: Tensor, opacity: Tensor) -> RenderOutput:
@@ -134,7 +135,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(tmp_path: Path, **changes: Any) -> Any:
-    data = tiny.pictures(tmp_path / "data")
+    data = tiny.images(tmp_path / "data")
     stages = (Stage(8, kimg=0.032, batch=4),)
     return tiny.config(data, stages=stages, checkpoint_kimg=1, **changes)
 
@@ -144,18 +145,18 @@ def test_a_failing_run_says_so_after_a_while_and_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        Trainer(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016), tmp_path / "run").run()
+        train(Run(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016), tmp_path / "run"))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("16 pictures: flat geometry")
 
 
 @pytest.mark.usefixtures("failing")
 def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
-    trainer = Trainer(
+    trainer = Run(
         config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016, stop_on_alarm=True), tmp_path / "run"
     )
     with pytest.raises(UserError, match="stopped by an alarm: flat geometry"):
-        trainer.run()
+        train(trainer)
     assert [path.stem for path in (tmp_path / "run/checkpoints").iterdir()] == [f"{16:012d}"]
 
 
@@ -167,8 +168,8 @@ def test_measures_are_logged(tmp_path: Path) -> None:
         return {"side": dataset.resolution}
 
     changed = config(tmp_path, metrics_kimg=0.012)  # after three, six and all eight steps
-    trainer = Trainer(changed, tmp_path / "run", measures=[measure])
-    trainer.run()
+    trainer = Run(changed, tmp_path / "run", measures=[measure])
+    train(trainer)
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [(line["images"], line["side"]) for line in lines if "side" in line] == [
         (12, 8),
@@ -176,7 +177,7 @@ def test_measures_are_logged(tmp_path: Path) -> None:
         (32, 8),
     ]
     assert all(generator is trainer.networks.ema for generator in seen)
-    Trainer(changed, tmp_path / "run", measures=[measure]).run()
+    train(Run(changed, tmp_path / "run", measures=[measure]))
     assert len(seen) == 3  # nothing is measured again where nothing was left to train
 
 
@@ -192,6 +193,6 @@ def test_a_measure_sees_the_model_that_is_saved(tmp_path: Path) -> None:
             )
         }
 
-    path = Trainer(config(tmp_path, metrics_kimg=0.032), tmp_path / "run", measures=[measure]).run()
+    path = train(Run(config(tmp_path, metrics_kimg=0.032), tmp_path / "run", measures=[measure]))
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
     assert last["mean"] == pytest.approx(measure(pretrained.load(path), None)["mean"], abs=1e-6)

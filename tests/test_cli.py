@@ -58,7 +58,7 @@ from cips3d.metrics import consistency, evaluation, symmetry
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
-from cips3d.training.logs import write_config
+from cips3d.training.run import write_config
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
 
@@ -108,7 +108,7 @@ def solid_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
@@ -441,7 +441,7 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
 
 
 def test_a_runs_model_is_measured_against_its_own_pictures(model: str, tmp_path: Path) -> None:
-    data, run = tiny.pictures(tmp_path / "data"), tmp_path / "run"
+    data, run = tiny.images(tmp_path / "data"), tmp_path / "run"
     run.mkdir()
     shutil.copy(model, run / "model.safetensors")
     (run / "config.json").write_text(json.dumps(to_dict(tiny.config(data))))
@@ -494,7 +494,7 @@ def test_eval(
     assert found["record"]["predictor"] == "heads"
     other = [
         "--data",
-        tiny.pictures(tmp_path / "data"),
+        tiny.images(tmp_path / "data"),
         "--metrics",
         "fd4_heads",
         "--count",
@@ -557,7 +557,7 @@ def test_inceptions_weights_are_used_where_they_are_given(
         return evaluation.Evaluation({}, {}, {})
 
     monkeypatch.setattr(evaluate, "evaluate", measured)
-    data = tiny.pictures(tmp_path / "data")
+    data = tiny.images(tmp_path / "data")
     for options in (
         [],
         ["--inception-weights", "x.pth"],
@@ -1085,7 +1085,7 @@ def test_a_picture_that_turns_out_damaged_in_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config(workers=workers))
-    tiny.pictures(tmp_path / "data", count=3)
+    tiny.images(tmp_path / "data", count=3)
     content = (tmp_path / "data" / "1.png").read_bytes()
     (tmp_path / "data" / "1.png").write_bytes(content[:-80])  # its header is whole
     line = refusal(

@@ -29,7 +29,8 @@ from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -54,7 +55,7 @@ def brief() -> TrainConfig:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what readers have: pictures, a video, keyframes, the authors' checkpoint, finished runs."""
     folder = tmp_path_factory.mktemp("reader")
-    tiny.pictures(folder / "photos", size=16)
+    tiny.images(folder / "photos", size=16)
     shutil.copy(folder / "photos" / "0.png", folder / "face.png")
     for name in ("photos", "drawings"):
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
@@ -81,7 +82,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)},
         folder / "D.pth",
     )
-    Trainer(brief(), folder / "runs" / "mine").run()
+    train(Run(brief(), folder / "runs" / "mine"))
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
     return folder
 

@@ -22,7 +22,8 @@ from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
 from cips3d.models.generator import Generator
 from cips3d.training.recipe import Stage
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 
 # ---------------------------------------------------------------- names
@@ -154,11 +155,11 @@ def test_training_and_offline_values_of_a_snapshot_are_equal(
 ) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     names = ("fd40_heads", "kd40_heads", "fd40_full_heads")
-    data = tiny.pictures(tmp_path / "data", count=60)
+    data = tiny.images(tmp_path / "data", count=60)
     config = tiny.config(
         data, stages=(Stage(8, kimg=0.016, batch=4),), metrics=names, metrics_kimg=0.008
     )
-    model = Trainer(config, tmp_path / "run").run()
+    model = train(Run(config, tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     logged = [line for line in lines if names[0] in line]
     assert [line["images"] for line in logged] == [8, 16]
@@ -175,10 +176,10 @@ def test_a_learned_camera_prior_is_the_one_that_is_measured(
     config = tiny.config(
         stages=(Stage(8, kimg=0.016, batch=4, generator_lr=0.05),), cameras="learned"
     )
-    trainer = Trainer(
+    trainer = Run(
         config, tmp_path / "run", measures=[lambda g, _: seen.append(g.config.poses.yaw_std) or {}]
     )
-    model = trainer.run()
+    model = train(trainer)
     assert (
         seen[-1]
         == pretrained.load(str(model)).config.poses.yaw_std
@@ -195,22 +196,22 @@ def test_a_run_whose_last_measure_fails_has_its_model_and_measures_when_resumed(
         raise UserError("no room")
 
     with pytest.raises(UserError, match="no room"):
-        Trainer(config, tmp_path / "run", measures=[failing]).run()
+        train(Run(config, tmp_path / "run", measures=[failing]))
     assert (tmp_path / "run/model.safetensors").exists()
     for _ in range(2):  # the second time nothing is left to do
-        Trainer(config, tmp_path / "run", measures=[lambda *_: {"works": 1.0}]).run()
+        train(Run(config, tmp_path / "run", measures=[lambda *_: {"works": 1.0}]))
     assert (tmp_path / "run/log.jsonl").read_text().count('"works"') == 1
 
 
 def test_a_metric_that_is_none_stops_a_run_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="metric fvd: unknown"):
-        Trainer(tiny.config(metrics=("fvd",)), tmp_path / "run")
+        Run(tiny.config(metrics=("fvd",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- the cache
 def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.pictures(tmp_path / "data", count=20, size=8)
+    folder = tiny.images(tmp_path / "data", count=20, size=8)
     measure = Fidelity(["fd10_heads", "fd10_full_heads"], cache=tmp_path / "cache")
     first = measure(generator(), ImageDataset(folder, 8))
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -227,7 +228,7 @@ def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_cache_that_cannot_be_written_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tiny.pictures(tmp_path / "data", count=10, size=8)
+    folder = tiny.images(tmp_path / "data", count=10, size=8)
     (tmp_path / "file").write_text("")
     measured = [
         Fidelity(["fd10_heads"], cache=cache)(generator(), ImageDataset(folder, 8))
@@ -238,13 +239,13 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
 
 
 def test_a_single_picture_is_no_dataset(tmp_path: Path) -> None:
-    folder = tiny.pictures(tmp_path / "data", count=1, size=8)
+    folder = tiny.images(tmp_path / "data", count=1, size=8)
     with pytest.raises(UserError, match="a single picture"):
         Fidelity(["kd2_heads"], cache=tmp_path)(generator(), ImageDataset(folder, 8))
 
 
 def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
-    folder = Path(tiny.pictures(tmp_path / "data", size=8))
+    folder = Path(tiny.images(tmp_path / "data", size=8))
     prints = [ImageDataset(folder, 8).fingerprint, ImageDataset(folder, 4).fingerprint]
     prints.append(ImageDataset(folder, 4, filter="box").fingerprint)
     assert ImageDataset(folder, 8).fingerprint == prints[0]
@@ -268,7 +269,7 @@ def test_a_change_of_the_drawing_code_changes_the_heads_fingerprint(
 
 
 def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
-    dataset = ImageDataset(tiny.pictures(tmp_path / "data", count=20), 8, filter="box")
+    dataset = ImageDataset(tiny.images(tmp_path / "data", count=20), 8, filter="box")
     record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(
         dataset
     )

@@ -23,7 +23,8 @@ from cips3d import cli
 from cips3d.configuration import to_dict
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -242,7 +243,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         PRESETS, "tiny", lambda: tiny.config(stages=(Stage(8, kimg=0.004, batch=4),))
     )
     monkeypatch.setattr(
-        Trainer, "_stage_progress", lambda self, stage: float(self.counters.stage_images > 0)
+        Run, "_stage_progress", lambda self, stage: float(self.counters.stage_images > 0)
     )
 
 

@@ -27,10 +27,12 @@ from cips3d.errors import UserError
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.launch import default_processes, joined, run_in_processes
-from cips3d.training.logs import write_config
+from cips3d.training.run import write_config
 from cips3d.training.presets import preset
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.trainer import MODEL_FILE, Trainer
+from cips3d.models.protocol import MODEL_FILE
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 
 def stages(*batches: int) -> tuple[Stage, ...]:
@@ -143,12 +145,12 @@ def train(config: TrainConfig, run: Path) -> None:
                     process.pid or 0, signal.SIGTERM
                 )  # a scheduler's reaches these as well, and the step needs them
 
-    Trainer(config, run).run(look)
+    train(Run(config, run), look)
 
 
 def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
     config = tiny.config(
-        tiny.pictures(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
+        tiny.images(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
     )
     run_in_processes(2, train, config, tmp_path / "run")
     assert (tmp_path / "run" / MODEL_FILE).exists()
@@ -251,7 +253,7 @@ def status_after(number: signal.Signals, started: subprocess.Popen[str]) -> int:
 
 def test_an_interrupt_ends_a_run_whose_processes_are_still_starting(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    write_config(run, tiny.config(tiny.pictures(tmp_path / "data")))
+    write_config(run, tiny.config(tiny.images(tmp_path / "data")))
     started = start(run)
 
     def helpers() -> list[psutil.Process]:

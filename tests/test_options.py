@@ -20,20 +20,23 @@ from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.types import Sampling
-from cips3d.training import gradients
-from cips3d.training import trainer as trainer_module
+from cips3d.models.types import RenderOutput
+from cips3d.models.config import Sampling
+from cips3d.training import loop, objective
 from cips3d.training.cameras import DatasetCameras, LearnedPoses
-from cips3d.training.draws import fake_draws
+from cips3d.training.draws import StepDraws
+from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.steps import StepResult
-from cips3d.training.trainer import AUGMENT_STEPS, MOST_AUGMENT, Trainer
+from cips3d.training.networks import Networks
+from cips3d.training.step import StepResult
+from cips3d.training.loop import AUGMENT_STEPS, MOST_AUGMENT, train
+from cips3d.training.run import Run
 from official import relative
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +62,19 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(
     for pieces, reward in ((1, 0.0), (1, 0.5), (2, 0.5), (4, 0.5)):
         found = seen.setdefault((pieces, reward), [])
 
-        def update(
-            self: Trainer, optimizer: torch.optim.Optimizer, found: list[Tensor] = found
-        ) -> bool:
+        def update(run: Run, optimizer: torch.optim.Optimizer, found: list[Tensor] = found) -> bool:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             found.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
             return True  # no step, so that all see the same weights
 
-        monkeypatch.setattr(Trainer, "_update", update)
+        monkeypatch.setattr(loop, "update", update)
         config = one_stage(
-            data, accumulate=pieces, kimg=0.004, loss=loss, r1_every=1, r2_gamma=2.0, transmittance_weight=reward,
-            transmittance_target=1.0,
+            data, accumulate=pieces, kimg=0.004,
+            objective=Objective(
+                loss, r1=R1(10.0), r2=R2(2.0), transmittance=Transmittance(reward, 1.0) if reward else None
+            ),
         )  # fmt: skip
-        Trainer(config, tmp_path / f"{pieces}-{reward}").run()
+        train(Run(config, tmp_path / f"{pieces}-{reward}"))
     whole = seen[1, 0.5]
     assert [relative(*pair) > 0.01 for pair in zip(seen[1, 0.0], whole, strict=True)] == [
         False,
@@ -99,39 +102,37 @@ def test_pieces_do_not_go_with_a_shared_batch_of_fakes(data: str) -> None:
 def test_augmentation_rises_while_the_discriminator_is_too_sure(
     tmp_path: Path, data: str, sign: float, expected: int
 ) -> None:
-    trainer = Trainer(one_stage(data, augment_target=0.6), tmp_path)
+    trainer = Run(one_stage(data, augment_target=0.6), tmp_path)
     at = trainer.counters
+    blank = torch.zeros(1, 3, 1, 1)
+    fake = RenderOutput(blank, blank, *[blank[:, :1]] * 3)
+    result = StepResult({"d_real_sign": torch.tensor(sign)}, True, fake)
     for step in range(3 * AUGMENT_STEPS):
         at.step = step
-        trainer._adapt_augmentation(
-            StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=4
-        )
+        loop.adapt_augmentation(trainer, result, batch=4)
     assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / 500_000)
     for step in range(3 * AUGMENT_STEPS, 40 * AUGMENT_STEPS):
         at.step = step
-        trainer._adapt_augmentation(
-            StepResult(torch.tensor(0.0), real_sign=torch.tensor(sign)), batch=50_000
-        )
+        loop.adapt_augmentation(trainer, result, batch=50_000)
     assert at.augment == expected * MOST_AUGMENT
 
 
 def test_a_probability_that_adapts_needs_the_logits_zero(data: str) -> None:
-    with pytest.raises(UserError, match="augment_target goes by the sign of real logits"):
-        one_stage(data, augment_target=0.6, loss="relativistic")
+    with pytest.raises(UserError, match="augment_target uses the sign of real logits"):
+        one_stage(data, augment_target=0.6, objective=Objective("relativistic"))
 
 
 def test_the_adapted_probability_is_what_pictures_are_changed_with(
     tmp_path: Path, data: str
 ) -> None:
     config = one_stage(data, augment_target=0.6)
-    trainer = Trainer(config, tmp_path)
-    draws = trainer._draws(config.stages[0], range(4), "D")
-    assert trainer._judging(config.stages[0], range(4), None, draws).augment is None
+    trainer = Run(config, tmp_path)
+    assert loop.step_draws(trainer, config.stages[0]).augment(range(4)) is None
     trainer.counters.augment = 0.5
     shares = []
     for step in range(200):
         trainer.counters.step = step
-        augment = trainer._judging(config.stages[0], range(4), None, draws).augment
+        augment = loop.step_draws(trainer, config.stages[0]).augment(range(4))
         assert augment is not None
         shares.append(augment.applied.float().mean().item())
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.06)
@@ -139,8 +140,8 @@ def test_the_adapted_probability_is_what_pictures_are_changed_with(
 
 def test_the_probability_survives_an_interrupt(tmp_path: Path, data: str) -> None:
     config = one_stage(data, augment_target=-0.9, log_steps=1, kimg=0.048)
-    whole = Trainer(config, tmp_path / "whole")
-    whole.run()
+    whole = Run(config, tmp_path / "whole")
+    train(whole)
     assert whole.counters.augment > 0
 
     def stop(share: float, _: dict[str, float]) -> None:
@@ -148,9 +149,9 @@ def test_the_probability_survives_an_interrupt(tmp_path: Path, data: str) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(config, tmp_path / "broken").run(stop)
-    resumed = Trainer(config, tmp_path / "broken")
-    resumed.run()
+        train(Run(config, tmp_path / "broken"), stop)
+    resumed = Run(config, tmp_path / "broken")
+    train(resumed)
     assert resumed.counters.augment == whole.counters.augment
     assert (tmp_path / "broken/model.safetensors").read_bytes() == (
         tmp_path / "whole/model.safetensors"
@@ -186,23 +187,28 @@ def test_labels_reach_the_discriminators_with_their_pictures(
 ) -> None:
     conditional = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
     config = one_stage(
-        labelled, discriminator=conditional, cameras="labels", mirror=True, kimg=0.012
+        labelled,
+        discriminator=conditional,
+        cameras="labels",
+        mirror=True,
+        kimg=0.012,
+        objective=Objective(r1=None),
     )
     heads = SyntheticHeads(6, 8)
     pictures = torch.stack([heads[i] for i in range(6)]).float() / 127.5 - 1
     labels = heads.camera_labels(range(6))
     both = torch.cat([labels, mirrored_label(labels)])
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    step = trainer_module.discriminator_step
+    judge = Networks.judge
 
-    def watched(
-        networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float
-    ) -> StepResult:
-        pairs.append((real, judging.real_cameras, judging.fake_cameras))
-        return step(networks, real, fake, judging, *rest, share=share)
+    def watched(self: Networks, images: list[Tensor], alpha: float, cameras: Any = None) -> Any:
+        assert cameras is not None
+        if len(images[0]) == 8:  # the discriminators' step judges both at once, fakes first
+            pairs.append((images[0][4:], cameras[4:], cameras[:4]))
+        return judge(self, images, alpha, cameras)
 
-    monkeypatch.setattr(trainer_module, "discriminator_step", watched)
-    Trainer(config, tmp_path).run()
+    monkeypatch.setattr(Networks, "judge", watched)
+    train(Run(config, tmp_path))
     assert len(pairs) == 3
     known = torch.cat([pictures, pictures.flip(3)])
     for real, real_cameras, fake_cameras in pairs:
@@ -222,14 +228,14 @@ def test_labels_reach_the_discriminators_with_their_pictures(
 )
 def test_labels_that_are_missing(tmp_path: Path, data: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"dataset\.json"):
-        Trainer(one_stage(data, **changes), tmp_path / "run")
+        Run(one_stage(data, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_labelled_data_has_their_cameras(tmp_path: Path, labelled: str) -> None:
     config = one_stage(labelled, cameras="labels", mirror=False)
     yaw, pitch = Camera.from_label(SyntheticHeads(6, 8).camera_labels(range(6))).yaw_pitch()
-    poses = pretrained.load(Trainer(config, tmp_path / "run").run()).config.poses
+    poses = pretrained.load(train(Run(config, tmp_path / "run"))).config.poses
     found = poses.yaw_mean, poses.yaw_std, poses.pitch_mean, poses.pitch_std
     expected = yaw.mean(), yaw.std(correction=0), pitch.mean(), pitch.std(correction=0)
     assert found == pytest.approx([float(x) for x in expected], abs=0.02)
@@ -239,14 +245,14 @@ def test_a_model_of_labelled_data_has_their_cameras(tmp_path: Path, labelled: st
 def test_labels_of_other_cameras_than_the_models_are_refused(tmp_path: Path) -> None:
     far = SyntheticHeads(6, 8, poses=PoseDistribution(radius=2.7, fov=18.8))
     write_heads(tmp_path / "far.zip", far)
-    says = r"labels' cameras stand at 2.7 with a field of view of 18.8 .* set generator.poses.radius=2.7 .*extent to 4.25"
+    says = r"labels' cameras are at 2.7 with a field of view of 18.8 .* set generator.poses.radius=2.7 .*extent to 4.25"
     with pytest.raises(UserError, match=says):
-        Trainer(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
+        Run(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("index", [18, 0])
 def test_a_label_of_no_camera_is_named_before_the_run(index: int, tmp_path: Path) -> None:
-    data = Path(tiny.pictures(tmp_path / "data"))
+    data = Path(tiny.images(tmp_path / "data"))
     labels = SyntheticHeads(6, 8).camera_labels(range(6))
     if index == 18:
         labels[4, 18] = 0.4  # its principal point lies aside
@@ -255,17 +261,19 @@ def test_a_label_of_no_camera_is_named_before_the_run(index: int, tmp_path: Path
     content = {"labels": [[f"{i}.png", label] for i, label in enumerate(labels.tolist())]}
     (data / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"data: the label of 4\.png"):
-        Trainer(one_stage(str(data), cameras="labels"), tmp_path / "run")
+        Run(one_stage(str(data), cameras="labels"), tmp_path / "run")
 
 
 def test_a_model_to_start_from_must_render_alike(tmp_path: Path, data: str) -> None:
     start = tmp_path / "start.safetensors"
-    changed = replace(tiny.GENERATOR, density_gain=2.0, coarse_samples=9)
+    changed = replace(tiny.generator(density_gain=2.0), sampling=Sampling(9, 4))
     pretrained.save(Generator(changed), start)
-    with pytest.raises(UserError, match=r"has density_gain 2\.0; set generator\.density_gain"):
-        Trainer(one_stage(data, start=str(start)), tmp_path / "run")
-    pretrained.save(Generator(replace(changed, density_gain=tiny.GENERATOR.density_gain)), start)
-    Trainer(one_stage(data, start=str(start)), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"has density_gain 2\.0; set generator\.networks\.density_gain"
+    ):
+        Run(one_stage(data, start=str(start)), tmp_path / "run")
+    pretrained.save(Generator(replace(changed, networks=tiny.GENERATOR.networks)), start)
+    Run(one_stage(data, start=str(start)), tmp_path / "run")
 
 
 def test_poses_to_tell_are_those_that_were_rendered(
@@ -273,36 +281,39 @@ def test_poses_to_tell_are_those_that_were_rendered(
 ) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     config = one_stage(
-        data, discriminator=telling, aux_discriminator=telling, pose_weight=15.0, share_fakes=True
+        data,
+        discriminator=telling,
+        aux_discriminator=telling,
+        objective=Objective(pose=Pose(15.0)),
+        share_fakes=True,
     )
-    shown, told = [], []
-    generate, step = Trainer._generate, trainer_module.discriminator_step
+    drawn, aimed_at = [], []
+    fakes, error = StepDraws.fakes, objective.pose_error
 
-    def watched_generate(self: Trainer, stage: Stage, draws: Any) -> Any:
-        shown.append(torch.stack(draws.camera.yaw_pitch(), dim=1))
-        return generate(self, stage, draws)
+    def watched_fakes(self: StepDraws, positions: range, purpose: str) -> Any:
+        found = fakes(self, positions, purpose)
+        drawn.append(torch.stack(found.camera.yaw_pitch(), dim=1))
+        return found
 
-    def watched_step(
-        networks: Any, real: Tensor, fake: Any, judging: Any, *rest: float, share: float
-    ) -> StepResult:
-        told.append(judging.fake_poses)
-        return step(networks, real, fake, judging, *rest, share=share)
+    def watched_error(predicted: list[Tensor], true: Tensor) -> Tensor:
+        aimed_at.append(true)
+        return error(predicted, true)
 
-    monkeypatch.setattr(Trainer, "_generate", watched_generate)
-    monkeypatch.setattr(trainer_module, "discriminator_step", watched_step)
-    Trainer(config, tmp_path / "run").run()
-    assert len(told) == 4
-    torch.testing.assert_close(told, shown[: len(told)])
+    monkeypatch.setattr(StepDraws, "fakes", watched_fakes)
+    monkeypatch.setattr(objective, "pose_error", watched_error)
+    train(Run(config, tmp_path / "run"))
+    assert len(drawn) == 4 and len(aimed_at) == 8  # both steps of each iteration
+    torch.testing.assert_close(aimed_at, [poses for poses in drawn for _ in range(2)])
 
 
 def test_a_pose_weight_and_heads_that_tell_poses_go_together(data: str) -> None:
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     for changes in (
-        {"pose_weight": 15.0, "discriminator": telling},
+        {"objective": Objective(pose=Pose(15.0)), "discriminator": telling},
         {"discriminator": telling},
     ):  # one without, one untrained
         with pytest.raises(
-            UserError, match="pose_weight and the discriminators' pose_head go together"
+            UserError, match=r"objective\.pose and the discriminators' pose_head go together"
         ):
             one_stage(data, **changes)
 
@@ -326,7 +337,7 @@ def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label
 @pytest.mark.parametrize("radius", [1.0, 2.7])
 def test_labels_that_give_the_real_pictures_away_are_refused(radius: float, tmp_path: Path) -> None:
     """A discriminator that sees labels of another distance than the model's knows real pictures by the label alone."""
-    pictures = Path(tiny.pictures(tmp_path / "data"))
+    pictures = Path(tiny.images(tmp_path / "data"))
     labels = [
         [f"{i}.png", Camera.orbit(0.1 * i, radius=radius).to_label()[0].tolist()] for i in range(6)
     ]
@@ -334,12 +345,12 @@ def test_labels_that_give_the_real_pictures_away_are_refused(radius: float, tmp_
     seeing = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
     config = one_stage(str(pictures), discriminator=seeing)
     if radius == 1:
-        Trainer(config, tmp_path / "run").run()
+        train(Run(config, tmp_path / "run"))
         return
     with pytest.raises(
-        UserError, match=r"labels' cameras stand at 2\.7 .* set generator\.poses\.radius=2\.7"
+        UserError, match=r"labels' cameras are at 2\.7 .* set generator\.poses\.radius=2\.7"
     ):
-        Trainer(config, tmp_path / "run")
+        Run(config, tmp_path / "run")
 
 
 def test_dataset_cameras_are_the_datasets_in_equal_shares() -> None:
@@ -372,12 +383,13 @@ def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
     generator = Generator(tiny.GENERATOR).double().requires_grad_(False)
     learned = LearnedPoses(PoseDistribution()).double()
     sampling = Sampling(6, 0)  # importance samples move with the densities without a gradient
-    drawn = fake_draws(generator.config, sampling, 4, 0.0, (0,), range(2), torch.device("cpu"))
+    config, device = generator.config, torch.device("cpu")
+    drawn = StepDraws(config, sampling, 4, 0.0, (0, 0), device, config.poses).fakes(range(2), "D")
     latents, rays = drawn.latents.to(torch.float64), drawn.rays.to(torch.float64)
     standard = torch.tensor([[0.5, -1.0], [-0.3, 0.8]], dtype=torch.float64)
 
     def loss() -> Tensor:
-        out = gradients.full(generator, latents, learned.camera(standard), 4, rays, sampling)
+        out = generator(latents, learned.camera(standard), 4, rays, sampling)
         return (
             out.image
             * torch.linspace(-1, 1, out.image.numel(), dtype=torch.float64).view_as(out.image)
@@ -399,8 +411,8 @@ def test_the_gradient_of_the_cameras_is_that_of_finite_differences() -> None:
 
 def test_a_learned_prior_is_trained_saved_and_resumed(tmp_path: Path, data: str) -> None:
     config = one_stage(data, cameras="learned", log_steps=1, checkpoint_kimg=0.008)
-    trainer = Trainer(config, tmp_path)
-    model = pretrained.load(trainer.run())
+    trainer = Run(config, tmp_path)
+    model = pretrained.load(train(trainer))
     assert trainer.networks.poses is not None
     learned = trainer.networks.poses.distribution()
     assert learned.yaw_std != config.generator.poses.yaw_std
@@ -408,7 +420,7 @@ def test_a_learned_prior_is_trained_saved_and_resumed(tmp_path: Path, data: str)
     assert replace(learned, yaw_mean=0, yaw_std=0, pitch_mean=0, pitch_std=0) == replace(
         config.generator.poses, yaw_mean=0, yaw_std=0, pitch_mean=0, pitch_std=0
     )
-    resumed = Trainer(config, tmp_path)
+    resumed = Run(config, tmp_path)
     assert resumed.networks.poses is not None and resumed.networks.poses.distribution() == learned
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["yaw_std"] == pytest.approx(learned.yaw_std) and math.isfinite(last["pitch_mean"])

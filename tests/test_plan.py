@@ -14,7 +14,7 @@ from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training import planning as plans
-from cips3d.training.logs import write_config
+from cips3d.training.run import write_config
 from cips3d.training.planning import Account, in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import preset
 from cips3d.training.recipe import Stage, TrainConfig
@@ -138,7 +138,7 @@ def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
 ) -> None:
     monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
-    data = tiny.pictures(tmp_path / "data", size=4)
+    data = tiny.images(tmp_path / "data", size=4)
     write_config(tmp_path / "run", tiny.config(data))
     main(["plan", str(tmp_path / "run"), "--tflops", "0.1"])
     words = capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_settings_that_fit_nowhere(setting: str) -> None:
 
 
 def test_train_takes_settings(tmp_path: Path) -> None:
-    data = tiny.pictures(tmp_path / "data", size=16)
+    data = tiny.images(tmp_path / "data", size=16)
     common = [
         "--preset",
         "heads-32",

@@ -27,7 +27,8 @@ from cips3d.errors import UserError
 from cips3d.training import logs
 from cips3d.training.logs import LOCK_FILE, RunLog
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 #: Runs that are killed at a random moment.
 KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
@@ -56,7 +57,7 @@ def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> Non
     if die_in_file:
         pretrained.save_file = dying_writer(pretrained.save_file, die_in_file)
     shares.send(0.0)
-    Trainer(config, run_dir).run(lambda share, _: shares.send(share))
+    train(Run(config, run_dir), lambda share, _: shares.send(share))
 
 
 def dying_writer(write: Callable[..., None], at: int) -> Callable[..., None]:
@@ -124,7 +125,7 @@ def tensors(path: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    data = tiny.pictures(tmp_path / "data")
+    data = tiny.images(tmp_path / "data")
     moments = random.Random(SEED)
     with ThreadPoolExecutor(2) as pool:
         jobs = {"whole": pool.submit(finish, tmp_path / "whole", data)}
@@ -162,29 +163,29 @@ def test_a_folder_where_another_process_trains_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "LOCK_SECONDS", 0.0)
-    config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
-    second = Trainer(config, run)
+    config, run = tiny.config(tiny.images(tmp_path / "data")), tmp_path / "run"
+    second = Run(config, run)
     other = RunLog(run, config, step=0, images=0)
     before = files(run)
     with pytest.raises(
         UserError,
         match=r"run: another process is training there; let it end, or give another folder",
     ):
-        second.run()
+        train(second)
     assert files(run) == before
     other.close()
-    second.run()
+    train(second)
 
 
 def test_a_run_that_another_process_has_just_ended_is_not_taken_back(tmp_path: Path) -> None:
-    config, run = tiny.config(tiny.pictures(tmp_path / "data")), tmp_path / "run"
-    second = Trainer(config, run)  # while the first one is still training
-    Trainer(config, run).run()
+    config, run = tiny.config(tiny.images(tmp_path / "data")), tmp_path / "run"
+    second = Run(config, run)  # while the first one is still training
+    train(Run(config, run))
     before = everything(run)
     with pytest.raises(UserError, match="another process trained there a moment ago; start again"):
-        second.run()
+        train(second)
     assert everything(run) == before
-    assert Trainer(config, run).progress() == 1
+    assert Run(config, run).progress() == 1
 
 
 def everything(run: Path) -> dict[Path, bytes]:
@@ -194,13 +195,13 @@ def everything(run: Path) -> dict[Path, bytes]:
 def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path: Path) -> None:
     """The two edits of config.json that docs/training.md allows."""
     run = tmp_path / "run"
-    Trainer(tiny.config(tiny.pictures(tmp_path / "data")), run).run()
+    train(Run(tiny.config(tiny.images(tmp_path / "data")), run))
     (tmp_path / "data").rename(tmp_path / "moved")
     config = json.loads((run / "config.json").read_text())
     config["data"], before = str(tmp_path / "moved"), read_log(run)
     config["stages"].append(config["stages"][-1] | {"fade_kimg": 0.0, "generator_lr": 1e-4})
     (run / "config.json").write_text(json.dumps(config))
-    Trainer(read_json(TrainConfig, run / "config.json"), run).run()
+    train(Run(read_json(TrainConfig, run / "config.json"), run))
     log = read_log(run)
     assert log[: len(before)] == before
     assert [line["images"] for line in log[len(before) :]] == [
@@ -211,8 +212,8 @@ def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path:
 def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
     """Windows deletes no file that is in use, and a few steps on this one is to be deleted."""
     run = tmp_path / "run"
-    Trainer(tiny.config(tiny.pictures(tmp_path / "data")), run).run()
-    resumed = Trainer(tiny.config(str(tmp_path / "data")), run)
+    train(Run(tiny.config(tiny.images(tmp_path / "data")), run))
+    resumed = Run(tiny.config(str(tmp_path / "data")), run)
     moments = [
         value
         for state in resumed.networks.generator_optimizer.state.values()
@@ -228,10 +229,10 @@ def test_weights_and_biases_goes_on_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a stand-in for the package, which is not needed and not installed here."""
-    config = tiny.config(tiny.pictures(tmp_path / "data"), wandb="heads")
+    config = tiny.config(tiny.images(tmp_path / "data"), wandb="heads")
     monkeypatch.setattr(logs, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="wandb: the package is not installed; pip install wandb"):
-        Trainer(config, tmp_path / "run")
+        Run(config, tmp_path / "run")
     monkeypatch.setattr(logs, "find_spec", lambda _: "found")
     begun: list[dict[str, Any]] = []
     logged: list[tuple[int, float]] = []
@@ -249,15 +250,15 @@ def test_weights_and_biases_goes_on_with_the_run(
         return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=RuntimeError))
-    trainer = Trainer(config, tmp_path / "run")
+    trainer = Run(config, tmp_path / "run")
 
     def stop(_: float, figures: dict[str, float]) -> None:
         if figures["images"] >= 24:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(stop)
-    Trainer(config, tmp_path / "run").run()
+        train(trainer, stop)
+    train(Run(config, tmp_path / "run"))
     first, second = begun
     assert first["id"] == second["id"] and ended == [first["id"]] * 2
     assert (first["project"], first["name"], first["resume"]) == ("heads", "run", "allow")

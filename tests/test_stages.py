@@ -17,31 +17,34 @@ import tiny
 from cips3d import pretrained
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
-from cips3d.models.baselines import build_generator
-from cips3d.training import trainer as trainer_module
+from cips3d.models.protocol import MODEL_FILE
+from cips3d.models.registry import build_generator
 from cips3d.training.checkpoint import checkpoints
-from cips3d.training.losses import transmittance_loss
+from cips3d.training import loop
+from cips3d.training.objective import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.steps import Judging, generator_step
-from cips3d.training.trainer import Trainer
+from cips3d.training.step import Game, render_fakes
+from steps import context, generator_step
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
 
 
 def with_last_stage(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, stages=(*config.stages[:-1], replace(config.stages[-1], **changes)))
 
 
-def generator_weights(trainer: Trainer) -> dict[str, Tensor]:
+def generator_weights(trainer: Run) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trainer.networks.generator.named_parameters()}
 
 
 def test_parts_that_can_be_frozen_are_those_of_the_generator(tmp_path: Path, data: str) -> None:
-    generator = Trainer(tiny.config(data), tmp_path).networks.generator
+    generator = Run(tiny.config(data), tmp_path).networks.generator
     assert {name for name, _ in generator.named_children()} == set(generator.parts)
 
 
@@ -49,17 +52,19 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = ("nerf", "shape_mapping", "background")
-    trainer = Trainer(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
+    trainer = Run(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
     between: dict[str, Tensor] = {}
 
-    def step(*args: Any, **options: Any) -> Any:
+    game_step = Game.generator_step
+
+    def step(self: Game, *args: Any) -> Any:
         if not between and trainer.counters.stage == 1:
             between.update(generator_weights(trainer))
-        return generator_step(*args, **options)
+        return game_step(self, *args)
 
     before = generator_weights(trainer)
-    monkeypatch.setattr(trainer_module, "generator_step", step)
-    trainer.run()
+    monkeypatch.setattr(Game, "generator_step", step)
+    train(trainer)
     after = generator_weights(trainer)
     for name, value in between.items():
         assert torch.equal(value, after[name]) == name.startswith(frozen), name
@@ -69,10 +74,12 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(
 def test_a_stage_can_start_from_the_average(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(with_last_stage(tiny.config(data), from_average=True), tmp_path)
+    trainer = Run(with_last_stage(tiny.config(data), from_average=True), tmp_path)
     seen: list[bool] = []
 
-    def step(*args: Any, **options: Any) -> Any:
+    game_step = Game.generator_step
+
+    def step(self: Game, *args: Any) -> Any:
         averaged = dict(trainer.networks.ema.named_parameters())
         seen.append(
             all(
@@ -80,10 +87,10 @@ def test_a_stage_can_start_from_the_average(
                 for name, value in generator_weights(trainer).items()
             )
         )
-        return generator_step(*args, **options)
+        return game_step(self, *args)
 
-    monkeypatch.setattr(trainer_module, "generator_step", step)
-    trainer.run()
+    monkeypatch.setattr(Game, "generator_step", step)
+    train(trainer)
     assert seen == [i in (0, 1, 4) for i in range(12)]  # the first average of all is a copy
 
 
@@ -99,20 +106,22 @@ def test_ways_of_gradients_that_see_all_rays_train_alike(
         ("a", tiny.config(data)),
         ("b", with_last_stage(tiny.config(data), **changes)),
     ):
-        trainer = Trainer(config, tmp_path / name)
+        trainer = Run(config, tmp_path / name)
         trainer.networks.generator.double()
         trainer.networks.averaged.double()
         trainer.networks.discriminators.double()
         # one step of the last stage, since rounding grows along a run
         stage, positions = config.stages[-1], range(4)
-        draws = trainer._draws(stage, positions, "G")
-        draws = replace(
-            draws,
-            latents=draws.latents.to(torch.float64),
-            camera=draws.camera.to(torch.float64),
-            rays=draws.rays.to(torch.float64),
+        draws = loop.step_draws(trainer, stage)
+        drawn = draws.fakes(positions, "G")
+        drawn = replace(
+            drawn,
+            latents=drawn.latents.to(torch.float64),
+            camera=drawn.camera.to(torch.float64),
+            rays=drawn.rays.to(torch.float64),
         )
-        generator_step(trainer.networks, trainer._generate(stage, draws), Judging(1.0, True))
+        fake = render_fakes(trainer.networks.generator, drawn, draws, context(stage))
+        generator_step(trainer.networks, fake)
         found.append(
             torch.cat(
                 [
@@ -129,18 +138,19 @@ def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(
     tmp_path: Path, data: str
 ) -> None:
     config = with_last_stage(tiny.config(data), gradients="partial", gradient_rays=16, augment=0.7)
-    whole = Trainer(config, tmp_path / "whole")
-    whole.run()
-    stopped = Trainer(config, tmp_path / "stopped")
+    whole = Run(config, tmp_path / "whole")
+    train(whole)
+    stopped = Run(config, tmp_path / "stopped")
+
+    def stop(*_: object) -> None:
+        if stopped.counters.step == 7:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(
-            lambda *_: (
-                (_ for _ in ()).throw(KeyboardInterrupt) if stopped.counters.step == 7 else None
-            )
-        )
-    resumed = Trainer(config, tmp_path / "stopped")
+        train(stopped, stop)
+    resumed = Run(config, tmp_path / "stopped")
     assert resumed.counters.step == 7
-    resumed.run()
+    train(resumed)
     expected = generator_weights(whole)
     assert all(
         torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items()
@@ -162,45 +172,45 @@ def test_transmittance_is_rewarded_up_to_the_target() -> None:
 def test_a_model_says_which_resolution_it_was_trained_at_last(tmp_path: Path, data: str) -> None:
     config = tiny.config(data)
     model = pretrained.load(
-        Trainer(replace(config, stages=config.stages[:1]), tmp_path / "small").run()
+        train(Run(replace(config, stages=config.stages[:1]), tmp_path / "small"))
     )
     assert model.config.resolution == 4
-    stopped = Trainer(config, tmp_path / "stopped")
+    stopped = Run(config, tmp_path / "stopped")
     found: list[int] = []
 
     def look(*_: object) -> None:
         stopped.save_model()
-        found.append(
-            pretrained.load(tmp_path / "stopped" / trainer_module.MODEL_FILE).config.resolution
-        )
+        found.append(pretrained.load(tmp_path / "stopped" / MODEL_FILE).config.resolution)
 
-    stopped.run(look)
+    train(stopped, look)
     assert found == [4] * 4 + [8] * 8
 
 
 # ---------------------------------------------------------------- recovery
-def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: Iterable[int]) -> list[int]:
+def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Run, steps: Iterable[int]) -> list[int]:
     """Makes the generator's gradients NaN at the given steps, each as often as it is given; returns the steps that ran."""
     left, ran = list(steps), []
 
-    def step(*args: Any, **options: Any) -> Any:
-        result = generator_step(*args, **options)
+    game_step = Game.generator_step
+
+    def step(self: Game, *args: Any) -> Any:
+        result = game_step(self, *args)
         ran.append(trainer.counters.step)
         if trainer.counters.step in left:
             left.remove(trainer.counters.step)
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(trainer_module, "generator_step", step)
+    monkeypatch.setattr(Game, "generator_step", step)
     return ran
 
 
 def test_steps_without_finite_gradients_are_skipped_and_counted(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
     ran = spoil(monkeypatch, trainer, {2, 3, 9})
-    trainer.run()
+    train(trainer)
     assert ran == list(range(12))
     assert (
         trainer.counters.skipped,
@@ -213,10 +223,10 @@ def test_steps_without_finite_gradients_are_skipped_and_counted(
 def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
     ran = spoil(monkeypatch, trainer, {5, 6, 7})
     with caplog.at_level(logging.WARNING):
-        trainer.run()
+        train(trainer)
     assert ran == [
         0,
         1,
@@ -242,7 +252,7 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     )
     assert trainer.counters.skipped == 3
     assert (
-        Trainer(tiny.config(data), tmp_path).counters.rate_scale == 0.5
+        Run(tiny.config(data), tmp_path).counters.rate_scale == 0.5
     )  # and so it is after a restart
     lines = [
         json.loads(line, parse_constant=pytest.fail)
@@ -254,11 +264,11 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
 def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
     ran = spoil(
         monkeypatch, trainer, [2, 3, 4, 4]
     )  # the first stage ends after step 3, and is saved
-    trainer.run()
+    train(trainer)
     assert ran == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
     assert trainer.counters.rate_scale == 0.5
 
@@ -266,30 +276,30 @@ def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
 def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = trainer_module.generator_step
-    trainer = Trainer(tiny.config(data), tmp_path)
+    step = Game.generator_step
+    trainer = Run(tiny.config(data), tmp_path)
 
-    def always_spoilt(*args: Any, **options: Any) -> Any:
-        result = step(*args, **options)
+    def always_spoilt(self: Game, *args: Any) -> Any:
+        result = step(self, *args)
         if (
             trainer.counters.step >= 7
         ):  # the checkpoint after eight steps would begin in the middle of it
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(trainer_module, "generator_step", always_spoilt)
+    monkeypatch.setattr(Game, "generator_step", always_spoilt)
     with pytest.raises(UserError, match=r"even with learning rates times 0\.00390625"):
-        trainer.run()
+        train(trainer)
     assert [int(path.stem) for path in checkpoints(tmp_path / "checkpoints")] == [16]
 
 
 def test_divergence_before_the_first_checkpoint_is_the_users_to_mend(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
     spoil(monkeypatch, trainer, {0, 1, 2})
-    with pytest.raises(UserError, match="lower learning rates"):
-        trainer.run()
+    with pytest.raises(UserError, match="lower the learning rates"):
+        train(trainer)
 
 
 @pytest.mark.parametrize(
@@ -341,12 +351,12 @@ def test_released_settings_from_256_on() -> None:
 
 
 def test_half_precision_trains(tmp_path: Path, data: str) -> None:
-    Trainer(tiny.config(data), tmp_path / "other")  # of another precision, in the same process
-    trainer = Trainer(tiny.config(data, precision="bf16", log_steps=1), tmp_path / "run")
+    Run(tiny.config(data), tmp_path / "other")  # of another precision, in the same process
+    trainer = Run(tiny.config(data, precision="bf16", log_steps=1), tmp_path / "run")
     before = generator_weights(trainer)
-    trainer.run()
+    train(trainer)
     assert trainer.accelerator.mixed_precision == "bf16"
-    assert Trainer(tiny.config(data), tmp_path / "next").accelerator.mixed_precision == "no"
+    assert Run(tiny.config(data), tmp_path / "next").accelerator.mixed_precision == "no"
     after = generator_weights(trainer)
     assert trainer.counters.skipped == 0
     assert all(

@@ -26,23 +26,22 @@ from torch.optim.swa_utils import AveragedModel
 import tiny
 from cips3d import pretrained
 from cips3d.interrupts import first_interrupt_noted
-from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
-from cips3d.models.types import RenderOutput, Sampling
-from cips3d.training import losses
-from cips3d.training import trainer as trainer_module
+from cips3d.models.config import Sampling
+from cips3d.models.discriminator import DiscriminatorConfig, Judgement, ProgressiveDiscriminator
+from cips3d.models.types import RenderOutput
+from cips3d.training import loop
+from cips3d.training import objective as losses
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.batches import real_batches
-from cips3d.training.draws import fake_draws, mirrored, real_order
+from cips3d.training.draws import StepDraws, mirrored, real_order
+from cips3d.training.networks import Networks, ramped_average
+from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.steps import (
-    Judging,
-    Networks,
-    average_gradients,
-    discriminator_step,
-    generator_step,
-    ramped_average,
-)
-from cips3d.training.trainer import MODEL_FILE, Trainer
+from cips3d.training.step import Game, StepContext, StepResult, render_fakes
+from steps import PLAIN, context, discriminator_step, generator_step
+from cips3d.models.protocol import MODEL_FILE
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
@@ -69,22 +68,22 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.pictures(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
 
 
 # ---------------------------------------------------------------- losses
 def test_losses_in_closed_form() -> None:
     real, fake = torch.tensor([[0.0], [2.0]]), torch.tensor([[-1.0], [3.0]])
     log1p_exp = lambda *xs: sum(math.log1p(math.exp(x)) for x in xs) / len(xs)  # noqa: E731
-    assert losses.discriminator_loss(real, fake).item() == pytest.approx(
+    assert losses.logistic_discriminator(real, fake).item() == pytest.approx(
         log1p_exp(-1, 3) + log1p_exp(0, -2)
     )
-    assert losses.generator_loss(fake).item() == pytest.approx(log1p_exp(1, -3))
+    assert losses.logistic_generator(real, fake).item() == pytest.approx(log1p_exp(1, -3))
 
 
 def test_the_generators_loss_does_not_saturate() -> None:
     hopeless = torch.tensor([[-30.0]], requires_grad=True)
-    losses.generator_loss(hopeless).backward()
+    losses.logistic_generator(hopeless, hopeless).backward()
     assert hopeless.grad is not None and hopeless.grad.item() == pytest.approx(-1.0)
 
 
@@ -105,11 +104,9 @@ class Linear(ProgressiveDiscriminator):
         self.w = nn.Parameter(scale * torch.linspace(-1, 1, 48).view(3, 4, 4))
         self.p = nn.Parameter(torch.tensor(scale))
 
-    def judge(
-        self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def judge(self, images: Tensor, alpha: float = 1.0, cameras: Tensor | None = None) -> Judgement:
         logits = (images * self.w).sum(dim=(1, 2, 3))[:, None]
-        return logits, torch.stack([self.p, -self.p]).expand(len(images), 2)
+        return Judgement(logits, torch.stack([self.p, -self.p]).expand(len(images), 2))
 
 
 def linear_networks() -> Networks:
@@ -128,8 +125,9 @@ def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxil
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     image.requires_grad_()
+    objective = Objective(r1=R1(10.0))
     result = discriminator_step(
-        networks, real, rendered(image, aux_image), Judging(1.0, auxiliary), r1_weight=5.0
+        networks, real, rendered(image, aux_image), objective, auxiliary=auxiliary
     )
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
     taking_part = [(main, image), (aux, aux_image)][: 2 if auxiliary else 1]
@@ -138,13 +136,10 @@ def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxil
         torch.cat([d(x) for d, x in taking_part]),
     )
     penalty = sum(d.w.square().sum() for d, _ in taking_part) / len(taking_part)
-    expected = losses.discriminator_loss(real_logits, fake_logits) + 5 * penalty
-    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert result.squared_gradient is not None
-    assert result.squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
-    assert result.real_logit is not None and result.real_logit.item() == pytest.approx(
-        main(real).mean().item(), rel=1e-4
-    )
+    expected = losses.logistic_discriminator(real_logits, fake_logits) + 5 * penalty
+    assert result["d_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert result["d_r1"].item() == pytest.approx(5 * penalty.item(), rel=1e-5)
+    assert result["d_real_logit"].item() == pytest.approx(main(real).mean().item(), rel=1e-4)
     assert image.grad is None  # the fakes are constants
     assert (aux.w.grad is not None) == auxiliary
     expected_gradient = torch.autograd.grad(expected, main.w)[0]
@@ -155,8 +150,8 @@ def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone
     networks = linear_networks()
     image, aux_image = torch.zeros(2, 2, 3, 4, 4).unbind()
     image.requires_grad_(), aux_image.requires_grad_()
-    result = generator_step(networks, rendered(image, aux_image), Judging(1.0, True))
-    assert result.loss.item() == pytest.approx(math.log(2))
+    result = generator_step(networks, rendered(image, aux_image))
+    assert result["g_loss"].item() == pytest.approx(math.log(2))
     for picture, name in ((image, "main"), (aux_image, "aux")):
         discriminator = networks.discriminators[name]
         # d softplus(-<w, x>) at x = 0, over the four logits
@@ -166,17 +161,16 @@ def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone
         assert discriminator.w.grad is None and discriminator.w.requires_grad
 
 
-@pytest.mark.parametrize("r1_weight", [0.0, 5.0])
-def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1_weight: float) -> None:
+@pytest.mark.parametrize("r1", [None, R1(10.0)])
+def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1: R1 | None) -> None:
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     poses = torch.tensor([[0.5, 0.0], [-0.3, 0.1]])
-    judging = Judging(fake_poses=poses, pose_weight=15.0)
-    plain = discriminator_step(
-        networks, real, rendered(image, aux_image), Judging(), r1_weight
-    ).loss
+    fake = rendered(image, aux_image)
+    plain = discriminator_step(networks, real, fake, Objective(r1=r1))["d_loss"]
     networks.discriminators.zero_grad()
-    loss = discriminator_step(networks, real, rendered(image, aux_image), judging, r1_weight).loss
+    objective = Objective(pose=Pose(15.0), r1=r1)
+    loss = discriminator_step(networks, real, fake, objective, poses)["d_loss"]
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
     told = torch.stack([torch.stack([d.p, -d.p]).expand(2, 2) for d in (main, aux)])
     expected = 15 * (told - poses).square().mean()
@@ -187,39 +181,40 @@ def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1_weight: f
 def test_the_generator_is_to_show_the_pose() -> None:
     torch.manual_seed(0)
     telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
-    config = tiny.config(discriminator=telling, aux_discriminator=telling, pose_weight=1000.0)
+    objective = Objective(pose=Pose(1000.0), r1=None)
+    config = tiny.config(discriminator=telling, aux_discriminator=telling, objective=objective)
     networks = Networks(config, torch.device("cpu"))
     image = torch.zeros(4, 3, 8, 8, requires_grad=True)
     yaw = torch.linspace(-0.5, 0.5, 4)
     poses = torch.stack([yaw, torch.zeros(4)], dim=1)
     fake = rendered(image, torch.zeros(4, 3, 8, 8))
-    generator_step(
-        networks, fake, Judging(1.0, False, fake_poses=poses, pose_weight=config.pose_weight)
-    )
+    generator_step(networks, fake, objective, poses, auxiliary=False)
     gradient = image.grad
     assert gradient is not None
     told = (
         networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0],
         networks.judge([image.detach()], 1.0)[1][0],
     )
-    errors = [losses.pose_loss([pose], poses).item() for pose in told]
+    errors = [losses.pose_error([pose], poses).item() for pose in told]
     assert errors[0] < errors[1]  # pictures that follow their gradient show their poses better
 
 
 def test_relativistic_steps_compare_partners() -> None:
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    fake, judging = rendered(image, aux_image), Judging(relativistic=True)
+    fake = rendered(image, aux_image)
     pairs = [(networks.discriminators["main"], image), (networks.discriminators["aux"], aux_image)]
     margin = torch.cat([d(real) - d(x) for d, x in pairs])
-    result = discriminator_step(networks, real, fake, judging, r1_weight=3.0, r2_weight=5.0)
+    objective = Objective("relativistic", r1=R1(6.0), r2=R2(10.0))
+    result = discriminator_step(networks, real, fake, objective)
     penalty = sum(d.w.square().sum() for d, _ in pairs) / 2
     expected = torch.nn.functional.softplus(-margin).mean() + (3 + 5) * penalty
-    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert result.fake_squared_gradient is not None
-    assert result.fake_squared_gradient.item() == pytest.approx(penalty.item(), rel=1e-5)
-    image.requires_grad_()  # not the auxiliary picture and the regulariser: those of a frozen radiance field have no gradient
-    loss = generator_step(networks, fake, judging, torch.tensor(0.5), real).loss
+    assert result["d_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert result["d_r2"].item() == pytest.approx(5 * penalty.item(), rel=1e-5)
+    # not the auxiliary image and the opacity: a frozen radiance field's have no gradient
+    image.requires_grad_()
+    objective = replace(objective, transmittance=Transmittance(0.5, 1.0))
+    loss = generator_step(networks, fake, objective, real=real)["g_loss"]
     assert loss.item() == pytest.approx(
         torch.nn.functional.softplus(margin).mean().item(), rel=1e-5
     )
@@ -232,7 +227,8 @@ def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_w
     for pictures in (real, image, aux_image):
         pictures.requires_grad_()
     draws = AugmentDraws.sample([0, 1])
-    fake, judging = rendered(image, aux_image), Judging(augment=draws, relativistic=True)
+    fake = rendered(image, aux_image)
+    objective = Objective("relativistic", r1=R1(6.0), r2=R2(10.0))
     margins, penalties = [], []
     for name, generated in (("main", image), ("aux", aux_image)):
         logits = [
@@ -245,14 +241,12 @@ def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_w
         ]
     r1, r2 = (torch.cat(penalties[kind::2]).mean() for kind in (0, 1))
     softplus, margin = torch.nn.functional.softplus, torch.cat(margins)
-    loss = discriminator_step(
-        networks, real.detach(), fake, judging, r1_weight=3.0, r2_weight=5.0
-    ).loss
+    loss = discriminator_step(networks, real.detach(), fake, objective, augment=draws)["d_loss"]
     assert loss.item() == pytest.approx(
         (softplus(-margin).mean() + 3 * r1 + 5 * r2).item(), rel=1e-5
     )
     expected = softplus(margin).mean()
-    loss = generator_step(networks, fake, judging, real=real.detach()).loss
+    loss = generator_step(networks, fake, objective, real=real.detach(), augment=draws)["g_loss"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(
         [image.grad, aux_image.grad], [*torch.autograd.grad(expected, [image, aux_image])]
@@ -270,34 +264,43 @@ def test_gradients_of_what_is_float32_are_float32_under_autocast() -> None:
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             with torch.autocast("cpu", enabled=False):
                 image = (w @ pixels).unflatten(2, (4, 4))
-            generator_step(networks, rendered(image, image), Judging())
+            generator_step(networks, rendered(image, image))
         assert w.grad is not None
         gradients.append(w.grad)
         w.grad = None
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
 
 
-def test_a_regulariser_reaches_the_generator_beside_the_pictures() -> None:
+def test_a_term_on_the_rendering_reaches_the_generator_besides_the_images() -> None:
     networks = linear_networks()
-    image, aux_image, opacity = (
-        torch.zeros(4, 3, 4, 4).requires_grad_(),
-        torch.zeros(4, 3, 4, 4),
-        torch.rand(4, 1, 4, 4),
-    )
-    opacity.requires_grad_()
-    generator_step(
-        networks, rendered(image, aux_image), Judging(auxiliary=False), 3 * opacity.sum(), share=0.5
-    )
-    torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3))
-    of_picture = -0.5 * networks.discriminators["main"].w.detach() / 4
-    torch.testing.assert_close(image.grad, (0.5 * of_picture).expand_as(image))
+    image = torch.zeros(4, 3, 4, 4).requires_grad_()
+    opacity = torch.rand(4, 1, 4, 4).requires_grad_()
+    fake = replace(rendered(image, torch.zeros(4, 3, 4, 4)), opacity=opacity)
+    objective = Objective(r1=None, transmittance=Transmittance(3.0, 1.0))
+    figures = generator_step(networks, fake, objective, auxiliary=False, share=0.5)
+    torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3 / 64))
+    of_image = -0.5 * networks.discriminators["main"].w.detach() / 4
+    torch.testing.assert_close(image.grad, (0.5 * of_image).expand_as(image))
+    torch.testing.assert_close(figures["g_transmittance"], -3 * (1 - opacity.detach()).mean())
+
+
+def test_every_term_adds_to_the_objective_by_its_name() -> None:
+    objective = Objective(pose=Pose(), r1=R1(1.0, every=2), r2=R2(1.0), transmittance=None)
+    assert [*objective.terms(0)] == ["pose", "r1", "r2"]
+    assert [*objective.terms(1)] == ["pose", "r2"]  # R1 is lazy
+    assert [*PLAIN.terms()] == []
 
 
 # ---------------------------------------------------------------- draws and order
 def test_draws_do_not_depend_on_the_number_of_processes() -> None:
-    make = lambda positions, key=(0, 5, "D"): fake_draws(  # noqa: E731
-        tiny.GENERATOR, Sampling(4, 4), 4, 0.5, key, positions, torch.device("cpu")
-    )
+    def make(positions: range, key: tuple[int, int, str] = (0, 5, "D")) -> Any:
+        seed, step, purpose = key
+        poses = tiny.GENERATOR.poses
+        draws = StepDraws(
+            tiny.GENERATOR, Sampling(4, 4), 4, 0.5, (seed, step), torch.device("cpu"), poses
+        )
+        return draws.fakes(positions, purpose)
+
     whole, parts = make(range(4)), [make(range(2)), make(range(2, 4))]
     for read in (
         lambda d: d.latents.shape,
@@ -377,43 +380,33 @@ class Seen:
     noise: list[float] = field(default_factory=list)
 
 
-def observe(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[Seen]:
+def observe(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     """Lets a run take its course and notes what its steps are given."""
     steps: list[Seen] = []
-    noises: list[float] = []
+    step, fakes = loop.training_step, StepDraws.fakes
 
-    def draws(config: Any, sampling: Any, resolution: int, noise_std: float, *rest: Any) -> Any:
-        noises.append(noise_std)
-        return fake_draws(config, sampling, resolution, noise_std, *rest)
+    def noted(
+        networks: Networks, batch: Any, draws: StepDraws, objective: Objective, of: StepContext
+    ) -> StepResult:
+        rates = [o.param_groups[0]["lr"] for o in networks.optimizers.values()]
+        r1 = objective.terms(of.step).get("r1")
+        weight = 0.0 if r1 is None else 0.5 * r1.weight * r1.every
+        steps.append(Seen(batch.images.shape[-1], of.alpha, weight, *rates, batch.images.clone()))
+        return step(networks, batch, draws, objective, of)
 
-    def step(
-        networks: Networks,
-        real: Tensor,
-        fake: RenderOutput,
-        judging: Judging,
-        r1_weight: float,
-        *rest: float,
-        share: float,
-    ) -> Any:
-        rates = [
-            o.param_groups[0]["lr"]
-            for o in (networks.generator_optimizer, networks.discriminator_optimizer)
-        ]
-        steps.append(
-            Seen(real.shape[-1], judging.alpha, r1_weight, *rates, real.clone(), noises.copy())
-        )
-        noises.clear()
-        return discriminator_step(networks, real, fake, judging, r1_weight, *rest, share=share)
+    def drawn(self: StepDraws, positions: range, purpose: str) -> Any:
+        steps[-1].noise.append(self.noise_std)
+        return fakes(self, positions, purpose)
 
-    monkeypatch.setattr(trainer_module, "fake_draws", draws)
-    monkeypatch.setattr(trainer_module, "discriminator_step", step)
+    monkeypatch.setattr(loop, "training_step", noted)
+    monkeypatch.setattr(StepDraws, "fakes", drawn)
     return steps
 
 
 def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(tiny.config(data, mirror=True, share_fakes=True), tmp_path)
-    steps = observe(monkeypatch, trainer)
-    trainer.run()
+    trainer = Run(tiny.config(data, mirror=True, share_fakes=True), tmp_path)
+    steps = observe(monkeypatch)
+    train(trainer)
     assert [s.resolution for s in steps] == [4] * 4 + [8] * 8
     assert [s.alpha for s in steps] == [1] * 4 + [0, 0.25, 0.5, 0.75] + [1] * 4
     assert [s.r1_weight for s in steps] == [
@@ -434,18 +427,16 @@ def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -
 def test_two_sets_of_fakes_a_step_by_default(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(replace(tiny.config(data), stages=(Stage(8, kimg=0.008, batch=4),)), tmp_path)
-    steps = observe(monkeypatch, trainer)
-    trainer.run()
-    assert (
-        len(steps[1].noise) == 2
-    )  # the generator's of the first step and the discriminator's of the second
+    trainer = Run(replace(tiny.config(data), stages=(Stage(8, kimg=0.008, batch=4),)), tmp_path)
+    steps = observe(monkeypatch)
+    train(trainer)
+    assert [len(step.noise) for step in steps] == [2, 2]
 
 
 def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
     shares: list[float] = []
     config = tiny.config(data, log_steps=5, sample_kimg=0.02)
-    model = Trainer(config, tmp_path).run(lambda share, _: shares.append(share))
+    model = train(Run(config, tmp_path), lambda share, _: shares.append(share))
     assert model == tmp_path / MODEL_FILE and model.exists()
     assert shares == pytest.approx([(i + 1) / 12 for i in range(12)])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -470,7 +461,7 @@ def test_what_a_run_leaves(tmp_path: Path, data: str) -> None:
 
 
 def test_gradients_are_clipped_to_one_norm_for_each_optimiser(tmp_path: Path, data: str) -> None:
-    trainer = Trainer(
+    trainer = Run(
         tiny.config(data, stages=(Stage(8, kimg=0.008, batch=4),), grad_clip=1e-3), tmp_path
     )
     norms: list[float] = []
@@ -486,7 +477,7 @@ def test_gradients_are_clipped_to_one_norm_for_each_optimiser(tmp_path: Path, da
 
     for optimizer in trainer.networks.optimizers.values():
         optimizer.register_step_pre_hook(note)
-    trainer.run()
+    train(trainer)
     assert norms == [pytest.approx(1e-3, rel=0.01)] * 4
 
 
@@ -500,15 +491,15 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
         clock[0] += 1e-6
         return clock[0]
 
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=perf_counter))
     stages = (
         Stage(4, kimg=1000, batch=4, minutes=5 / 60),
         Stage(8, kimg=0.012, batch=4, minutes=1000),
     )
     config = tiny.config(data, stages=stages)
 
-    def one_second_a_step(stop_at: int) -> tuple[Trainer, list[int]]:
-        trainer, steps = Trainer(config, tmp_path), []
+    def one_second_a_step(stop_at: int) -> tuple[Run, list[int]]:
+        trainer, steps = Run(config, tmp_path), []
 
         def progress(share: float, figures: dict[str, float]) -> None:
             assert 0 <= share <= 1
@@ -519,9 +510,9 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
 
         if stop_at:
             with pytest.raises(KeyboardInterrupt):
-                trainer.run(progress)
+                train(trainer, progress)
         else:
-            trainer.run(progress)
+            train(trainer, progress)
         return trainer, steps
 
     assert (
@@ -534,9 +525,9 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
 
 
 def test_tensorboard_shows_every_step_once(tmp_path: Path, data: str) -> None:
-    Trainer(tiny.config(data), tmp_path).run()
+    train(Run(tiny.config(data), tmp_path))
     (tmp_path / "checkpoints" / f"{48:012d}.safetensors").unlink()
-    Trainer(tiny.config(data), tmp_path).run()  # from the checkpoint at 32 pictures on
+    train(Run(tiny.config(data), tmp_path))  # from the checkpoint at 32 pictures on
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -546,26 +537,26 @@ def test_tensorboard_shows_every_step_once(tmp_path: Path, data: str) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data: str) -> dict[str, Tensor]:
-    trainer = Trainer(tiny.config(data), tmp_path_factory.mktemp("uninterrupted"))
-    trainer.run()
+    trainer = Run(tiny.config(data), tmp_path_factory.mktemp("uninterrupted"))
+    train(trainer)
     return weights(trainer.networks)
 
 
 def test_an_interrupt_between_steps_saves_and_the_run_resumes(
     tmp_path: Path, data: str, uninterrupted: dict[str, Tensor]
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
 
     def stop(share: float, figures: dict[str, float]) -> None:
         if trainer.counters.step == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(stop)
+        train(trainer, stop)
     assert (tmp_path / "checkpoints" / f"{24:012d}.safetensors").exists()
-    resumed = Trainer(tiny.config(data), tmp_path)
+    resumed = Run(tiny.config(data), tmp_path)
     assert resumed.counters.step == 6
-    resumed.run()
+    train(resumed)
     assert same_bits(weights(resumed.networks), uninterrupted)
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
@@ -579,20 +570,22 @@ def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
     uninterrupted: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer, usual = Trainer(tiny.config(data), tmp_path), signal.getsignal(number)
+    trainer, usual = Run(tiny.config(data), tmp_path), signal.getsignal(number)
 
-    def step(*args: Any, **options: Any) -> Any:
+    game_step = Game.discriminator_step
+
+    def step(self: Game, *args: Any) -> Any:
         if trainer.counters.step == 5:
             os.kill(os.getpid(), number)
-        return discriminator_step(*args, **options)
+        return game_step(self, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer_module, "discriminator_step", step)
-        trainer.run()
+        patch.setattr(Game, "discriminator_step", step)
+        train(trainer)
     assert signal.getsignal(number) is usual
-    resumed = Trainer(tiny.config(data), tmp_path)
+    resumed = Run(tiny.config(data), tmp_path)
     assert resumed.counters.step == 6
-    resumed.run()
+    train(resumed)
     assert same_bits(weights(resumed.networks), uninterrupted)
 
 
@@ -612,26 +605,28 @@ def test_a_scheduler_ends_what_a_script_runs_in_the_background() -> None:
 def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
 
-    def step(*args: Any, **options: Any) -> Any:
-        result = discriminator_step(*args, **options)
+    game_step = Game.discriminator_step
+
+    def step(self: Game, *args: Any) -> Any:
+        result = game_step(self, *args)
         if trainer.counters.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("the second one was ignored")
         return result
 
-    monkeypatch.setattr(trainer_module, "discriminator_step", step)
+    monkeypatch.setattr(Game, "discriminator_step", step)
     with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+        train(trainer)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         f"{16:012d}.safetensors"
     ]
 
 
 def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> None:
-    trainer = Trainer(tiny.config(data), tmp_path)
+    trainer = Run(tiny.config(data), tmp_path)
 
     def stop(share: float, figures: dict[str, float]) -> None:
         if figures["images"] >= 24:  # the first checkpoint was written at 16
@@ -639,7 +634,7 @@ def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(stop)
+        train(trainer, stop)
     saved = pretrained.load(tmp_path / MODEL_FILE).state_dict()
     now = trainer.networks.ema.state_dict()
     assert all(
@@ -648,14 +643,14 @@ def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> 
 
 
 def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None:
-    first = Trainer(tiny.config(data), tmp_path).run().read_bytes()
+    first = train(Run(tiny.config(data), tmp_path)).read_bytes()
     (tmp_path / MODEL_FILE).unlink()
-    assert Trainer(tiny.config(data), tmp_path).run().read_bytes() == first
+    assert train(Run(tiny.config(data), tmp_path)).read_bytes() == first
 
 
 # ---------------------------------------------------------------- learning
 def real_batches_of(
-    trainer: Trainer, stage: Stage, positions: range
+    trainer: Run, stage: Stage, positions: range
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """What the trainer's loop would be fed with."""
     images = trainer.counters.images
@@ -667,32 +662,33 @@ def real_batches_of(
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
         logits = n.judge([real, real], 1.0)[0], n.judge([fake.image, fake.aux_image], 1.0)[0]
-    return losses.discriminator_loss(*logits).item()
+    return losses.logistic_discriminator(*logits).item()
 
 
 def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, data: str) -> None:
     config = tiny.config(data)
-    trainer, stage = Trainer(config, tmp_path), config.stages[1]
+    trainer, stage = Run(config, tmp_path), config.stages[1]
     n, positions = trainer.networks, range(4)
     real = next(real_batches_of(trainer, stage, positions))[0].float() / 127.5 - 1
-    draws = trainer._draws(stage, positions, "D")
-    fake = trainer._generate(stage, draws)
+    draws = loop.step_draws(trainer, stage)
+    drawn, of_step = draws.fakes(positions, "D"), context(stage)
+    fake = render_fakes(n.generator, drawn, draws, of_step)
     for optimizer in n.optimizers.values():
         optimizer.param_groups[0]["lr"] = 0.01
 
     before = discriminator_loss_on(n, real, fake)
     for _ in range(40):
         n.discriminator_optimizer.zero_grad()
-        discriminator_step(n, real, fake, Judging(1.0, True), r1_weight=0.0)
+        discriminator_step(n, real, fake)
         n.discriminator_optimizer.step()
     after = discriminator_loss_on(n, real, fake)
     assert after < 0.5 * before
 
     for _ in range(40):
         n.generator_optimizer.zero_grad()
-        generator_step(n, trainer._generate(stage, draws), Judging(1.0, True))
+        generator_step(n, render_fakes(n.generator, drawn, draws, of_step))
         n.generator_optimizer.step()
-    fooled = discriminator_loss_on(n, real, trainer._generate(stage, draws))
+    fooled = discriminator_loss_on(n, real, render_fakes(n.generator, drawn, draws, of_step))
     assert fooled > 2 * after
 
 
@@ -701,7 +697,7 @@ def two_process_config(data: str) -> TrainConfig:
     """With all that processes have to agree on."""
     return tiny.config(
         data, mirror=True, sampling=Sampling(4, 2), cameras="learned", augment_target=-0.9, augment_kimg=0.04,
-        transmittance_weight=0.5, transmittance_target=1.0,
+        objective=Objective(r1=R1(10.0, 3), transmittance=Transmittance(0.5, 1.0)),
     )  # fmt: skip
 
 
@@ -735,18 +731,18 @@ def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) 
         }
         if processes > 1:
             with pytest.raises(KeyboardInterrupt):
-                trainer.run(ctrl_c)
+                train(trainer, ctrl_c)
             result["stopped"] = dict(vars(trainer.counters))
             trainer = trainer_of_rank(accelerator, folder, data)
-        trainer.run()
+        train(trainer)
         result |= {"weights": weights(trainer.networks), "augment": trainer.counters.augment}
         torch.save(result, Path(folder) / f"{processes}-{rank}.pt")
     finally:
         torch.set_default_dtype(default)
 
 
-def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Trainer:
-    trainer = Trainer(
+def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Run:
+    trainer = Run(
         two_process_config(data), Path(folder) / f"run-{accelerator.num_processes}", accelerator
     )
     for (
@@ -758,20 +754,21 @@ def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Trainer
     return trainer
 
 
-def gradients(trainer: Trainer, average: bool) -> dict[str, Tensor]:
+def gradients(trainer: Run, average: bool) -> dict[str, Tensor]:
     """Gradients of both networks' losses, computed as a step computes them, and cleared."""
     stage, n = trainer.config.stages[0], trainer.networks
-    positions = trainer._positions(stage.batch)
-    trainer.dataset = trainer_module.open_dataset(trainer.config.data, stage.resolution)
+    positions = trainer.positions(stage.batch)
+    trainer.dataset = loop.open_dataset(trainer.config.data, stage.resolution)
     real = next(real_batches_of(trainer, stage, positions))[0].double() / 127.5 - 1
-    fake = trainer._generate(stage, trainer._draws(stage, positions, "D"))
-    discriminator_step(n, real, fake, Judging(0.5, True), r1_weight=5.0)
-    generator_step(n, fake, Judging(0.5, True))
+    draws = loop.step_draws(trainer, stage)
+    fake = render_fakes(n.generator, draws.fakes(positions, "D"), draws, context(stage))
+    discriminator_step(n, real, fake, Objective(r1=R1(10.0)), alpha=0.5)
+    generator_step(n, fake, alpha=0.5)
     result = {}
     for name in ("generator", "discriminators", "poses"):
         module = n.modules[name]
         if average:
-            average_gradients(module.parameters(), trainer.accelerator)
+            loop.average_gradients(trainer, [*module.parameters()])
         result |= {
             f"{name}/{key}": p.grad.clone()
             for key, p in module.named_parameters()

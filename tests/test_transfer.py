@@ -29,7 +29,8 @@ from cips3d.models.generator import Generator
 from cips3d.models.types import Styles
 from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.steps import Networks, freeze_blocks
-from cips3d.training.trainer import Trainer
+from cips3d.training.loop import train
+from cips3d.training.run import Run
 
 CAMERA = Camera.orbit(torch.tensor([0.3, -0.2]))
 
@@ -43,7 +44,7 @@ def presets(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, with its model and discriminators."""
     folder = tmp_path_factory.mktemp("base") / "run"
-    Trainer(tiny.config(), folder).run()
+    train(Run(tiny.config(), folder))
     return folder
 
 
@@ -211,9 +212,9 @@ def test_a_model_without_discriminators_is_transferred_with_new_ones(
 
 def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_path: Path) -> None:
     stage = replace(tiny.config().stages[1], warm_up_kimg=0.031)  # of 0.032
-    trainer = Trainer(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
+    trainer = Run(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
     first = copy.deepcopy(trainer.networks)
-    trainer.run()
+    train(trainer)
     for (name, old), new in zip(
         first.generator.named_parameters(), trainer.networks.generator.parameters(), strict=True
     ):
@@ -234,16 +235,16 @@ def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path:
     source = tmp_path / "source.safetensors"
     pretrained.save(pretrained.load(model), source)
     config = replace(tiny.config(), start=str(source))
-    trainer = Trainer(config, tmp_path / "run")
+    trainer = Run(config, tmp_path / "run")
     trainer.save()
     source.unlink()
-    again = Trainer(config, tmp_path / "run")
+    again = Run(config, tmp_path / "run")
     for a, b in zip(
         trainer.networks.generator.parameters(), again.networks.generator.parameters(), strict=True
     ):
         assert torch.equal(a, b)
     with pytest.raises(UserError, match="no such file"):
-        Trainer(config, tmp_path / "other")
+        Run(config, tmp_path / "other")
 
 
 def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
@@ -264,12 +265,12 @@ def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
 def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_stage(
     tmp_path: Path,
 ) -> None:
-    config = tiny.config(tiny.pictures(tmp_path / "data", size=16), frozen_discriminator_blocks=1)
+    config = tiny.config(tiny.images(tmp_path / "data", size=16), frozen_discriminator_blocks=1)
     config = replace(
         config, discriminator=replace(config.discriminator, channels={4: 8, 8: 8, 16: 8}),
         stages=(config.stages[1], replace(config.stages[1], resolution=16, auxiliary=False)),
     )  # fmt: skip
-    assert Trainer(config, tmp_path / "run").run().exists()
+    assert train(Run(config, tmp_path / "run")).exists()
 
 
 def test_a_model_trained_without_the_auxiliary_discriminator_at_the_end_is_transferred() -> None:

@@ -88,7 +88,7 @@ def _heads_32_pi_gan() -> TrainConfig:
         shape_dim=64, appearance_dim=64, shape_style_dim=64, nerf_width=60, density_gain=160.0,
         density_blob=240.0, background="plain",
     )  # fmt: skip
-    base = _heads_32_with(networks)
+    base = _heads_32_with(networks, _heads_32())
     stages = tuple(replace(stage, generator_lr=PI_GAN_RATE) for stage in base.stages)
     return replace(base, stages=stages)
 
@@ -99,13 +99,13 @@ def _heads_32_cips_2d() -> TrainConfig:
         shape_dim=64, appearance_dim=64, appearance_style_dim=64, appearance_mapping_layers=3,
         feature_dim=56, inr_width=56, rgb_tanh=True,
     )  # fmt: skip
-    flat = without_pose_loss(_heads_32_with(networks))
-    return replace(flat, objective=replace(flat.objective, transmittance=None))
+    base = without_pose_loss(_heads_32())
+    flat = replace(base, objective=replace(base.objective, transmittance=None))
+    return _heads_32_with(networks, flat)
 
 
-def _heads_32_with(networks: NetworkConfig) -> TrainConfig:
+def _heads_32_with(networks: NetworkConfig, base: TrainConfig) -> TrainConfig:
     """heads-32 with another generator, without the auxiliary discriminator."""
-    base = _heads_32()
     return replace(
         base,
         generator=replace(base.generator, networks=networks),
@@ -134,16 +134,16 @@ def _heads_64() -> TrainConfig:
 
 
 # ---------------------------------------------------------------- the paper's datasets
-def _large(resolution: int, stages: tuple[Stage, ...], **networks: Any) -> TrainConfig:
+def _large(resolution: int, stages: tuple[Stage, ...], **changes: Any) -> TrainConfig:
     """Settings that all large presets share."""
     return TrainConfig(
+        stages,
         data="datasets/ffhq.zip",
-        generator=GeneratorConfig(Cips3dNetworks(**networks), resolution=resolution),
-        stages=stages,
         precision="bf16",
         workers=3,
         sample_kimg=50.0,
         checkpoint_kimg=50.0,
+        **{"generator": GeneratorConfig(resolution=resolution)} | changes,
     )
 
 
@@ -180,9 +180,14 @@ def _ffhq_512_paper() -> TrainConfig:
     sides = {64: 8_960, 128: 25_600, 256: 25_600}
     last = Stage(512, kimg=25_600, gradients="partial", gradient_rays=400**2)
     stages = (*(Stage(side, kimg=kimg) for side, kimg in sides.items()), last)
-    base = _large(512, stages, rgb_from_block=0, residual_from_block=9, rgb_tanh=False)
-    aux = base.aux_discriminator
-    return replace(base, aux_discriminator=replace(aux, channels={**aux.channels, 512: 32}))
+    networks = Cips3dNetworks(rgb_from_block=0, residual_from_block=9, rgb_tanh=False)
+    widths = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32}
+    return _large(
+        512,
+        stages,
+        generator=GeneratorConfig(networks, resolution=512),
+        aux_discriminator=DiscriminatorConfig(widths, downsample_first=True),
+    )
 
 
 def _afhq_cats_256() -> TrainConfig:
