@@ -173,9 +173,10 @@ def test_bad_images_stop_or_are_left_out(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("not square", "--crop none"), ("exists", "exists"), ("no zip", ".zip"), ("sound", "sound"), ("no video", "clip.mp4"),
-        ("cut video", "clip.mp4"), ("label missing", "no label"), ("nothing", "no images"), ("resolution", "--resolution"),
-        ("all bad", "none of its images"), ("encrypted", "damaged or cannot be read"), ("outside", "points outside"),
+        ("not square", "--crop none"), ("exists", "exists"), ("no zip", ".zip"), ("sound", "sound"),
+        ("no video", "clip.mp4"), ("cut video", "clip.mp4"), ("label missing", "no label"),
+        ("nothing", "no images"), ("resolution", "--resolution"), ("all bad", "none of its images"),
+        ("encrypted", "damaged or cannot be read"), ("outside", "points outside"),
         ("bomb", "safe to decode"),
     ],
 )  # fmt: skip
@@ -349,7 +350,7 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 
 
 def test_a_sheet_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--sheet" in error_of(capsys, "data", "check", folder, "--sheet", "sheet.jpg")
+    assert "sheet.txt" in error_of(capsys, "data", "check", folder, "--sheet", "sheet.txt")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class TestGeometry:
         assert (views.depth[~views.mask] == FAR_DEPTH).all()
 
     def test_two_views_agree(self, heads):
-        """Points seen from one side lie, where the other side sees them, on the surface that it shows."""
+        """Surface points seen from one side lie on the surface seen from the other side."""
         indices, side = range(12), 128
         first = heads.render(indices, Camera.orbit(torch.full((12,), -0.15), 0.05), side)
         second = heads.render(indices, Camera.orbit(torch.full((12,), 0.15), 0.0), side)
@@ -327,8 +327,12 @@ class TestExport:
         files = sorted(
             str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*.*")
         )
-        assert files == ["heads/00000/img00000000.png", "heads/00000/img00000001.png", "heads/attributes.json",
-                         "heads/dataset.json"]  # fmt: skip
+        assert files == [
+            "heads/00000/img00000000.png",
+            "heads/00000/img00000001.png",
+            "heads/attributes.json",
+            "heads/dataset.json",
+        ]
 
     def test_equal_datasets_are_equal_files(self, heads, tmp_path):
         for name in ("a.zip", "b.zip"):

@@ -1,4 +1,4 @@
-"""ImageDataset: what an item looks like, which labels it keeps, and one clear line for everything that can be wrong."""
+"""ImageDataset: its items, the labels it keeps, and one clear line for every fault."""
 
 import io
 import json
