@@ -24,7 +24,7 @@ from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 
 
-def picture(
+def noise_image(
     path: Path, width: int = 24, height: int = 16, seed: int = 0, mode: str = "RGB"
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def picture(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(5):
-        picture(tmp_path / "in" / f"{i}.png", seed=i)
+        noise_image(tmp_path / "in" / f"{i}.png", seed=i)
     return tmp_path / "in"
 
 
@@ -67,7 +67,7 @@ def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -
     assert not torch.equal(lanczos, box)
 
 
-def test_pictures_are_resized_as_they_were_built(folder: Path, tmp_path: Path) -> None:
+def test_images_are_resized_as_they_were_built(folder: Path, tmp_path: Path) -> None:
     build_zip(folder, tmp_path / "box.zip", Recipe(16, filter="box", allow_upscaling=True))
     built = ImageDataset(tmp_path / "box.zip", 8)
     assert built.filter == "box" and torch.equal(
@@ -156,26 +156,27 @@ def test_a_phones_video_is_upright(tmp_path: Path) -> None:
     )  # now the right half is
 
 
-def test_bad_pictures_stop_or_are_left_out(
+def test_bad_images_stop_or_are_left_out(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "2.png").write_text("no picture")
-    picture(folder / "3.png", 4, 4)
+    (folder / "2.png").write_text("no image")
+    noise_image(folder / "3.png", 4, 4)
     command = ["data", "build", folder, tmp_path / "out.zip", "--resolution", "8"]
     assert "2.png" in error_of(capsys, *command)
     assert not (tmp_path / "out.zip").exists()
     main([*map(str, command), "--skip-bad"])
     words = capsys.readouterr().out
-    assert "3 pictures" in words and "left out: 2" in words and "2.png" in words
+    assert "3 images" in words and "skipped: 2" in words and "2.png" in words
     assert len(ImageDataset(tmp_path / "out.zip", 8)) == 3
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("not square", "--crop none"), ("exists", "exists"), ("no zip", ".zip"), ("sound", "sound"), ("no video", "clip.mp4"),
-        ("cut video", "clip.mp4"), ("label missing", "no label"), ("nothing", "no pictures"), ("resolution", "--resolution"),
-        ("all bad", "none of its pictures"), ("encrypted", "damaged or cannot be read"), ("outside", "points outside"),
+        ("not square", "--crop none"), ("exists", "exists"), ("no zip", ".zip"), ("sound", "sound"),
+        ("no video", "clip.mp4"), ("cut video", "clip.mp4"), ("label missing", "no label"),
+        ("nothing", "no images"), ("resolution", "--resolution"), ("all bad", "none of its images"),
+        ("encrypted", "damaged or cannot be read"), ("outside", "points outside"),
         ("bomb", "safe to decode"),
     ],
 )  # fmt: skip
@@ -208,7 +209,7 @@ def test_what_cannot_be_built(
     elif kind == "all bad":
         source = tmp_path / "bad"
         source.mkdir()
-        (source / "0.png").write_text("no picture")
+        (source / "0.png").write_text("no image")
         more = ["--skip-bad"]
     else:
         source = crafted(tmp_path / "in.zip", kind, (folder / "0.png").read_bytes())
@@ -271,17 +272,17 @@ def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ]
     )
     words = capsys.readouterr().out
-    assert "70 pictures, 70 readable; labels: cameras" in words and "70 RGB" in words
+    assert "70 images, 70 readable; labels: cameras" in words and "70 RGB" in words
     assert Image.open(tmp_path / "sheet.png").size == (8 * 96, 8 * 96)
 
 
 def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     for i in range(3):
-        picture(data / f"{i}.png", seed=i)
-    picture(data / "same.bmp", seed=1)
-    picture(data / "grey.png", 8, 8, mode="L")
-    picture(data / "palette.png", 16, 16, mode="P")
+        noise_image(data / f"{i}.png", seed=i)
+    noise_image(data / "same.bmp", seed=1)
+    noise_image(data / "grey.png", 8, 8, mode="L")
+    noise_image(data / "palette.png", 16, 16, mode="P")
     (data / "broken.jpg").write_bytes((data / "0.png").read_bytes()[:100])
     report = check(data, 16)
     assert [len(report.unreadable), len(report.too_small), report.grey, report.not_square] == [
@@ -294,7 +295,7 @@ def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report.modes == {"RGB": 4, "L": 1, "P": 1}
     assert "broken.jpg" in report.unreadable[0] and "grey.png" in report.too_small[0]
     assert report.sheet is not None and report.sheet.size == (6 * 96, 96)
-    assert "2 of its pictures" in error_of(capsys, "data", "check", data, "--resolution", "16")
+    assert "2 images would stop" in error_of(capsys, "data", "check", data, "--resolution", "16")
     assert check(data).faults == 1
 
 
@@ -302,7 +303,7 @@ def test_labels_that_training_would_refuse_are_faults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(3):
-        picture(tmp_path / f"{i}.png", seed=i)
+        noise_image(tmp_path / f"{i}.png", seed=i)
     labels = [["0.png", [0.0] * 25], ["1.png", [1, 2, 3]]]
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert check(tmp_path, 32).faults == 3  # a small one without a label counts once
@@ -311,15 +312,15 @@ def test_labels_that_training_would_refuse_are_faults(
         report.faults == 2 and "1.png" in report.unlabelled[0] and "2.png" in report.unlabelled[1]
     )
     assert report.odd_labels == ["0.png"]
-    assert "2 of its pictures" in error_of(capsys, "data", "check", tmp_path)
+    assert "2 images would stop" in error_of(capsys, "data", "check", tmp_path)
 
 
-def test_cameras_of_the_labels_are_told(tmp_path: Path) -> None:
-    """Whoever trains with labels has to give the model their distance and field of view."""
+def test_cameras_of_the_labels_are_reported(tmp_path: Path) -> None:
+    """Training with labels needs their distance and field of view."""
     cameras = [Camera.orbit(0.1 * i, radius=2.7, fov=18.0).to_label()[0].tolist() for i in range(3)]
     aside = [x + 0.1 * (i == 18) for i, x in enumerate(cameras[2])]
     for i in range(3):
-        picture(tmp_path / f"{i}.png", seed=i)
+        noise_image(tmp_path / f"{i}.png", seed=i)
     labels = [[f"{i}.png", label] for i, label in enumerate((*cameras[:2], aside))]
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     report = check(tmp_path)
@@ -328,7 +329,7 @@ def test_cameras_of_the_labels_are_told(tmp_path: Path) -> None:
         and report.odd_labels == ["2.png"]
         and report.faults == 0
     )
-    assert "cameras: 2.7 from the origin, field of view 18 degrees (medians)" in report.lines()
+    assert "cameras (median): distance 2.7, field of view 18 degrees" in report.lines()
 
 
 def test_colour_statistics(tmp_path: Path) -> None:
@@ -343,13 +344,13 @@ def test_colour_statistics(tmp_path: Path) -> None:
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     for i in range(12):
-        picture(tmp_path / "data" / f"{i:02d}.png", 4, 4, seed=i)
+        noise_image(tmp_path / "data" / f"{i:02d}.png", 4, 4, seed=i)
     lines = check(tmp_path / "data", 8).lines()
     assert lines[-1] == "  and 2 more" and sum("4x4" in line for line in lines) == 10
 
 
 def test_a_sheet_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--sheet" in error_of(capsys, "data", "check", folder, "--sheet", "sheet.jpg")
+    assert "sheet.txt" in error_of(capsys, "data", "check", folder, "--sheet", "sheet.txt")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
         dataset
     )
     assert record["real_pictures"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
-    assert dataset.description()["filter"] == "box" and dataset.description()["pictures"] == 20
+    assert dataset.description()["filter"] == "box" and dataset.description()["images"] == 20
     json.dumps([record, dataset.description()])
 
 

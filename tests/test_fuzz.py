@@ -1,4 +1,4 @@
-"""Damaged datasets and configurations of many kinds: a run either trains or ends in one clear line with exit status 2."""
+"""Damaged datasets and configurations: a run trains, or ends in one clear line and status 2."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def encoded(
     return buffer.getvalue()
 
 
-def pictures(folder: Path, draw: random.Random) -> None:
+def images(folder: Path, draw: random.Random) -> None:
     folder.mkdir()
     for i in range(3):
         (folder / f"{i}.png").write_bytes(encoded("png", draw))
 
 
-# ---------------------------------------------------------------- thirty ways to do harm
+# ---------------------------------------------------------------- damaged datasets
 def first_bytes(change: Callable[[bytes, random.Random], bytes], kind: str = "png") -> Damage:
-    """A picture of that kind with its bytes changed."""
+    """An image of that kind with changed bytes."""
 
     def damage(folder: Path, draw: random.Random) -> None:
         (folder / f"1.{kind}").write_bytes(
@@ -69,7 +69,7 @@ def zeroed(content: bytes, draw: random.Random) -> bytes:
 
 
 def labels(text: Callable[[random.Random], Any]) -> Damage:
-    """A dataset.json beside the pictures."""
+    """A dataset.json next to the images."""
 
     def damage(folder: Path, draw: random.Random) -> None:
         value = text(draw)
@@ -79,7 +79,7 @@ def labels(text: Callable[[random.Random], Any]) -> Damage:
 
 
 def zipped(change: Callable[[bytes, random.Random], bytes], names: str = "{}") -> Damage:
-    """A zip in the folder's place."""
+    """A zip instead of the folder."""
 
     def damage(folder: Path, draw: random.Random) -> None:
         buffer = io.BytesIO()
@@ -97,7 +97,7 @@ def link_to_nowhere(folder: Path, _: random.Random) -> None:
     (folder / "1.png").symlink_to(folder / "gone.png")
 
 
-def folder_as_picture(folder: Path, _: random.Random) -> None:
+def folder_as_image(folder: Path, _: random.Random) -> None:
     (folder / "9.png").mkdir()
 
 
@@ -123,7 +123,7 @@ DATA: dict[str, Damage] = {
     "cmyk": first_bytes(lambda c, d: encoded("jpeg", d, mode="CMYK"), "jpg"),
     "floats": first_bytes(lambda c, d: encoded("tiff", d, mode="F"), "tiff"),
     "link to nowhere": link_to_nowhere,
-    "folder called png": folder_as_picture,
+    "folder called png": folder_as_image,
     "odd name": odd_name,
     "labels cut off": labels(
         lambda d: json.dumps({"labels": [["0.png", [0.0] * 25]]})[: d.randrange(30)]
@@ -142,13 +142,14 @@ DATA: dict[str, Damage] = {
     "flipped bit in a zip": zipped(flipped),
     "zip that points outside": zipped(lambda c, d: c, "../{}"),
     "zip with a drive": zipped(lambda c, d: c, "C:\\{}"),
-    "zip without pictures": zipped(lambda c, d: c, "{}.txt"),
+    "zip without images": zipped(lambda c, d: c, "{}.txt"),
 }
 
-#: Kinds that do the same harm whatever is drawn.
+#: Kinds whose damage does not depend on the draws.
 ALIKE = {
-    "nothing in it", "flat", "one grey pixel", "cmyk", "floats", "link to nowhere", "folder called png", "labels missing",
-    "labels not finite", "zip that points outside", "zip with a drive", "zip without pictures", "unknown field",
+    "nothing in it", "flat", "one grey pixel", "cmyk", "floats", "link to nowhere",
+    "folder called png", "labels missing", "labels not finite", "zip that points outside",
+    "zip with a drive", "zip without images", "unknown field",
 }  # fmt: skip
 
 
@@ -247,10 +248,11 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-#: What no run can train on, or with.
+#: Damage that no run can train with.
 HOPELESS = {
-    "noise", "nothing in it", "link to nowhere", "labels too short", "labels missing", "labels not finite",
-    "zip without pictures", "zip that points outside", "cut off", "unknown field", "no json",
+    "noise", "nothing in it", "link to nowhere", "labels too short", "labels missing",
+    "labels not finite", "zip without images", "zip that points outside", "cut off",
+    "unknown field", "no json",
 }  # fmt: skip
 
 
@@ -267,7 +269,7 @@ def test_damaged_datasets(
     draw = random.Random(drawn.draw(seeds(kind)))
     with tempfile.TemporaryDirectory() as place:
         data, run = Path(place) / "data", Path(place) / "run"
-        pictures(data, draw)
+        images(data, draw)
         DATA[kind](data, draw)
         line = outcome(["train", str(run), "--preset", "tiny", "--data", str(data)], capsys)
         assert line is not None or kind not in HOPELESS

@@ -73,7 +73,7 @@ class TestItems:
 
     @pytest.mark.parametrize("index", [200, -201])
     def test_index_out_of_range(self, heads, index):
-        with pytest.raises(IndexError, match="200 pictures"):
+        with pytest.raises(IndexError, match="200 images"):
             heads[index]
 
     def test_last_index_from_the_end(self, heads):
@@ -81,7 +81,7 @@ class TestItems:
 
     @pytest.mark.parametrize("side", [1, 2, 5])
     @pytest.mark.parametrize("style", ["natural", "cartoon"])
-    def test_tiny_pictures(self, side, style):
+    def test_tiny_images(self, side, style):
         assert SyntheticHeads(resolution=side, style=style)[0].shape == (3, side, side)
 
 
@@ -168,7 +168,7 @@ class TestGeometry:
         assert (raycast.cast(ball((0.0, 0.0, 0.0), 0.1), pose, 40.0, 8, 8)[1] == -1).all()
 
     def test_every_ray_that_meets_an_ellipsoid_shows_it(self):
-        """The box in the picture cuts nothing off, off-centre and in a wide perspective."""
+        """The box in the image cuts nothing off, off-centre and in a wide perspective."""
         draws = np.random.default_rng(0)
         camera = Camera.orbit(0.4, 0.2, radius=0.3, fov=70.0)
         rays = camera.rays(30, 20)
@@ -193,7 +193,7 @@ class TestGeometry:
         assert (views.depth[~views.mask] == FAR_DEPTH).all()
 
     def test_two_views_agree(self, heads):
-        """Points seen from one side lie, where the other side sees them, on the surface that it shows."""
+        """Surface points seen from one side lie on the surface seen from the other side."""
         indices, side = range(12), 128
         first = heads.render(indices, Camera.orbit(torch.full((12,), -0.15), 0.05), side)
         second = heads.render(indices, Camera.orbit(torch.full((12,), 0.15), 0.0), side)
@@ -327,8 +327,12 @@ class TestExport:
         files = sorted(
             str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*.*")
         )
-        assert files == ["heads/00000/img00000000.png", "heads/00000/img00000001.png", "heads/attributes.json",
-                         "heads/dataset.json"]  # fmt: skip
+        assert files == [
+            "heads/00000/img00000000.png",
+            "heads/00000/img00000001.png",
+            "heads/attributes.json",
+            "heads/dataset.json",
+        ]
 
     def test_equal_datasets_are_equal_files(self, heads, tmp_path):
         for name in ("a.zip", "b.zip"):
@@ -359,7 +363,7 @@ class TestExport:
             write_heads(tmp_path / "file" / name, heads, count=1)
 
     def test_count_out_of_range(self, heads, tmp_path):
-        with pytest.raises(UserError, match="201 pictures"):
+        with pytest.raises(UserError, match="count is 201"):
             write_heads(tmp_path / "x.zip", heads, count=201)
 
 

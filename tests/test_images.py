@@ -1,4 +1,4 @@
-"""ImageDataset: what an item looks like, which labels it keeps, and one clear line for everything that can be wrong."""
+"""ImageDataset: its items, the labels it keeps, and one clear line for every fault."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def write_folder(root, files: dict[str, bytes]):
 
 
 def write_zip(root, files: dict[str, bytes]):
-    path = root / "pictures.zip"
+    path = root / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
@@ -73,9 +73,9 @@ def test_items_are_uint8_squares_in_name_order(tmp_path, write):
         for i, (folder, name) in enumerate(["b1", "a2", "a1"])
     }
     files |= {
-        "notes.txt": b"no picture",
-        ".hidden.png": b"no picture",
-        "__MACOSX/a/._1.png": b"no picture",
+        "notes.txt": b"no image",
+        ".hidden.png": b"no image",
+        "__MACOSX/a/._1.png": b"no image",
     }
     data = ImageDataset(write(tmp_path, files), 8)
     assert len(data) == 3
@@ -120,7 +120,7 @@ def test_filters_downscale_as_named(tmp_path):
     ],
     ids=["grey", "grey-alpha", "transparent", "opaque", "half", "palette", "grey-16", "bilevel"],
 )
-def test_every_kind_of_picture_becomes_rgb(tmp_path, image, expected):
+def test_every_kind_of_image_becomes_rgb(tmp_path, image, expected):
     item = ImageDataset(write_folder(tmp_path, {"a.png": encoded(image)}), 4)[0]
     assert item.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(expected)]
 
@@ -139,7 +139,7 @@ def test_cmyk_jpeg_is_read(tmp_path):
     assert item[1:].max() < 60
 
 
-def test_a_transparent_level_of_a_16_bit_picture_is_white_and_the_rest_stays(tmp_path):
+def test_a_transparent_level_of_a_16_bit_image_is_white_and_the_rest_stays(tmp_path):
     ramp = Image.fromarray(np.tile(np.arange(16, dtype=np.uint16) * 4096, (16, 1)))
     plain, clear = (
         ImageDataset(write_folder(tmp_path / name, {"a.png": encoded(ramp, **options)}), 16)[0]
@@ -193,7 +193,7 @@ def test_is_picklable_and_works_in_worker_processes(tmp_path, write):
         assert torch.equal(torch.cat(list(loader)), expected)
 
 
-def test_nothing_is_written_beside_the_pictures(tmp_path):
+def test_nothing_is_written_beside_the_images(tmp_path):
     ImageDataset(write_folder(tmp_path, {"a.png": encoded(noise(8, 8))}), 8)[0]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -225,7 +225,7 @@ def test_no_camera_labels(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "no readable JSON"),
+        ("{", "not valid JSON"),
         ("[]", "must be"),
         ('{"labels": 5}', "must be"),
         ('{"labels": [["a.png"]]}', "must be"),
@@ -257,21 +257,21 @@ def test_a_file_that_is_no_zip(tmp_path):
 
 
 @both_layouts
-def test_no_pictures(tmp_path, write):
+def test_no_images(tmp_path, write):
     line = refusal(write(tmp_path, {"readme.txt": b"hello"}), 8)
-    assert "holds no pictures" in line
+    assert "contains no images" in line
     assert ".png, .jpg" in line
 
 
 def test_empty_folder_and_empty_zip(tmp_path):
-    assert "holds no pictures" in refusal(tmp_path, 8)
-    assert "holds no pictures" in refusal(write_zip(tmp_path, {}), 8)
+    assert "contains no images" in refusal(tmp_path, 8)
+    assert "contains no images" in refusal(write_zip(tmp_path, {}), 8)
 
 
 def test_cut_off_zip(tmp_path):
     path = write_zip(tmp_path, {f"{i}.png": encoded(noise(8, 8)) for i in range(4)})
     path.write_bytes(path.read_bytes()[:-40])
-    assert "pictures.zip: is damaged or cut off" in refusal(path, 8)
+    assert "images.zip: is damaged or cut off" in refusal(path, 8)
 
 
 def test_zip_with_a_damaged_member(tmp_path):
@@ -302,27 +302,27 @@ def test_unreadable_folder_and_zip(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", denied)
     assert "cannot be listed (Permission denied)" in refusal(tmp_path, 8)
     monkeypatch.setattr("zipfile.ZipFile", denied)
-    assert "cannot be read (Permission denied)" in refusal(tmp_path / "pictures.zip", 8)
+    assert "cannot be read (Permission denied)" in refusal(tmp_path / "images.zip", 8)
 
 
-# ---------------------------------------------------------------- the pictures
+# ---------------------------------------------------------------- the images
 @pytest.mark.parametrize("data", [b"I am text", b"", b"\x89PNG\r\n\x1a\n"])
 @both_layouts
-def test_no_picture_under_a_pictures_name(tmp_path, write, data):
+def test_no_image_under_an_images_name(tmp_path, write, data):
     line = refusal(write(tmp_path, {"good.png": encoded(noise(8, 8)), "bad.png": data}), 8)
     assert "bad.png" in line
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @both_layouts
-def test_truncated_picture(tmp_path, write, format):
+def test_truncated_image(tmp_path, write, format):
     whole = encoded(noise(64, 64), format)
     with pytest.raises(UserError) as caught:
         ImageDataset(write(tmp_path, {f"cut.{format.lower()}": whole[: len(whole) // 2]}), 8)[0]
     assert f"cut.{format.lower()}" in one_line(caught)
 
 
-def test_picture_that_vanishes(tmp_path):
+def test_image_that_vanishes(tmp_path):
     data = ImageDataset(write_folder(tmp_path, {"a.png": encoded(noise(8, 8))}), 8)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError) as caught:
@@ -341,9 +341,9 @@ def test_decompression_bomb(tmp_path, monkeypatch, pixels):
     assert "safe to decode" in line
 
 
-def test_postscript_under_a_pictures_name_is_not_run(tmp_path):
+def test_postscript_under_an_images_name_is_not_run(tmp_path):
     image = encoded(noise(8, 8), "EPS")
-    assert "is no picture that can be read" in refusal(write_folder(tmp_path, {"a.png": image}), 8)
+    assert "is not a readable image" in refusal(write_folder(tmp_path, {"a.png": image}), 8)
 
 
 @pytest.mark.parametrize("name", ["a.png", "dataset.json"])
@@ -363,7 +363,7 @@ def test_a_damaged_directory_of_a_zip(tmp_path, at, value):
     name = content.index("a\xff.png".encode(), directory)
     content[name + 1] = 0xFF  # no UTF-8
     path.write_bytes(content)
-    assert "pictures.zip: is damaged" in refusal(path, 8)
+    assert "images.zip: is damaged" in refusal(path, 8)
 
 
 def test_encrypted_member(tmp_path):
@@ -387,7 +387,7 @@ def test_floating_point_tiff_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (100, 7)])
 @both_layouts
-def test_a_picture_smaller_than_the_resolution_needs_leave(tmp_path, write, size):
+def test_an_image_smaller_than_the_resolution_needs_leave(tmp_path, write, size):
     path = write(tmp_path, {"tiny.png": encoded(Image.new("RGB", size, RED))})
     line = refusal(path, 8)
     assert "tiny.png" in line
@@ -397,8 +397,8 @@ def test_a_picture_smaller_than_the_resolution_needs_leave(tmp_path, write, size
 
 def test_options_are_checked(tmp_path):
     root = write_folder(tmp_path, {"a.png": encoded(noise(8, 8))})
-    assert "resolution: 0" in refusal(root, 0)
-    assert "resolution: -4" in refusal(root, -4)
+    assert "resolution is 0" in refusal(root, 0)
+    assert "resolution is -4" in refusal(root, -4)
 
 
 def test_file_names_with_control_characters_stay_on_one_line(tmp_path):

@@ -15,7 +15,7 @@ from cips3d import pretrained
 from cips3d.camera import Camera
 from cips3d.cli.options import Derived, check_finite, check_seed, share_bar, to_device
 from cips3d.cli.predictor import named_predictor
-from cips3d.data.images import read_picture
+from cips3d.data.images import read_image
 from cips3d.editing.inversion import Inversion, InversionConfig, Space
 from cips3d.editing.inversion import invert as find
 from cips3d.editing.sheets import inversion_sheet
@@ -108,7 +108,7 @@ def invert(
             f"{out}: holds a model that is of no inversion and would be replaced; give another folder"
         )
     generator = to_device(pretrained.load(model), device)
-    picture = read_picture(image, generator.config.resolution).to(generator.shape_mean)
+    picture = read_image(image, generator.config.resolution).to(generator.shape_mean)
     discriminator = pretrained.load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(picture.device)

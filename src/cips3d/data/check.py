@@ -1,4 +1,4 @@
-"""Is a folder or zip of pictures fit to train on? Every picture is decoded; nothing stops at the first fault."""
+"""Checks whether a folder or zip of images can be trained on, and reports all faults."""
 
 from __future__ import annotations
 
@@ -14,21 +14,14 @@ import torch
 from PIL import Image
 
 from cips3d.camera import Camera, is_centred, is_rigid
-from cips3d.data.images import (
-    FILTERS,
-    LABEL_FILE,
-    LABEL_SIZE,
-    are_classes,
-    camera_label,
-    central_square,
-    read_labels,
-)
-from cips3d.data.sources import open_source, opened_picture, picture_names, upright_rgb
+from cips3d.data.images import FILTERS, central_square
+from cips3d.data.layout import LABEL_SIZE, Labels, read_labels
+from cips3d.data.sources import image_names, open_image, open_source, upright_rgb
 from cips3d.errors import UserError, printable
 
-#: Pictures of the contact sheet, in a row and in all, and the side of each in pixels.
-SHEET_COLUMNS, SHEET_PICTURES, SHEET_SIDE = 8, 64, 96
-#: Colour statistics are of squares of at most this side, pixels.
+#: Columns and images of the contact sheet, and the side of each image, pixels.
+SHEET_COLUMNS, SHEET_IMAGES, SHEET_SIDE = 8, 64, 96
+#: Largest side of the squares that colour statistics are computed on, pixels.
 MOST_SIDE = 256
 #: Names in a list before "and N more".
 _SHOWN = 10
@@ -36,24 +29,26 @@ _SHOWN = 10
 
 @dataclass
 class DataReport:
-    """What a dataset holds.
+    """The content of a dataset and its faults.
 
     Attributes:
-        names: all pictures.
-        unreadable: what is wrong with those that cannot be decoded.
-        too_small: those whose shorter side is below the resolution asked about.
-        unlabelled: what is wrong with the labels of those that have none or a bad one, where others have a camera's.
-        faulty: the names of all of these.
-        odd_labels: names of those whose label is no camera that a run could train with; others do not look at it.
+        names: all images.
+        resolution: resolution of the training run, or None.
+        labels: kind of the labels.
+        camera: median distance from the origin and field of view (degrees) of the labels' cameras.
+        unreadable: one line per image that cannot be decoded.
+        too_small: images whose shorter side is below the resolution.
+        unlabelled: one line per image whose camera label is missing or malformed.
+        faulty: names of all of these.
+        odd_labels: images whose label is not a centred camera in a rigid pose. Only training with
+            cameras=labels refuses them.
         duplicates: groups of names with the same pixels.
-        sides: shorter side of each readable picture, pixels.
-        not_square: how many are cropped in training.
-        modes: how many pictures there are of each of Pillow's modes; all are converted to RGB.
-        grey: how many have no colours.
-        mean, std: of red, green and blue over all cropped squares (of at most `MOST_SIDE`), 0 to 255.
-        labels: what labels there are.
-        camera: median distance from the origin and field of view (degrees) of the labels' cameras, where there are some.
-        sheet: evenly spread pictures side by side, or None without any.
+        sides: shorter side of each readable image, pixels.
+        not_square: number of images that training crops.
+        modes: number of images by Pillow's mode. All are converted to RGB.
+        grey: number of images without colour.
+        mean, std: of red, green and blue over all cropped squares, 0 to 255.
+        sheet: evenly spaced images side by side, or None if there are none.
     """
 
     names: list[str]
@@ -76,41 +71,29 @@ class DataReport:
 
     @property
     def faults(self) -> int:
-        """Pictures that would stop a training run."""
+        """Number of images that would stop a training run."""
         return len(self.faulty)
 
     def lines(self) -> list[str]:
-        """The report for people."""
-        lines = [
-            f"{len(self.names):,} pictures, {len(self.names) - len(self.unreadable):,} readable; labels: {self.labels}"
-        ]
+        """The report as text."""
+        readable = len(self.names) - len(self.unreadable)
+        lines = [f"{len(self.names):,} images, {readable:,} readable; labels: {self.labels}"]
         if self.camera is not None:
+            distance, fov = self.camera
             lines.append(
-                f"cameras: {self.camera[0]:.3g} from the origin, field of view {self.camera[1]:.4g} degrees (medians)"
+                f"cameras (median): distance {distance:.3g}, field of view {fov:.4g} degrees"
             )
         if self.sides:
-            sides = sorted(self.sides)
-            middle = sides[len(sides) // 2]
-            lines.append(
-                f"shorter side: {sides[0]} to {sides[-1]} pixels, median {middle}; {self.not_square:,} not square"
-            )
-            modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.most_common())
-            lines.append(
-                f"channels: {modes} (all are converted to RGB); {self.grey:,} without colours"
-            )
-            lines.append("colours, mean (deviation): " + ", ".join(
-                f"{name} {mean:.0f} ({std:.0f})"
-                for name, mean, std in zip(("red", "green", "blue"), self.mean, self.std, strict=True)
-            ))  # fmt: skip
+            lines += self._statistics()
         for title, entries in (
             ("unreadable", self.unreadable),
-            (f"smaller than {self.resolution}", self.too_small),
-            ("without a camera label", self.unlabelled),
+            (f"smaller than {self.resolution} pixels", self.too_small),
+            ("camera label missing or malformed", self.unlabelled),
             (
-                "with a label of no centred camera in a rigid pose (cameras=labels refuses it)",
+                "label is not a centred camera in a rigid pose (cameras=labels refuses it)",
                 self.odd_labels,
             ),
-            ("the same pixels", [" = ".join(group) for group in self.duplicates]),
+            ("identical pixels", [" = ".join(group) for group in self.duplicates]),
         ):
             if entries:
                 lines.append(f"{title}: {len(entries):,}")
@@ -119,107 +102,136 @@ class DataReport:
                     lines.append(f"  and {len(entries) - _SHOWN:,} more")
         return lines
 
-
-def _look_at_cameras(report: DataReport, labels: dict[str, list[float]]) -> None:
-    """Tells the labels' cameras."""
-    numbers = torch.tensor(list(labels.values())).reshape(-1, LABEL_SIZE)
-    fine = is_centred(numbers) & is_rigid(numbers)
-    report.odd_labels = [
-        printable(name) for name, is_fine in zip(labels, fine.tolist(), strict=True) if not is_fine
-    ]
-    if fine.any():
-        cameras = Camera.from_label(numbers[fine])
-        report.camera = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
+    def _statistics(self) -> list[str]:
+        """Lines about sizes and colours."""
+        sides = sorted(self.sides)
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.most_common())
+        colours = ", ".join(
+            f"{name} {mean:.0f} ± {std:.0f}"
+            for name, mean, std in zip(("red", "green", "blue"), self.mean, self.std, strict=True)
+        )
+        return [
+            f"shorter side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}; "
+            f"{self.not_square:,} not square",
+            f"colour modes: {modes} (converted to RGB); {self.grey:,} without colour",
+            f"colour, mean ± standard deviation: {colours}",
+        ]
 
 
 def check(
     path: str | os.PathLike[str],
     resolution: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, all: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DataReport:
-    """Decodes every picture of a folder or zip.
+    """Decodes every image of a folder or zip.
 
     Args:
-        resolution: of a training run; pictures whose shorter side is below it are reported.
-        progress: called with the number of pictures done and of all.
+        resolution: resolution of the training run. Smaller images are reported.
+        progress: called with the number of images decoded and the total.
 
     Raises:
-        UserError: if the folder or zip cannot be read, holds no pictures, or has labels that cannot be read.
+        UserError: if the folder or zip cannot be read or contains no images, or the labels cannot
+            be read.
     """
     source = open_source(Path(path))
-    names = picture_names(source)
+    names = image_names(source)
     labels = read_labels(source)
     report = DataReport([printable(name) for name in names], resolution, _kind(labels, names))
-    if labels is not None and not are_classes(labels):
-        good: dict[str, list[float]] = {}
-        for name in names:
-            try:
-                good[name] = camera_label(labels, name, printable(source.place(LABEL_FILE)))
-            except UserError as error:
-                report.unlabelled.append(str(error))
-                report.faulty.add(name)
-        _look_at_cameras(report, good)
+    if labels is not None and not labels.are_classes:
+        _check_cameras(report, labels, names)
+    colours = _Colours()
     digests: dict[bytes, list[str]] = {}
-    total, squares, pixels = np.zeros(3), np.zeros(3), 0
-    shown_ones = {i * len(names) // SHEET_PICTURES for i in range(SHEET_PICTURES)}
+    shown = {i * len(names) // SHEET_IMAGES for i in range(SHEET_IMAGES)}
     thumbnails: list[Image.Image] = []
     for number, name in enumerate(names):
+        progress(number, len(names))
         try:
-            with opened_picture(source, name) as image:
+            with open_image(source, name) as image:
                 mode = image.mode
                 rgb = upright_rgb(image)
         except UserError as error:
             report.unreadable.append(str(error))
             report.faulty.add(name)
-            progress(number + 1, len(names))
             continue
-        side = min(rgb.size)
-        array = np.asarray(rgb)
-        digest = hashlib.blake2b(
-            array.tobytes() + repr(array.shape).encode(), digest_size=16
-        ).digest()
-        digests.setdefault(digest, []).append(printable(name))
-        square = (
-            np.asarray(central_square(rgb, min(side, MOST_SIDE), FILTERS["box"]))
-            .reshape(-1, 3)
-            .astype(np.float64)
-        )
-        total, squares, pixels = (
-            total + square.sum(axis=0),
-            squares + (square**2).sum(axis=0),
-            pixels + len(square),
-        )
+        side, pixels = min(rgb.size), np.asarray(rgb)
+        digests.setdefault(_digest(pixels), []).append(printable(name))
+        colours.add(rgb)
         report.modes[mode] += 1
         report.sides.append(side)
         report.not_square += rgb.width != rgb.height
-        report.grey += bool((array[..., :1] == array).all())
+        report.grey += bool((pixels[..., :1] == pixels).all())
         if resolution is not None and side < resolution:
             report.too_small.append(f"{printable(name)} ({rgb.width}x{rgb.height})")
             report.faulty.add(name)
-        if number in shown_ones:
+        if number in shown:
             thumbnails.append(central_square(rgb, SHEET_SIDE, FILTERS["lanczos"]))
-        progress(number + 1, len(names))
+    progress(len(names), len(names))
     report.duplicates = [group for group in digests.values() if len(group) > 1]
-    if pixels:
-        mean = total / pixels
-        report.mean = tuple(mean.tolist())
-        report.std = tuple(np.sqrt(np.maximum(squares / pixels - mean**2, 0)).tolist())
+    if report.sides:
+        report.mean, report.std = colours.mean_and_std()
         report.sheet = _sheet(thumbnails) if thumbnails else None
     return report
 
 
-def _kind(labels: dict[str, object] | None, names: list[str]) -> str:
+def _kind(labels: Labels | None, names: list[str]) -> str:
+    """What the report says of the labels."""
     if labels is None:
         return "none"
-    kind = "class numbers" if are_classes(labels) else "cameras"
-    missing = sum(name not in labels for name in names)
-    return kind + (f", missing for {missing:,} pictures" if missing else "")
+    kind = "class numbers" if labels.are_classes else "cameras"
+    missing = sum(name not in labels.by_name for name in names)
+    return kind + (f", missing for {missing:,} images" if missing else "")
 
 
-def _sheet(pictures: list[Image.Image]) -> Image.Image:
-    columns = min(SHEET_COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
+def _check_cameras(report: DataReport, labels: Labels, names: list[str]) -> None:
+    """Reports malformed and odd camera labels, and the median camera of the others."""
+    well_formed: dict[str, list[float]] = {}
+    for name in names:
+        try:
+            well_formed[name] = labels.camera(name)
+        except UserError as error:
+            report.unlabelled.append(str(error))
+            report.faulty.add(name)
+    numbers = torch.tensor(list(well_formed.values())).reshape(-1, LABEL_SIZE)
+    usable = is_centred(numbers) & is_rigid(numbers)
+    report.odd_labels = [
+        printable(name) for name, good in zip(well_formed, usable.tolist(), strict=True) if not good
+    ]
+    if usable.any():
+        cameras = Camera.from_label(numbers[usable])
+        report.camera = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
+
+
+class _Colours:
+    """Running mean and standard deviation of red, green and blue."""
+
+    def __init__(self) -> None:
+        self._total, self._squares, self._count = np.zeros(3), np.zeros(3), 0
+
+    def add(self, image: Image.Image) -> None:
+        """Adds the central square of an image, at `MOST_SIDE` pixels at most."""
+        square = central_square(image, min(*image.size, MOST_SIDE), FILTERS["box"])
+        pixels = np.asarray(square).reshape(-1, 3).astype(np.float64)
+        self._total += pixels.sum(axis=0)
+        self._squares += (pixels**2).sum(axis=0)
+        self._count += len(pixels)
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of all pixels that were added, 0 to 255."""
+        mean = self._total / self._count
+        variance = np.maximum(self._squares / self._count - mean**2, 0)
+        return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    """A hash of an image's pixels and shape."""
+    content = pixels.tobytes() + repr(pixels.shape).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _sheet(images: list[Image.Image]) -> Image.Image:
+    columns = min(SHEET_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * SHEET_SIDE, rows * SHEET_SIDE), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * SHEET_SIDE, i // columns * SHEET_SIDE))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * SHEET_SIDE, i // columns * SHEET_SIDE))
     return sheet

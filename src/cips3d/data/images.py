@@ -1,14 +1,13 @@
-"""A user's own pictures, in a folder or a zip, as square training images.
+"""A user's own images, in a folder or zip of StyleGAN's layout, as square training images.
 
-The zip and `dataset.json` have StyleGAN's layout. Nothing is cached or written; every picture is decoded when it is asked for.
-All headers are read when the dataset is made, so that a bad picture stops a training run before it starts.
+Nothing is cached or written: each image is decoded when it is requested. Opening the dataset reads
+all headers, so that a bad image is found before a training run starts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,38 +21,41 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cips3d.camera import is_centred, is_rigid
+from cips3d.configuration import Count, validated
+from cips3d.data.layout import read_labels, read_recipe
 from cips3d.data.sources import (
     Folder,
     Memory,
     Source,
+    image_names,
+    open_image,
     open_source,
-    opened_picture,
-    picture_names,
     upright_rgb,
 )
-from cips3d.errors import UserError, first_line, printable
+from cips3d.errors import UserError, printable
 
-#: StyleGAN's file of labels beside the pictures.
-LABEL_FILE = "dataset.json"
-LABEL_SIZE = 25
-#: Resampling filters by name: the sharper one, and the one that averages areas.
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+Filter = Literal["lanczos", "box"]
+#: Resampling by name: "lanczos" is sharper, "box" averages areas.
+FILTERS: dict[Any, Image.Resampling] = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
 
 
-class ImageDataset(Dataset):
-    """Square pictures from a folder (with its subfolders) or a zip, in the order of their names.
+class ImageDataset(Dataset[Tensor]):
+    """Square images from a folder (with its subfolders) or a zip, in the order of their names.
 
-    A picture is turned upright (EXIF), laid on white where it is transparent, converted to RGB, cropped to its central square
-    and resized; pictures of different sizes may be mixed. Hidden files and `__MACOSX` are passed over, and only the first frame
-    of an animation is used.
+    Each image is turned upright (EXIF), composited onto white where it is transparent, converted
+    to RGB, cropped to its central square and resized. Sizes may differ. Hidden files and
+    `__MACOSX` are skipped. Of an animation, only the first frame is used.
 
     Attributes:
-        path: the folder or the zip.
+        path: the folder or zip.
         resolution: side of the items, pixels.
-        filter: name of the resampling filter: the one asked for, or that of `cips3d data build`, or "lanczos".
-        names: the pictures' paths inside the folder or zip, sorted, with forward slashes.
-        labels: (N, 25) camera labels of `dataset.json` in the order of the items (see `Camera.from_label`), or None if there is
-            no such file, it has no labels, or its labels are class numbers.
+        filter: name of the resampling filter.
+        names: paths of the images inside the folder or zip, sorted, with forward slashes.
+        labels: (N, 25) camera labels of `dataset.json` in the order of the items (see
+            `Camera.from_label`), or None if there are none or they are class numbers.
     """
 
     #: Each image is decoded on its own.
@@ -63,67 +65,62 @@ class ImageDataset(Dataset):
         self,
         path: str | os.PathLike[str],
         resolution: int,
-        filter: Literal["lanczos", "box"] | None = None,
+        filter: Filter | None = None,
         allow_upscaling: bool = False,
     ) -> None:
-        """Finds the pictures, reads the labels and checks every header.
+        """Finds the images, reads the labels and checks every header.
 
         Args:
-            path: a folder or a zip of pictures (see `EXTENSIONS`).
+            path: a folder or zip of images (see `EXTENSIONS`).
             resolution: side of the items, pixels, ≥ 1.
-            filter: resampling; "lanczos" is the sharper one, "box" averages areas. None takes the one that `cips3d data build`
-                has recorded in the archive, and "lanczos" where there is none.
-            allow_upscaling: take pictures whose shorter side is below `resolution` too; else they are refused.
+            filter: resampling. Default: the one that `cips3d data build` recorded in the zip, or
+                "lanczos".
+            allow_upscaling: accept images whose shorter side is below `resolution`.
 
         Raises:
-            UserError: if the path, a picture, the zip or `dataset.json` cannot be used.
+            UserError: if the path, an image, the zip or `dataset.json` cannot be used.
         """
-        if resolution < 1:
-            raise UserError(f"resolution: {resolution} has no pixels; give at least 1")
-        if filter is not None and filter not in FILTERS:
-            raise UserError(f"filter: {filter!r} is unknown; give one of {', '.join(FILTERS)}")
         self.path = Path(path)
-        self.resolution = resolution
+        self.resolution: int = validated(Count, resolution, "resolution")
         self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
-        built_with = (read_recipe(self._source) or {}).get("filter")
-        self.filter = filter or (
-            built_with if isinstance(built_with, str) and built_with in FILTERS else "lanczos"
-        )
-        self.names = picture_names(self._source)
-        self.labels = self._read_labels()
+        recorded = (read_recipe(self._source) or {}).get("filter")
+        default = recorded if isinstance(recorded, str) and recorded in FILTERS else "lanczos"
+        self.filter: str = validated(Filter, filter or default, "filter")
+        self.names = image_names(self._source)
+        self.labels = self._read_camera_labels()
         self.validate()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 side side"]:
-        """The picture at `index`, (3, resolution, resolution).
+        """The image at `index`, (3, resolution, resolution).
 
         Raises:
-            UserError: if the picture is damaged.
+            UserError: if the image is damaged.
         """
         return _square(self._source, self.names[index], self.resolution, FILTERS[self.filter])
 
     @property
     def has_cameras(self) -> bool:
-        """Whether every picture has a camera label."""
+        """Whether every image has a camera label."""
         return self.labels is not None
 
     def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
-        """Camera labels of the pictures at `indices`; only where `has_cameras`."""
+        """Camera labels of the images at `indices`; requires `has_cameras`."""
         assert self.labels is not None
         return self.labels[list(indices)]
 
     def check_cameras(self) -> None:
-        """Raises UserError if a label is not of a centered pinhole camera in a rigid pose."""
+        """Raises UserError if a label is not of a centred pinhole camera in a rigid pose."""
         if self.labels is None:
             return
         unusable = (~(is_centred(self.labels) & is_rigid(self.labels))).nonzero()
         if len(unusable):
             raise UserError(
                 f"{printable(self.path)}: the label of {printable(self.names[int(unusable[0])])} "
-                "is not a rotation, a position and a centered pinhole camera with equal focal "
+                "is not a rotation, a position and a centred pinhole camera with equal focal "
                 "lengths; correct or remove the labels"
             )
 
@@ -131,60 +128,58 @@ class ImageDataset(Dataset):
         """None: nothing is known of the subjects."""
 
     def description(self) -> dict[str, Any]:
-        """What the pictures depend on, JSON-ready; `built` tells how `cips3d data build` made them, where it did."""
+        """The settings that the images depend on, JSON-ready.
+
+        "built" is the record of `cips3d data build`, or None.
+        """
         return {
-            "name": str(self.path), "pictures": len(self), "resolution": self.resolution, "filter": self.filter,
+            "name": str(self.path),
+            "images": len(self),
+            "resolution": self.resolution,
+            "filter": self.filter,
             "built": read_recipe(self._source),
-        }  # fmt: skip
+        }
 
     @property
     def fingerprint(self) -> str:
-        """The same for two datasets only if their pictures are: a hash of the description and of the files' versions."""
-        told = [self.description(), [self._source.version(name) for name in self.names]]
-        return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
+        """A hash of the description and of the versions of all files."""
+        content = [self.description(), [self._source.version(name) for name in self.names]]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def validate(self) -> None:
-        """Reads the header of every picture, without decoding it.
+        """Reads the header of every image without decoding it.
 
         Raises:
-            UserError: naming the first picture that is unreadable, too large, or smaller than the resolution.
+            UserError: naming the first image that is unreadable, too large, or smaller than the
+                resolution.
         """
         for name in self.names:
-            with opened_picture(self._source, name) as image:
-                width, height = image.size
-            if min(width, height) < self.resolution and not self._allow_upscaling:
-                raise UserError(
-                    f"{self._place(name)}: is {width}x{height}, smaller than the resolution {self.resolution}; "
-                    "choose a lower resolution, remove the picture, or enlarge it (cips3d data build --allow-upscaling)"
-                )
+            with open_image(self._source, name) as image:
+                size = image.size
+            if not self._allow_upscaling:
+                check_size(size, self.resolution, printable(self._source.place(name)))
 
-    def _place(self, name: str) -> str:
-        return printable(self._source.place(name))
-
-    def _read_labels(self) -> Float[Tensor, "count 25"] | None:
-        by_name = read_labels(self._source)
-        if by_name is None or are_classes(by_name):
+    def _read_camera_labels(self) -> Float[Tensor, "count 25"] | None:
+        labels = read_labels(self._source)
+        if labels is None or labels.are_classes:
             return None
-        place = printable(self._source.place(LABEL_FILE))
-        return torch.tensor(
-            [camera_label(by_name, name, place) for name in self.names], dtype=torch.float32
-        )
+        return torch.tensor([labels.camera(name) for name in self.names], dtype=torch.float32)
 
 
-def read_picture(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
-    """One picture in [-1, 1], treated as those of an `ImageDataset`; a smaller one is enlarged.
+def read_image(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
+    """Reads one image in [-1, 1], cropped and resized as by `ImageDataset`; enlarges small ones.
 
     Raises:
         UserError: if it cannot be read.
     """
     path = Path(path)
-    return picture_of(Folder(path.parent), path.name, resolution)
+    return image_from(Folder(path.parent), path.name, resolution)
 
 
-def picture_of(
+def image_from(
     source: Source | Memory, name: str, resolution: int
 ) -> Float[Tensor, "1 3 side side"]:
-    """As `read_picture`, from wherever the picture lies.
+    """Reads an image as `read_image` does, from any source.
 
     Raises:
         UserError: if it cannot be read.
@@ -195,86 +190,24 @@ def picture_of(
 def _square(
     source: Source | Memory, name: str, resolution: int, filter: Image.Resampling
 ) -> UInt8[Tensor, "3 side side"]:
-    """A picture's central square, upright and resized."""
-    with opened_picture(source, name) as image:
+    """The central square of an image, upright and resized."""
+    with open_image(source, name) as image:
         square = central_square(upright_rgb(image), resolution, filter)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def read_labels(source: Source) -> dict[str, Any] | None:
-    """The labels of a dataset.json by picture, or None where there are none.
-
-    Raises:
-        UserError: if the file cannot be read or has another form.
-    """
-    content = _label_file(source)
-    if content is None:
-        return None
-    try:
-        pairs = content["labels"]
-        return None if pairs is None else dict(pairs)
-    except (TypeError, KeyError, ValueError) as error:
-        place = printable(source.place(LABEL_FILE))
-        raise UserError(
-            f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; mend or remove it'
-        ) from error
-
-
-def are_classes(labels: dict[str, Any]) -> bool:
-    """Whether labels are class numbers, which no network here looks at."""
-    return all(type(label) is int for label in labels.values())
-
-
-def read_recipe(source: Source) -> dict[str, Any] | None:
-    """What `cips3d data build` recorded in a dataset.json; None where it made none.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    content = _label_file(source)
-    recipe = content.get("cips3d") if isinstance(content, dict) else None
-    return recipe if isinstance(recipe, dict) else None
-
-
-def _label_file(source: Source) -> Any:
-    """What a dataset.json holds, or None where there is none."""
-    try:
-        with source.open(LABEL_FILE) as file:
-            return json.load(file)
-    except (FileNotFoundError, KeyError):  # as a folder and a zip say that there is none
-        return None
-    except UserError:
-        raise
-    except Exception as error:
-        place = printable(source.place(LABEL_FILE))
-        raise UserError(
-            f"{place}: is no readable JSON ({first_line(error)}); mend or remove it"
-        ) from error
-
-
 def central_square(image: Image.Image, resolution: int, filter: Image.Resampling) -> Image.Image:
-    """The central square of a picture, resized."""
+    """The central square of an image, resized."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
 
 
-def camera_label(by_name: dict[str, Any], name: str, place: str) -> list[float]:
-    """A picture's label of 25 numbers.
-
-    Raises:
-        UserError: if it has none, or another one.
-    """
-    label = by_name.get(name)
-    if label is None:
+def check_size(size: tuple[int, int], resolution: int, place: str) -> None:
+    """Raises UserError if an image of `size` (width, height) would have to be enlarged."""
+    if min(size) < resolution:
         raise UserError(
-            f"{place}: has no label for {printable(name)}; add one, or remove the picture or the labels"
+            f"{place}: is {size[0]}x{size[1]}, smaller than the resolution {resolution}; choose a "
+            "lower resolution, remove the image or enlarge it "
+            "(cips3d data build --allow-upscaling)"
         )
-    numbers = isinstance(label, list) and all(
-        type(x) in (int, float) and math.isfinite(x) for x in label
-    )
-    if not numbers or len(label) != LABEL_SIZE:
-        raise UserError(
-            f"{place}: the label of {printable(name)} must be {LABEL_SIZE} finite numbers; mend or remove the labels"
-        )
-    return label

@@ -104,7 +104,7 @@ class Dataset(Protocol):
         ...
 
     def check_cameras(self) -> None:
-        """Raises UserError if a label is not of a centered pinhole camera in a rigid pose."""
+        """Raises UserError if a label is not of a centred pinhole camera in a rigid pose."""
         ...
 
     def description(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Where a user's pictures lie, a folder or a zip, and how they are opened: safely, upright, as RGB.
+"""Opens a user's images in a folder or zip: safely, upright and as RGB.
 
-Decompression bombs, of pixels and of bytes, and a zip with members that point outside it are refused; every fault names its
-picture. Nothing but the decoders of known formats is tried: Pillow would hand PostScript, whatever its name, to Ghostscript.
+Decompression bombs (of pixels and of bytes) and zips whose members point outside the zip are
+refused. Every error names its image. Only the decoders of known formats are tried: Pillow passes
+PostScript to Ghostscript, whatever the file is called.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from PIL import Image, ImageOps
 
 from cips3d.errors import UserError, first_line, printable
 
-#: File names that are taken for pictures, in any case; other files are passed over.
+#: Extensions of images, in any case. Other files are skipped.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-#: Pillow's decoders for them, by content.
+#: Pillow's decoders for them. Pillow chooses by content.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-#: Bytes of a zip's member when unpacked, at most: of a picture, and of any other file.
+#: Largest unpacked size of an image in a zip, and of any other member, bytes.
 MOST_BYTES, MOST_OTHER_BYTES = 2**28, 2**30
 
 
 class Folder:
-    """The files of a folder and of its subfolders."""
+    """The files in a folder and its subfolders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +38,8 @@ class Folder:
     def names(self) -> list[str]:
         def fail(error: OSError) -> None:
             raise UserError(
-                f"{printable(error.filename)}: cannot be listed ({first_line(error)}); make the folder readable"
+                f"{printable(error.filename)}: cannot be listed ({first_line(error)}); "
+                "make the folder readable"
             )
 
         walk = os.walk(self.path, onerror=fail)
@@ -54,13 +56,16 @@ class Folder:
         return str(self.path / name)
 
     def version(self, name: str) -> list[int]:
-        """Numbers that change when the file does: its size, and when it was last written."""
+        """Size and modification time."""
         status = (self.path / name).stat()
         return [status.st_size, status.st_mtime_ns]
 
 
 class Zip:
-    """The members of a zip; every process opens the file for itself, since a shared file position would mix their reads."""
+    """The members of a zip.
+
+    Each process opens the file itself: forked processes share a file position.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,29 +75,27 @@ class Zip:
     def names(self) -> list[str]:
         names = [info.filename for info in self._opened().infolist() if not info.is_dir()]
         for name in names:
-            inside = PureWindowsPath(name)  # which knows both kinds of slash, and drives
+            inside = PureWindowsPath(name)  # understands both kinds of slash, and drives
             if inside.anchor or ".." in inside.parts:
                 raise UserError(
-                    f"{printable(self.path)}: its member {printable(name)} points outside the zip; make the zip again"
+                    f"{printable(self.path)}: its member {printable(name)} points outside the "
+                    "zip; create the zip again"
                 )
         return names
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
-        size, most = (
-            self._opened().getinfo(name).file_size,
-            MOST_BYTES if is_picture(name) else MOST_OTHER_BYTES,
-        )
+        size = self._opened().getinfo(name).file_size
+        most = MOST_BYTES if is_image(name) else MOST_OTHER_BYTES
         if size > most:
-            raise UserError(
-                f"{printable(self.place(name))}: unpacks to {size} bytes, more than {most}; remove it"
-            )
+            place = printable(self.place(name))
+            raise UserError(f"{place}: unpacks to {size} bytes, more than {most}; remove it")
         return self._opened().open(name)
 
     def place(self, name: str) -> str:
         return f"{name} in {self.path}"
 
     def version(self, name: str) -> list[int]:
-        """Numbers that change when the member does: its size and its checksum."""
+        """Size and checksum."""
         info = self._opened().getinfo(name)
         return [info.file_size, info.CRC]
 
@@ -106,7 +109,7 @@ class Zip:
 
 
 class Memory:
-    """One file that is in memory only, such as one that came over a network."""
+    """A single file in memory, such as an upload."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -122,10 +125,10 @@ Source = Folder | Zip
 
 
 def open_source(path: Path) -> Source:
-    """The files of a folder or a zip.
+    """The files of a folder or zip.
 
     Raises:
-        UserError: if there is none that can be read.
+        UserError: if the path does not exist or cannot be read.
     """
     if not path.exists():
         raise UserError(f"{printable(path)}: no such folder or zip; check the path")
@@ -134,53 +137,44 @@ def open_source(path: Path) -> Source:
     source = Zip(path)
     try:
         source.names()
-    except (
-        zipfile.BadZipFile,
-        OSError,
-        NotImplementedError,
-        ValueError,
-    ) as error:  # the last two of damaged headers
+    # damaged headers raise the last two
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(
-                f"{printable(path)}: cannot be read ({error.strerror}); give a readable folder or zip"
-            ) from error
-        if path.suffix.lower() == ".zip":
-            raise UserError(
-                f"{printable(path)}: is damaged or cut off ({first_line(error)}); make or copy the zip again"
-            ) from error
-        raise UserError(
-            f"{printable(path)}: is neither a folder nor a zip of pictures; give one of these"
-        ) from error
+            fault = f"cannot be read ({error.strerror}); give a readable folder or zip"
+        elif path.suffix.lower() == ".zip":
+            fault = f"is damaged or cut off ({first_line(error)}); create or copy the zip again"
+        else:
+            fault = "is neither a folder nor a zip of images; give one of these"
+        raise UserError(f"{printable(path)}: {fault}") from error
     return source
 
 
-def picture_names(source: Source) -> list[str]:
-    """The pictures' paths inside a folder or zip, sorted, with forward slashes; hidden files and __MACOSX are passed over.
+def image_names(source: Source) -> list[str]:
+    """Paths of the images inside a folder or zip, sorted, with forward slashes.
 
     Raises:
         UserError: if there are none.
     """
-    names = sorted(name for name in source.names() if is_picture(name))
+    names = sorted(name for name in source.names() if is_image(name))
     if not names:
-        raise UserError(
-            f"{printable(source.path)}: holds no pictures; looked for {', '.join(EXTENSIONS)}"
-        )
+        known = ", ".join(EXTENSIONS)
+        raise UserError(f"{printable(source.path)}: contains no images; looked for {known}")
     return names
 
 
-def is_picture(name: str) -> bool:
-    """Whether a path has a picture's extension and is not hidden."""
+def is_image(name: str) -> bool:
+    """Whether a path has an image's extension and is not hidden."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return name.lower().endswith(EXTENSIONS) and not hidden
 
 
 @contextmanager
-def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
-    """A picture with its header read; its pixels are decoded when they are used.
+def open_image(source: Source | Memory, name: str) -> Iterator[Image.Image]:
+    """An image whose header has been read. Pixels are decoded at their first use.
 
     Raises:
-        UserError: if it is damaged, unsafe to decode, or fails while it is used in the block.
+        UserError: if it is damaged or unsafe to decode, also when it is used in the block.
     """
     try:
         with warnings.catch_warnings():
@@ -189,30 +183,39 @@ def opened_picture(source: Source | Memory, name: str) -> Iterator[Image.Image]:
                 yield image
     except (UserError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # decoders of damaged data raise nearly anything, and all of it is the file's fault
-        raise _unreadable(printable(source.place(name)), error) from error
+    except Exception as error:  # decoders raise nearly anything for damaged data
+        raise UserError(f"{printable(source.place(name))}: {_fault(error)}") from error
 
 
-def _unreadable(place: str, error: Exception) -> UserError:
+def check_pixels(width: int, height: int, place: str) -> None:
+    """Raises UserError if an image has too many pixels to decode safely."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{place}: {_too_many_pixels()}")
+
+
+def _too_many_pixels() -> str:
+    limit = Image.MAX_IMAGE_PIXELS
+    return f"has more than the {limit} pixels that are safe to decode; scale it down or remove it"
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with an image, and what to do about it."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        reason = f"has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe to decode; scale it down or remove it"
-    elif isinstance(error, FileNotFoundError):
-        reason = "there is no such file; check the name"
-    elif isinstance(error, Image.UnidentifiedImageError):
-        reason = "is no picture that can be read; remove it or save it again"
-    else:
-        reason = f"is damaged or cannot be read ({first_line(error)}); remove it or save it again"
-    return UserError(f"{place}: {reason}")
+        return _too_many_pixels()
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file; check the name"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not a readable image; remove it or save it again"
+    return f"is damaged or cannot be read ({first_line(error)}); remove it or save it again"
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture turned upright (EXIF), laid on white where it is transparent, as RGB; of 16 bits the upper eight."""
+    """An image turned upright (EXIF) and composited onto white, as RGB.
+
+    Of 16 bits, the upper eight are kept.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(
-        "I"
-    ):  # 16-bit grey: Pillow would clip to 255 where we want the high byte
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         transparent = np.asarray(image) == image.info.get("transparency", -1)
         return Image.fromarray(np.where(transparent, 255, grey).astype(np.uint8)).convert("RGB")

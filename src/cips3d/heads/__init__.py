@@ -1,4 +1,4 @@
-"""The embedded dataset of stylized 3D heads, and the network that reads them."""
+"""The embedded dataset of stylised 3D heads, and the network that reads them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ _HOMES = {
     "SyntheticHeads": "dataset",
     "load_head_network": "network",
 }
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["HeadBatch", "HeadNetwork", "SyntheticHeads", "load_head_network"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
-"""SyntheticHeads: the embedded dataset, stylised 3D heads with known camera, depth, labels and attributes.
+"""SyntheticHeads: the embedded dataset of stylised 3D heads with known camera and geometry.
 
-Every picture is a pure function of (seed, index): the head's traits and shape, its camera and its plain background. Heads
-look to +z, fill about ±0.1 around the origin and lie inside a ball of radius 0.118: a camera on the unit sphere sees them
-between the depths 0.88 and 1.12. The light and the side of the bangs belong to the world: a mirrored picture is wrong.
+Every image is a pure function of (seed, index): the head's traits and shape, its camera and its
+plain background. Heads look towards +z and lie inside a ball of radius `raycast.BOUND` around the
+origin: a camera on the unit sphere sees them at depths 1 ± `EXTENT`. The light and the side of the
+bangs are fixed in the world, so a mirrored image does not occur in the dataset.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.configuration import Configuration, Count, Seed, to_dict
+from cips3d.configuration import Configuration, Count, Seed, to_dict, validated
 from cips3d.errors import UserError
 from cips3d.heads import raycast, shading
 from cips3d.heads.shapes import head_parts
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
     from cips3d.heads.truth import HeadTruth
 
 Style = Literal["natural", "cartoon"]
-#: The depth of background pixels (world units), beyond all heads for cameras at radius 1.
-FAR_DEPTH = 1.12
-#: Attributes of a picture; kinds are numbers into the tuples of `head_traits`, colours red, green and blue in [0, 1].
+#: Half depth of the volume around the origin that contains all heads, world units.
+EXTENT = 0.12
+#: Depth of background pixels, beyond all heads for cameras at radius 1, world units.
+FAR_DEPTH = 1 + EXTENT
+#: Attributes of an image. Kinds are numbers into the tuples of `traits`, colours RGB in [0, 1].
 ATTRIBUTES = (
     "yaw",  # radians, of the camera
     "pitch",  # radians, of the camera
-    "bangs_side",  # -1, 0 (no bangs) or +1: the sign of the world's x where the fringe covers the forehead
+    "bangs_side",  # -1, 0 (none) or +1: sign of the world's x where the fringe covers the forehead
     "hair_style",  # number into HAIR_STYLES
     "hat",  # number into HATS
     "beard",  # number into BEARDS
@@ -54,20 +57,20 @@ ATTRIBUTES = (
     "eye_color",  # (3,)
     "cloth_color",  # (3,)
     "hat_color",  # (3,); set without a hat too
-    "background",  # (3,), exactly the colour of the background's pixels but for rounding
+    "background",  # (3,), the colour of background pixels up to rounding
 )
 
 
 @dataclass(frozen=True)
 class HeadBatch:
-    """Rendered heads.
+    """Rendered heads and everything that is known about them.
 
     Attributes:
-        images: (B, 3, H, W) red, green and blue, 0 to 255.
-        depth: (B, 1, H, W) distance along the unit ray of the pixel's centre to the first surface; FAR_DEPTH where there is
-            none.
+        images: (B, 3, H, W) RGB, 0 to 255.
+        depth: (B, 1, H, W) distance to the first surface along the unit ray through the pixel's
+            centre; FAR_DEPTH where there is none.
         mask: (B, 1, H, W) True where the pixel's centre shows the head.
-        labels: (B, 1, H, W) what the pixel's centre shows, numbers into `raycast.LABELS`.
+        labels: (B, 1, H, W) numbers into `raycast.LABELS` at the pixels' centres.
         camera: the B cameras.
         attributes: name (see ATTRIBUTES) -> (B,) or (B, 3) tensor.
     """
@@ -106,7 +109,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     resolution: Count = 64
     seed: Seed = 0
     style: Style = "natural"
-    poses: PoseDistribution = PoseDistribution()
+    poses: PoseDistribution = PoseDistribution()  # noqa: RUF009 (frozen)
     supersampling: Count = 2
 
     def __len__(self) -> int:
@@ -116,7 +119,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
-        """The pictures at `indices`; what a DataLoader calls for a batch."""
+        """The images at `indices`. A DataLoader calls it for each batch."""
         draw = self._draws(indices)
         traits = draw_traits(draw)
         images = self._images(
@@ -125,15 +128,15 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return list(torch.from_numpy(images))
 
     def cameras(self, indices: Sequence[int]) -> Camera:
-        """The cameras of the pictures at `indices`."""
+        """The cameras of the images at `indices`."""
         return self._drawn_cameras(self._draws(indices))
 
     def camera_labels(self, indices: Sequence[int]) -> Float[Tensor, "batch 25"]:
-        """The cameras of the pictures at `indices` as labels (see `Camera.to_label`)."""
+        """The cameras of the images at `indices` as labels (see `Camera.to_label`)."""
         return self.cameras(indices).to_label()
 
     def check_cameras(self) -> None:
-        """Raises nothing: drawn cameras are centered pinholes in rigid poses."""
+        """Does nothing: all cameras are centred pinholes in rigid poses."""
 
     def truth(self) -> HeadTruth:
         """The heads behind the images."""
@@ -142,47 +145,47 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return HeadTruth(self)
 
     def description(self) -> dict[str, Any]:
-        """What the pictures depend on, JSON-ready."""
-        return {
-            "name": "synthetic heads", "style": self.style, "pictures": self.size, "resolution": self.resolution,
-            "seed": self.seed, "poses": to_dict(self.poses), "supersampling": self.supersampling,
-        }  # fmt: skip
+        """The settings that the images depend on, JSON-ready."""
+        settings = to_dict(self)
+        return {"name": self.label, "images": settings.pop("size"), **settings}
 
     @property
     def fingerprint(self) -> str:
-        """The same for two datasets only if their pictures are, very likely: a hash of the description and of 64 pictures."""
+        """A hash of the description and of some images, which the drawing code also changes."""
         digest = hashlib.blake2b(json.dumps(self.description()).encode(), digest_size=16)
-        # without pictures a change of the drawing code would go unnoticed
-        for picture in self.__getitems__(range(min(self.batch_hint, self.size))):
-            digest.update(picture.numpy().tobytes())
+        for image in self.__getitems__(range(min(self.batch_hint, self.size))):
+            digest.update(image.numpy().tobytes())
         return digest.hexdigest()
 
     def render(
         self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None
     ) -> HeadBatch:
-        """The heads at `indices` with all that is known about them.
+        """Renders the heads at `indices` with everything that is known about them.
 
         Args:
-            indices: B numbers of pictures.
-            cameras: one camera per index, outside the heads; None for the pictures' own.
-            resolution: pixels along each side; None for the dataset's.
+            indices: numbers of B images.
+            cameras: one camera per index, outside the heads. Default: the images' own.
+            resolution: side of the images, pixels. Default: the dataset's.
 
         Raises:
             IndexError: if an index is outside the dataset.
-            UserError: if the cameras do not fit the indices, or the resolution is below 1.
+            UserError: if the number of cameras is wrong, one is inside the heads, or the resolution
+                is below 1.
         """
         draw = self._draws(indices)
-        side = self.resolution if resolution is None else resolution
-        if side < 1:
-            raise UserError(f"synthetic heads: resolution is {side}; it must be at least 1")
+        side = self.resolution
+        if resolution is not None:
+            side = validated(Count, resolution, f"{self.label}: resolution")
         camera = self._drawn_cameras(draw) if cameras is None else cameras
         if len(camera) != len(draw):
             raise UserError(
-                f"synthetic heads: {len(camera)} cameras for {len(draw)} indices; give one camera per index"
+                f"{self.label}: {len(camera)} cameras for {len(draw)} indices; "
+                "give one camera per index"
             )
         if bool((camera.position.norm(dim=-1) <= raycast.BOUND).any()):
             raise UserError(
-                f"synthetic heads: a camera is inside the head; keep it more than {raycast.BOUND} from the origin"
+                f"{self.label}: a camera is inside the head; "
+                f"keep it more than {raycast.BOUND} from the origin"
             )
         traits = draw_traits(draw)
         tables = head_parts(draw, traits)
@@ -206,7 +209,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         numbers = [operator.index(i) for i in indices]
         for i in numbers:
             if not -self.size <= i < self.size:
-                raise IndexError(f"index {i} is outside a dataset of {self.size} pictures")
+                raise IndexError(f"index {i} is outside a dataset of {self.size} images")
         return Draws(self.seed, np.asarray([i % self.size for i in numbers], dtype=np.int64))
 
     def _drawn_cameras(self, draw: Draws) -> Camera:
@@ -223,9 +226,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     ) -> np.ndarray:
         (parts, tints), (poses, fovs) = tables, _as_arrays(camera)
         images = np.empty((len(parts), 3, side, side), dtype=np.uint8)
-
-        fine = side * self.supersampling
-        cartoon = self.style == "cartoon"
+        fine, cartoon = side * self.supersampling, self.style == "cartoon"
 
         def draw_one(i: int) -> None:
             samples = raycast.cast(parts[i], poses[i], fovs[i], fine, fine)
@@ -240,7 +241,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
 def _depth_and_labels(
     parts: np.ndarray, camera: Camera, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Depths along unit rays, (B, 1, side, side) float32, and labels, uint8, at the pixels' centres."""
+    """Depths along unit rays (float32) and labels (uint8) at pixel centres, (B, 1, side, side)."""
     poses, fovs = _as_arrays(camera)
     depth = np.empty((len(parts), 1, side, side), dtype=np.float32)
     labels = np.empty(depth.shape, dtype=np.uint8)
@@ -265,12 +266,12 @@ def _as_arrays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _for_all(task: Callable[[int], None], count: int) -> None:
-    """Run task(0) … task(count - 1) in plain threads, as many as torch uses (one in a DataLoader's worker).
+    """Runs task(0) … task(count - 1) in as many threads as torch uses (one in a worker process).
 
-    The threads end with the call: nothing is left behind that a fork could break.
+    The threads end with the call, so that a later fork is safe.
     """
     threads = min(torch.get_num_threads(), os.cpu_count() or 1, count)
-    numbers = iter(range(count))  # shared: a thread takes the next number when it is free
+    numbers = iter(range(count))  # shared: each free thread takes the next number
 
     def work(_: int) -> None:
         for i in numbers:
@@ -280,4 +281,4 @@ def _for_all(task: Callable[[int], None], count: int) -> None:
         work(0)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))  # raises what a task raised
+        list(pool.map(work, range(threads)))  # raises the errors of the tasks

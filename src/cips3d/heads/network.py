@@ -1,9 +1,9 @@
-"""HeadNetwork: a small convolutional network that reads pictures of the embedded heads.
+"""HeadNetwork: a small convolutional network that reads images of the embedded heads.
 
-It was trained on the embedded dataset alone (experiments/head_network.py), in both styles, on pictures that were blurred, made
-noisy and shifted in colour, and is shipped with the package. What it knows serves three ends: its features measure how far
-generated heads are from true ones (cips3d.metrics.fidelity), its pose and depth are an independent witness of the geometry, and
-what it reads of a head's traits tells whether two pictures show the same one.
+It is trained on the embedded dataset alone, in both styles, on images with added blur, noise and
+colour shifts (experiments/head_network.py), and is shipped with the package. The metrics use it in
+three ways: its features for the distance between generated and true heads, its pose and depth as
+an independent measurement of the geometry, and its traits to compare identities.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cips3d.heads.traits import BEARDS, COLLARS, HAIR_STYLES, HATS, MOUTHS
+from cips3d.heads.traits import OPTIONS
 
-#: Side of the pictures that it sees, and of the depth that it estimates, pixels.
+#: Side of its input and of its depth maps, pixels.
 SIDE, DEPTH_SIDE = 64, 32
 #: Width of the features.
 FEATURES = 128
-#: Kinds that it tells apart, and how many of each there are; sides are -1, 0 and +1, here 0, 1 and 2.
+#: Kinds that it classifies, and the number of classes. Sides -1, 0, +1 are classes 0, 1, 2.
 KINDS: Mapping[str, int] = {
-    "hair_style": len(HAIR_STYLES), "hat": len(HATS), "beard": len(BEARDS), "mouth": len(MOUTHS), "collar": len(COLLARS),
-    "bangs_side": 3, "earring_side": 3, "glasses": 2, "sunglasses": 2, "cartoon": 2,
-}  # fmt: skip
-#: Colours that it estimates, red, green and blue in [0, 1].
+    **{name: len(options) for name, options in OPTIONS.items()},
+    **{"bangs_side": 3, "earring_side": 3, "glasses": 2, "sunglasses": 2, "cartoon": 2},
+}
+#: Colours that it estimates, RGB in [0, 1].
 COLORS = ("skin_color", "hair_color", "cloth_color", "background")
-#: Kinds that tell heads apart: all heads of a style are cartoons, or none.
+#: Kinds that differ between heads: the style of drawing does not.
 _TRAITS = tuple(kind for kind in KINDS if kind != "cartoon")
-#: World units that one unit of its depth output stands for.
+#: World units per unit of the raw depth output.
 _DEPTH_SCALE = 0.05
 _WEIGHTS = Path(__file__).parent / "network.safetensors"
 
 
 @dataclass(frozen=True)
 class HeadReading:
-    """What the network reads in pictures.
+    """Predictions for a batch of images.
 
     Attributes:
         features: (B, 128).
-        yaw, pitch: (B,) of the camera, radians.
+        yaw, pitch: (B,) camera angles, radians.
         kinds: name (see KINDS) -> (B, options) logits.
-        colors: name (see COLORS) -> (B, 3), about in [0, 1].
-        damage: (B, 2) strength of blur (standard deviation in pixels of 64²) and of noise (standard deviation in units of
-            [-1, 1], times 10) that it believes was added.
-        depth: (B, 1, 32, 32) distance along the pixel's ray for a camera at radius 1, world units; meaningful on the head.
+        colors: name (see COLORS) -> (B, 3), roughly in [0, 1].
+        damage: (B, 2) standard deviations of the added blur (pixels of 64²) and noise (units of
+            [-1, 1], times 10).
+        depth: (B, 1, 32, 32) distance along the pixel's ray for a camera at radius 1, world units;
+            meaningful on the head only.
         mask: (B, 1, 32, 32) probability that the pixel shows the head.
     """
 
@@ -65,9 +66,9 @@ class HeadReading:
 
 
 class HeadNetwork(nn.Module):
-    """Convolutions to 4×4, features, linear read-outs, and a decoder for depth and mask with skip connections.
+    """Convolutions down to 4×4, linear heads, and a U-Net decoder for depth and mask.
 
-    Pictures of any size are resized to 64² first (bilinear, antialiased).
+    Images of any size are resized to 64² first (bilinear, antialiased).
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,7 @@ class HeadNetwork(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
-        """Reads pictures in [-1, 1] of any square size, on any device."""
+        """Reads square images in [-1, 1] of any size, on any device."""
         pyramid = self._pyramid(images)
         features = self._features(pyramid)
         sizes = [1, 1, *KINDS.values(), *[3] * len(COLORS), 2]
@@ -121,21 +122,22 @@ class HeadNetwork(nn.Module):
     def pose(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Yaw and pitch of the cameras, radians."""
+        """Camera yaw and pitch, radians."""
         reading = self(images)
         return reading.yaw, reading.pitch
 
     def identity(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch identity"]:
-        """Vectors that point the same way for pictures of one head, and on average at right angles for two heads.
+        """Identity vectors: parallel for images of one head, orthogonal on average for two.
 
-        They are the probabilities of all kinds but the style and the colours, minus their mean over the embedded dataset.
+        They hold the probabilities of all kinds except the style, and the colours, minus their
+        mean over the embedded dataset.
         """
         return _traits(self(images)) - self.identity_mean
 
     def set_identity_mean(self, images: Float[Tensor, "batch 3 height width"]) -> None:
-        """Stores the mean of the traits over these pictures."""
+        """Stores the mean of the traits over these images."""
         self.identity_mean.copy_(_traits(self(images)).mean(dim=0))
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
@@ -153,7 +155,7 @@ class HeadNetwork(nn.Module):
 
 
 def _stage(in_dim: int, out_dim: int) -> nn.Sequential:
-    """Half the resolution, then one more convolution; normalised, so that a few minutes of training are enough."""
+    """Two convolutions, the first of which halves the resolution."""
     return nn.Sequential(
         nn.Conv2d(in_dim, out_dim, 3, stride=2, padding=1), nn.GroupNorm(8, out_dim), nn.SiLU(),
         nn.Conv2d(out_dim, out_dim, 3, padding=1), nn.GroupNorm(8, out_dim), nn.SiLU(),
@@ -167,9 +169,8 @@ def _traits(reading: HeadReading) -> Float[Tensor, "batch identity"]:
 
 def load_head_network() -> HeadNetwork:
     """The network that is shipped with the package, in evaluation mode, on the CPU."""
-    with torch.inference_mode(
-        False
-    ):  # else its weights could never take part in a gradient with respect to the pictures
+    # weights made in inference mode could never pass a gradient to the images
+    with torch.inference_mode(False):
         network = HeadNetwork()
         weights = load_file(_WEIGHTS)
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})

@@ -1,8 +1,9 @@
-"""Pictures of solids by closed-form ray casting: every ellipsoid is drawn into the box that it covers, with a depth buffer.
+"""Closed-form ray casting of ellipsoids: each is drawn into its bounding box, with a depth buffer.
 
-A part is an ellipsoid, optionally cut by a slab (low ≤ n·p ≤ high) and with a second ellipsoid taken out. All parts end at a
-ball of radius `BOUND` around the origin. One picture is one call of a compiled function that takes no lock and shares nothing:
-plain threads render a batch, results do not depend on their number, and a forked worker may render as well.
+A part is an ellipsoid, optionally cut by a slab (low ≤ n·p ≤ high) and with a second ellipsoid
+carved out. A ball of radius `BOUND` around the origin clips all parts. One image is one call of a
+compiled function without locks or shared state: threads and forked workers may render in parallel,
+and results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -14,34 +15,27 @@ import numpy as np
 
 from cips3d.models.ops.kernels import kernel
 
-#: Everything lies inside a ball of this radius around the origin (world units).
+#: Radius of the ball around the origin that contains everything, world units.
 BOUND = 0.118
 
 # Columns of a part (lengths in world units).
 CENTER, AXES = 0, 3  # 3 numbers; 3 perpendicular semi-axis vectors
 SLAB_NORMAL, SLAB_LOW, SLAB_HIGH = 12, 15, 16
-CARVED, CARVE_CENTER, CARVE_RADII = (
-    17,
-    18,
-    21,
-)  # 1 if the second, axis-aligned ellipsoid is taken out
+CARVED, CARVE_CENTER, CARVE_RADII = 17, 18, 21  # CARVED: 1 with an axis-aligned carving ellipsoid
 COLOR, COLOR2, DETAIL = 24, 27, 30  # DETAIL: 2 numbers, see the materials
-MATERIAL, LABEL, PRESENT, SOFT = (
-    32,
-    33,
-    34,
-    35,
-)  # SOFT: normals blend among parts of one number, 0 for none: joints look grown
+# SOFT: normals blend between parts of the same number, which hides joints; 0 for none
+MATERIAL, LABEL, PRESENT, SOFT = 32, 33, 34, 35
 PART_COLUMNS = 36
 
-# Materials. SKIN takes tints. STRANDS: COLOR2 in streaks around the vertical, DETAIL = (streaks per radian, strength). STRIPES:
-# COLOR2 in level stripes, DETAIL = (stripes per world unit, unused). EYE: COLOR2 is the iris, DETAIL = (sideways, upward) gaze.
+# Materials. SKIN takes tints. STRANDS: COLOR2 in streaks around the vertical, DETAIL = (streaks per
+# radian, strength). STRIPES: COLOR2 in level stripes, DETAIL = (stripes per world unit, unused).
+# EYE: COLOR2 is the iris, DETAIL = (sideways, upward) gaze.
 MATTE, SKIN, STRANDS, STRIPES, EYE, GLOSSY = range(6)
 
-#: What a pixel shows, in the order of the numbers in a label map.
+#: Names of the numbers in a label map.
 LABELS = ("background", "skin", "hair", "eye", "brow", "mouth", "beard", "glasses", "hat", "cloth")
-(BACKGROUND_LABEL, SKIN_LABEL, HAIR_LABEL, EYE_LABEL, BROW_LABEL, MOUTH_LABEL, BEARD_LABEL, GLASSES_LABEL, HAT_LABEL,
- CLOTH_LABEL) = range(len(LABELS))  # fmt: skip
+BACKGROUND_LABEL, SKIN_LABEL, HAIR_LABEL, EYE_LABEL, BROW_LABEL = range(5)
+MOUTH_LABEL, BEARD_LABEL, GLASSES_LABEL, HAT_LABEL, CLOTH_LABEL = range(5, len(LABELS))
 
 ON_ELLIPSOID, ON_SLAB, ON_CARVE, ON_BALL = range(4)
 
@@ -49,7 +43,7 @@ ON_ELLIPSOID, ON_SLAB, ON_CARVE, ON_BALL = range(4)
 @typing.no_type_check
 @kernel()
 def _sides(center, axes, position, forward, across):
-    """Where an ellipsoid begins and ends along one direction of the picture plane, as the slopes of its two tangents."""
+    """Extent of an ellipsoid along one image axis, as the slopes of its two tangents."""
     depth, offset, a, b, c = 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(3):
         depth += (center[k] - position[k]) * forward[k]
@@ -61,7 +55,7 @@ def _sides(center, axes, position, forward, across):
         aside = axes[3 * i] * across[0] + axes[3 * i + 1] * across[1] + axes[3 * i + 2] * across[2]
         a, b, c = a + along * along, b + along * aside, c + aside * aside
     a, b, c = depth * depth - a, depth * offset - b, offset * offset - c
-    if a <= 0.0:  # it reaches the camera's own plane: anywhere in the picture
+    if a <= 0.0:  # it reaches the camera's own plane, so it may be anywhere in the image
         return -1e9, 1e9
     if depth <= 0.0:  # behind the camera
         return 1.0, -1.0
@@ -72,9 +66,11 @@ def _sides(center, axes, position, forward, across):
 @typing.no_type_check
 @kernel()
 def _quadric(out, rows, center, position, right, up, forward):
-    """Products that give an ellipsoid's intersection with any ray; `rows` map offsets from its centre to its unit sphere.
+    """Coefficients for the intersection of an ellipsoid with any ray.
 
-    Writes into `out` the inner products xx, xy, xf, yy, yf, ff, xo, yo, fo, oo − 1 of right, up, forward, position so mapped.
+    `rows` maps offsets from the centre to the unit sphere. Maps right, up, forward and the camera's
+    offset to x, y, f, o, and writes the inner products xx, xy, xf, yy, yf, ff, xo, yo, fo, oo − 1
+    into `out`.
     """
     out[:] = 0.0
     out[9] = -1.0
@@ -83,26 +79,16 @@ def _quadric(out, rows, center, position, right, up, forward):
         for k in range(3):
             x, y = x + rows[i, k] * right[k], y + rows[i, k] * up[k]
             f, o = f + rows[i, k] * forward[k], o + rows[i, k] * (position[k] - center[k])
-        out[0], out[1], out[2], out[3], out[4] = (
-            out[0] + x * x,
-            out[1] + x * y,
-            out[2] + x * f,
-            out[3] + y * y,
-            out[4] + y * f,
-        )
-        out[5], out[6], out[7], out[8], out[9] = (
-            out[5] + f * f,
-            out[6] + x * o,
-            out[7] + y * o,
-            out[8] + f * o,
-            out[9] + o * o,
-        )
+        out[0], out[1], out[2] = out[0] + x * x, out[1] + x * y, out[2] + x * f
+        out[3], out[4], out[5] = out[3] + y * y, out[4] + y * f, out[5] + f * f
+        out[6], out[7], out[8] = out[6] + x * o, out[7] + y * o, out[8] + f * o
+        out[9] += o * o
 
 
 @typing.no_type_check
 @kernel()
 def _interval(quadric, gx, gy):
-    """Where the ray (gx, gy) enters and leaves an ellipsoid; (1, -1) if it misses."""
+    """Depths at which the ray (gx, gy) enters and leaves an ellipsoid; (1, -1) if it misses."""
     a = (
         gx * (gx * quadric[0] + 2.0 * (gy * quadric[1] + quadric[2]))
         + gy * (gy * quadric[3] + 2.0 * quadric[4])
@@ -119,10 +105,10 @@ def _interval(quadric, gx, gy):
 @typing.no_type_check
 @kernel()
 def _cast_part(parts, index, position, right, up, forward, depth, owner, face, quadrics, rows):
-    """Draw one part into the depth buffer (depths along unnormalised rays), its number into `owner`, the side hit into `face`.
+    """Draws one part into the depth buffer, its number into `owner` and the side hit into `face`.
 
-    `forward` is scaled so that a ray is gx·right + gy·up + forward, with gy = ±1 at the upper and lower edge of the picture.
-    `quadrics` (3, 10) and `rows` (3, 3) are scratch.
+    Depths are along unnormalised rays gx·right + gy·up + forward, with gy = ±1 at the upper and
+    lower edge of the image. `quadrics` (3, 10) and `rows` (3, 3) are scratch memory.
     """
     part = parts[index]
     height, width = depth.shape
@@ -212,30 +198,33 @@ def _cast_part(parts, index, position, right, up, forward, depth, owner, face, q
 @typing.no_type_check
 @kernel()
 def ray_frame(pose, fov):
-    """Position, right, up and forward: a ray is position + t·(gx·right + gy·up + forward), gy = ±1 at the picture's edges."""
+    """Position, right, up and forward of a camera.
+
+    A ray is position + t·(gx·right + gy·up + forward), with gy = ±1 at the image's edges.
+    """
     frame = np.empty((4, 3))
     focal = 1.0 / math.tan(math.radians(fov) / 2)
     for k in range(3):
-        frame[0, k], frame[1, k], frame[2, k], frame[3, k] = (
-            pose[k, 3],
-            pose[k, 0],
-            pose[k, 1],
-            -pose[k, 2] * focal,
-        )
+        frame[0, k], frame[1, k] = pose[k, 3], pose[k, 0]
+        frame[2, k], frame[3, k] = pose[k, 1], -pose[k, 2] * focal
     return frame[0], frame[1], frame[2], frame[3]
 
 
 @typing.no_type_check
 @kernel()
 def cast(parts, pose, fov, height, width):
-    """Depth along unnormalised rays (inf: nothing), the number of the part hit (-1: none) and its side, (height, width) each.
+    """Casts a ray through every pixel.
 
     Args:
         parts: (parts, PART_COLUMNS) float64.
         pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
         fov: full field of view over the height, degrees.
-        height, width: picture size; rays are those of `Camera.rays(height, width)`, not normalised: they end on the plane at
-            distance 1 / tan(fov / 2).
+        height, width: size of the image. Rays are those of `Camera.rays(height, width)`, scaled to
+            end on the plane at distance 1 / tan(fov / 2).
+
+    Returns:
+        Depth along these rays (inf: nothing), number of the part hit (-1: none) and its side,
+        (height, width) each.
     """
     depth = np.full((height, width), np.inf)
     owner = np.full((height, width), -1, dtype=np.int16)

@@ -1,6 +1,7 @@
-"""Colours for ray-cast parts: a natural shading and a flat cartoon with ink lines, both functions of the world point alone.
+"""Colours of ray-cast parts: natural shading, or a flat cartoon with ink lines.
 
-Light and gloss depend on the surface's point and normal, never on the camera: a head has the same colours from all sides.
+Light and gloss depend on the surface's point and normal, never on the camera, so that a head has
+the same colours from all sides.
 """
 
 from __future__ import annotations
@@ -13,29 +14,27 @@ import numpy as np
 from cips3d.heads import raycast as rc
 from cips3d.models.ops.kernels import kernel
 
-#: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3), strength.
+#: Columns of a tint, a soft spot of colour on skin: centre (3), 1 / squared radius, colour (3) and
+#: strength.
 TINT_COLUMNS = 8
-#: Unit direction towards the light: upper left, before the face. It stays with the world.
+#: Unit direction towards the light: upper left, in front of the face; fixed in the world.
 LIGHT = (-0.4122, 0.5496, 0.7268)
-_GLOSS = (
-    -0.2218,
-    0.2957,
-    0.9292,
-)  # half way between the light and +z: where a frontal viewer sees the gloss
+# halfway between the light and +z, where a frontal viewer sees the gloss
+_GLOSS = (-0.2218, 0.2957, 0.9292)
 _SOFT_JOINT = 0.008  # distance over which the normals of soft parts blend, world units
-#: By label: an ink line separates different numbers; features of the face belong to the face.
+#: Group of each label. Ink lines separate groups; features of the face belong to the face.
 _INK_GROUP = np.array([0, 1, 2, 1, 1, 1, 3, 1, 4, 5])
 _INK_WIDTH = 0.0020  # world units
-_INK_JUMP = 0.011  # a step in depth that gets a line, world units
+_INK_JUMP = 0.011  # smallest step in depth that gets a line, world units
 _INK = 0.09  # grey of the lines
 
 
 @typing.no_type_check
 @kernel()
 def _forms(parts):
-    """The ellipsoids' quadratic forms |q|² = (p - c)ᵀ F (p - c), as (xx, yy, zz, xy, xz, yz); the numbers of soft parts.
+    """Quadratic forms of the ellipsoids, and the numbers of the soft parts.
 
-    F (p - c) points outward.
+    F of |q|² = (p - c)ᵀ F (p - c), as (xx, yy, zz, xy, xz, yz). F (p - c) points outward.
     """
     forms = np.zeros((parts.shape[0], 6))
     soft, count = np.empty(parts.shape[0], dtype=np.int64), 0
@@ -59,7 +58,7 @@ def _forms(parts):
 @typing.no_type_check
 @kernel(inline="always")
 def _gradient(parts, forms, index, x, y, z):
-    """F (p - c) of a part's ellipsoid, and its |q|²."""
+    """F (p - c) and |q|² of a part's ellipsoid."""
     x, y, z = (
         x - parts[index, rc.CENTER],
         y - parts[index, rc.CENTER + 1],
@@ -73,7 +72,7 @@ def _gradient(parts, forms, index, x, y, z):
 @typing.no_type_check
 @kernel()
 def _normal(parts, forms, soft, index, side, x, y, z):
-    """Outward unit normal at a point on a side of a part; on one of the `soft` parts a blend with its neighbours."""
+    """Outward unit normal at a point on a side of a part; soft parts blend with neighbours."""
     if side == rc.ON_ELLIPSOID:
         nx, ny, nz, _ = _gradient(parts, forms, index, x, y, z)
     elif side == rc.ON_CARVE:
@@ -101,9 +100,8 @@ def _normal(parts, forms, soft, index, side, x, y, z):
             if k != index and parts[k, rc.SOFT] == group:
                 gx, gy, gz, square = _gradient(parts, forms, k, x, y, z)
                 length2 = gx * gx + gy * gy + gz * gz
-                away = 0.5 * (
-                    square - 1.0
-                )  # over |gradient|: nearly the distance from the ellipsoid
+                # divided by |gradient|, approximately the distance from the ellipsoid
+                away = 0.5 * (square - 1.0)
                 if away <= 0.0 or away * away < length2 * _SOFT_JOINT**2:
                     scale = 1.0 / math.sqrt(length2)
                     weight = (1.0 - away * scale / _SOFT_JOINT) ** 2 * scale
@@ -116,7 +114,7 @@ def _normal(parts, forms, soft, index, side, x, y, z):
 @typing.no_type_check
 @kernel()
 def _paint(parts, index, tints, x, y, z, color):
-    """Write a part's unlit colour at a point into `color`; returns how strongly light acts on it (1: fully, 0: shadeless)."""
+    """Writes a part's unlit colour at a point into `color`; returns the effect of light, 0 to 1."""
     material = parts[index, rc.MATERIAL]
     for k in range(3):
         color[k] = parts[index, rc.COLOR + k]
@@ -163,7 +161,7 @@ def _paint(parts, index, tints, x, y, z, color):
 @typing.no_type_check
 @kernel()
 def _light_naturally(material, lit, nx, ny, nz, color):
-    """Lambert's law with wrapped, warm light and a cool ambient that is brighter from above; gloss on hair and glasses."""
+    """Wrapped Lambertian shading, warm light and cool ambient; gloss on hair and glasses."""
     diffuse = max(0.0, (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] + 0.2) / 1.2)
     ambient = 0.45 + 0.09 * ny
     gloss = 0.0
@@ -179,7 +177,7 @@ def _light_naturally(material, lit, nx, ny, nz, color):
 @typing.no_type_check
 @kernel()
 def _light_flatly(material, lit, nx, ny, nz, color):
-    """Two tones with a hard edge and stronger colours."""
+    """Two tones with a hard edge, and stronger colours."""
     bright = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] > 0.18
     grey = 0.3 * color[0] + 0.55 * color[1] + 0.15 * color[2]
     light = 1.06 if bright else 0.74
@@ -193,7 +191,7 @@ def _light_flatly(material, lit, nx, ny, nz, color):
 @typing.no_type_check
 @kernel()
 def _is_ink(depth, group, i, j, step, jump):
-    """Whether a nearer neighbour `step` samples away belongs to another group, or stands out by more than `jump`."""
+    """Whether a neighbour at `step` samples is nearer and of another group, or nearer by `jump`."""
     height, width = depth.shape
     for k in range(4):
         y = i + (step if k == 0 else -step if k == 1 else 0)
@@ -209,7 +207,7 @@ def _is_ink(depth, group, i, j, step, jump):
 @typing.no_type_check
 @kernel()
 def _ink_map(parts, depth, owner, focal, distance):
-    """Which samples an ink line covers."""
+    """The samples that ink lines cover."""
     height, width = depth.shape
     step = max(1, int(0.5 + _INK_WIDTH * focal / distance * height / 2))
     group = np.zeros((height, width), dtype=np.int8)
@@ -227,7 +225,7 @@ def _ink_map(parts, depth, owner, focal, distance):
 @typing.no_type_check
 @kernel()
 def _is_even(parts, owner, side, top, left, supersampling):
-    """Whether one colour serves all samples of a pixel: they show one side of one part without sharp paint, or nothing."""
+    """Whether all samples of a pixel show nothing, or one side of a part without sharp paint."""
     index = owner[top, left]
     if index >= 0 and (
         parts[index, rc.MATERIAL] == rc.EYE or parts[index, rc.MATERIAL] == rc.STRIPES
@@ -243,13 +241,13 @@ def _is_even(parts, owner, side, top, left, supersampling):
 @typing.no_type_check
 @kernel()
 def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image):
-    """Draw one picture into `image`, (3, height, width) uint8.
+    """Draws one image into `image`, (3, height, width) uint8.
 
     Args:
         parts, tints: (parts, PART_COLUMNS) and (tints, TINT_COLUMNS) float64.
         pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
         fov: full field of view over the height, degrees.
-        depth, owner, side: what `raycast.cast` found, n samples per pixel along each side.
+        depth, owner, side: results of `raycast.cast`, with n samples per pixel along each side.
         background: (3,) colour in [0, 1].
         cartoon: flat tones and ink lines instead of natural light.
     """
@@ -283,7 +281,8 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
                     elif index < 0:
                         color[0], color[1], color[2] = background[0], background[1], background[2]
                     else:
-                        # gx and gy at the centre of what one colour stands for: a sample or the whole pixel
+                        # gx and gy at the centre of the sample, or of the pixel where one colour
+                        # is enough
                         gx, gy = (2 * j + step - width) / height, -(2 * i + step - height) / height
                         t = 0.0
                         for y in range(i, i + step):

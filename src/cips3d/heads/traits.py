@@ -1,4 +1,4 @@
-"""The random traits of a head: everything that is chosen before any shape is built, drawn from (seed, index, name) alone."""
+"""Random traits of heads, drawn from (seed, index, name) before any shape is built."""
 
 from __future__ import annotations
 
@@ -13,23 +13,38 @@ HATS = ("none", "beanie", "cap", "brimmed")
 BEARDS = ("none", "moustache", "full", "stubble", "goatee")
 MOUTHS = ("neutral", "smile", "grin", "surprised")
 COLLARS = ("crew", "turtleneck", "lapels", "scarf")
+#: Names of the kinds that an attribute numbers.
+OPTIONS = {
+    "hair_style": HAIR_STYLES,
+    "hat": HATS,
+    "beard": BEARDS,
+    "mouth": MOUTHS,
+    "collar": COLLARS,
+}
 
 # Colours in [0, 1].
-_SKINS = [(0.99, 0.87, 0.79), (0.97, 0.80, 0.69), (0.93, 0.73, 0.58), (0.85, 0.63, 0.47), (0.72, 0.50, 0.36),
-          (0.57, 0.38, 0.27), (0.43, 0.28, 0.20), (0.32, 0.21, 0.16)]  # fmt: skip
-_HAIRS = [(0.10, 0.09, 0.10), (0.20, 0.13, 0.10), (0.34, 0.21, 0.13), (0.50, 0.31, 0.17), (0.62, 0.25, 0.11),
-          (0.80, 0.44, 0.17), (0.90, 0.72, 0.38), (0.95, 0.85, 0.58), (0.62, 0.62, 0.64), (0.90, 0.90, 0.91),
-          (0.93, 0.45, 0.62), (0.30, 0.48, 0.82), (0.28, 0.66, 0.56), (0.58, 0.38, 0.74)]  # fmt: skip
+_SKINS = [
+    (0.99, 0.87, 0.79), (0.97, 0.80, 0.69), (0.93, 0.73, 0.58), (0.85, 0.63, 0.47),
+    (0.72, 0.50, 0.36), (0.57, 0.38, 0.27), (0.43, 0.28, 0.20), (0.32, 0.21, 0.16),
+]  # fmt: skip
+_HAIRS = [
+    (0.10, 0.09, 0.10), (0.20, 0.13, 0.10), (0.34, 0.21, 0.13), (0.50, 0.31, 0.17),
+    (0.62, 0.25, 0.11), (0.80, 0.44, 0.17), (0.90, 0.72, 0.38), (0.95, 0.85, 0.58),
+    (0.62, 0.62, 0.64), (0.90, 0.90, 0.91), (0.93, 0.45, 0.62), (0.30, 0.48, 0.82),
+    (0.28, 0.66, 0.56), (0.58, 0.38, 0.74),
+]  # fmt: skip
 _HAIR_ODDS = [15, 15, 14, 10, 6, 7, 9, 6, 5, 4, 2.5, 2.5, 2, 2]
-_IRISES = [(0.36, 0.22, 0.12), (0.48, 0.33, 0.15), (0.30, 0.45, 0.25), (0.25, 0.47, 0.70), (0.42, 0.52, 0.58),
-           (0.20, 0.55, 0.52)]  # fmt: skip
+_IRISES = [
+    (0.36, 0.22, 0.12), (0.48, 0.33, 0.15), (0.30, 0.45, 0.25), (0.25, 0.47, 0.70),
+    (0.42, 0.52, 0.58), (0.20, 0.55, 0.52),
+]  # fmt: skip
 _IRIS_ODDS = [34, 18, 14, 18, 9, 7]
 
 
 class Draws:
     """Independent uniform draws for a batch of heads, each a hash of (seed, index, name).
 
-    Named, not sequential, so that a new trait leaves all the others as they were, and hashed for the whole batch at once.
+    Draws are named, not sequential, so that a new trait leaves all others unchanged.
 
     Args:
         seed: any integer ≥ 0.
@@ -53,11 +68,11 @@ class Draws:
         return low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
 
     def chance(self, name: str, probability: float | np.ndarray) -> np.ndarray:
-        """(B,) booleans that hold with the given probability."""
+        """(B,) booleans that are True with the given probability."""
         return self(name) < probability
 
     def choice(self, name: str, odds: Sequence[float]) -> np.ndarray:
-        """(B,) numbers of options whose odds are in the given proportions."""
+        """(B,) numbers of options, drawn with the given odds."""
         edges = np.cumsum(np.asarray(odds, dtype=np.float64) / np.sum(odds))
         return np.minimum(np.searchsorted(edges, self(name), side="right"), len(odds) - 1)
 
@@ -69,7 +84,7 @@ class Draws:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64: a bijection of 64-bit numbers under which neighbours look unrelated."""
+    """The finalizer of SplitMix64, a bijection that makes neighbouring numbers look unrelated."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -78,12 +93,13 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Traits:
-    """What kind of heads a batch shows. Kinds are numbers into the tuples above, colours (B, 3) in [0, 1]."""
+    """Traits of a batch of heads.
+
+    Kinds are numbers into the tuples above, (B,). Colours are (B, 3) in [0, 1].
+    """
 
     hair_style: np.ndarray
-    bangs_side: (
-        np.ndarray
-    )  # -1, 0 (none) or +1: the sign of the world's x where the fringe covers the forehead
+    bangs_side: np.ndarray  # -1, 0 (none) or +1: sign of x where the fringe covers the forehead
     hat: np.ndarray
     beard: np.ndarray
     mouth: np.ndarray
@@ -103,7 +119,7 @@ class Traits:
 
 
 def draw_traits(draw: Draws) -> Traits:
-    """The traits of all heads of the batch."""
+    """Draws the traits of a batch of heads."""
     hair_style = draw.choice("hair style", [8, 24, 19, 15, 11, 12, 11])
     side = np.where(draw.chance("bangs to the right", 0.5), 1, -1)
     has_bangs = (hair_style != 0) & draw.chance("bangs", 0.8)
@@ -156,7 +172,7 @@ def draw_traits(draw: Draws) -> Traits:
 
 
 def _along(colors: list[tuple[float, float, float]], u: np.ndarray) -> np.ndarray:
-    """(B, 3) colours at u in [0, 1) along a polyline of colours."""
+    """(B, 3) colours at u in [0, 1) along a polyline through `colors`."""
     table = np.asarray(colors)
     place = u * (len(table) - 1)
     first = place.astype(np.int64)
@@ -165,6 +181,6 @@ def _along(colors: list[tuple[float, float, float]], u: np.ndarray) -> np.ndarra
 
 
 def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """(B, 3) red, green and blue of hue, saturation and value in [0, 1]."""
+    """(B, 3) RGB from hue, saturation and value in [0, 1]."""
     k = (np.asarray([5.0, 3.0, 1.0]) + 6.0 * hue[:, None]) % 6.0
     return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.heads.dataset import FAR_DEPTH, SyntheticHeads
+from cips3d.heads.dataset import EXTENT, SyntheticHeads
 from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.models.types import RenderOutput
 
@@ -18,8 +18,7 @@ class HeadTruth:
     """The heads of a `SyntheticHeads`, as `cips3d.data.Truth` asks for them."""
 
     heads: SyntheticHeads
-    #: Cameras at radius 1 see all heads before `FAR_DEPTH`.
-    extent: float = FAR_DEPTH - 1
+    extent: float = EXTENT
 
     @property
     def poses(self) -> PoseDistribution:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from cips3d.data.images import picture_of
+from cips3d.data.images import image_from
 from cips3d.data.sources import Memory
 from cips3d.errors import UserError
 
@@ -32,7 +32,7 @@ def read_upload(name: str, content: bytes, side: int) -> Float[Tensor, "1 3 side
         raise UserError(
             f"{name}: has {len(content)} bytes; give a picture of at most {LONGEST_FILE}"
         )
-    return picture_of(Memory(content), name, side)
+    return image_from(Memory(content), name, side)
 
 
 def written(name: str, write: Callable[[Path], None]) -> bytes:
