@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cips3d import pretrained
-from cips3d.cli.train import train_here
+from cips3d.cli.running import train_here
 from cips3d.configuration import to_dict
 from cips3d.export.media import image_grid, save_image
 from cips3d.export.sheets import orbit_cameras

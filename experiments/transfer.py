@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 import cips3d
 from cips3d import pretrained
-from cips3d.cli.train import train_here
+from cips3d.cli.running import train_here
 from cips3d.data import open_dataset
 from cips3d.editing.blending import swap_layers
 from cips3d.editing.sheets import amounts_sheet, views_sheet

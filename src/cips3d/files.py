@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and pictures as files."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from PIL import Image
 from cips3d.errors import UserError, first_line
 
 
-class _Undone(Exception):
-    """Nothing shall be written after all."""
+class _NotWritten(Exception):
+    """Ends `atomic_path` without a file."""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises the error of `atomic_path` now, not when the work is done whose result the file shall hold; leaves nothing."""
+    """Raises the error of `atomic_path` before the work whose result the file will contain.
+
+    Leaves no trace.
+    """
     made = [folder for folder in Path(os.path.realpath(path)).parents if not os.path.exists(folder)]
     try:
-        with contextlib.suppress(_Undone), atomic_path(path):
-            raise _Undone
+        with contextlib.suppress(_NotWritten), atomic_path(path):
+            raise _NotWritten
     finally:
         for folder in made:
             with contextlib.suppress(OSError):
@@ -32,46 +35,56 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty temporary file beside `path`, with the same suffix, that takes its place when the block ends without an error.
+    """A temporary file next to `path` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the whole new one; a block that fails leaves the old file as it was and no other trace.
-    The folder is made if it is missing, and a symbolic link is followed.
+    It is empty and has the same suffix. A reader sees the old file or the whole new one; a block
+    that fails leaves the old file unchanged. Missing folders are made, symbolic links followed.
 
     Raises:
-        UserError: if the file cannot be written (the folder is read-only, the disk is full, `path` is a folder, …).
+        UserError: if the file cannot be written (read-only folder, full disk, `path` is a folder).
     """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if (
-            target.exists() and not target.is_file()
-        ):  # a replacement would destroy a device such as /dev/null
+        if target.exists() and not target.is_file():  # replacing /dev/null would destroy it
             raise OSError("it exists and is no ordinary file")
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some writers make a file of their own that only its owner can read
+        temporary.chmod(mode)  # some writers make a new file that only its owner can read
         with open(temporary, "rb+") as file:
-            os.fsync(
-                file.fileno()
-            )  # else a power cut after the replacement could leave an empty file
+            os.fsync(file.fileno())  # or a power cut could leave an empty file
         os.replace(temporary, target)
-    except UserError as error:  # of what writes the temporary file in this way itself
+    except UserError as error:  # from a writer that itself uses `atomic_path` on the temporary file
         if str(temporary) not in str(error):
             raise
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {first_line(error)}; give a path that can be written and has room"
+            f"cannot write {path}: {first_line(error)}; "
+            "give a path that can be written and has room"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
+def with_suffix_of(path: Path, *suffixes: str) -> Path:
+    """`path`, if it ends in one of the suffixes in any case.
+
+    Raises:
+        UserError: if it does not.
+    """
+    if path.suffix.lower() not in suffixes:
+        *others, last = suffixes
+        choice = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{path}: the name must end in {choice}")
+    return path
+
+
 def png(image: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """An image as a PNG file."""
     file = io.BytesIO()
     image.save(file, "png")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM in a run: the step that it falls into is finished first, so that the run can be resumed to the bit."""
+"""Ctrl-C and SIGTERM: the current step is finished first, so a run resumes bit-exactly."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import signal
 import threading
 from collections.abc import Iterator
 
-#: Signals that ask a run to end: a user's, and that of schedulers which want the machine for another job.
+#: Signals that ask a run to end: a user's, and a scheduler's that needs the machine.
 ENDING = (signal.SIGINT, signal.SIGTERM)
-#: Seconds for which a process that loads data still serves the step that a SIGTERM falls into.
+#: Seconds for which a data loading process still serves the current step after a SIGTERM.
 _SERVES = 20.0
 
 
 @contextlib.contextmanager
 def first_interrupt_noted() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM in the block goes to, raised at its end as KeyboardInterrupt; a second one does
-    what it usually does.
+    """Delays the first Ctrl-C or SIGTERM to the end of the block; a second one acts at once.
 
-    Does nothing outside the main thread, and nothing with a signal that is ignored or handled in another way. (The
-    background jobs of a script ignore Ctrl-C; a scheduler's SIGTERM reaches them.)
+    Yields a list that receives the signal's number. At the end it raises KeyboardInterrupt. Does
+    nothing outside the main thread, nor for signals that are ignored or have a handler of their
+    own. (Background jobs of a script ignore Ctrl-C; a scheduler's SIGTERM reaches them.)
     """
     received: list[int] = []
 
@@ -50,9 +50,12 @@ def first_interrupt_noted() -> Iterator[list[int]]:
 
 
 def serve_to_the_end(_: int) -> None:
-    """Keeps a data loading process, which a Ctrl-C and a scheduler's SIGTERM reach too, at work until the step has ended."""
+    """Keeps a data loading process at work until the step has ended.
+
+    Ctrl-C and a scheduler's SIGTERM reach it too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # it ends by itself even where nobody else ends it, and as if it had nothing left to do: torch raises for any other end
+    # Ends by itself if nobody ends it, with status 0: torch raises for any other.
     leaving = threading.Timer(_SERVES, os._exit, [0])
     leaving.daemon = True
     signal.signal(signal.SIGTERM, lambda *_: None if leaving.is_alive() else leaving.start())

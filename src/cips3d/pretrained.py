@@ -8,7 +8,6 @@ hub's form has that file as model.safetensors, and the generator's configuration
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,17 @@ from torch import Tensor, nn
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError, first_line
 from cips3d.files import atomic_path
+from cips3d.model_paths import BUNDLED, MODEL_FILE, SUFFIX, local_file
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
-from cips3d.models.protocol import MODEL_FILE, ImageGenerator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.registry import build_generator
 from cips3d.storage import load_weights, read_tensors, write_tensors
 
 __all__ = ["BUNDLED", "MODEL_FILE", "Generator", "load", "load_discriminators", "save"]
 
-#: Models that come with the package, by name.
-BUNDLED = {"heads": "heads-64.safetensors"}
-#: Suffix of a model of one file.
-SUFFIX = ".safetensors"
 _KEY, _PREFIX = "cips3d", "discriminators."
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
 
 
 def save(
@@ -166,24 +161,9 @@ def model_file(name: str | Path) -> Path:
     Raises:
         UserError: if there is no such model.
     """
-    if is_bundled(name):
-        return Path(__file__).parent / "bundled" / BUNDLED[str(name)]
-    path = Path(name)
-    if path.is_file():
+    path = local_file(name)
+    if path is not None:
         return path
-    if path.is_dir():
-        if _is_run(path / CONFIG_NAME):
-            raise UserError(
-                f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}"
-            )
-        if not (path / MODEL_FILE).is_file():
-            raise UserError(f"model {name}: is not a model folder (it has no {MODEL_FILE})")
-        return path / MODEL_FILE
-    if not _HUB_ID.fullmatch(str(name)):
-        raise UserError(  # without asking the hub, which takes half a minute without a network
-            f"model {name}: no such file or folder; check the path (a model on the hub is named "
-            f"user/model, a bundled one {' or '.join(BUNDLED)})"
-        )
     try:
         return Path(hf_hub_download(str(name), MODEL_FILE))
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -193,34 +173,9 @@ def model_file(name: str | Path) -> Path:
         ) from None
 
 
-def is_bundled(name: str | Path) -> bool:
-    """Whether a name is that of a model that comes with the package."""
-    return isinstance(name, str) and name in BUNDLED
-
-
-def check_replaces_nothing(path: Path, *inputs: str | Path | None) -> None:
-    """Raises UserError for an output file that is an input, or the model of a run or folder."""
-    given = {Path(name).resolve() for name in inputs if name is not None and not is_bundled(name)}
-    if path.resolve() in given:
-        raise UserError(f"{path}: is an input, which would be replaced; give another name")
-    if path.name == MODEL_FILE and (path.parent / CONFIG_NAME).exists():
-        raise UserError(
-            f"{path}: is the model of a run or of a model folder, which would be replaced; "
-            "give another place"
-        )
-
-
 def _read(path: Path, **names: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header's entry and the tensors of some names, see `read_tensors`."""
     entry, tensors = read_tensors(path, _KEY, "a cips3d model", **names)
     if not isinstance(entry, dict):
         raise UserError(f"{path}: its header is damaged; copy or download it again")
     return entry, tensors
-
-
-def _is_run(config: Path) -> bool:
-    """Whether a config.json is a training run's."""
-    try:
-        return "stages" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False

@@ -1,97 +1,218 @@
-"""The command line: parses, calls the library, prints. Every error that a user can cause is one line and exit status 2."""
+"""The command line: finds the verb, parses its options, calls the library and prints.
+
+A verb's module is imported when the verb is called, and the library (torch, numba …) only when its
+options are valid. Every error a user can cause is one line and exit status 2.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
+import re
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Sequence
-from io import TextIOWrapper
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial, wraps
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NoReturn
 
-from huggingface_hub.utils.logging import set_verbosity_error
-from tyro import conf
-from tyro.extras import SubcommandApp
-
-from cips3d.cli import (
-    blend,
-    data,
-    demo,
-    evaluate,
-    finetune,
-    imports,
-    info,
-    invert,
-    mesh,
-    plan,
-    render,
-    sample,
-    train,
-    view,
-)
 from cips3d.errors import UserError, machine_fault
 
-app = SubcommandApp()
-app.command(demo.demo)
-app.command(train.train)
-app.command(sample.sample)
-app.command(render.render)
-app.command(view.view)
-app.command(mesh.mesh)
-app.command(data.app, name="data", help="Make, build and check datasets.")
-app.command(info.info)
-app.command(name="eval")(evaluate.evaluate_model)
-app.command(plan.plan)
-app.command(finetune.finetune)
-app.command(blend.blend)
-app.command(blend.mix)
-app.command(invert.invert)
-app.command(imports.import_official)
+#: The verbs: where each function is, and its summary. Groups of verbs have two words.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo:demo", "Train on synthetic heads for 3 minutes and show the result."),
+    "train": ("train:train", "Train a generator, or resume a run."),
+    "sample": ("sample:sample", "Generate images of random subjects."),
+    "render": ("render:render", "Render subjects from many sides, as a grid or a video."),
+    "view": ("view:view", "Explore a model in the browser."),
+    "mesh": ("mesh:mesh", "Extract a subject as a triangle mesh with vertex colours."),
+    "invert": ("invert:invert", "Find the subject and camera of an image."),
+    "finetune": ("finetune:finetune", "Transfer a model to another set of images."),
+    "blend": ("blend:blend", "Blend a model with one that was fine-tuned from it."),
+    "mix": ("mix:mix", "Mix the styles of subjects."),
+    "eval": ("evaluate:evaluate_model", "Measure image quality, consistency and geometry."),
+    "info": ("info:info", "Print the size and cost of a preset or a model."),
+    "plan": ("plan:plan", "Estimate memory and time of a training run."),
+    "data heads": ("data:heads", "Write the embedded heads as a dataset."),
+    "data build": ("data:build", "Build a training zip from images or a video."),
+    "data check": ("data:check", "Check every image of a dataset."),
+    "import-official": (
+        "imports:import_official",
+        "Convert one of the authors' checkpoints to a model.",
+    ),
+}
+DESCRIPTION = "CIPS-3D: a 3D-aware image generator that learns from single-view images."
+GROUPS = {"data": "Make, build and check datasets."}
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of `cips3d`.
 
     Args:
-        args: command line words; those of the process by default.
+        args: the words of the command line; by default those of the process.
     """
-    warnings.filterwarnings(
-        "ignore", module=r"(?!cips3d)"
-    )  # a library's advice to developers is noise to users
-    warnings.filterwarnings(
-        "default", message="CUDA initialization"
-    )  # but not why their GPU is left alone
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # not every terminal and file has a ², or a file name its bytes
-    set_verbosity_error()
+    # a library's advice to developers is noise to users, but not why their GPU is unused
+    warnings.filterwarnings("ignore", module=r"(?!cips3d)")
+    warnings.filterwarnings("default", message="CUDA initialization")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal and file can print ²
+        sys.stdout.reconfigure(errors="replace")
     try:
-        app.cli(
-            prog="cips3d",
-            description="CIPS-3D: a 3D-aware image generator that learns from ordinary single-view pictures.",
-            args=args,
-            config=(
-                conf.PositionalMetavarFromFieldName,
-                conf.DisallowNone,
-                conf.FlagCreatePairsOff,
-            ),
-        )
+        _dispatch(list(sys.argv[1:] if args is None else args))
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         line = error_line(error)
         if line is None:
             raise
-        print(f"cips3d: error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit_with(line)
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def error_line(error: Exception) -> str | None:
-    """What to tell of an error that is no fault of the program's, in one line; None of any other."""
-    if isinstance(
-        error, UserError
-    ):  # of one from a data loading process, which torch wraps in a traceback, the last line
+    """The line for an error of the user or the machine; None for a fault of the program."""
+    if isinstance(error, UserError):  # torch wraps one from a data loading process in a traceback
         return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
-    if isinstance(error, OSError):  # what no library function has put into words of its own
+    if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}"
     return machine_fault(error)
+
+
+def _exit_with(line: str) -> NoReturn:
+    print(f"cips3d: error: {line}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+# ---------------------------------------------------------------- finding the verb
+def _dispatch(args: list[str]) -> None:
+    group = args[0] if args and args[0] in GROUPS else ""
+    words = args[: 1 + bool(group)]
+    if words[-1:] in (["--help"], ["-h"]):
+        print(overview(group))
+        return
+    if args[:1] == ["--version"]:
+        print(f"cips3d {version('cips3d')}")
+        return
+    verb = " ".join(words)
+    if verb not in VERBS:
+        _exit_with(_no_such_verb(verb, group))
+    call = parse(verb, args[len(words) :])
+    call()
+
+
+def overview(group: str = "") -> str:
+    """The help page of the program or of a group: one line per verb."""
+    verbs = {
+        name: summary
+        for name, (_, summary) in VERBS.items()
+        if (name.startswith(f"{group} ") if group else " " not in name)
+    } | ({} if group else GROUPS)
+    longest = max(map(len, verbs))
+    lines = [f"  {name:<{longest}}  {summary}" for name, summary in verbs.items()]
+    prog = f"cips3d {group}".strip()
+    return "\n".join(
+        [
+            f"usage: {prog} VERB ...",
+            "",
+            GROUPS.get(group, DESCRIPTION),
+            "",
+            *lines,
+            "",
+            f"{prog} VERB --help explains a verb. cips3d --version prints the version.",
+        ]
+    )
+
+
+def _no_such_verb(verb: str, group: str) -> str:
+    known = [name for name in VERBS if name.startswith(group)] + list(GROUPS)
+    if verb in ("", *GROUPS):
+        prefix = f"cips3d {verb}".strip()
+        return f"{prefix} needs a verb; see {prefix} --help"
+    near = get_close_matches(verb, known, 1)
+    hint = f"did you mean {near[0]}? See" if near else "see"
+    return f"there is no verb {verb}; {hint} cips3d {group or ''}{' ' * bool(group)}--help"
+
+
+# ---------------------------------------------------------------- its options
+def parse(verb: str, args: list[str]) -> Callable[[], None]:
+    """The verb's function with its options, validated.
+
+    Raises:
+        UserError: for options that it does not have, and values that do not fit.
+    """
+    import tyro
+
+    from cips3d.cli.options import check_options, unwrapped
+
+    module, name = VERBS[verb][0].split(":")
+    function = getattr(import_module(f"cips3d.cli.{module}"), name)
+    prog = f"cips3d {verb}"
+
+    @wraps(function)
+    def bound(*values: Any, **options: Any) -> Callable[[], None]:
+        given = inspect.signature(function).bind(*values, **options)
+        check_options(function, given.arguments)
+        return partial(function, *values, **options)
+
+    plain = inspect.unwrap(function)
+    plain.__doc__ = unwrapped(plain.__doc__ or "")
+    config = (
+        tyro.conf.PositionalMetavarFromFieldName,
+        tyro.conf.DisallowNone,
+        tyro.conf.FlagCreatePairsOff,
+    )
+    errors, page = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(page):
+            return tyro.cli(bound, prog=prog, args=args, config=config)
+    except SystemExit as stopped:
+        if not stopped.code:
+            print(help_page(page.getvalue(), function))
+            raise
+        line = parser_line(errors.getvalue())
+    raise UserError(f"{line}; see {prog} --help")
+
+
+def help_page(text: str, function: Callable[..., None]) -> str:
+    """The parser's help with lines that fit the terminal, and the examples of the docstring."""
+    width = shutil.get_terminal_size().columns
+    lines = [
+        line if line[:1] in "╭│╰" else "\n".join(textwrap.wrap(line, width))
+        for line in text.splitlines()
+    ]
+    examples = (inspect.getdoc(function) or "").partition("Examples:\n")[2]
+    return "\n".join([*lines, "", "examples:", examples.rstrip()])
+
+
+def parser_line(box: str) -> str:
+    """What the parser's box of text says, in one line."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\[/?bold\]", "", box).splitlines():
+        if line.strip("- ") == "" and "---" in line:
+            sections.append([])
+        elif line.strip():
+            sections[-1].append(line.strip())
+    _, said, *others = [*sections, []]  # the first is the title
+    text = " ".join(said).rstrip(".")
+    name = re.search(r"(?<![\w-])--[\w-]+|(?<=parsing )\w+", text)
+    # below a heading: the nearest option, or the option itself, with what it takes
+    hint = others[0][1] if others and len(others[0]) > 1 else ""
+    if text.startswith("Unrecognized options") and name:
+        near = f"; did you mean {hint.split()[0]}" if hint.startswith("--") else ""
+        return f"there is no option {name[0]}{near}"
+    if text.startswith("Unrecognized options"):
+        return f"there is no place for {text.partition(': ')[2]}"
+    if text.startswith("Missing from") and len(said) > 1:
+        return f"{said[1].split()[0]} is missing"
+    if text.startswith("invalid choice") and name:
+        value, *choices = [word for word in re.findall(r"'([^']*)'", text) if word != name[0]]
+        return f"{name[0]} is {value}; choose from {', '.join(choices)}"
+    if text.startswith("Missing value") and name:
+        return f"{name[0]} has no value"
+    if name:
+        return f"{name[0]} does not take this; it takes {hint.removeprefix(name[0]).strip()}"
+    return text

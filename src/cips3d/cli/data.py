@@ -3,118 +3,126 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tqdm import tqdm
-from tyro.extras import SubcommandApp
-
-from cips3d.cli.options import Derived, at_least, check_seed
-from cips3d.data.build import Recipe, build_zip
-from cips3d.data.check import check as check_pictures
+from cips3d.cli.options import Count, Derived, ImageFile, InputFile, Seed, Side, written_as
+from cips3d.cli.output import finished, progress
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
-from cips3d.heads import SyntheticHeads
-from cips3d.heads.archive import write_heads
-
-app = SubcommandApp()
 
 
-@app.command
 def heads(
     out: Path,
     /,
-    count: int = 1000,
-    resolution: int = 64,
-    seed: int = 0,
+    count: Count = 1000,
+    resolution: Side = 64,
+    seed: Seed = 0,
     style: Literal["natural", "cartoon"] = "natural",
 ) -> None:
-    """Write pictures of the embedded heads, with their camera labels and attributes, in StyleGAN's layout.
+    """Write the embedded heads as a dataset.
+
+    Images, camera labels and attributes are in StyleGAN's layout.
 
     Args:
-        out: the .zip to write, or a folder; must not exist.
-        count: number of pictures.
-        resolution: side of a picture in pixels.
-        seed: other seeds give other heads.
-        style: "natural" light, or the same heads as "cartoon" drawings.
+        out: New .zip file or folder.
+        count: Number of images.
+        resolution: Side of an image in pixels.
+        seed: Other seeds give other heads.
+        style: natural light, or the same heads as cartoon drawings.
+
+    Examples:
+        cips3d data heads heads.zip --count 5000 --resolution 128
+        cips3d data heads cartoons --count 300 --style cartoon
     """
-    at_least(1, count=count, resolution=resolution)
-    check_seed(seed)
+    from cips3d.heads.archive import write_heads
+    from cips3d.heads import SyntheticHeads
+
     write_heads(out, SyntheticHeads(count, resolution, seed, style))
-    print(f"{count} pictures of {resolution}² in {out}")
+    finished(f"{count:,} images of {resolution}² in {out}", f"cips3d train runs/mine --data {out}")
 
 
-@app.command
 def build(
-    source: Path,
-    out: Path,
+    source: InputFile,
+    out: Annotated[Path, written_as(".zip")],
     /,
-    resolution: int,
+    resolution: Side,
     crop: Literal["center", "none"] = "center",
     filter: Literal["lanczos", "box"] = "lanczos",
-    every: int = 1,
-    max_images: Derived[int] = None,
+    every: Count = 1,
+    max_images: Derived[Count] = None,
     skip_bad: bool = False,
     allow_upscaling: bool = False,
 ) -> None:
-    """Make a zip of square pictures, ready to train on, from a folder, a zip or a video.
+    """Build a training zip from images or a video.
 
-    The zip has StyleGAN's layout; labels in the source's dataset.json are kept, and how it was made is recorded there.
+    The zip contains square images in StyleGAN's layout, the labels of the source's dataset.json,
+    and a record of how it was made.
 
     Args:
-        source: a folder or zip of pictures, or a video (.mp4, .mov, .mkv, .webm, .avi, .m4v, .gif).
-        out: the .zip to write; must not exist.
-        resolution: side of the pictures in pixels.
-        crop: "center" takes the central square; "none" refuses pictures that are not square.
-        filter: resampling; "lanczos" is sharper, "box" averages areas.
-        every: take every so many-th picture or frame.
-        max_images: end after so many pictures. Default: all.
-        skip_bad: leave out pictures that cannot be used instead of stopping at the first.
-        allow_upscaling: take pictures smaller than the resolution too.
+        source: Folder or zip of images, or a video (.mp4, .mov, .mkv, .webm, .avi, .m4v, .gif).
+        out: New .zip file.
+        resolution: Side of an image in pixels.
+        crop: center takes the central square; none refuses images that are not square.
+        filter: Resampling: lanczos is sharper, box averages areas.
+        every: Take every Nth image or frame.
+        max_images: Stop after this many images. Default: all.
+        skip_bad: Skip unusable images instead of stopping at the first.
+        allow_upscaling: Accept images smaller than the resolution.
+
+    Examples:
+        cips3d data build photos photos.zip --resolution 256
+        cips3d data build clip.mp4 frames.zip --resolution 128 --every 10
     """
-    at_least(1, resolution=resolution, every=every, max_images=max_images)
+    from cips3d.data.build import Recipe, build_zip
+
     recipe = Recipe(resolution, crop, filter, allow_upscaling)
-    with tqdm(unit=" pictures", leave=False) as bar:
-        written, left_out = build_zip(
-            source, out, recipe, every, max_images, skip_bad, lambda done: bar.update(done - bar.n)
-        )
-    print(f"{written:,} pictures of {resolution}² in {out}")
-    if left_out:
-        print(
-            "\n".join(
-                [f"left out: {len(left_out):,}", *left_out[:10]] + ["…"] * (len(left_out) > 10)
-            )
-        )
+    with progress("building") as report:
+
+        def count(done: int) -> None:
+            report(None, f"{done:,} images")
+
+        written, skipped = build_zip(source, out, recipe, every, max_images, skip_bad, count)
+    if skipped:
+        print(f"skipped: {len(skipped):,}", *skipped[:10], *["…"] * (len(skipped) > 10), sep="\n")
+    wrote = f"{written:,} images of {resolution}² in {out}"
+    finished(wrote, f"cips3d train runs/mine --data {out} --preset heads-64")
 
 
-@app.command
-def check(path: Path, /, resolution: Derived[int] = None, sheet: Derived[Path] = None) -> None:
-    """Decode every picture of a dataset and report what would stop or spoil a training run.
+def check(
+    path: InputFile, /, resolution: Derived[Side] = None, sheet: Derived[ImageFile] = None
+) -> None:
+    """Check every image of a dataset.
 
-    Exit status 2 if a picture cannot be read, is too small, or lacks the camera label that others have.
+    Decodes every image, and reports whatever would stop or harm a training run. The exit status
+    is 2 if an image is unreadable, too small, or lacks the camera label that others have.
 
     Args:
-        path: a folder or zip of pictures.
-        resolution: of the training run; smaller pictures are faults. Default: none are.
-        sheet: also write a contact sheet of up to 64 pictures to this .png.
+        path: Folder or zip of images.
+        resolution: Training resolution; smaller images count as faults. Default: any size passes.
+        sheet: Image file for a contact sheet of up to 64 images.
+
+    Examples:
+        cips3d data check photos
+        cips3d data check photos.zip --resolution 256 --sheet sheet.png
     """
-    at_least(1, resolution=resolution)
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UserError(f"--sheet: {sheet}; give a path that ends in .png")
     if sheet is not None:
         check_writable(sheet)
-    with tqdm(unit=" pictures", leave=False) as bar:
 
-        def show(done: int, count: int) -> None:
-            bar.total = count
-            bar.update(done - bar.n)
+    from cips3d.data.check import check as check_images
 
-        report = check_pictures(path, resolution, show)
+    with progress("checking") as report_progress:
+
+        def count(done: int, total: int) -> None:
+            report_progress(done / max(1, total), f"{done:,} of {total:,} images")
+
+        report = check_images(path, resolution, count)
     print("\n".join(report.lines()))
     if sheet is not None and report.sheet is not None:
         with atomic_path(sheet) as temporary:
             report.sheet.save(temporary)
-        print(f"contact sheet: {sheet}")
+        print(f"wrote {sheet}")
     if report.faults:
         raise UserError(
-            f"{path}: {report.faults:,} of its pictures would stop a training run; remove or replace them"
+            f"{path}: {report.faults:,} images would stop a training run; remove or replace them"
         )
+    print(f"try next: cips3d data build {path} images.zip --resolution {resolution or 256}")

@@ -1,97 +1,99 @@
-"""`cips3d demo`: trains the small preset on the embedded heads for a few minutes and shows what it has learned."""
+"""`cips3d demo`: trains on the embedded heads for a few minutes and shows the result."""
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from cips3d import pretrained, trajectories
-from cips3d.cli.options import Derived, at_least, check_seed, positive
-from cips3d.cli.train import train_here
-from cips3d.export.media import save_frames, save_image
-from cips3d.export.sheets import orbit_cameras, view_sheet
-from cips3d.export.video import video_frames
-from cips3d.metrics.geometry import geometry_report
-from cips3d.training.presets import for_a_few_minutes, preset
-from cips3d.training.recipe import with_minutes
+from cips3d.cli.options import DEFAULT_PSI, Count, Derived, Limited, Seed, Side
+from cips3d.cli.output import finished, tracked
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
-_FEW_YAWS, _GAP = (-30.0, 0.0, 30.0), 12  # beside each other; pixels between them
-_FRAMES, _VIDEO_RESOLUTION = 60, 64  # two seconds of six heads, rendered in about half a minute
+#: Yaws of the comparison with the bundled model, and pixels between the two halves.
+_FEW_YAWS, _GAP = (-30.0, 0.0, 30.0), 12
+#: Two seconds of video, at most this large: half a minute of rendering.
+_FRAMES, _VIDEO_SIDE = 60, 64
 
 
 def demo(
     out: Derived[Path] = None,
     /,
-    minutes: float = 3.0,
-    heads: int = 6,
-    resolution: int = 96,
-    seed: int = 0,
+    minutes: Limited = 3.0,
+    heads: Count = 6,
+    resolution: Side = 96,
+    seed: Seed = 0,
 ) -> None:
-    """Train a 3D-aware GAN from scratch on the embedded heads, then turn heads that it has invented.
+    """Train on synthetic heads for 3 minutes and show the result.
 
-    Writes heads.png (rows: INR image, NeRF image, depth; columns: yaws from -45° to 45°), depth.png, orbit.mp4 and beside.png,
-    a few views next to those of the model that comes with the package.
+    Trains a 3D-aware GAN from scratch on this machine. Writes heads.png (rows: image, NeRF image,
+    depth; columns: yaws from -45° to 45°), depth.png, orbit.mp4, and comparison.png with the same
+    views of the bundled model.
 
     Args:
-        out: a new folder for the run. Default: runs/demo-DATE-TIME.
-        minutes: of training.
-        heads: number of invented heads to show.
-        resolution: side of the pictures shown, in pixels; any size, whatever was trained.
-        seed: of training and of the heads.
+        out: New folder for the run. Default: runs/demo-DATE-TIME.
+        minutes: Training time.
+        heads: Number of generated heads to show.
+        resolution: Pixels per image of the sheets; any size, whatever the training resolution.
+        seed: Seed of the training and of the heads.
+
+    Examples:
+        cips3d demo
+        cips3d demo runs/longer --minutes 10
     """
-    at_least(1, heads=heads, resolution=resolution)
-    positive(minutes=minutes)
-    check_seed(seed)
+    import time
+    from dataclasses import replace
+
+    from cips3d.cli.running import train_here
+    from cips3d.training.presets import for_a_few_minutes, preset
+    from cips3d.training.recipe import with_minutes
+
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    config = with_minutes(replace(for_a_few_minutes(preset("heads-32")), seed=seed), minutes)
-    print(
-        f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes (preset heads-32), from scratch, on this machine."
-    )
+    config = for_a_few_minutes(preset("heads-32"))
+    config = with_minutes(replace(config, seed=seed), minutes)
+    print(f"Training a 3D-aware GAN on synthetic heads for {minutes:g} minutes, from scratch.")
     model = train_here(config, folder)
-    if model is None:
-        return
-    generator = pretrained.load(model)
-    latents = generator.sample_latents(heads, seed)
-    psi = 0.7
-    save_image(
-        folder / "heads.png",
-        view_sheet(generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi),
-    )
-    bundled = pretrained.load("heads")
+    if model is not None:
+        _show(model, folder, heads, resolution, seed)
+
+
+def _show(model: Path, folder: Path, heads: int, resolution: int, seed: int) -> None:
+    import math
+
+    import numpy as np
+
+    from cips3d import pretrained, trajectories
+    from cips3d.cli.geometry import geometry_lines
+    from cips3d.export.media import save_frames, save_image
+    from cips3d.export.sheets import orbit_cameras, view_sheet
+    from cips3d.export.video import video_frames
+
+    generator, bundled = pretrained.load(model), pretrained.load("heads")
+    latents, psi = generator.sample_latents(heads, seed), DEFAULT_PSI
+    cameras = orbit_cameras(generator, _YAWS)
+    save_image(folder / "heads.png", view_sheet(generator, latents, cameras, resolution, psi=psi))
+    depths = view_sheet(generator, latents, cameras, resolution, psi=psi, show="depth")
+    save_image(folder / "depth.png", depths)
     halves = [
         view_sheet(
-            g, g.sample_latents(heads, seed), orbit_cameras(g, _FEW_YAWS), resolution, psi=psi
+            shown, shown.sample_latents(heads, seed), orbit_cameras(shown, _FEW_YAWS), resolution,
+            psi=psi,
         )
-        for g in (generator, bundled)
-    ]
+        for shown in (generator, bundled)
+    ]  # fmt: skip
     gap = np.full_like(halves[0][:, :_GAP], 255)
-    save_image(folder / "beside.png", np.concatenate([halves[0], gap, halves[1]], axis=1))
-    depths = view_sheet(
-        generator, latents, orbit_cameras(generator, _YAWS), resolution, psi=psi, show="depth"
-    )
-    save_image(folder / "depth.png", depths)
-    poses = generator.config.poses
-    swing = trajectories.orbit(
-        _FRAMES, math.radians(max(_YAWS)), radius=poses.radius, fov=poses.fov
-    )
-    side_by_side = [latents[head] for head in range(heads)]
-    turning = video_frames(
-        generator, side_by_side, swing, min(resolution, _VIDEO_RESOLUTION), psi=psi
-    )
-    save_frames(
-        folder / "orbit.mp4", iter(tqdm(turning, "orbit video", total=_FRAMES, unit="frame"))
-    )
-    print(f"{heads} invented heads, INR image above NeRF image above depth: {folder / 'heads.png'}")
-    print(f"beside those of the model that comes with the package (right): {folder / 'beside.png'}")
-    print(f"their depth alone: {folder / 'depth.png'}")
-    print(f"turning: {folder / 'orbit.mp4'}")
-    print(f"the model: {model}   (try: cips3d render {model} more.png --seed 1)")
+    comparison = np.concatenate([halves[0], gap, halves[1]], axis=1)
+    save_image(folder / "comparison.png", comparison)
+    poses, turn = generator.config.poses, math.radians(max(_YAWS))
+    orbit = trajectories.orbit(_FRAMES, turn, radius=poses.radius, fov=poses.fov)
+    side = min(resolution, _VIDEO_SIDE)
+    subjects = [latents[i] for i in range(heads)]
+    frames = video_frames(generator, subjects, orbit, side, psi=psi)
+    save_frames(folder / "orbit.mp4", tracked(frames, "rendering", _FRAMES))
     print("Is the geometry real?")
-    for line in geometry_report(generator).lines():
+    for line in geometry_lines(generator):
         print(f"  {line}")
+    wrote = (
+        f"{model}\n  heads.png: {heads} heads; rows are image, NeRF image and depth"
+        "\n  depth.png: the depth alone\n  orbit.mp4: the heads turning"
+        "\n  comparison.png: a few views next to those of the bundled model (right)"
+    )
+    finished(wrote, f"cips3d render {model} more.png --seed 1")

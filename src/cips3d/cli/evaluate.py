@@ -1,112 +1,109 @@
-"""`cips3d eval`: the table of a model."""
+"""`cips3d eval`: measures a model."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Ge
 from tyro.conf import arg
 
-from cips3d import pretrained
-from cips3d.cli.options import Derived, at_least, check_finite, check_seed, to_device
-from cips3d.cli.predictor import named_predictor
-from cips3d.configuration import read_json
-from cips3d.data import open_dataset
+from cips3d.cli.options import (
+    Amount,
+    Count,
+    Data,
+    Derived,
+    Device,
+    InputFile,
+    Model,
+    Seed,
+    Side,
+)
+from cips3d.cli.output import finished
 from cips3d.errors import UserError
-from cips3d.files import atomic_path, check_writable
-from cips3d.heads import SyntheticHeads
-from cips3d.metrics.evaluation import evaluate
-from cips3d.metrics.features import feature_network
-from cips3d.training.launch import joined
-from cips3d.training.recipe import TrainConfig
+from cips3d.files import check_writable
 
 
 def evaluate_model(
-    model: str,
+    model: Model,
     /,
-    data: Derived[str] = None,
+    data: Derived[Data] = None,
     metrics: Annotated[Derived[tuple[str, ...]], arg(metavar="NAME ...")] = None,
-    count: int = 256,
-    seed: int = 0,
-    psi: float = 1.0,
-    resolution: Derived[int] = None,
-    inception_weights: Derived[Path] = None,
+    count: Annotated[Count, Ge(2)] = 256,
+    seed: Seed = 0,
+    psi: Amount = 1.0,
+    resolution: Derived[Annotated[Side, Ge(4)]] = None,
+    inception_weights: Derived[InputFile] = None,
     predictor: Derived[str] = None,
     json_file: Derived[Path] = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Measure a model: distance to its dataset, consistency of its views, geometry, mirror symmetry.
+    """Measure image quality, consistency and geometry.
+
+    Prints distances to the dataset, consistency between views, geometry and mirror symmetry.
+    `accelerate launch -m cips3d eval …` shares the images of the distances among processes.
 
     Args:
-        model: "heads" (comes with the package), a .safetensors model, a folder in the hub's form, or a hub id.
-        data: what it was trained on: "heads", "heads-cartoon", or a folder or zip of pictures. Default: what the config.json
-            beside the model says, as in the folder of a run, else "heads".
-        metrics: distances to measure: fid50k_full (50,000 generated pictures against all real ones), fid2k (against 2,000),
-            kid50k_full; with another network's features fd2k_heads, kd2k_heads, fd2k_efficientnet and so on.
-            Default: fd2k_heads and kd2k_heads for the embedded heads, and with --inception-weights fid2k and kid2k too; for
-            other pictures these two, where Inception can be had.
-        count: subjects that everything else is measured on.
-        seed: of latents and cameras.
-        psi: truncation of those subjects (distances are measured without).
-        resolution: side of the pictures in pixels. Default: the model's training resolution.
-        inception_weights: file with the weights of torch-fidelity's Inception, for machines without a network.
-        predictor: "module:object" in Python whose methods pose and identity see these in pictures
-            (cips3d.metrics.consistency.Predictor). Default: a network of our own for the embedded heads, none else.
-        json_file: also write the figures, and what they depend on, to this file.
-        device: cpu, cuda, mps, …; auto takes the fastest. Of `accelerate launch -m cips3d eval …` each process has its own, and
-            they share the pictures of the distances.
+        data: Training data: "heads", "heads-cartoon", or a folder or zip of images. Default: from
+            the config.json next to the model, as in a run's folder; otherwise "heads".
+        metrics: Distances to measure: fid50k_full (50,000 generated images against all real
+            ones), fid2k (2,000 against 2,000), kid50k_full; with other features fd2k_heads,
+            kd2k_heads, fd2k_efficientnet and so on. Default: fd2k_heads and kd2k_heads for the
+            embedded heads, with --inception-weights also fid2k and kid2k; for other images fid2k
+            and kid2k if Inception is available.
+        count: Subjects for all other measures.
+        seed: Seed of latents and cameras.
+        psi: Truncation of these subjects (distances are measured without).
+        resolution: Side of the images in pixels. Default: the training resolution.
+        inception_weights: File with the weights of torch-fidelity's Inception, for machines
+            without a network connection.
+        predictor: "module:object" in Python with methods pose and identity for images
+            (cips3d.metrics.consistency.Predictor). Default: the bundled network for embedded
+            heads, none for other data.
+        json_file: Also write the figures, and what they depend on, to this file.
+
+    Examples:
+        cips3d eval heads
+        cips3d eval runs/mine/model.safetensors --data photos.zip --metrics fid50k_full
     """
-    at_least(2, count=count)
-    check_seed(seed)
-    check_finite(psi=psi)
-    at_least(4, resolution=resolution)
+    uses_inception = metrics is None or any(name.startswith(("fid", "kid")) for name in metrics)
+    if inception_weights is not None and not uses_inception:
+        raise UserError(
+            "--inception-weights: none of --metrics uses Inception; "
+            "add fid2k or kid2k, or leave it out"
+        )
     if json_file is not None:
         check_writable(json_file)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    processes = joined() if several else None
-    generator = to_device(
-        pretrained.load(model), device if processes is None else str(processes.device)
-    )
-    dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
+
+    import json
+
+    from cips3d import pretrained
+    from cips3d.cli.loading import to_device
+    from cips3d.cli.measures import default_metrics, trained_on
+    from cips3d.cli.predictor import named_predictor
+    from cips3d.data import open_dataset
+    from cips3d.files import atomic_path
+    from cips3d.metrics.evaluation import evaluate
+    from cips3d.training.launch import joined
+
+    processes = joined() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    place = device if processes is None else str(processes.device)
+    generator = to_device(pretrained.load(model), place)
+    dataset = open_dataset(data or trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
-        own = ("fd2k_heads", "kd2k_heads") if isinstance(dataset, SyntheticHeads) else ()
-        metrics = own + (("fid2k", "kid2k") if not own or inception_weights is not None else ())
-        if not isinstance(dataset, SyntheticHeads) and inception_weights is None:
-            try:
-                feature_network("inception")
-            except (
-                UserError
-            ) as error:  # nobody asked for these: the rest of the table can be had without
-                print(f"left out: {error}", file=sys.stderr)
-                metrics = ()
-    elif inception_weights is not None and not any(
-        name.startswith(("fid", "kid")) for name in metrics
-    ):
-        raise UserError(
-            "--inception-weights: no metric that is asked for uses Inception; add fid2k or kid2k, or leave it out"
-        )
+        metrics = default_metrics(dataset, inception_weights is not None)
     found = evaluate(
         generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights
     )
     if processes is not None:
-        processes.end_training()  # NCCL complains of a group that nobody ends
+        processes.end_training()  # NCCL complains about a group that is never ended
         if not processes.is_main_process:
             return
     print("\n".join(found.lines()))
-    if json_file is not None:
-        with atomic_path(json_file) as temporary:
-            temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
-        print(json_file)
-
-
-def _trained_on(model: str) -> str:
-    """The dataset of the run that a model lies in; of others the embedded heads."""
-    if not Path(model).is_file():
-        return "heads"
-    try:
-        return read_json(TrainConfig, Path(model).with_name("config.json")).data
-    except UserError:  # there is none, or it is of something else
-        return "heads"
+    if json_file is None:
+        print(f"try next: cips3d eval {model} --json-file figures.json")
+        return
+    with atomic_path(json_file) as temporary:
+        temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
+    finished(json_file, "docs/metrics.md explains each figure")

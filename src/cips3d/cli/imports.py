@@ -1,39 +1,48 @@
-"""`cips3d import-official`: the authors' released checkpoints as one-file models."""
+"""`cips3d import-official`: converts the authors' released checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from cips3d import official, pretrained
-from cips3d.cli.options import Derived, at_least
-from cips3d.errors import UserError
+from cips3d.cli.options import Derived, InputFile, Side, written_as
+from cips3d.cli.output import finished
 from cips3d.files import check_writable
-from cips3d.models.cost import parameter_count
+from cips3d.model_paths import SUFFIX, check_replaces_nothing
 
 
 def import_official(
-    checkpoint: Path, out: Path, /, resolution: int = 256, discriminators: Derived[Path] = None
+    checkpoint: InputFile,
+    out: Annotated[Path, written_as(SUFFIX)],
+    /,
+    resolution: Side = 256,
+    discriminators: Derived[InputFile] = None,
 ) -> None:
-    """Convert a generator checkpoint of the authors' code (a .pth state_dict) into a one-file model.
+    """Convert one of the authors' checkpoints to a model.
 
-    The .pth is a pickle; it is read without running anything in it, and refused if it holds more than tensors.
+    The .pth file is a pickle. Only tensors are read from it; nothing in it is run.
 
     Args:
-        checkpoint: the authors' file, such as G_ema_model.pth.
-        out: the .safetensors model to write.
-        resolution: the resolution that it was trained at, pixels (the file does not tell).
-        discriminators: the authors' file with both of them, such as D_model.pth; written beside OUT, where finetune, invert
-            and view find them.
+        checkpoint: The authors' generator checkpoint, such as G_ema_model.pth.
+        out: Model to write (.safetensors).
+        resolution: Training resolution in pixels, which the checkpoint does not record.
+        discriminators: The authors' checkpoint of both discriminators, such as D_model.pth. They
+            are stored in OUT, for finetune, invert and view.
+
+    Examples:
+        cips3d import-official G_ema.pth model.safetensors
+        cips3d import-official G_ema.pth model.safetensors --discriminators D.pth
     """
-    at_least(1, resolution=resolution)
-    if out.suffix.lower() != ".safetensors":
-        raise UserError(f"{out}: the name must end in .safetensors")
-    pretrained.check_replaces_nothing(out, checkpoint, discriminators)
+    check_replaces_nothing(out, checkpoint, discriminators)
     check_writable(out)
+
+    from cips3d import official, pretrained
+    from cips3d.models.cost import parameter_count
+
     generator = official.import_generator(official.read(checkpoint), str(checkpoint), resolution)
-    judges = None if discriminators is None else official.import_discriminators(discriminators)
-    pretrained.save(generator, out, judges)
-    config = generator.networks
-    print(
-        f"{out}: {parameter_count(generator):,} parameters, INR {config.inr_blocks} blocks × {config.inr_width}"
-    )
+    found = None if discriminators is None else official.import_discriminators(discriminators)
+    pretrained.save(generator, out, found)
+    networks = generator.config.networks
+    print(f"INR of {networks.inr_blocks} blocks × {networks.inr_width}, ", end="")
+    print(f"{parameter_count(generator):,} parameters")
+    finished(out, f"cips3d render {out} views.png")

@@ -4,57 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cips3d import pretrained
-from cips3d.cli.options import Derived, at_least
+from cips3d.cli.options import PRESET_NAMES, Derived, Side, is_preset
 from cips3d.errors import UserError
-from cips3d.metrics.geometry import geometry_report
-from cips3d.models.cost import Cost, discriminator_cost, generator_cost
-from cips3d.training.presets import PRESETS, preset
+from cips3d.model_paths import BUNDLED, local_file
 
 
-def info(what: str, /, resolution: Derived[int] = None, geometry: bool = False) -> None:
-    """Print parameters, floating-point operations and activations of a training preset or of a model.
+def info(what: str, /, resolution: Derived[Side] = None, geometry: bool = False) -> None:
+    """Print the size and cost of a preset or a model.
 
-    `cips3d plan` tells what memory and time the preset's training takes.
+    Shows parameters, floating-point operations and activations per image. `cips3d plan` estimates
+    memory and time of training.
 
     Args:
-        what: the name of a preset, or a model ("heads", which comes with the package, a file, a folder or a hub id).
-        resolution: side of a picture in pixels. Default: the one that it is made for.
-        geometry: also measure a model's geometry against the embedded heads (for models trained on them).
+        what: A preset, or a model ("heads", a file, a folder or a hub id).
+        resolution: Side of an image in pixels. Default: the training resolution.
+        geometry: Also measure the geometry, for models of the embedded heads.
+
+    Examples:
+        cips3d info ffhq-256
+        cips3d info heads --geometry
     """
-    at_least(1, resolution=resolution)
-    if what in PRESETS:
+    if is_preset(what):
         if geometry:
-            raise UserError(
-                f"--geometry: {what} is a preset, which has learned nothing yet; give a model"
-            )
-        config = preset(what)
-        side = resolution or config.stages[-1].resolution
-        judges = {"discriminator": config.discriminator}
-        if side in config.aux_discriminator.channels:  # at the largest sides there is none
-            judges["auxiliary"] = config.aux_discriminator
-        costs = {name: discriminator_cost(judge, side) for name, judge in judges.items()}
-        print(
-            _table(
-                f"{what} at {side}²", {"generator": generator_cost(config.generator, side)} | costs
-            )
-        )
+            raise UserError(f"--geometry: {what} is a preset and has no geometry; give a model")
+        from cips3d.cli.costs import preset_lines
+
+        print("\n".join(preset_lines(what, resolution)))
+        print(f"try next: cips3d plan {what}")
         return
-    if "/" not in what and what not in pretrained.BUNDLED and not Path(what).exists():
+    if "/" not in what and what not in BUNDLED and not Path(what).exists():
         raise UserError(
-            f"{what}: neither a preset ({', '.join(PRESETS)}) nor a model ({', '.join(pretrained.BUNDLED)}, a file, a folder)"
+            f"{what}: is neither a preset ({', '.join(PRESET_NAMES)}) "
+            f"nor a model ({', '.join(BUNDLED)}, a file or a folder)"
         )
-    generator = pretrained.load(what)
-    side = resolution or generator.config.resolution
-    print(_table(f"{what} at {side}²", {"generator": generator_cost(generator.config, side)}))
-    if geometry:
-        print("\n".join(geometry_report(generator).lines()))
+    local_file(what)
+    from cips3d.cli.costs import model_lines
 
-
-def _table(title: str, costs: dict[str, Cost]) -> str:
-    rows = [f"{title:<24}{'parameters':>14}{'GFLOP/picture':>16}{'MiB kept/picture':>18}"]
-    for name, cost in costs.items():
-        rows.append(
-            f"{name:<24}{cost.parameters:>14,}{cost.flops / 1e9:>16.3f}{cost.saved_bytes / 2**20:>18.1f}"
-        )
-    return "\n".join(rows)
+    print("\n".join(model_lines(what, resolution, geometry)))
+    print(f"try next: cips3d eval {what}")

@@ -1,141 +1,263 @@
-"""Options that several verbs share: parsing numbers that a user may get wrong, choosing a device."""
+"""Options that several verbs share, with their ranges. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from itertools import count as counting
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import torch
-from tqdm import tqdm
+from annotated_types import Ge, Le
+from pydantic import AfterValidator
 from tyro.conf import arg
 
-from cips3d.editing.subject import Subject
-from cips3d.errors import UserError, first_line
-from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Styles
+from cips3d.configuration import (
+    MOST,
+    Amount,
+    Count,
+    FieldOfView,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    validated,
+)
+from cips3d.errors import UserError
+from cips3d.files import with_suffix_of
+from cips3d.model_paths import good_seeds, local_file
+
+__all__ = ["Count", "FieldOfView", "NonNegative", "Seed", "Share"]
 
 T = TypeVar("T")
-#: An option whose default, None, stands for something that its help text names.
+#: Truncation of random subjects.
+DEFAULT_PSI = 0.7
+#: Least side of an image in pixels, unless the user asks for another.
+DEFAULT_SIDE = 256
+#: Suffixes of images.
+IMAGES = (".png", ".jpg", ".jpeg")
+#: Presets of `cips3d.training.presets`, which takes a second to import.
+PRESET_NAMES = (
+    "heads-32", "heads-64", "ffhq-64", "ffhq-128", "ffhq-256", "ffhq-512", "ffhq-1024",
+    "ffhq-512-paper", "afhq-cats-256", "table-2-direction", "table-2-fixed", "table-2-learned",
+    "table-2-full", "heads-32-pi-gan", "heads-32-cips-2d",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- values
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path")
+    return path
+
+
+def _model(name: str) -> str:
+    local_file(name)
+    return name
+
+
+def _dataset(name: str) -> str:
+    if name not in ("heads", "heads-cartoon") and not Path(name).exists():
+        raise UserError(f"{name}: no such folder or zip; check the path")
+    return name
+
+
+def is_preset(name: str) -> bool:
+    """Whether there is a preset of that name; a program that has imported them may add its own."""
+    loaded = getattr(sys.modules.get("cips3d.training.presets"), "PRESETS", ())
+    return name in PRESET_NAMES or name in loaded
+
+
+def _preset(name: str) -> str:
+    if not is_preset(name):
+        near = get_close_matches(name, PRESET_NAMES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PRESET_NAMES)}"
+        raise UserError(f"--preset: there is no preset {name}; {hint}")
+    return name
+
+
+def written_as(*suffixes: str) -> AfterValidator:
+    """Refuses an output path with another suffix."""
+    return AfterValidator(lambda path: with_suffix_of(path, *suffixes))
+
+
+#: An option that defaults to None, which stands for something its help text describes.
 Derived = Annotated[T | None, arg(help_behavior_hint="")]
-#: Fields of a configuration to change (see `cips3d.configuration.with_settings`).
+Model = Annotated[
+    str,
+    AfterValidator(_model),
+    arg(help='"heads" (bundled), a .safetensors file, a model folder or a Hugging Face hub id.'),
+]
+Device = Annotated[str, arg(help="cpu, cuda, mps, …; auto takes the fastest.")]
+Data = Annotated[str, AfterValidator(_dataset)]
+Preset = Annotated[str, AfterValidator(_preset)]
+InputFile = Annotated[Path, AfterValidator(_existing)]
+ImageFile = Annotated[Path, written_as(*IMAGES)]
+Degrees = Amount
+BlockIndex = Annotated[int, Ge(0), Le(100)]
+Side = Annotated[int, Ge(1), Le(2**16)]
+#: Fields of a configuration to change, see `cips3d.configuration.with_settings`.
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
-#: Truncation of both codes, or of each.
-Psi = Annotated[float | tuple[float, float], arg(metavar="PSI | SHAPE APPEARANCE")]
-#: Truncation, by default `RANDOM_PSI` of random subjects, and none of a picture's.
-SubjectPsi = Annotated[
-    float | tuple[float, float] | None, arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint="")
+#: A positive number that can be computed with in other units too.
+Limited = Annotated[Positive, Le(MOST)]
+Psi = Annotated[
+    Amount | tuple[Amount, Amount] | None,
+    arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint=""),
 ]
-RANDOM_PSI = 0.7
-#: Size of a picture; None stands for the model's training resolution.
-Resolution = Annotated[
-    int | tuple[int, int] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")
+Size = Annotated[
+    Side | tuple[Side, Side] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")
+]
+Kinds = Annotated[
+    tuple[Literal["image", "nerf", "depth"], ...],
+    arg(metavar="image|nerf|depth ...", help_behavior_hint=""),
 ]
 
-#: Largest number of anything, largest side of a picture in pixels, and largest amount or angle, that an option takes.
-_MOST, _MOST_SIDE, _MOST_AMOUNT = 2**31 - 1, 2**16, 1e6
 
-#: A list of numbers that may be left out.
-Numbers = Annotated[tuple[float, ...], arg(help_behavior_hint="")]
-
-
-def check_finite(**options: float | tuple[float, ...] | None) -> None:
-    """Raises UserError for the first option that is, or holds, NaN, infinity or a number too large to compute with."""
-    for name, given in options.items():
-        for value in _values(given):
-            if not math.isfinite(value):
-                raise UserError(
-                    f"--{name.replace('_', '-')}: {value} is not a number; give a finite one"
-                )
-            if abs(value) > _MOST_AMOUNT:
-                raise UserError(
-                    f"--{name.replace('_', '-')}: {value:g}; give a number between -{_MOST_AMOUNT:g} and {_MOST_AMOUNT:g}"
-                )
+# ---------------------------------------------------------------- groups
+def unwrapped(text: str) -> str:
+    """A docstring with each paragraph and each argument's text on one line, as tyro wants it."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(text).splitlines():
+        indent = len(line) - len(line.lstrip())
+        goes_on = indent >= 8 or (indent == 0 and lines and lines[-1] and lines[-1][0] != " ")
+        if line and lines and lines[-1] and goes_on:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
-def at_least(least: int, **options: int | tuple[int, ...] | None) -> None:
-    """Raises UserError for the first option that is, or holds, a number below `least`, or one that no machine could hold."""
-    for name, given in options.items():
-        most = _MOST_SIDE if name == "resolution" else _MOST
-        for value in _values(given):
-            if value < least:
-                raise UserError(f"--{name.replace('_', '-')}: {value}; it must be at least {least}")
-            if value > most:
-                raise UserError(f"--{name.replace('_', '-')}: it must be at most {most}")
+def _group(kind: type[T]) -> type[T]:
+    """A frozen dataclass of options whose help texts are the attributes of its docstring."""
+    kind.__doc__ = unwrapped(kind.__doc__ or "")
+    return dataclass(frozen=True)(kind)
 
 
-def positive(**options: float | None) -> None:
-    """Raises UserError for the first option that is not above 0, or not finite even in other units."""
-    for name, value in options.items():
-        if value is not None and not 0 < value <= _MOST:
-            raise UserError(
-                f"--{name.replace('_', '-')}: {value:g}; give a positive number, at most {_MOST}"
-            )
+@_group
+class RandomSubjects:
+    """Which subjects are drawn.
+
+    Attributes:
+        seed: Seed of the first subject; further subjects take the seeds that follow. Default:
+            curated seeds of the bundled model, 0 and up for other models.
+        psi: Truncation: 1 is full variety, 0 the mean subject. Two numbers set shape and
+            appearance separately. Default: 0.7.
+    """
+
+    seed: Derived[Seed] = None
+    psi: Psi = None
+
+    def seeds(self, model: str, count: int) -> list[int]:
+        """The seeds of `count` subjects."""
+        if self.seed is not None:
+            return [(self.seed + i) % 2**63 for i in range(count)]
+        curated = good_seeds(model)
+        others = (seed for seed in counting() if seed not in curated)
+        return curated[:count] + list(islice(others, max(0, count - len(curated))))
+
+    @property
+    def truncation(self) -> float | tuple[float, float]:
+        """ψ of random subjects."""
+        return DEFAULT_PSI if self.psi is None else self.psi
 
 
-def _values(given: T | tuple[T, ...] | None) -> tuple[T, ...]:
-    """The numbers of an option; none of one that is left out."""
-    if given is None:
-        return ()
-    return given if isinstance(given, tuple) else (given,)
+@_group
+class Subjects(RandomSubjects):
+    """Which subjects are shown: random ones, or one found in an image.
+
+    Attributes:
+        psi: Truncation: 1 is full variety, 0 the mean subject. Two numbers set shape and
+            appearance separately. Default: 0.7, and 1 with --subject.
+        subject: Subject file written by `cips3d invert` or `mix`, instead of random subjects.
+    """
+
+    subject: Derived[InputFile] = None
 
 
-def check_seed(*seeds: int, option: str = "--seed") -> None:
-    """Raises UserError for a seed that torch or numpy would not take."""
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise UserError(f"{option}: {seed}; give a number from 0 to {2**63 - 1}")
+@_group
+class ImageSize:
+    """Size of the images.
+
+    Attributes:
+        resolution: Pixels per image, any size. Default: 256, or the training resolution if that
+            is larger.
+        supersample: Rays along each side of a pixel; 2 gives smoother edges and takes four times
+            as long.
+    """
+
+    resolution: Size = None
+    supersample: Count = 1
 
 
-@contextlib.contextmanager
-def share_bar(name: str) -> Iterator[Callable[..., None]]:
-    """A progress bar, from the first second on, for a function that tells the share that is done, and perhaps of what."""
-    layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
-    with tqdm(total=1.0, desc=name, bar_format=layout, delay=1, mininterval=0.5) as bar:
+@_group
+class RunOptions:
+    """How the run is carried out.
 
-        def show(share: float, step: str | None = None) -> None:
-            if step is not None:
-                bar.set_description_str(f"{name}, {step}", refresh=False)
-            bar.update(share - bar.n)
+    Attributes:
+        batch: Images per step over all processes. Default: the preset's.
+        set: Other settings of the configuration, such as loss=relativistic or stages.0.batch=8
+            (stages.* sets all stages). docs/training.md explains the usual ones; config.json of a
+            run lists all.
+        processes: Processes on this machine's CPU that share each batch. Default: one per core if
+            every batch divides and each process gets at least 4 images; one on a machine with a
+            GPU.
+    """
 
-        yield show
+    batch: Derived[Count] = None
+    set: Settings = ()
+    processes: Derived[Count] = None
 
 
-def chosen(
-    generator: ImageGenerator,
-    subject: Path | None,
-    count: int,
-    seed: int,
-    psi: float | tuple[float, float] | None,
-) -> Styles:
-    """The subject of a file of `cips3d invert`; without one `count` random subjects.
-
-    Args:
-        psi: truncation; None for the default, which leaves a file's subject as it is.
+# ---------------------------------------------------------------- validation
+def check_options(kind: Any, values: Mapping[str, Any]) -> None:
+    """Validates the values of a verb's or a group's options against their types.
 
     Raises:
-        UserError: if the file cannot be read or is a subject of another model.
+        UserError: for the first value out of range.
     """
-    if subject is None:
-        return generator.map(
-            generator.sample_latents(count, seed), RANDOM_PSI if psi is None else psi
-        )
-    styles = Subject.load(subject, generator).styles
-    return styles if psi is None else generator.truncate(styles, psi)
+    hints = get_type_hints(kind, include_extras=True)
+    for name, value in values.items():
+        if is_dataclass(value):
+            check_options(type(value), vars(value))
+            continue
+        for entry in value if isinstance(value, tuple) else (value,):
+            _check(hints[name], entry, f"--{name.replace('_', '-')}")
 
 
-def to_device(generator: ImageGenerator, device: str) -> ImageGenerator:
-    """The generator on the named device; "auto" takes the fastest there is."""
-    if device == "auto":
-        found = torch.accelerator.current_accelerator(
-            check_available=True
-        )  # else what torch was built for
-        device = "cpu" if found is None else found.type
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it computes nothing")
-        return generator.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device}: {first_line(error)}; try cpu or auto") from None
+def _check(hint: Any, value: Any, name: str) -> None:
+    for leaf in _leaves(hint):
+        base = get_args(leaf)[0] if get_origin(leaf) is Annotated else leaf
+        if isinstance(base, type) and isinstance(value, base):
+            try:
+                validated(leaf, value, name)
+            except UserError as error:
+                line = str(error)
+                is_number = isinstance(value, (int, float))
+                raise UserError(
+                    f"{name}: {line}" if is_number and name not in line else line
+                ) from None
+            return
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """The types of single values in an annotation, each with its range."""
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(base) in (Union, UnionType):
+        return [leaf for part in get_args(base) for leaf in _leaves(part)]
+    if get_origin(base) is tuple:
+        return _leaves(get_args(base)[0])
+    return [] if base is NoneType else [hint]

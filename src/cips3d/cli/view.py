@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from cips3d import pretrained
-from cips3d.cli.options import Derived, to_device
+from cips3d.cli.loading import to_device
+from cips3d.cli.options import Derived
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.training.allocator import keep_freed_memory
