@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "invert": ("invert:invert", "Find the subject and camera of an image."),
     "finetune": ("finetune:finetune", "Transfer a model to another set of images."),
     "blend": ("blend:blend", "Blend a model with one that was fine-tuned from it."),
-    "mix": ("mix:mix", "Mix the styles of subjects."),
+    "mix": ("blend:mix", "Mix the styles of subjects."),
     "eval": ("evaluate:evaluate_model", "Measure image quality, consistency and geometry."),
     "info": ("info:info", "Print the size and cost of a preset or a model."),
     "plan": ("plan:plan", "Estimate memory and time of a training run."),

@@ -61,7 +61,7 @@ class Progress:
         if share is None:
             return ""
         elapsed, done = now - self._began, share - self.start
-        if elapsed < ESTIMATE_SECONDS or done < ESTIMATE_SHARE:
+        if elapsed < ESTIMATE_SECONDS or done < ESTIMATE_SHARE or share >= 1:
             return ""
         return f"{clock(elapsed / done * (1 - share))} left"
 
