@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -14,40 +16,25 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import av
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from cips3d.models.baselines import build_generator
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
+import cips3d
 import tiny
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.cli import (
-    blend,
-    demo,
-    evaluate,
-    finetune,
-    imports,
-    info,
-    invert,
-    mesh,
-    plan,
-    render,
-    sample,
-    train,
-    view,
-)
-from cips3d.cli import data as data_verbs
-from cips3d.cli.options import to_device
+from cips3d.cli import demo, evaluate, inverting, options, output, running
+from cips3d.cli.loading import to_device
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset
 from cips3d.export.media import to_uint8
@@ -58,29 +45,13 @@ from cips3d.metrics import consistency, evaluation, symmetry
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
+from cips3d.models.registry import build_generator
 from cips3d.training.run import write_config
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
 
-VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
-    "train": train.train,
-    "sample": sample.sample,
-    "render": render.render,
-    "mesh": mesh.mesh,
-    "data heads": data_verbs.heads,
-    "data build": data_verbs.build,
-    "data check": data_verbs.check,
-    "plan": plan.plan,
-    "info": info.info,
-    "eval": evaluate.evaluate_model,
-    "finetune": finetune.finetune,
-    "blend": blend.blend,
-    "mix": blend.mix,
-    "invert": invert.invert,
-    "import-official": imports.import_official,
-    "view": view.view,
-}
+#: Factor on CPU times, for a machine that others keep busy.
+SLACK = 2.0
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +73,7 @@ def solid_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model whose subjects have a surface before any training."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "solid.safetensors"
-    pretrained.save(Generator(replace(tiny.GENERATOR, density_gain=40.0, density_blob=60.0)), path)
+    pretrained.save(Generator(tiny.generator(density_gain=40.0, density_blob=60.0)), path)
     return str(path)
 
 
@@ -132,23 +103,145 @@ def names(folder: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- help
-@pytest.mark.parametrize("verb", ["", "data", *VERBS])
-def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def help_of(verb: str, width: int, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setenv("COLUMNS", str(width))
         cli.main([*verb.split(), "--help"])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    if verb not in VERBS:
-        assert all(
-            name.removeprefix(verb).split()[0] in text for name in VERBS if name.startswith(verb)
-        )
-        return
-    assert "None" not in text
-    for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
-        dashed = name.replace("_", "-")
-        assert (
-            dashed.upper() if parameter.kind is parameter.POSITIONAL_ONLY else f"--{dashed}"
-        ) in text
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option with its help, two examples that parse, lines that fit and break at spaces."""
+    pages = {width: help_of(verb, width, capsys) for width in (80, 120, 1000)}
+    words = {width: re.sub(r"[\s-]{2,}|\s", " ", page) for width, page in pages.items()}
+    assert words[80].split() == words[120].split() == words[1000].split()
+    options_shown, _, examples = pages[80].partition("examples:\n")
+    assert max(map(len, options_shown.splitlines())) <= 80
+    assert max(map(len, examples.splitlines())) <= 100
+    assert "None" not in options_shown
+    assert cli.VERBS[verb][1] in words[1000]
+    module, name = cli.VERBS[verb][0].split(":")
+    function = getattr(importlib.import_module(f"cips3d.cli.{module}"), name)
+    hints = get_type_hints(function, include_extras=True)
+    for option, parameter in inspect.signature(function).parameters.items():
+        kind = get_args(hints[option])[:1] or (None,)
+        for shown in [field.name for field in fields(kind[0])] if is_dataclass(kind[0]) else [option]:
+            dashed = shown.replace("_", "-")
+            is_positional = parameter.kind is parameter.POSITIONAL_ONLY
+            place = pages[1000].index(f"  {dashed.upper() if is_positional else f'--{dashed}'}")
+            assert re.match(r"\S+.*\n? *[A-Z\"`cu]", pages[1000][place:].strip()), option
+    lines = [line.split()[1:] for line in examples.splitlines() if line.strip()]
+    assert 2 <= len(lines) <= 3
+    assert all(" ".join(line).startswith(f"{verb}") for line in lines)
+
+
+@pytest.mark.parametrize("group", ["", "data"])
+def test_a_line_for_every_verb(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = help_of(group, 80, capsys).splitlines()
+    assert max(map(len, lines)) <= 80
+    for verb, (_, summary) in cli.VERBS.items():
+        if verb.startswith(group) and (group or " " not in verb):
+            assert any(re.fullmatch(rf"  {verb} +{re.escape(summary)}", line) for line in lines)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out.split() == ["cips3d", cips3d.__version__]
+
+
+#: Imported only for work; each takes from a fifth of a second to more than one.
+HEAVY = ("torch", "numba", "numpy", "scipy", "skimage", "trimesh", "av", "huggingface_hub",
+         "accelerate", "tensorboard", "viser", "matplotlib")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "--version", "data --help", *(f"{verb} --help" for verb in cli.VERBS),
+        "fly", "sample", "sample heads a.png --bogus 1", "sample heads a.png --count 0",
+        "sample heads a.gif", "sample nowhere a.png", "render heads a.mp4 --subject nowhere",
+        "train run --preset heads-33", "train run --data nowhere", "invert nowhere heads out",
+        "info nowhere", "plan nowhere", "blend heads heads a.safetensors", "",
+    ],
+)  # fmt: skip
+def test_help_and_usage_errors_import_nothing_heavy(words: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, resource\nfrom cips3d.cli import main\n"
+        f"try: main({words.split()!r})\nexcept SystemExit as stopped: status = stopped.code or 0\n"
+        "else: status = 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        "print(status, sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    *_, heavy, last = done.stdout.splitlines()
+    assert heavy == "[]"
+    status, seconds = last.split()
+    assert int(status) == (0 if "--" in words[-9:] and "bogus" not in words and "count" not in words
+                           else 2)  # fmt: skip
+    assert float(seconds) < 0.6 * SLACK
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_package_is_imported_lazily() -> None:
+    code = (
+        "import sys, cips3d\nnames = dir(cips3d)\n"
+        f"assert [name for name in {HEAVY} if name in sys.modules] == []\n"
+        "assert sorted(cips3d.__all__) == names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- what every verb prints
+def test_progress_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line every 30 seconds; the remaining time only once it means something."""
+    now = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    with output.progress("working", start=0.5) as report:
+        for seconds, share in ((1, 0.505), (31, 0.51), (40, 0.52), (62, 0.6), (200, 1.0)):
+            now[0] = float(seconds)
+            report(share, "step")
+    assert capsys.readouterr().err.splitlines() == [
+        "working: 51% (step, 0:31)",  # 1% is too little to tell from
+        "working: 60% (step, 1:02, 4:08 left)",
+        "working: 100% (step, 3:20)",
+    ]
+    with output.progress("counting") as report:
+        now[0] += 30
+        report(None, "7 images")
+    assert capsys.readouterr().err == "counting: (7 images, 0:30)\n"
+
+
+def test_progress_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(output, "DELAY", 0.0)
+    assert list(output.tracked("abc", "working", 3)) == ["a", "b", "c"]
+    with output.progress("hidden", shown=False) as report:
+        report(0.5)
+    assert "working" in screen.getvalue() and "|" in screen.getvalue()
+    assert "hidden" not in screen.getvalue() and "left" not in screen.getvalue()
+
+
+def test_curated_seeds(model: str) -> None:
+    subjects = options.RandomSubjects()
+    curated = subjects.seeds("heads", 24)
+    assert len(set(curated)) == 24 and 0 not in curated[:16]  # the goblin
+    more = subjects.seeds("heads", 130)
+    assert more[:24] == curated and len(set(more)) == 130
+    assert subjects.seeds(model, 3) == [0, 1, 2]
+    assert options.RandomSubjects(seed=7).seeds("heads", 3) == [7, 8, 9]
+
+
+def test_presets_are_listed() -> None:
+    pristine = set(PRESETS) - {"tiny"}
+    assert pristine == set(options.PRESET_NAMES)
 
 
 # ---------------------------------------------------------------- what the verbs do
@@ -472,7 +565,7 @@ def test_models_without_a_surface(
     )
     torch.manual_seed(0)
     flat = tmp_path / "flat.safetensors"
-    pretrained.save(build_generator(replace(tiny.GENERATOR, architecture="cips-2d")), flat)
+    pretrained.save(build_generator(tiny.generator(architecture="cips-2d")), flat)
     assert "cips-2d has no density" in refusal(capsys, "mesh", flat, tmp_path / "a.ply")
     assert names(tmp_path) == ["flat.safetensors"]
 
@@ -1139,7 +1232,7 @@ def test_a_checkpoint_of_another_configuration(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wider = tiny.config(generator=replace(tiny.GENERATOR, inr_width=24))
+    wider = tiny.config(generator=tiny.generator(inr_width=24))
     monkeypatch.setitem(PRESETS, "wider", lambda: wider)
     cli.main(["train", str(tmp_path / "wider"), "--preset", "wider", "--data", pictures])
     newest = newest_checkpoint(run)
@@ -1233,7 +1326,7 @@ def test_places_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr("cips3d.cli.invert.find", None)  # it is said before the work
+    monkeypatch.setattr("cips3d.cli.inverting.find", None)  # it is said before the work
     for place in unwritable(tmp_path):
         for command in (
             ["train", place, "--preset", "tiny"],
@@ -1385,7 +1478,7 @@ def test_ctrl_c_ends_with_a_word(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run_with_progress", interrupt)
+    monkeypatch.setattr(running, "run_with_progress", interrupt)
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(tmp_path / "run"), "--preset", "tiny"])
     assert caught.value.code == 130
