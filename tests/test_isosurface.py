@@ -12,6 +12,7 @@ import torch
 import trimesh
 from torch import Tensor
 
+import tiny
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.export.isosurface import (
@@ -23,10 +24,10 @@ from cips3d.export.isosurface import (
     surface_level,
     typical_cameras,
 )
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import Cips3dNetworks, GeneratorConfig
 
-CONFIG = GeneratorConfig(background="plain")
-VOLUME = SampledVolume.of(CONFIG)
+CONFIG = GeneratorConfig(Cips3dNetworks(background="plain"))
+VOLUME = SampledVolume.from_config(CONFIG)
 SPACING = sample_spacing(CONFIG)
 RADIUS = 0.06
 CENTRE = (0.004, -0.007, 0.003)
@@ -142,7 +143,9 @@ def test_a_hollow_inside_has_no_walls(largest: bool) -> None:
 
 # ---------------------------------------------------------------- the volume
 def test_one_camera_samples_its_frustum() -> None:
-    volume = SampledVolume.of(replace(CONFIG, poses=PoseDistribution(yaw_std=0.0, pitch_std=0.0)))
+    volume = SampledVolume.from_config(
+        replace(CONFIG, poses=PoseDistribution(yaw_std=0.0, pitch_std=0.0))
+    )
     edge = math.tan(math.radians(6))
     inside = [
         [0, 0, 0],
@@ -172,7 +175,7 @@ def test_one_camera_samples_its_frustum() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
 def test_most_cameras_sample_what_is_inside(kind: str) -> None:
     poses = PoseDistribution(kind=kind)
-    volume = SampledVolume.of(replace(CONFIG, poses=poses))
+    volume = SampledVolume.from_config(replace(CONFIG, poses=poses))
     points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 0.32 - 0.16
     cameras = typical_cameras(poses)
     place, distance = cameras.project(points.expand(len(cameras), -1, -1))
@@ -215,7 +218,7 @@ def wall_behind(points: Tensor) -> Tensor:
 def test_what_the_last_sample_paints_is_no_part_of_the_subject(
     background: str, has_wall: bool
 ) -> None:
-    volume = SampledVolume.of(replace(CONFIG, background=background, coarse_samples=12))
+    volume = SampledVolume.from_config(tiny.generator(CONFIG, background=background))
     mesh = outward_parts(surface(along(wall_behind), volume, 10.0, 48))
     assert mesh.is_watertight
     behind = mesh.vertices[mesh.vertices[:, 2] < -0.09]
@@ -286,8 +289,8 @@ def test_densities_that_are_no_numbers(bad: float) -> None:
 
 
 def test_cameras_that_see_nothing_in_common() -> None:
-    apart = replace(CONFIG, poses=PoseDistribution(fov=1.0, yaw_std=0.5), extent=1e-3)
-    low, high = SampledVolume.of(apart).bounds()
+    apart = tiny.generator(CONFIG, poses=PoseDistribution(fov=1.0, yaw_std=0.5), extent=1e-3)
+    low, high = SampledVolume.from_config(apart).bounds()
     assert all(a < 0 < b for a, b in zip(low, high, strict=True))  # still the origin
     far = SampledVolume(typical_cameras(PoseDistribution()), 1.3, 1.2)
     with pytest.raises(UserError, match="no volume in common"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -122,8 +123,10 @@ def save_image(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height wi
             f"{image.shape[1]}x{image.shape[0]}; write a .png"
         )
     options = {"quality": 95, "subsampling": 0} if is_jpeg else {}
+    content = io.BytesIO()  # Pillow itself does not notice that a disk cut a JPEG short
+    Image.fromarray(image).save(content, "JPEG" if is_jpeg else "PNG", **options)
     with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="JPEG" if is_jpeg else "PNG", **options)
+        temporary.write_bytes(content.getvalue())
 
 
 def save_frames(

@@ -21,7 +21,7 @@ from cips3d.models.types import Latents, Psi, Styles
 
 #: Side of a cell in pixels, unless the user asks for another.
 DEFAULT_SIDE = 256
-Sheet = UInt8[np.ndarray, "height width 3"]
+Sheet = UInt8[np.ndarray, "sheet_height sheet_width 3"]
 #: Cells next to each other: the row and column of the first, and all of them in strips of pixel
 #: rows, (rows, columns, strip height, width, 3) each, from the top down.
 Cells = tuple[int, int, Iterable[np.ndarray]]
