@@ -1,4 +1,4 @@
-"""Closed surfaces of analytic densities: where they lie, what they leave out, which level is found."""
+"""Closed surfaces of analytic densities: place, parts, sampled volume, level."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ def test_the_surface_converges_with_the_square_of_the_voxel() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 777])
 def test_chunks_change_nothing(chunk: int) -> None:
-    """With a density of single products and sums: CPUs with AVX-512 round a norm otherwise at the end of a tensor."""
+    """The density has single products and sums only.
+
+    CPUs with AVX-512 round a norm differently at the end of a tensor.
+    """
 
     def round_hill(points: Tensor) -> Tensor:
         x, y, z = (points - torch.tensor(CENTRE).to(points)).unbind(-1)
@@ -229,8 +232,8 @@ def test_what_the_last_sample_paints_is_no_part_of_the_subject(
 def test_the_level_of_a_soft_body_is_where_half_of_the_light_ends() -> None:
     slope = 5000.0
     level = surface_level(along(lambda points: slope * depth_in_ball(points)), VOLUME, SPACING)
-    # a ray at an angle a to the normal loses half of its light where the density is √(2 slope cos a ln 2): over the disc that
-    # the ball is in a picture, the mean of √(cos a) is 0.8
+    # a ray at an angle a to the normal loses half of its light where the density is
+    # √(2 slope cos a ln 2); over the ball's disc in an image, the mean of √(cos a) is 0.8
     assert 0.65 < level / math.sqrt(2 * slope * math.log(2)) < 0.85
 
 

@@ -38,8 +38,9 @@ def solid(**changes: Any) -> ImageGenerator:
 
 
 class Balls(Generator):
-    """Opaque balls on a blue background: each is red on its own left (x below its centre's), green on its right, if it has two
-    colours, else of the one.
+    """Opaque balls on a blue background.
+
+    A ball of two colours has the first on its left (x below its centre's), the second on its right.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Balls(Generator):
         super().__init__(SOLID)
         self.balls = balls
 
-    def density(self, points: Tensor, styles: Styles) -> Tensor:
+    def density_along(self, rays: Rays, t: Tensor, styles: Styles) -> Tensor:
+        points = rays.at(t)
         return 1e6 * torch.stack(
             [r - (points - torch.tensor(c)).norm(dim=-1) for c, r, _ in self.balls]
         ).amax(dim=0)
