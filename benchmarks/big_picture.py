@@ -20,7 +20,7 @@ from rendering import in_process, peak
 
 import cips3d
 from cips3d.export.media import to_uint8
-from cips3d.export.strips import ImageFormat, fill, image_strips, whole_images
+from cips3d.export.strips import PictureFormat, fill, picture_strips, pictures
 
 SIDE, LIMIT, STRIPS = 2048, 1.5 * 1024**3 / 1e6, 32
 CROPS = (np.s_[900:1100, 700:1000], np.s_[:1, :], np.s_[2047:, 2047:], np.s_[512:1024, 31:32])
@@ -44,7 +44,7 @@ def by_strips(_: int, pipe: Connection) -> None:
     generator = cips3d.load("heads")
     styles, camera = setting(generator)
     before, start = peak(), time.perf_counter()
-    picture = whole_images(generator, styles, camera, ImageFormat(SIDE, SIDE))[0, 0]
+    picture = pictures(generator, styles, camera, PictureFormat(SIDE, SIDE))[0, 0]
     seconds, after = time.perf_counter() - start, peak()
     crops = [
         to_uint8(generator.render(styles, camera, SIDE, window=window).image)[0] for window in CROPS
@@ -91,9 +91,9 @@ def some_strips(supersample: int, pipe: Connection) -> None:
     styles, _ = setting(generator)
     before, start = peak(), time.perf_counter()
     picture = np.ones((1, 1, SIDE, SIDE, 3), dtype=np.uint8)
-    form = ImageFormat(SIDE, SIDE, supersample=supersample)
+    form = PictureFormat(SIDE, SIDE, supersample=supersample)
     strips = islice(
-        image_strips(generator, styles, cips3d.Camera.orbit(0.3, 0.1, fov=4.0), form), STRIPS
+        picture_strips(generator, styles, cips3d.Camera.orbit(0.3, 0.1, fov=4.0), form), STRIPS
     )
     fill(picture, strips)
     pipe.send((time.perf_counter() - start, before, peak()))

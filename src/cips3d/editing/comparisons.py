@@ -78,11 +78,14 @@ def views_sheet(
     Args:
         yaw: degrees; a single view is from yaw itself.
         resolution: side of a cell, pixels.
-        labels: names of the generators; True numbers them, False leaves out all labels.
+        labels: names of the generators. True calls the first "base", the last "other" and those
+            between "blended"; False leaves out all labels of the sheet.
     """
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
     cameras = orbit_cameras(generators[0], yaws)
-    names = [f"model {i + 1}" for i in range(len(generators))] if labels is True else labels or []
+    names = labels or []
+    if labels is True:
+        names = ["base", *["blended"] * (len(generators) - 2), "other"][: len(generators)]
     rows = [
         (generator, _styles(generator, codes[i], psi))
         for i in range(len(codes))
