@@ -20,9 +20,10 @@ from cips3d.camera import PoseDistribution, Rays
 from cips3d.editing.blending import interpolate, mix_styles, swap_layers
 from cips3d.editing.comparisons import amounts_sheet, mixing_sheet, views_sheet
 from cips3d.editing.subject import Subject
+from cips3d.export import sheets
 from cips3d.export import strips as tiles
 from cips3d.export.media import to_uint8
-from cips3d.export.sheets import labelled_grid, orbit_cameras
+from cips3d.export.sheets import orbit_cameras
 from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -444,7 +445,7 @@ def test_blend_draws_a_sheet(
     )
     names = ["subject 0", "subject 1"] if rows == 2 else ["base", "blended", "other"] * 2
     headings = ["amount 0", "", ""] if rows == 2 else ["-25°", "", ""]
-    expected = labelled_grid(rows, columns, (8, 8), [], names, headings).shape
+    expected = sheets.labelled_grid(rows, columns, (8, 8), [], names, headings).shape
     assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == expected
 
 
@@ -536,7 +537,7 @@ def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) ->
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--rows", "2",
               "--columns", "3", "--resolution", "8"])  # fmt: skip
     names, headings = ["style from\nblock 1", "content 0", "content 1"], ["", "style 0"]
-    expected = labelled_grid(3, 4, (8, 8), [], names, headings).shape
+    expected = sheets.labelled_grid(3, 4, (8, 8), [], names, headings).shape
     assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == expected
 
 
@@ -553,7 +554,7 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     names, headings = ["style from\nblock 1", "content 0"], ["", "style 0"]
-    assert sheet.shape == labelled_grid(2, 3, (8, 8), [], names, headings).shape
+    assert sheet.shape == sheets.labelled_grid(2, 3, (8, 8), [], names, headings).shape
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "mixed.safetensors"), "--from-block", "1",
               "--seed", "5", "--rows", "1", "--style", str(tmp_path / "subject.safetensors"), "--yaw", "20"])  # fmt: skip
     saved = Subject.load(tmp_path / "mixed.safetensors", base)
