@@ -83,7 +83,7 @@ def views_sheet(
     """
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
     cameras = orbit_cameras(generators[0], yaws)
-    names = labels or []
+    names = [] if isinstance(labels, bool) else labels
     if labels is True:
         names = ["base", *["blended"] * (len(generators) - 2), "other"][: len(generators)]
     rows = [

@@ -61,38 +61,46 @@ def labelled_grid(
     """
     if rows < 1 or columns < 1:
         raise UserError(f"grid: {rows} rows and {columns} columns; give at least 1 of each")
-    height, width = size
-    gap = max(2, min(size) // 64)
-    above = dict(headings) if isinstance(headings, Mapping) else {0: headings}
-    above = {row: labels for row, labels in above.items() if any(labels)}
-    margin = 3 * gap if above or any(row_labels) else 0
-    fonts = {row: _font(size, labels, width) for row, labels in above.items()}
-    bands = [_height(fonts[row], above[row]) + gap if row in above else 0 for row in range(rows)]
-    bands = [band + 2 * gap if band and row else band for row, band in enumerate(bands)]
-    tops = [margin + sum(bands[: row + 1]) + row * (height + gap) for row in range(rows)]
-    font = _font(size)
-    left = margin + (_width(font, row_labels) + margin if any(row_labels) else 0)
-    whole_width = left + columns * (width + gap) - gap + margin
-    sheet = np.full((tops[-1] + height + margin, whole_width, 3), _PAPER, dtype=np.uint8)
-    lefts = [left + column * (width + gap) for column in range(columns)]
-    for row, labels in above.items():
-        band = sheet[tops[row] - gap - _height(fonts[row], labels) : tops[row] - gap]
-        _write_heading(band, labels, [x + width / 2 for x in lefts], fonts[row])
-    if any(row_labels):
-        middles = [top + height / 2 for top in tops]
-        _write_row_labels(sheet[:, : left - margin], row_labels, middles, font)
-    done = 0
+    sheet, tops, lefts = _empty_grid(rows, columns, size, row_labels, headings)
+    done, total = 0, 3 * rows * columns * size[0] * size[1]
     for row, column, strips in cells:
         offset = 0
         for strip in strips:
-            for place in np.ndindex(strip.shape[:2]):
-                y, x = tops[row + place[0]] + offset, lefts[column + place[1]]
-                sheet[y : y + strip.shape[2], x : x + width] = strip[place]
+            for i, j in np.ndindex(strip.shape[:2]):
+                y, x = tops[row + i] + offset, lefts[column + j]
+                sheet[y : y + strip.shape[2], x : x + size[1]] = strip[i, j]
             offset += strip.shape[2]
             done += strip.size
             if progress is not None:
-                progress(done / (3 * rows * columns * height * width))
+                progress(done / total)
     return sheet
+
+
+def _empty_grid(
+    rows: int, columns: int, size: tuple[int, int], row_labels: Sequence[str], headings: Headings
+) -> tuple[Sheet, list[int], list[int]]:
+    """A sheet with labels only, the first pixel row of each row and pixel column of each column."""
+    height, width = size
+    above = dict(headings) if isinstance(headings, Mapping) else {0: headings}
+    above = {row: labels for row, labels in above.items() if any(labels)}
+    gap = max(2, min(size) // 64)
+    margin = 3 * gap if above or any(row_labels) else 0
+    font, fonts = _font(size), {row: _font(size, above[row], width) for row in above}
+    bands = {row: _height(fonts[row], labels) for row, labels in above.items()}
+    heights = [height + (bands[row] + 3 * gap if row in above else gap) for row in range(rows)]
+    tops = [margin + sum(heights[: row + 1]) - height - gap for row in range(rows)]
+    left = margin + (_width(font, row_labels) + margin if any(row_labels) else 0)
+    lefts = [left + column * (width + gap) for column in range(columns)]
+    shape = (tops[-1] + height + margin, lefts[-1] + width + margin, 3)
+    sheet = np.full(shape, _PAPER, dtype=np.uint8)
+    for row, labels in above.items():
+        bottom = tops[row] - gap
+        centres = [x + width / 2 for x in lefts]
+        _write_heading(sheet[bottom - bands[row] : bottom], labels, centres, fonts[row])
+    if any(row_labels):
+        middles = [top + height / 2 for top in tops]
+        _write_row_labels(sheet[:, : left - margin], row_labels, middles, font)
+    return sheet, tops, lefts
 
 
 def image_grid(
@@ -140,7 +148,7 @@ def view_sheet(
         show: the kinds of images, in order.
         supersample: n, for n² rays per pixel.
         labels: names of the subjects, such as "seed 3". True numbers them if there are several;
-            False leaves out all labels of the sheet.
+            False leaves out all labels of the sheet. A single image has none.
         progress: called with the share that is done, in (0, 1].
 
     Raises:
@@ -158,11 +166,11 @@ def view_sheet(
                 strips = image_strips(generator, styles[i], views, form, depths)
                 yield i * kinds, first, strips
 
+    rows, size = len(styles) * kinds, (form.height, form.width)
     row_labels, headings = [], []
-    if labels is not False:
+    if labels is not False and rows * len(cameras) > 1:
         row_labels = _kinds_of(subject_names(len(styles), labels), form.show)
         headings = camera_labels(generator, cameras)
-    rows, size = len(styles) * kinds, (form.height, form.width)
     return labelled_grid(rows, len(cameras), size, cells(), row_labels, headings, progress)
 
 
@@ -191,7 +199,7 @@ def subject_grid(
         (*divmod(i, columns), image_strips(generator, styles[i], cameras[i], form))
         for i in range(count)
     )
-    names = subject_names(count, labels)
+    names = subject_names(count, labels) if count > 1 else []
     headings = {row: names[row * columns : (row + 1) * columns] for row in range(rows)}
 
     def report(share: float) -> None:
@@ -222,7 +230,7 @@ def subject_names(count: int, labels: Sequence[str] | bool) -> list[str]:
 
 def _kinds_of(names: Sequence[str], kinds: Sequence[Kind]) -> list[str]:
     """Row labels: the subject's name above the kind of its first row, then the other kinds."""
-    if len(kinds) == 1 and names:
+    if len(kinds) == 1:
         return list(names)
     first, *others = (_KIND_LABELS[kind] for kind in kinds)
     return [label for name in names or [""] for label in (f"{name}\n{first}".strip(), *others)]
