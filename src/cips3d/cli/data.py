@@ -10,12 +10,9 @@ from tyro.extras import SubcommandApp
 
 from cips3d.cli.options import Derived, at_least, check_seed
 from cips3d.data.build import Recipe, build_zip
-from cips3d.data.check import SHEET_COLUMNS
 from cips3d.data.check import check as check_pictures
 from cips3d.errors import UserError
-from cips3d.export.media import save_image
-from cips3d.export.sheets import image_grid
-from cips3d.files import check_writable
+from cips3d.files import atomic_path, check_writable
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
 
@@ -113,9 +110,9 @@ def check(path: Path, /, resolution: Derived[int] = None, sheet: Derived[Path] =
 
         report = check_pictures(path, resolution, show)
     print("\n".join(report.lines()))
-    if sheet is not None and report.thumbnails:
-        columns = min(SHEET_COLUMNS, len(report.thumbnails))
-        save_image(sheet, image_grid(report.thumbnails, columns))
+    if sheet is not None and report.sheet is not None:
+        with atomic_path(sheet) as temporary:
+            report.sheet.save(temporary)
         print(f"contact sheet: {sheet}")
     if report.faults:
         raise UserError(
