@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cips3d.cli.options import Count, Derived, ImageFile, InputFile, Seed, Side, written_as
 from cips3d.cli.output import finished, progress
 from cips3d.errors import UserError
-from cips3d.files import atomic_path, check_writable
+from cips3d.files import check_writable
 
 
 def heads(
@@ -108,7 +108,10 @@ def check(
     if sheet is not None:
         check_writable(sheet)
 
+    from cips3d.data.check import SHEET_COLUMNS
     from cips3d.data.check import check as check_images
+    from cips3d.export.media import save_image
+    from cips3d.export.sheets import image_grid
 
     with progress("checking") as report_progress:
 
@@ -117,9 +120,9 @@ def check(
 
         report = check_images(path, resolution, count)
     print("\n".join(report.lines()))
-    if sheet is not None and report.sheet is not None:
-        with atomic_path(sheet) as temporary:
-            report.sheet.save(temporary)
+    if sheet is not None and report.thumbnails:
+        columns = min(SHEET_COLUMNS, len(report.thumbnails))
+        save_image(sheet, image_grid(report.thumbnails, columns))
         print(f"wrote {sheet}")
     if report.faults:
         raise UserError(

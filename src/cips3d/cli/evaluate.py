@@ -47,8 +47,8 @@ def evaluate_model(
     Args:
         data: Training data: "heads", "heads-cartoon", or a folder or zip of images. Default: from
             the config.json next to the model, as in a run's folder; otherwise "heads".
-        metrics: Distances to measure: fid50k_full (50,000 generated images against all real
-            ones), fid2k (2,000 against 2,000), kid50k_full; with other features fd2k_heads,
+        metrics: Distances to measure: fid50k_full (50k generated images against all real
+            ones), fid2k (2k against 2k), kid50k_full; with other features fd2k_heads,
             kd2k_heads, fd2k_efficientnet and so on. Default: fd2k_heads and kd2k_heads for the
             embedded heads, with --inception-weights also fid2k and kid2k; for other images fid2k
             and kid2k if Inception is available.
