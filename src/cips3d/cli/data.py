@@ -34,8 +34,8 @@ def heads(
         cips3d data heads heads.zip --count 5000 --resolution 128
         cips3d data heads cartoons --count 300 --style cartoon
     """
-    from cips3d.heads.archive import write_heads
     from cips3d.heads import SyntheticHeads
+    from cips3d.heads.archive import write_heads
 
     write_heads(out, SyntheticHeads(count, resolution, seed, style))
     finished(f"{count:,} images of {resolution}² in {out}", f"cips3d train runs/mine --data {out}")

@@ -245,11 +245,10 @@ def _check(hint: Any, value: Any, name: str) -> None:
             try:
                 validated(leaf, value, name)
             except UserError as error:
-                line = str(error)
-                is_number = isinstance(value, (int, float))
-                raise UserError(
-                    f"{name}: {line}" if is_number and name not in line else line
-                ) from None
+                if isinstance(value, (int, float)):
+                    raise
+                # paths and names say what they are
+                raise UserError(str(error).removeprefix(f"{name}: ")) from None
             return
 
 
