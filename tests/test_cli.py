@@ -33,8 +33,9 @@ import cips3d
 import tiny
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.cli import demo, evaluate, options, output, running
+from cips3d.cli import demo, output, running
 from cips3d.cli.loading import to_device
+from cips3d.cli.options import PRESET_NAMES, RandomSubjects
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset
 from cips3d.export.media import to_uint8
@@ -378,8 +379,12 @@ def test_angles_count_from_the_middle_of_the_models_prior(tmp_path: Path) -> Non
     alone = ["render", "--views", "1", "--show", "image"]
     turned = ["--yaw", "20", "--pitch", "-5"]
     for options, yaw, pitch in (
-        ([*alone], 0, 0), ([*alone, "--path", "orbit", "--yaw", "0"], 0, 0), ([*alone, "--path", "dolly-zoom"], 0, 0),
-        ([*alone, *turned], 20, -5), (["sample", "--yaw", "0"], 0, 0), (["sample", *turned], 20, -5),
+        (alone, 0, 0),
+        ([*alone, "--path", "orbit", "--yaw", "0"], 0, 0),
+        ([*alone, "--path", "dolly-zoom"], 0, 0),
+        ([*alone, *turned], 20, -5),
+        (["sample", "--yaw", "0"], 0, 0),
+        (["sample", *turned], 20, -5),
     ):  # fmt: skip
         camera = poses.at(0.4 + math.radians(yaw), 0.2 + math.radians(pitch))
         expected = to_uint8(generator.render(generator.sample_latents(1, 0), camera, 24).image)[
@@ -404,8 +409,10 @@ def test_render_along_a_path(path: str, solid_model: str, tmp_path: Path) -> Non
     assert any((frame != frames[0]).any() for frame in frames)
     turn = math.pi / 4
     cameras = {
-        "arc": trajectories.arc(6, turn), "orbit": trajectories.orbit(6, turn),
-        "figure-eight": trajectories.figure_eight(6, turn, turn / 3), "dolly-zoom": trajectories.dolly_zoom(6, 40.0),
+        "arc": trajectories.arc(6, turn),
+        "orbit": trajectories.orbit(6, turn),
+        "figure-eight": trajectories.figure_eight(6, turn, turn / 3),
+        "dolly-zoom": trajectories.dolly_zoom(6, 40.0),
         "KEYS.json": trajectories.keyframes(keys, fps=10),
     }  # fmt: skip
     generator = pretrained.load(solid_model)
@@ -479,8 +486,9 @@ def test_render_refuses_keyframes_that_are_none(
 def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = {}
     for name, options in (
-        ("a.ply", []), ("b.ply", []), ("c.ply", ["--seed", "1"]), ("d.ply", ["--psi", "0"]), ("e.ply", ["--level", "50"]),
-        ("f.ply", ["--no-colors"]), ("g.ply", ["--resolution", "20"]), ("h.OBJ", []), ("i.glb", ["--all-parts"]),
+        ("a.ply", []), ("b.ply", []), ("c.ply", ["--seed", "1"]), ("d.ply", ["--psi", "0"]),
+        ("e.ply", ["--level", "50"]), ("f.ply", ["--no-colors"]), ("g.ply", ["--resolution", "20"]),
+        ("h.OBJ", []), ("i.glb", ["--all-parts"]),
     ):  # fmt: skip
         cli.main(["mesh", solid_model, str(tmp_path / name), "--resolution", "16", *options])
         lines = capsys.readouterr().out.splitlines()
@@ -496,7 +504,7 @@ def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
-    """Each name has its own figure, and the options reach it; of a model that looks from another side than the heads."""
+    """Each name has its own figure and the options reach it, for a prior that is not frontal."""
     generator = pretrained.load("heads")
     generator.config = replace(
         generator.config, poses=replace(generator.config.poses, yaw_mean=0.3)
@@ -529,10 +537,13 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
         "pose_error": consistency.pose_error(view, network, (0.3, 0.0)),
         "identity_consistency": within, "identity_between": between,
         "warp_error": consistency.warp_error(subjects),
-        "depth_error": error, "depth_correlation": correlation, "depth_distance": consistency.depth_distance(view, truth),
+        "depth_error": error, "depth_correlation": correlation,
+        "depth_distance": consistency.depth_distance(view, truth),
         "non_flatness": non_flatness(view.out, 1.0, generator.config.networks.extent),
-        "detail": detail(view.out.image), "speckle": speckle(view.out.image), "last_sample_share": last_sample_share(view.out),
-        "mirror_jump": symmetry.mirror_jump(subjects), "two_hypothesis_score": symmetry.two_hypothesis_score(subjects),
+        "detail": detail(view.out.image), "speckle": speckle(view.out.image),
+        "last_sample_share": last_sample_share(view.out),
+        "mirror_jump": symmetry.mirror_jump(subjects),
+        "two_hypothesis_score": symmetry.two_hypothesis_score(subjects),
         "bangs_flip": symmetry.bangs_flip(subjects, network),
     }  # fmt: skip
     expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
@@ -850,6 +861,27 @@ def test_the_real_presets_can_be_counted(
 
 # ---------------------------------------------------------------- words that make no command
 @pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("rendr heads a.png", "there is no verb rendr; did you mean render?"),
+        ("data chekc x", "there is no verb data chekc; did you mean data check?"),
+        ("sample heads a.png --cuont 3", "there is no option --cuont; did you mean --count;"),
+        ("train OUT --preset heads-33", "there is no preset heads-33; did you mean heads-32?"),
+        ("train OUT --preset tiny --set sede=1", "did you mean seed?"),
+    ],
+)
+def test_typos_are_answered_with_the_nearest_name(
+    words: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert near in refusal(capsys, *words.replace("OUT", str(tmp_path / "run")).split())
+
+
+def test_images_may_be_jpegs(model: str, tmp_path: Path) -> None:
+    cli.main(["sample", model, str(tmp_path / "a.jpg"), "--count", "1", "--resolution", "16"])
+    assert Image.open(tmp_path / "a.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize(
     "args",
     [
         [],
@@ -891,7 +923,10 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["sample", "MODEL", "OUT.png", "--seed", str(2**64)], "--seed"),
         (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
         (["sample", "MODEL", "OUT.png", "--device", "meta"], "--device meta"),
-        (["sample", "MODEL", "OUT.png", "--count", "1" + 20 * "0"], "--count: a number of 67 bits is too large"),
+        (
+            ["sample", "MODEL", "OUT.png", "--count", "1" + 20 * "0"],
+            "--count: a number of 67 bits is too large",
+        ),
         (
             ["sample", "MODEL", "OUT.png", "--resolution", "2000000000"],
             "--resolution is 2000000000; it must be at most 65536",
@@ -947,7 +982,10 @@ def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str])
         (["render", "MODEL", "OUT.mp4", "--seconds", "nan"], "--seconds"),
         (["render", "MODEL", "OUT.gif", "--fps", "0"], "--fps"),
         (["render", "MODEL", "OUT.gif", "--fps", "1000"], "fps"),
-        (["render", "MODEL", "OUT.gif", "--fps", 400 * "9"], "--fps: a number of 1329 bits is too large"),
+        (
+            ["render", "MODEL", "OUT.gif", "--fps", 400 * "9"],
+            "--fps: a number of 1329 bits is too large",
+        ),
         (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
         (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
         (["view", "MODEL", "--port", "70000"], "port"),
@@ -1049,9 +1087,7 @@ def test_a_blend_replaces_no_model(
     assert names(tmp_path / "run") == ["config.json"]
     subject = tmp_path / "subject.safetensors"
     cli.main(["mix", model, str(subject)])
-    assert f"{subject}: is an input" in refusal(
-        capsys, "mix", model, subject, "--style", subject
-    )
+    assert f"{subject}: is an input" in refusal(capsys, "mix", model, subject, "--style", subject)
     cli.main(
         ["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"]
     )  # harms nobody
@@ -1306,8 +1342,8 @@ def test_a_launcher_decides_about_processes(
 # ---------------------------------------------------------------- places that cannot be written
 def unwritable(tmp_path: Path) -> list[Path]:
     (tmp_path / "file").write_text("x")
-    return [tmp_path / "file" / "below", Path("/proc/cips3d") if Path("/proc").is_dir() else tmp_path / "file" / "too",
-            tmp_path / ("x" * 300)]  # fmt: skip
+    special = Path("/proc/cips3d") if Path("/proc").is_dir() else tmp_path / "file" / "too"
+    return [tmp_path / "file" / "below", special, tmp_path / ("x" * 300)]
 
 
 def test_places_that_cannot_be_written(

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import tiny
 from cips3d import cli, pretrained
-from cips3d.cli import demo, train
+from cips3d.cli import demo, running
 from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
 from cips3d.training.presets import PRESETS
@@ -142,7 +142,7 @@ def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
             continue
         with monkeypatch.context() as patch:
             if command.reason is not None:
-                patch.setattr(train, "train_here", lambda *_: None)
+                patch.setattr(running, "train_here", lambda *_: None)
             make_way(command)
             try:
                 cli.main(command.small())

@@ -244,7 +244,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         PRESETS, "tiny", lambda: tiny.config(stages=(Stage(8, kimg=0.004, batch=4),))
     )
     monkeypatch.setattr(
-        Run, "_stage_progress", lambda self, stage: float(self.counters.stage_images > 0)
+        Run, "stage_progress", lambda self: float(self.counters.stage_images > 0)
     )
 
 

@@ -80,14 +80,14 @@ def blend(
     check_writable(out)
 
     from cips3d import pretrained
-    from cips3d.cli.loading import codes_of, load_model, resolution_of
+    from cips3d.cli.loading import codes_of, load_model, side_of
     from cips3d.editing.blending import interpolate, swap_layers
     from cips3d.editing.comparisons import amounts_sheet, views_sheet
     from cips3d.export.media import save_image
 
     first, second = (load_model(name, device) for name in (base, other))
     codes = codes_of(first, subjects, base, count)
-    side, psi = resolution_of(first, resolution), subjects.truncation
+    side, psi = side_of(first, resolution), subjects.truncation
     if not given:
         save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi, yaw=yaw or 0.0))
         finished(out, f"cips3d blend {base} {other} half.safetensors --amount 0.5")
@@ -140,7 +140,7 @@ def mix(
     check_replaces_nothing(out, model, subjects.subject, style)
     check_writable(out)
 
-    from cips3d.cli.loading import load_model, random_latents, resolution_of, subject_styles
+    from cips3d.cli.loading import load_model, random_latents, side_of, subject_styles
     from cips3d.editing.blending import mix_styles
     from cips3d.editing.comparisons import mixing_sheet
     from cips3d.editing.subject import Subject
@@ -155,7 +155,7 @@ def mix(
     )
     psi = subjects.truncation
     if out.suffix.lower() != SUFFIX:
-        side = resolution_of(generator, resolution)
+        side = side_of(generator, resolution)
         save_image(out, mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw))
         finished(out, f"cips3d mix {model} mixed.safetensors, which saves a mixed subject")
         return

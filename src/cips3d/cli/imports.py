@@ -42,7 +42,7 @@ def import_official(
     generator = official.import_generator(official.read(checkpoint), str(checkpoint), resolution)
     found = None if discriminators is None else official.import_discriminators(discriminators)
     pretrained.save(generator, out, found)
-    networks = generator.config.networks
+    networks = generator.networks
     print(f"INR of {networks.inr_blocks} blocks × {networks.inr_width}, ", end="")
     print(f"{parameter_count(generator):,} parameters")
     finished(out, f"cips3d render {out} views.png")

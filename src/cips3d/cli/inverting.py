@@ -69,9 +69,9 @@ def run_inversion(
         discriminator=discriminator, config=_config(mirror, features, effort), seed=seed,
         progress=report,
     )  # fmt: skip
-    angles = tuple(float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
-    _write(out, image, model, pixels, found, angles)
-    return angles
+    yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
+    _write(out, image, model, pixels, found, (yaw, pitch))
+    return yaw, pitch
 
 
 def _config(mirror: float | None, features: str | None, effort: float) -> InversionConfig:

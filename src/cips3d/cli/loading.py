@@ -79,11 +79,16 @@ def joined(first: Styles, others: Styles) -> Styles:
     return Styles(torch.cat([first.shape, others.shape]), blocks)
 
 
-def resolution_of(
-    generator: ImageGenerator, given: int | tuple[int, int] | None
-) -> int | tuple[int, int]:
-    """The given resolution, or the default for images of this generator."""
+def side_of(generator: ImageGenerator, given: int | None) -> int:
+    """The given side of an image, or the default for this generator."""
     own = generator.config.resolution
     if given is not None:
         return given
     return max(DEFAULT_SIDE, own) if isinstance(generator, RayGenerator) else own
+
+
+def resolution_of(
+    generator: ImageGenerator, given: int | tuple[int, int] | None
+) -> int | tuple[int, int]:
+    """`side_of`, where (height, width) may be given too."""
+    return given if isinstance(given, tuple) else side_of(generator, given)
