@@ -28,7 +28,7 @@ from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.types import Styles
 from cips3d.training.presets import PRESETS, preset, transfer
-from cips3d.training.steps import Networks, freeze_blocks
+from cips3d.training.networks import Networks, freeze_blocks
 from cips3d.training.loop import train
 from cips3d.training.run import Run
 
