@@ -113,11 +113,11 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
             nerf_width=np.int16(6), extent=torch.tensor(0.25), density_gain=np.float32(2),
             coarse=torch.tensor(5), fine=np.uint8(6), resolution=np.int64(16),
         )  # fmt: skip
+        discriminator = DiscriminatorConfig({4: np.int64(3), 8: torch.tensor(4)})
     assert config == tiny.generator(
         nerf_width=6, extent=0.25, density_gain=2.0, coarse=5, fine=6, resolution=16
     )
     assert type(config.networks.extent) is float and type(config.sampling.coarse) is int
-    discriminator = DiscriminatorConfig({4: np.int64(3), 8: torch.tensor(4)})
     assert discriminator == DiscriminatorConfig({4: 3, 8: 4})
     assert json.dumps(to_dict(config)) and json.dumps(to_dict(discriminator))
     assert validated(Count, np.int32(3), "count") == 3

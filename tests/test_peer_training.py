@@ -13,7 +13,7 @@ import cips3d
 import tiny
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
-from cips3d.heads.dataset import SyntheticHeads
+from cips3d.heads import SyntheticHeads
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.registry import GENERATORS, build_generator
 from cips3d.training.health import Watch

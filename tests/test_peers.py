@@ -17,7 +17,7 @@ import tiny
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
 from cips3d.models import rays as ray_choices
-from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
+from cips3d.models.config import Cips3dNetworks, GeneratorConfig, NetworkConfig, Sampling
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator
 from cips3d.models.peers.cips import Cips2d, image_coordinates
@@ -394,6 +394,55 @@ def test_parts_are_the_networks(architecture: str) -> None:
     assert {name for name, _ in generator.named_children()} == set(generator.parts)
     bare = {name for name, _ in small(architecture, background="last").named_children()}
     assert bare == set(generator.parts) - {"background"}
+
+
+@pytest.mark.parametrize("architecture", GENERATORS)
+def test_every_generator_answers_the_protocol(architecture: str) -> None:
+    generator = small(architecture)
+    kind = GENERATORS[architecture]
+    assert type(generator) is kind and generator.config.networks.architecture == architecture
+    assert issubclass(kind.Networks, NetworkConfig) and kind.Networks().architecture == architecture
+    assert set(generator.geometry_parts) <= set(generator.parts)
+    assert generator.device == torch.device("cpu") and generator.sampling == Sampling(5, 4)
+    assert generator.activations_per_ray(generator.sampling) > 0
+
+    z = generator.sample_latents(2, 0)
+    styles = generator.map(z)
+    assert torch.equal(generator.mapped(z).shape, styles.shape)
+    blocks = [styles.appearance] * generator.style_blocks
+    out = generator.render(z, camera_of_two(), 4)
+    assert torch.equal(out.image, out.aux_image) is not generator.has_aux_image
+    assert out.image.shape == out.aux_image.shape == (2, 3, 4, 4)
+    if blocks:
+        again = generator.render(Styles(styles.shape, blocks), camera_of_two(), 4)
+        assert torch.equal(again.image, out.image)
+
+
+@pytest.mark.parametrize("architecture", GENERATORS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"view_direction": True, "density_blob": 20.0}, {"embedding": "fixed"}]
+)
+def test_density_along_rays_is_the_density_at_their_points(
+    architecture: str, changes: dict[str, Any]
+) -> None:
+    generator = small(architecture, **changes)
+    styles, rays = generator.map(generator.sample_latents(2, 0)), camera_of_two().rays(3, 3)
+    t = 0.88 + 0.24 * torch.rand(2, 9, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    points = rays.at(t).flatten(1, 2)
+    if not generator.has_density:
+        assert not generator.geometry_parts
+        with pytest.raises(NotImplementedError):
+            generator.density(points, styles)
+        with pytest.raises(NotImplementedError):
+            generator.density_along(rays, t, styles)
+        return
+    sigma = generator.density(points, styles)
+    assert sigma.std() > 0.1 and sigma.requires_grad
+    for along in (type(generator).density_along, RayGenerator.density_along):
+        found = along(generator, rays, t, styles)
+        assert (found.flatten(1) - sigma).abs().max() < 1e-9 and not found.requires_grad
+    moved = generator.density(points, styles[torch.tensor([1, 0])])
+    assert (moved - sigma).abs().max() > 0.1, "each image has its own shape"
 
 
 @pytest.mark.parametrize("architecture", PEERS)
