@@ -41,7 +41,7 @@ def test_fade_in_starts_from_the_halved_image() -> None:
 
 
 def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
-    """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry has."""
+    """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry."""
     network = discriminator()
     new = [network.from_rgb["16"].weight, *network.blocks["16"].parameters()]
     old = network.from_rgb["8"].weight
@@ -130,7 +130,7 @@ def test_impossible_channels(channels: dict[int, int]) -> None:
 
 
 def test_squared_gradient_is_the_steepest_slope_squared() -> None:
-    """A small step along the gradient changes each logit by the step times the root of R1's term."""
+    """A small step along the gradient changes each logit by the step times the root."""
     network, x = discriminator(), images(8).requires_grad_(True)
     logits = network(x)
     squared = squared_gradient(logits, x)

@@ -123,7 +123,7 @@ def test_any_resolution(resolution: int | tuple[int, int]) -> None:
 
 
 def test_a_crop_of_a_larger_image_is_the_smaller_one_seen_from_there() -> None:
-    """The middle third of an image of three times the height and field-of-view tangent is the image."""
+    """The middle third of an image with three times the height and tangent is the image."""
     generator = tiny()
     z = generator.sample_latents(1, 0)
     fov = 12.0
@@ -317,7 +317,7 @@ def test_autocast_leaves_geometry_alone() -> None:
 
 
 def test_backgrounds() -> None:
-    """In an empty volume, "plain" shows the same colour everywhere, "white" a feature of ones, "last" the deepest sample."""
+    """In an empty volume, "plain" shows one feature, "white" ones, "last" the deepest sample."""
     for background in ("plain", "white", "last", "endless"):
         generator = tiny(background=background)
         torch.nn.init.zeros_(generator.nerf.density.weight)
@@ -362,7 +362,10 @@ def test_invalid_configurations() -> None:
         (lambda g, z, c: g.map(g.map(z)), "latents: Styles given"),
         (lambda g, z, c: g.map(Latents(z.appearance, z.shape)), "codes have (7, 6) numbers, but"),
         (lambda g, z, c: g.render(3, c, 4), "latents: int given"),
-        (lambda g, z, c: g.render(z, None, 4), "camera: NoneType given; make one with Camera.orbit"),
+        (
+            lambda g, z, c: g.render(z, None, 4),
+            "camera: NoneType given; make one with Camera.orbit",
+        ),
         (lambda g, z, c: g.render(z, 0.3, 4), "camera: float given"),
         (lambda g, z, c: g.render(z, c, "big"), "resolution.0: input should be a valid integer"),
         (lambda g, z, c: g.render(z, c, (1, 2, 3)), "resolution: "),
@@ -429,8 +432,9 @@ def test_a_rendering_is_short_to_read_and_moves() -> None:
 def test_gradients_equal_finite_differences() -> None:
     """gradcheck through the whole generator, with respect to codes and all parameters."""
     generator = tiny(
-        seed=5, nerf_width=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2, appearance_dim=2, shape_style_dim=2,
-        appearance_style_dim=2, coarse=4, fine=0, density_gain=5.0,
+        seed=5, nerf_width=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2,
+        appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0,
+        density_gain=5.0,
     )  # fmt: skip
     camera = Camera.orbit(torch.tensor([0.3], dtype=torch.float64))
     draws = RayDraws.sample(1, 2, generator.sampling, 0.1, torch.Generator().manual_seed(1)).to(
@@ -450,7 +454,7 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 def test_importance_samples_are_constants_to_the_gradient() -> None:
-    """With the fine depths held fixed, finite differences along a random direction of all parameters agree."""
+    """With fixed fine depths, finite differences along a direction of all parameters agree."""
     generator = tiny(seed=6)
     _, camera, _, draws = setting(generator, 3, 3)
     z = generator.sample_latents(2, 1)

@@ -297,8 +297,9 @@ def test_cips_keeps_its_scale_at_every_resolution_and_field_of_view() -> None:
 def test_gradients_equal_finite_differences(architecture: str) -> None:
     """gradcheck with respect to codes and all parameters."""
     generator = small(
-        architecture, nerf_width=2, nerf_layers=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2,
-        appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0, density_gain=5.0,
+        architecture, nerf_width=2, nerf_layers=2, feature_dim=2, inr_width=2, inr_blocks=2,
+        shape_dim=2, appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0,
+        density_gain=5.0,
         density_blob=10.0, view_direction=True,
     )  # fmt: skip
     camera = Camera.orbit(torch.tensor([0.3], dtype=F64))
@@ -374,7 +375,8 @@ def test_files_bring_back_the_class_and_the_bits(
     z, camera = generator.sample_latents(2, 0), Camera.orbit(0.2)
     image = generator.render(z, camera, psi=0.8).image
     for loaded in (
-        cips3d.load(tmp_path / "m.safetensors"), cips3d.load(tmp_path / "hub"), kind.from_pretrained(tmp_path / "hub"),
+        cips3d.load(tmp_path / "m.safetensors"), cips3d.load(tmp_path / "hub"),
+        kind.from_pretrained(tmp_path / "hub"),
     ):  # fmt: skip
         assert type(loaded) is kind and loaded.config == generator.config
         assert torch.equal(loaded.render(z, camera, psi=0.8).image, image)

@@ -88,7 +88,7 @@ def _heads_32_pi_gan() -> TrainConfig:
         shape_dim=64, appearance_dim=64, shape_style_dim=64, nerf_width=60, density_gain=160.0,
         density_blob=240.0, background="plain",
     )  # fmt: skip
-    base = _heads_32_with(networks)
+    base = _with_networks(_heads_32(), networks)
     stages = tuple(replace(stage, generator_lr=PI_GAN_RATE) for stage in base.stages)
     return replace(base, stages=stages)
 
@@ -99,13 +99,13 @@ def _heads_32_cips_2d() -> TrainConfig:
         shape_dim=64, appearance_dim=64, appearance_style_dim=64, appearance_mapping_layers=3,
         feature_dim=56, inr_width=56, rgb_tanh=True,
     )  # fmt: skip
-    flat = without_pose_loss(_heads_32_with(networks))
-    return replace(flat, objective=replace(flat.objective, transmittance=None))
+    base = without_pose_loss(_heads_32())
+    base = replace(base, objective=replace(base.objective, transmittance=None))
+    return _with_networks(base, networks)
 
 
-def _heads_32_with(networks: NetworkConfig) -> TrainConfig:
-    """heads-32 with another generator, without the auxiliary discriminator."""
-    base = _heads_32()
+def _with_networks(base: TrainConfig, networks: NetworkConfig) -> TrainConfig:
+    """The run with another generator, without the auxiliary discriminator."""
     return replace(
         base,
         generator=replace(base.generator, networks=networks),
