@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 from torch import Tensor, nn
 
 import tiny
@@ -15,7 +16,6 @@ from cips3d.models.generator import Generator
 from cips3d.models.types import Sampling
 from cips3d.training.draws import FakeDraws, fake_draws
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import baseline

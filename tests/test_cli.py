@@ -58,9 +58,9 @@ from cips3d.metrics import consistency, evaluation, symmetry
 from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
-from cips3d.training.run import write_config
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
+from cips3d.training.run import write_config
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,

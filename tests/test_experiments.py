@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from cips3d.models.baselines import build_generator
 from PIL import Image
 
 import tiny
@@ -25,7 +26,6 @@ from cips3d.editing.inversion import InversionConfig, invert
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.views import View
-from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig

@@ -26,8 +26,8 @@ from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import RenderOutput
 from cips3d.training.health import LIMITS, HealthMonitor, spread
 from cips3d.training.logs import RunLog
-from cips3d.training.recipe import Stage
 from cips3d.training.loop import train
+from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
 
 

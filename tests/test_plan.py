@@ -12,15 +12,15 @@ import tiny
 from cips3d.cli import main
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
+from cips3d.models.cost import Account
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training import planning as plans
-from cips3d.training.run import write_config
-from cips3d.models.cost import Account
-from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
 from cips3d.training.networks import Networks
 from cips3d.training.objective import R1, R2, Objective
+from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import preset
 from cips3d.training.recipe import Stage, TrainConfig
+from cips3d.training.run import write_config
 
 MEMORY = 2**34
 
@@ -129,9 +129,7 @@ def test_every_kind_of_step_can_be_planned(changes: dict[str, object]) -> None:
 
 
 def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config(
-        stages=(Stage(8, kimg=0.048, batch=4),), start="not-here.safetensors"
-    )
+    config = tiny.config(stages=(Stage(8, kimg=0.048, batch=4),), start="not-here.safetensors")
     write_config(tmp_path, config)  # sizes need no weights
     main(["plan", str(tmp_path), "--gpus", "2", "--tflops", "0.1", "--memory", "0.0001"])
     words = capsys.readouterr().out

@@ -12,8 +12,8 @@ from cips3d.models.types import Latents, RayDraws, RenderOutput
 from cips3d.official import discriminator_name, generator_name
 from cips3d.training.networks import Networks
 from cips3d.training.objective import R1, Objective, squared_gradient
-from steps import discriminator_step, generator_step
 from official import below, discriminators, generator, recorded, relative, worst
+from steps import discriminator_step, generator_step
 
 LOSS, GRADIENT = 1e-4, 1e-3  # relative
 NOISE, R1_WEIGHT = 0.8, 0.5 * 10
@@ -43,7 +43,7 @@ def fake(networks: Networks, tensors: dict[str, Tensor], step: str) -> RenderOut
         -poses.pitch_std * draw["04.randn"][:, 0],
         1.0,
         poses.fov,
-    )
+    ).from_corner_grid(16)
     rays = RayDraws(
         jitter=draw["02.rand"][..., 0],
         importance=draw["06.rand"].view(4, 256, 12),
@@ -66,9 +66,7 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
     result = discriminator_step(networks, tensors["real_imgs"], out, OBJECTIVE)
     assert result["d_loss"].item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
     # recorded with its weight ½γ
-    assert result["d_r1"].item() == pytest.approx(
-        tensors["D/grad_penalty"].mean().item(), rel=LOSS
-    )
+    assert result["d_r1"].item() == pytest.approx(tensors["D/grad_penalty"].mean().item(), rel=LOSS)
     # the log shows the main discriminator's
     assert result["d_real_logit"].item() == pytest.approx(
         tensors["D/r_preds"][:4].mean().item(), abs=LOSS

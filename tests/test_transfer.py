@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cips3d.models.baselines import build_generator
 from PIL import Image
 from torch import nn
 
@@ -23,13 +24,12 @@ from cips3d.editing.subject import Subject
 from cips3d.export import strips as tiles
 from cips3d.export.media import to_uint8
 from cips3d.export.sheets import orbit_cameras
-from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.types import Styles
-from cips3d.training.presets import PRESETS, preset, transfer
-from cips3d.training.networks import Networks, freeze_blocks
 from cips3d.training.loop import train
+from cips3d.training.networks import Networks, freeze_blocks
+from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.run import Run
 
 CAMERA = Camera.orbit(torch.tensor([0.3, -0.2]))
