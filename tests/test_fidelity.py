@@ -21,8 +21,8 @@ from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_images
 from cips3d.models.generator import Generator
-from cips3d.training.recipe import Stage
 from cips3d.training.loop import train
+from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
 
 
