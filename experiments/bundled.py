@@ -44,7 +44,7 @@ def main() -> None:
     save_image(RESULTS / "bundled_heads.png", image_grid(torch.cat(rows), columns=2 * len(YAWS)))
     subjects = {
         "generated": Subjects.generated(generator, generator.sample_latents(SUBJECTS, 0), side),
-        "true": Subjects.true(heads, range(SUBJECTS)),
+        "true": Subjects.true(heads.truth(), range(SUBJECTS), side),
     }
     figure = Figure(figsize=(5.5, 3.2))
     axes = figure.subplots()
@@ -71,9 +71,9 @@ def main() -> None:
 
 def compared(view: View, truth: View) -> dict[str, float]:
     """Distances of distributions of depth, and how much of the model's is that all its heads lie too far back, world units."""
-    ours, true = (of.depth_from_centre[of.solid].mean() for of in (view, truth))
+    ours, true = (of.centred_depth[of.solid].mean() for of in (view, truth))
     plane = replace(
-        truth, out=replace(truth.out, depth=truth.out.depth - truth.depth_from_centre + true)
+        truth, out=replace(truth.out, depth=truth.out.depth - truth.centred_depth + true)
     )
     moved = replace(view, out=replace(view.out, depth=view.out.depth - (ours - true)))
     return {

@@ -81,7 +81,9 @@ def main() -> None:
 
 def record(index: int, wrong: bool) -> Path:
     """Where the figures of one head's inversion are kept, and beside them its picture."""
-    digest = of_bundled_model("editing/invert.py", "editing/similarity.py", "metrics/subjects.py")
+    parts = ("inversion", "similarity", "style_space", "target", "tuning")
+    files = (f"editing/{part}.py" for part in parts)
+    digest = of_bundled_model(*files, "metrics/views.py")
     return RUNS / f"inversion-{digest}" / f"{'wrong' if wrong else 'usual'}-{index:02d}.json"
 
 

@@ -74,10 +74,8 @@ def head_points(
             *(torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES)), indexing="ij"
         )
         cameras = Camera.orbit(yaw.flatten(), pitch.flatten(), 1.0, _FOV)
-    enlarged = SyntheticHeads(heads.size, side, heads.seed, heads.style, heads.poses)
-    return thinned(
-        seen_points(Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)), spacing
-    )
+    subjects = Subjects.true(heads.truth(), [index] * len(cameras), side)
+    return thinned(seen_points(subjects.from_cameras(cameras)), spacing)
 
 
 def depth_inside(

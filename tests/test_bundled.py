@@ -71,7 +71,7 @@ def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects, view: View) -
 
 
 def test_its_heads_have_the_depth_of_heads(view: View) -> None:
-    truth = Subjects.true(SyntheticHeads(resolution=64), range(COUNT)).from_prior(1)
+    truth = Subjects.true(SyntheticHeads().truth(), range(COUNT), 64).from_prior(1)
     spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
     assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
     assert consistency.depth_distance(view, truth) < min(0.015, 1.3 * TABLE["depth_distance"])

@@ -54,8 +54,16 @@ from cips3d.export.media import to_uint8
 from cips3d.export.video import video_frames
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
-from cips3d.metrics import consistency, evaluation, symmetry
-from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
+from cips3d.metrics import consistency, symmetry
+from cips3d.metrics.geometry import (
+    detail,
+    last_sample_share,
+    non_flatness,
+    shape_correlation,
+    speckle,
+    view_agreement,
+)
+from cips3d.metrics.measures import MEASURES
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
 from cips3d.training.presets import PRESETS
@@ -421,22 +429,24 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     found = json.loads(out.read_text())["values"]
     subjects = Subjects.generated(generator, generator.sample_latents(3, 5), 16, 0.5)
     view, network = subjects.from_prior(5), load_head_network()
-    truth = Subjects.true(SyntheticHeads(resolution=16), range(3)).from_prior(5)
+    true_heads = Subjects.true(SyntheticHeads().truth(), range(3), 16)
+    truth = true_heads.from_prior(5)
     within, between = consistency.identity_consistency(subjects, network)
     error, correlation = consistency.depth_error(view, network)
     expected = {
         "pose_error": consistency.pose_error(view, network, (0.3, 0.0)),
         "identity_consistency": within, "identity_between": between,
-        "warp_error": consistency.warp_error(subjects),
+        "warp_error": consistency.warp_error(subjects), "view_agreement": view_agreement(subjects),
+        "shape_correlation": shape_correlation(subjects, true_heads),
         "depth_error": error, "depth_correlation": correlation, "depth_distance": consistency.depth_distance(view, truth),
-        "non_flatness": non_flatness(view.out, 1.0, generator.config.extent),
+        "non_flatness": non_flatness(view.out, 1.0, generator.config.networks.extent),
         "detail": detail(view.out.image), "speckle": speckle(view.out.image), "last_sample_share": last_sample_share(view.out),
         "mirror_jump": symmetry.mirror_jump(subjects), "two_hypothesis_score": symmetry.two_hypothesis_score(subjects),
         "bangs_flip": symmetry.bangs_flip(subjects, network),
     }  # fmt: skip
     expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert set(expected) == set(evaluation.ENTRIES) and len(set(map(str, expected.values()))) > 10
+    assert set(expected) == set(MEASURES) and len(set(map(str, expected.values()))) > 10
     assert consistency.pose_error(view, network) != pytest.approx(found["pose_error"], rel=1e-3)
 
 
@@ -488,8 +498,8 @@ def test_eval(
     found = json.loads(out.read_text())
     assert lines[0].split() == ["model", "true", "heads"] and lines[-1] == str(out)
     assert [line.split()[0] for line in lines[1:-1]] == list(found["values"])
-    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *evaluation.ENTRIES}
-    assert set(found["true_heads"]) == set(evaluation.ENTRIES)
+    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *MEASURES}
+    assert set(found["true_heads"]) == set(MEASURES)
     assert found["record"]["dataset"]["resolution"] == 8
     assert found["record"]["predictor"] == "heads"
     other = [
