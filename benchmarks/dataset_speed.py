@@ -1,6 +1,6 @@
 """Images per second of SyntheticHeads, everything included.
 
-    python benchmarks/dataset_speed.py      (a quarter of a minute)
+python benchmarks/dataset_speed.py      (a quarter of a minute)
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The bundled model renders the whole image. With four rays per pixel, and with the paper-size
 generator, whose strips are single rows, only the first strips are rendered, of an image of the face
-alone: the others need no more memory. Each process reports its own peak, torch included; one thread.
+alone: the others need no more memory. Each process has one thread and reports its own peak, torch
+included.
 
     python benchmarks/large_image.py      (about six minutes)
 """

@@ -1,7 +1,7 @@
 """bfloat16 autocast against float32: speed of a forward and backward pass, and PSNR between images.
 
-Sines of the radiance field and compositing are float32 in both, which run in turns. Without MODEL: a
-new paper-size generator.
+Sines of the radiance field and compositing are float32 in both, which run in turns. MODEL is a new
+paper-size generator by default.
 
     python benchmarks/precision.py [MODEL]        (a minute or two)
 """

@@ -1,12 +1,14 @@
 """Two gloo processes with a thread each against one process: images per second of a preset's stage.
 
-All train with the real loop on the embedded heads, with a log, from the same new networks, in turns.
-Ideal is twice the rate of one process on one core. The part of a step that does not depend on the
-batch (about 50 ms of Python, optimisers and small operations for the small presets) is not shared,
-so the speed-up grows with the batch and the networks. Cores also share memory bandwidth and clock:
-two independent runs at once, each with the whole batch, show the most that two cores of this machine
-can do, and so which part of a loss is the machine's. The share of time in which a process ran
-separates waiting from work: processes meet three times per step, and wait for the slower one.
+All train with the real loop on the embedded heads, with a log, from the same new networks, in
+turns. Ideal is twice the rate of one process on one core. The part of a step that does not depend
+on the batch (about 50 ms of Python, optimisers and small operations for the small presets) is not
+shared, so the speed-up grows with the batch and the networks.
+
+Cores also share memory bandwidth and clock. Two independent runs at once, each with the whole
+batch, show the most that two cores of this machine can do, and so which part of a loss is the
+machine's. The share of time in which a process ran separates waiting from work: processes meet
+three times per step, and wait for the slower one.
 
     python benchmarks/scaling.py                                    (heads-64)
     python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2

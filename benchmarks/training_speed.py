@@ -1,21 +1,23 @@
-"""Training speed of a preset at its last resolution (float32, two threads) against the plain implementation in baseline.py.
+"""Training speed of a preset at its last resolution, against the plain step of baseline.py.
 
-What is compared has the paper's losses alone, since the baseline has no others. All programs go on from the same networks,
-those of three minutes of training from the softer body that the demo starts from: how many samples lie in density, which
-decides what ours has to compute, is then what it is in a real run and not what a fresh generator's noise makes it.
+Float32, two threads. All programs have the paper's losses only, since the baseline has no others,
+and start from the same networks: those of three minutes of training from the demo's softer body. So
+the share of samples in density, which decides how much ours computes, is that of a real run and not
+that of a new generator's noise.
 
-Each program runs in processes of its own, since ours changes the C library's allocator for its whole process; they take turns
-of one R1 period, so that whatever else the machine does falls on all of them alike. Ours is the real `Trainer`, driven as its
-own loop drives it, and once as `cips3d train` runs it: a process with one thread per core. Real pictures are random and made
-beforehand: loading them is in neither program's time; the last line of the second table says what it would add. The second
-table times the parts of a step one by one.
+Each program has processes of its own, since ours changes the C library's allocator for the whole
+process. They take turns of one R1 period, so that other load on the machine slows all of them
+alike. Ours is the real training step, and once runs as `cips3d train` does: one process with one
+thread per core. The second table times the parts of a step one by one.
 
-    python benchmarks/training.py [heads-32 | heads-64]        (ten minutes; half an hour)
+Real images are random and made beforehand. Loading is in neither program's time; the last line of
+the second table shows what it would add.
+
+    python benchmarks/training_speed.py [heads-32 | heads-64]        (ten minutes; half an hour)
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -28,18 +30,23 @@ from typing import Any
 
 import torch
 from baseline import Baseline, discriminator_loss, generator_loss
+from measuring import medians, started
+from stepping import prepared, take_step
 
 from cips3d.data import open_dataset
 from cips3d.training import checkpoint
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.launch import run_in_processes
+from cips3d.training.loop import real_batch, step_context, step_draws, train, update
+from cips3d.training.networks import Networks
+from cips3d.training.objective import Term
 from cips3d.training.presets import for_a_few_minutes, preset
 from cips3d.training.recipe import TrainConfig, with_minutes
-from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
-from cips3d.training.trainer import Trainer
+from cips3d.training.run import Run
+from cips3d.training.step import Game, render_fakes
 
-THREADS, TURNS, REPEATS = 2, 3, 5
-#: Name: (ours or the baseline, one batch of fakes for both steps, allocator setting of ours, processes)
+THREADS, TURNS, REPEATS = 2, 3, 4
+#: Name: (ours or the baseline, one batch of fakes for both steps, freed memory kept, processes).
 PROGRAMS = {
     "baseline": (False, False, False, 1),
     "baseline, memory kept": (False, False, True, 1),
@@ -52,88 +59,95 @@ PROFILED = ("baseline", "ours, same settings", "ours, preset")
 Parts = dict[str, Callable[[], Any]]
 
 
-def plain(name: str) -> TrainConfig:
-    """The preset as three minutes need it, without the loss that the baseline does not have: transmittance."""
-    return replace(for_a_few_minutes(preset(name)), transmittance_weight=0.0)
+# ---------------------------------------------------------------- configurations
+def paper_losses(name: str) -> TrainConfig:
+    """The preset for a few minutes of training, without the transmittance term."""
+    config = for_a_few_minutes(preset(name))
+    return replace(config, objective=replace(config.objective, transmittance=None))
 
 
-def settings(name: str, share_fakes: bool) -> TrainConfig:
+def last_stage(name: str, share_fakes: bool) -> TrainConfig:
     """The last stage alone."""
-    config = plain(name)
+    config = paper_losses(name)
     return replace(config, stages=config.stages[-1:], share_fakes=share_fakes)
 
 
+def r1_period(config: TrainConfig) -> int:
+    """Steps from one R1 penalty to the next."""
+    assert config.objective.r1 is not None
+    return config.objective.r1.every
+
+
 def trained_networks(name: str, folder: Path) -> Path:
-    """A checkpoint of three minutes of training."""
-    run_in_processes(THREADS, train, with_minutes(plain(name), 3.0), folder)
-    return checkpoint.checkpoints(folder / "checkpoints")[-1]
+    """A checkpoint after three minutes of training."""
+    run_in_processes(THREADS, train_in, with_minutes(paper_losses(name), 3.0), folder)
+    return checkpoint.checkpoints(folder / checkpoint.FOLDER)[-1]
 
 
-def train(config: TrainConfig, folder: Path) -> None:
+def train_in(config: TrainConfig, folder: Path) -> None:
     keep_freed_memory()
-    Trainer(config, folder).run()
+    train(Run(config, folder))
 
 
+# ---------------------------------------------------------------- programs
 class OurProgram:
+    """The package's training step."""
+
     def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
-        self.trainer, self.config, self.stage = Trainer(config, folder), config, config.stages[0]
-        checkpoint.load_state(
-            trained, self.trainer.networks.modules, self.trainer.networks.optimizers
-        )
-        self.positions = self.trainer._positions(self.stage.batch)
-        self.networks = n = self.trainer.networks
-        n.generator_optimizer.param_groups[0]["lr"] = self.stage.generator_lr
-        n.discriminator_optimizer.param_groups[0]["lr"] = self.stage.discriminator_lr
+        self.run = prepared(Run(config, folder))
+        networks = self.run.networks
+        checkpoint.load_state(trained, networks.modules, networks.optimizers)
+        networks.prepare(config.stages[0])  # the checkpoint has no learning rates
 
     def step(self, real: torch.Tensor) -> None:
-        """The body of the Trainer's loop."""
-        at = self.trainer.counters
-        self.trainer._step(
-            self.stage, self.positions, real[: len(self.positions)], None, logged=False
-        )
-        at.step, at.images, at.stage_images = (
-            at.step + 1,
-            at.images + len(real),
-            at.stage_images + len(real),
-        )
+        take_step(self.run, real)
 
     def parts(self, real: torch.Tensor) -> Parts:
-        """What a step is made of, each to be timed alone; `BaselineProgram.parts` has the same."""
-        n, t = self.networks, self.trainer
-        draws = t._draws(self.stage, self.positions, "D")
-        fake = t._generate(self.stage, draws)
-        leaf = replace(
-            fake,
-            image=fake.image.detach().requires_grad_(),
-            aux_image=fake.aux_image.detach().requires_grad_(),
-        )
-        pictures = real.float() / 127.5 - 1
-        r1_weight = 0.5 * self.config.r1_gamma * self.config.r1_every
+        """What a step consists of, to be timed one by one; the same as the baseline's."""
+        run, networks, stage = self.run, self.run.networks, self.run.config.stages[0]
+        draws, context = step_draws(run, stage), step_context(run, stage)
+        batch = real_batch(run, draws, run.positions(stage.batch), real, None)
+        fakes = draws.fakes(batch.positions, "D")
+        objective = run.config.objective
 
-        def constant_pictures() -> None:
+        def forward() -> Any:
+            return render_fakes(networks.generator, fakes, draws, context)
+
+        def constant_images() -> None:
             with torch.no_grad():
-                t._generate(self.stage, draws)
+                forward()
 
-        def update() -> None:
-            t._update(n.discriminator_optimizer)
-            t._update(n.generator_optimizer)
-            n.averaged.update_parameters(n.generator)
+        def both() -> None:
+            out = forward()
+            backward(out.image, out.aux_image)
+
+        def game(terms: dict[str, Term]) -> Game:
+            return Game(networks, objective, terms, context, batch, draws, 1.0)
+
+        fake = forward()
+        image, aux_image = (x.detach().requires_grad_() for x in (fake.image, fake.aux_image))
+        leaf = replace(fake, image=image, aux_image=aux_image)
+
+        def update_all() -> None:
+            update(run, networks.discriminator_optimizer)
+            update(run, networks.generator_optimizer)
+            networks.averaged.update_parameters(networks.generator)
 
         return {
-            "draws": lambda: t._draws(self.stage, self.positions, "D"),
-            "fakes for D alone": constant_pictures,
-            "forward": lambda: t._generate(self.stage, draws),
-            "both": lambda: backward(*images(t._generate(self.stage, draws))),
-            "D": lambda: discriminator_step(n, pictures, fake, Judging(1.0, True), 0.0),
-            "D with R1": lambda: discriminator_step(
-                n, pictures, fake, Judging(1.0, True), r1_weight
-            ),
-            "D for G": lambda: generator_step(n, leaf, Judging(1.0, True)),
-            "update": update,
+            "draws": lambda: draws.fakes(batch.positions, "D"),
+            "fakes for D alone": constant_images,
+            "forward": forward,
+            "both": both,
+            "D": lambda: game({}).discriminator_step(fake, fakes),
+            "D with R1": lambda: game(objective.terms()).discriminator_step(fake, fakes),
+            "D for G": lambda: game({}).generator_step(leaf, fakes),
+            "update": update_all,
         }
 
 
 class BaselineProgram(Baseline):
+    """The plain implementation."""
+
     def __init__(self, config: TrainConfig, trained: Path) -> None:
         networks = Networks(config, torch.device("cpu"))
         checkpoint.load_state(trained, networks.modules, networks.optimizers)
@@ -144,169 +158,164 @@ class BaselineProgram(Baseline):
         fake = self.generate(draws)
         constant = [x.detach() for x in fake]
         leaf = [x.detach().requires_grad_() for x in fake]
-        pictures = real.float() / 127.5 - 1
-        r1_weight = 0.5 * self.config.r1_gamma * self.config.r1_every
-        d = self.discriminators
+        images = real.float() / 127.5 - 1
+        r1, judges = self.config.objective.r1, self.discriminators
+        assert r1 is not None
 
-        def constant_pictures() -> None:
+        def constant_images() -> None:
             with torch.no_grad():
                 self.generate(draws)
 
-        def discriminate_for_generator() -> None:
-            d.requires_grad_(False)
-            generator_loss(d, *leaf).backward()
-            d.requires_grad_(True)
+        def judge(r1_weight: float) -> None:
+            discriminator_loss(judges, images, *constant, r1_weight).backward()
 
-        def update() -> None:
+        def judge_for_generator() -> None:
+            judges.requires_grad_(False)
+            generator_loss(judges, *leaf).backward()
+            judges.requires_grad_(True)
+
+        def update_all() -> None:
             self.discriminator_optimizer.step()
             self.generator_optimizer.step()
             self.update_average()
 
         return {
             "draws": self.draws,
-            "fakes for D alone": constant_pictures,
+            "fakes for D alone": constant_images,
             "forward": lambda: self.generate(draws),
             "both": lambda: backward(*self.generate(draws)),
-            "D": lambda: discriminator_loss(d, pictures, *constant, 0.0).backward(),
-            "D with R1": lambda: discriminator_loss(d, pictures, *constant, r1_weight).backward(),
-            "D for G": discriminate_for_generator,
-            "update": update,
+            "D": lambda: judge(0.0),
+            "D with R1": lambda: judge(0.5 * r1.weight * r1.every),
+            "D for G": judge_for_generator,
+            "update": update_all,
         }
 
 
-def images(fake: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return fake.image, fake.aux_image
+def backward(*images: torch.Tensor) -> None:
+    torch.autograd.backward(images, [torch.ones_like(image) for image in images])
 
 
-def backward(image: torch.Tensor, aux_image: torch.Tensor) -> None:
-    torch.autograd.backward(
-        [image, aux_image], [torch.ones_like(image), torch.ones_like(aux_image)]
-    )
-
-
-def breakdown(parts: Parts, share_fakes: bool, r1_every: int) -> dict[str, float]:
+def breakdown(parts: Parts, share_fakes: bool, period: int) -> dict[str, float]:
     """Seconds of a step by part."""
-    took: dict[str, list[float]] = {name: [] for name in parts}
-    for name in list(parts) * REPEATS:
-        start = time.perf_counter()
-        parts[name]()
-        took[name].append(time.perf_counter() - start)
-    t = {name: statistics.median(seconds[1:]) for name, seconds in took.items()}
+    seconds = dict(zip(parts, medians([*parts.values()], REPEATS), strict=True))
     return {
-        "random draws": t["draws"] * (1 if share_fakes else 2),
-        "generator, fakes for D alone": 0.0 if share_fakes else t["fakes for D alone"],
-        "generator forward": t["forward"],
-        "generator backward": t["both"] - t["forward"],
-        "discriminators' step, without R1": t["D"],
-        f"R1 (every {r1_every}th step)": (t["D with R1"] - t["D"]) / r1_every,
-        "discriminators in generator's step": t["D for G"],
-        "optimisers and average": t["update"],
+        "random draws": seconds["draws"] * (1 if share_fakes else 2),
+        "generator, fakes for D alone": 0.0 if share_fakes else seconds["fakes for D alone"],
+        "generator forward": seconds["forward"],
+        "generator backward": seconds["both"] - seconds["forward"],
+        "discriminators' step, without R1": seconds["D"],
+        f"R1 (every {period}th step)": (seconds["D with R1"] - seconds["D"]) / period,
+        "discriminators in generator's step": seconds["D for G"],
+        "optimisers and average": seconds["update"],
     }
 
 
-def work(name: str, preset_name: str, trained: Path, pipe: Connection) -> None:
+# ---------------------------------------------------------------- processes
+def work(name: str, preset_name: str, trained: Path, connection: Connection) -> None:
     """A program's main process."""
     torch.set_num_threads(THREADS)
     processes = PROGRAMS[name][-1]
     with tempfile.TemporaryDirectory() as folder:
-        run_in_processes(processes, serve, name, preset_name, trained, folder, pipe)
+        run_in_processes(processes, serve, name, preset_name, trained, folder, connection)
 
 
-def serve(name: str, preset_name: str, trained: Path, folder: str, pipe: Connection) -> None:
-    """Makes the program, then answers each request; with several processes, the main one passes requests on to the others."""
+def serve(name: str, preset_name: str, trained: Path, folder: str, connection: Connection) -> None:
+    """Answers requests: "turn", "parts", "end". The main process passes them on to the others."""
     ours, share_fakes, keep, processes = PROGRAMS[name]
     if keep and not keep_freed_memory():
-        print("note: this C library's allocator cannot be told to keep freed memory")
-    config = settings(preset_name, share_fakes)
+        print("note: this C library's allocator cannot keep freed memory")
+    config = last_stage(preset_name, share_fakes)
     program = OurProgram(config, folder, trained) if ours else BaselineProgram(config, trained)
-    main = processes == 1 or torch.distributed.get_rank() == 0
-    stage = config.stages[0]
-    real = torch.randint(
-        0, 256, (stage.batch, 3, stage.resolution, stage.resolution), dtype=torch.uint8
-    )
+    is_main = processes == 1 or torch.distributed.get_rank() == 0
+    stage, period = config.stages[0], r1_period(config)
+    size = (stage.batch, 3, stage.resolution, stage.resolution)
+    real = torch.randint(0, 256, size, dtype=torch.uint8)
     for _ in range(2):  # warms up, with R1 and without
         program.step(real)
-    if main:
-        pipe.send("ready")
+    if is_main:
+        connection.send("ready")
     while True:
-        request = [pipe.recv() if main else ""]
+        request = [connection.recv() if is_main else ""]
         if processes > 1:
             torch.distributed.broadcast_object_list(request)
         if request == ["end"]:
             return
         if request == ["parts"]:
-            pipe.send(breakdown(program.parts(real), share_fakes, config.r1_every))
+            connection.send(breakdown(program.parts(real), share_fakes, period))
             continue
         start = time.perf_counter()
-        for _ in range(config.r1_every):
+        for _ in range(period):
             program.step(real)
-        if main:
-            pipe.send(config.r1_every * stage.batch / (time.perf_counter() - start))
+        if is_main:
+            connection.send(period * stage.batch / (time.perf_counter() - start))
 
 
 def loading_seconds(config: TrainConfig) -> float:
     """Seconds to make one batch of the embedded heads."""
     stage = config.stages[0]
     dataset = open_dataset(config.data, stage.resolution)
-    took = []
-    for i in range(REPEATS):
-        start = time.perf_counter()
-        dataset.__getitems__(list(range(i * stage.batch, (i + 1) * stage.batch)))
-        took.append(time.perf_counter() - start)
-    return statistics.median(took[1:])
+    batches = iter(range(10**6))
+
+    def load() -> None:
+        first = next(batches) * stage.batch
+        dataset.__getitems__(list(range(first, first + stage.batch)))
+
+    return medians([load], REPEATS)[0]
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
     preset_name = sys.argv[1] if len(sys.argv) > 1 else "heads-32"
-    config = settings(preset_name, share_fakes=True)
-    stage = config.stages[0]
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    config = last_stage(preset_name, share_fakes=True)
+    running = {}
     with tempfile.TemporaryDirectory() as folder:
         trained = trained_networks(preset_name, Path(folder))
         for name in PROGRAMS:
-            pipes[name], end = context.Pipe()
-            processes.append(context.Process(target=work, args=(name, preset_name, trained, end)))
-            processes[-1].start()
-            end.close()  # so that a process that dies is noticed
-            pipes[name].recv()
+            running[name] = started(work, name, preset_name, trained)
+            running[name][1].recv()
+
+    def answer(name: str, request: str) -> Any:
+        running[name][1].send(request)
+        return running[name][1].recv()
+
     rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(TURNS):
-        for name, pipe in pipes.items():
-            pipe.send("turn")
-            rates[name].append(pipe.recv())
-    parts = {}
-    for name in PROFILED:
-        pipes[name].send("parts")
-        parts[name] = pipes[name].recv()
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send("end")
+        for name, values in rates.items():
+            values.append(answer(name, "turn"))
+    parts = {name: answer(name, "parts") for name in PROFILED}
+    for process, connection in running.values():
+        connection.send("end")
         process.join()
+    report(preset_name, config, rates, parts)
 
-    median = {name: statistics.median(r) for name, r in rates.items()}
-    print(
-        f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32, {THREADS} threads, {TURNS} turns each"
-    )
+
+def report(
+    preset_name: str,
+    config: TrainConfig,
+    rates: dict[str, list[float]],
+    parts: dict[str, dict[str, float]],
+) -> None:
+    """Prints both tables."""
+    (stage,) = config.stages
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    title = f"training {preset_name} at {stage.resolution}², batch {stage.batch}, float32"
+    print(f"{title}, {THREADS} threads, {TURNS} turns each")
     print(f"{'':32}{'images/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
-    for name, rate in median.items():
-        low, high, ratio = min(rates[name]), max(rates[name]), rate / median["baseline"]
+    for name, rate in middle.items():
+        low, high, ratio = min(rates[name]), max(rates[name]), rate / middle["baseline"]
         print(f"{name:32}{rate:10.1f}{low:10.1f}{high:10.1f}{ratio:8.2f}")
-    print("\nwhere a step's time goes, ms")
+
+    def line(label: str, seconds: list[float]) -> None:
+        print(f"{label:36}" + "".join(f"{1000 * value:22.1f}" for value in seconds))
+
+    print("\ntime of a step by part, ms")
     print(f"{'':36}" + "".join(f"{name:>22}" for name in PROFILED))
     for part in parts[PROFILED[0]]:
-        print(f"{part:36}" + "".join(f"{1000 * parts[name][part]:22.1f}" for name in PROFILED))
-    print(
-        f"{'sum of these':36}"
-        + "".join(f"{1000 * sum(parts[name].values()):22.1f}" for name in PROFILED)
-    )
-    print(
-        f"{'whole steps, measured':36}"
-        + "".join(f"{1000 * stage.batch / median[name]:22.1f}" for name in PROFILED)
-    )
-    seconds = loading_seconds(config)
-    print(f"{'not in a step: making real heads':36}" + f"{1000 * seconds:22.1f}" * len(PROFILED))
+        line(part, [parts[name][part] for name in PROFILED])
+    line("sum of these", [sum(parts[name].values()) for name in PROFILED])
+    line("whole steps, measured", [stage.batch / middle[name] for name in PROFILED])
+    line("not in a step: making real heads", [loading_seconds(config)] * len(PROFILED))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> None:
     save_image(RESULTS / "bundled_heads.png", image_grid(torch.cat(rows), columns=2 * len(YAWS)))
     views = {
         "generated": Subjects.generated(generator, generator.sample_latents(SUBJECTS, 0), side),
-        "true": Subjects.true(heads, range(SUBJECTS)),
+        "true": Subjects.true(heads.truth(), range(SUBJECTS), side),
     }
     views = {name: subjects.from_prior(0) for name, subjects in views.items()}
     depths = compared(views["generated"], views["true"])
@@ -63,8 +63,8 @@ def compared(view: View, truth: View) -> dict[str, float]:
 
     A plane at the true heads' mean depth is the baseline.
     """
-    ours, true = (kind.depth_from_centre[kind.solid].mean() for kind in (view, truth))
-    flat = truth.out.depth - truth.depth_from_centre + true
+    ours, true = (kind.centred_depth[kind.solid].mean() for kind in (view, truth))
+    flat = truth.out.depth - truth.centred_depth + true
     plane = replace(truth, out=replace(truth.out, depth=flat))
     moved = replace(view, out=replace(view.out, depth=view.out.depth - (ours - true)))
     return {

@@ -26,7 +26,7 @@ import cips3d.heads
 from cips3d.camera import PoseDistribution
 from cips3d.heads import HeadBatch, SyntheticHeads
 from cips3d.heads.network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
-from cips3d.metrics.consistency import small_depth
+from cips3d.metrics.consistency import pooled_depth
 from cips3d.metrics.views import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
@@ -77,7 +77,7 @@ def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) 
     for name in COLORS:
         total = total + 3 * F.smooth_l1_loss(reading.colors[name], batch.attributes[name], beta=0.1)
     total = total + F.smooth_l1_loss(reading.damage, damage)
-    depth, mask = small_depth(batch.depth, batch.mask)
+    depth, mask = pooled_depth(batch.depth, batch.mask)
     errors = F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none")
     total = total + 2 * (errors * mask).mean()
     return total + 2 * F.binary_cross_entropy(reading.mask, mask)
@@ -94,7 +94,7 @@ def measured(network: HeadNetwork) -> dict[str, dict[str, float]]:
         heads = SyntheticHeads(2000, SIDE, TEST_SEED, style)
         batch = heads.render(range(1000))
         reading = network(batch.images.float() / 127.5 - 1)
-        depth, mask = small_depth(batch.depth, batch.mask)
+        depth, mask = pooled_depth(batch.depth, batch.mask)
         yaw, pitch = batch.attributes["yaw"], batch.attributes["pitch"]
         inside = mask > 0.5
         found[style] = {

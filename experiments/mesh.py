@@ -114,7 +114,7 @@ def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[tri
     for i in range(GENERATED):
         mesh = cips3d.extract_mesh(generator, latents[i], RESOLUTION)
         subject = Subjects.generated(generator, latents[i], side)
-        views = [stopped(subject.at(float(yaw)), generator) for yaw in YAWS]
+        views = [stopped(subject.from_angles(float(yaw)), generator) for yaw in YAWS]
         hits, hit = zip(*(first_hits(mesh, view.camera, side) for view in views), strict=True)
         solid = [view.solid.flatten().numpy() for view in views]
         rendered = np.concatenate([seen_points(view) for view in views])
@@ -128,7 +128,8 @@ def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[tri
         seen = seen[reading.mask.flatten() > SOLID].double().numpy()
         frontal_hits, _ = first_hits(mesh, front.camera, DEPTH_SIDE)
         to_network.append(chamfer_distance(frontal_hits, seen) / HEAD_HEIGHT)
-        coarse = stopped(Subjects.generated(generator, latents[i], DEPTH_SIDE).at(0.0), generator)
+        coarse = Subjects.generated(generator, latents[i], DEPTH_SIDE).from_angles(0.0)
+        coarse = stopped(coarse, generator)
         rendered_to_network.append(chamfer_distance(seen_points(coarse), seen) / HEAD_HEIGHT)
         meshes.append(mesh)
     values = {

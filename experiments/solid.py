@@ -14,7 +14,6 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.heads import raycast as rc
-from cips3d.heads import SyntheticHeads
 from cips3d.heads.shapes import head_parts
 from cips3d.heads.traits import Draws, draw_traits
 from cips3d.metrics.views import Subjects, View
@@ -75,9 +74,8 @@ def head_points(
         angles = (torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES))
         yaw, pitch = torch.meshgrid(*angles, indexing="ij")
         cameras = Camera.orbit(yaw.flatten(), pitch.flatten(), 1.0, _FOV)
-    enlarged = SyntheticHeads(heads.size, side, heads.seed, heads.style, heads.poses)
-    view = Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)
-    return thinned(seen_points(view), spacing)
+    subjects = Subjects.true(heads.truth(), [index] * len(cameras), side)
+    return thinned(seen_points(subjects.from_cameras(cameras)), spacing)
 
 
 def depth_inside(
