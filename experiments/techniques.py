@@ -19,6 +19,7 @@ from common import DISTANCE, RESULTS, Result, mirrors_only_without, staged, swee
 from table_2 import ROWS as TABLE_2
 
 from cips3d.export.media import save_image
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training.objective import R2, Pose
 from cips3d.training.recipe import TrainConfig
 
@@ -26,13 +27,12 @@ SEEDS = (0,)
 Change = Callable[[TrainConfig], TrainConfig]
 
 
-def discriminators(config: TrainConfig, **changes: bool) -> TrainConfig:
-    """The run with both discriminators changed."""
-    return replace(
-        config,
-        discriminator=replace(config.discriminator, **changes),
-        aux_discriminator=replace(config.aux_discriminator, **changes),
-    )
+def discriminators(config: TrainConfig, **changes: bool) -> dict[str, DiscriminatorConfig]:
+    """Both discriminators changed, as fields of the run."""
+    return {
+        "discriminator": replace(config.discriminator, **changes),
+        "aux_discriminator": replace(config.aux_discriminator, **changes),
+    }
 
 
 def paper_losses(config: TrainConfig) -> TrainConfig:
@@ -41,7 +41,11 @@ def paper_losses(config: TrainConfig) -> TrainConfig:
 
 def pose_loss(config: TrainConfig) -> TrainConfig:
     objective = replace(config.objective, pose=Pose())
-    return discriminators(replace(config, objective=objective), pose_head=True)
+    return replace(config, objective=objective, **discriminators(config, pose_head=True))
+
+
+def camera_labels(config: TrainConfig) -> TrainConfig:
+    return replace(config, **discriminators(config, camera_label=True))
 
 
 def relativistic(config: TrainConfig) -> TrainConfig:
@@ -58,7 +62,7 @@ TECHNIQUES: dict[str, Change] = {
     "relativistic": relativistic,
     "diffaugment": lambda config: staged(config, augment=0.5),
     "learned-cameras": lambda config: replace(config, cameras="learned"),
-    "camera-labels": lambda config: discriminators(config, camera_label=True),
+    "camera-labels": camera_labels,
 }
 FIGURES = (
     "two_hypothesis_score", "bangs_flip", "mirror_jump", DISTANCE, "pose_error",
