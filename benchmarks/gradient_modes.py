@@ -22,17 +22,17 @@ from torch import Tensor
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.training.draws import FakeDraws, fake_draws
+from cips3d.training.draws import FakeDraws, StepDraws
 
 THREADS, CHUNK = 2, 4096
 MODES = ("full", "partial", "checkpointed")
 RESOLUTIONS = (64, 128, 256)
 
 
-def rendered(mode: str, generator: Generator, draws: FakeDraws, resolution: int) -> Tensor:
+def rendered(mode: str, generator: Generator, fakes: FakeDraws, resolution: int) -> Tensor:
     """All outputs of all rays of one image."""
-    rays, styles = draws.camera.rays(resolution, resolution), generator.map(draws.latents)
-    arguments = (generator.render_rays, styles, rays, generator.sampling, draws.rays)
+    rays, styles = fakes.camera.rays(resolution, resolution), generator.map(fakes.latents)
+    arguments = (generator.render_rays, styles, rays, generator.sampling, fakes.rays)
     if mode == "full":
         return ray_choices.full(*arguments)
     if mode == "checkpointed":
@@ -48,14 +48,15 @@ def measure(mode: str, resolution: int, memory: bool, connection: Connection) ->
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig())
-    cpu = torch.device("cpu")
-    draws = fake_draws(generator.config, generator.sampling, resolution, 0.0, (0,), range(1), cpu)
+    config, cpu = generator.config, torch.device("cpu")
+    draws = StepDraws(config, config.sampling, resolution, 0.0, (0, 0), cpu, config.poses)
+    fakes = draws.fakes(range(1), "G")
     for parameter in generator.parameters():  # the gradients themselves are not activations
         parameter.grad = torch.zeros_like(parameter)
     before, seconds = peak(), 0.0
     for _ in range(1 if memory else 2):
         start = time.perf_counter()
-        images = rendered(mode, generator, draws, resolution)[..., :6]  # image and auxiliary image
+        images = rendered(mode, generator, fakes, resolution)[..., :6]  # image and auxiliary image
         images.square().sum().backward()
         seconds = time.perf_counter() - start
         del images

@@ -7,7 +7,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -34,7 +34,7 @@ def in_process(function: Callable[..., None], *args: Any) -> Any:
     return result
 
 
-def medians(functions: list[Callable[[], object]], repeats: int) -> list[float]:
+def medians(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """Median seconds of each function, called in turns after a warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 1):

@@ -18,7 +18,7 @@ import torch
 from cips3d import pretrained
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.training.draws import fake_draws
+from cips3d.training.draws import StepDraws
 
 TURNS, IMAGES, SIDE = 3, 2, 32
 
@@ -28,15 +28,16 @@ def main() -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     generator = pretrained.load(sys.argv[1]) if len(sys.argv) > 1 else Generator(GeneratorConfig())
     generator.to(device).requires_grad_(True)
-    sampling = generator.sampling
-    draws = fake_draws(generator.config, sampling, SIDE, 0.0, (0,), range(IMAGES), device)
+    config, sampling = generator.config, generator.sampling
+    draws = StepDraws(config, sampling, SIDE, 0.0, (0, 0), device, config.poses)
+    fakes = draws.fakes(range(IMAGES), "G")
     seconds: dict[bool, list[float]] = {False: [], True: []}
     images = {}
     for _ in range(TURNS + 1):
         for half, taken in seconds.items():
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                out = generator(draws.latents, draws.camera, SIDE, draws.rays, sampling)
+                out = generator(fakes.latents, fakes.camera, SIDE, fakes.rays, sampling)
                 loss = out.image.float().square().sum() + out.aux_image.float().square().sum()
             loss.backward()
             loss.item()  # waits for the device

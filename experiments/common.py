@@ -33,7 +33,7 @@ from cips3d.export.sheets import orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.evaluation import evaluate
-from cips3d.storage import weights_digest
+from cips3d.storage import read_tensors, weights_digest
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.loop import train
 from cips3d.training.presets import preset, without_pose_loss
@@ -295,11 +295,7 @@ def curves(
 # ---------------------------------------------------------------- results
 def bundled_digest(*sources: str) -> str:
     """A hash of the bundled model, its discriminators and some of the package's files."""
-    weights = dict(pretrained.load("heads").state_dict())
-    discriminators = pretrained.load_discriminators("heads")
-    assert discriminators is not None
-    for name, tensor in discriminators.state_dict().items():
-        weights[f"discriminators.{name}"] = tensor
+    _, weights = read_tensors(pretrained.model_file("heads"), "cips3d", "a cips3d model")
     texts = []
     for source in sources:
         with as_file(files("cips3d") / source) as path:

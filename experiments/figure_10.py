@@ -13,7 +13,7 @@ from cips3d.export.media import image_grid, save_image
 from cips3d.heads.network import load_head_network
 from cips3d.metrics.geometry import detail
 from cips3d.metrics.views import angle_between
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 
 COUNT, SHOWN = 256, 8
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def compared(generator: Generator) -> dict[str, float]:
+def compared(generator: ImageGenerator) -> dict[str, float]:
     """Poses and detail of both kinds of image; writes figure_10.png."""
     side = generator.config.resolution
     latents = generator.sample_latents(COUNT, 0)

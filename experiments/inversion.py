@@ -57,7 +57,10 @@ def main() -> None:
             values[start] = medians(found)
             print(start, values[start], flush=True)
     sheets = [record(index, wrong=False).with_suffix(".png") for index in range(SHOWN)]
-    save_image(RESULTS / "inversion.png", np.concatenate([Image.open(sheet) for sheet in sheets]))
+    save_image(
+        RESULTS / "inversion.png",
+        np.concatenate([np.asarray(Image.open(sheet)) for sheet in sheets]),
+    )
     tuned = values["predicted"]["tuned"]
     holds = tuned["camera_degrees"] <= AIM_DEGREES and tuned["novel_psnr"] >= AIM_PSNR
     result.write(values, holds, seeds=(UNSEEN,))

@@ -38,7 +38,7 @@ from cips3d.heads import SyntheticHeads
 from cips3d.heads.dataset import FAR_DEPTH
 from cips3d.heads.network import DEPTH_SIDE, load_head_network
 from cips3d.metrics.views import Subjects, View
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import SOLID
 
 HEADS, GENERATED, RESOLUTION = 4, 8, 128
@@ -106,7 +106,7 @@ def density_of_head(heads: SyntheticHeads, index: int) -> Density:
     return density
 
 
-def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[trimesh.Trimesh]]:
+def of_generated_heads(generator: ImageGenerator) -> tuple[dict[str, float], list[trimesh.Trimesh]]:
     """Figures and meshes of the model's untruncated heads: against rendered and predicted depth."""
     latents = generator.sample_latents(GENERATED, 0)
     network, side = load_head_network(), generator.config.resolution
@@ -142,9 +142,9 @@ def of_generated_heads(generator: Generator) -> tuple[dict[str, float], list[tri
     return values, meshes
 
 
-def stopped(view: View, generator: Generator) -> View:
+def stopped(view: View, generator: ImageGenerator) -> View:
     """A view whose depth averages over absorbed light only, without the far plane's share."""
-    far, out = generator.config.poses.radius + generator.config.extent, view.out
+    far, out = generator.config.poses.radius + generator.config.networks.extent, view.out
     depth = far - (far - out.depth) / out.opacity.clamp(min=SOLID)
     return View(replace(out, depth=depth), view.camera)
 

@@ -37,7 +37,7 @@ from cips3d.heads.network import load_head_network
 from cips3d.metrics.consistency import pose_error
 from cips3d.metrics.fidelity import Fidelity
 from cips3d.metrics.views import Subjects
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.training.launch import default_processes, run_in_processes
 from cips3d.training.presets import transfer
 from cips3d.training.recipe import TrainConfig
@@ -83,7 +83,7 @@ def main() -> None:
     result.write(values, learned and shapes_stay and poses_stay, drawn(values), seeds=(0,))
 
 
-def configuration(base: Generator, data: Path, distance: str) -> TrainConfig:
+def configuration(base: ImageGenerator, data: Path, distance: str) -> TrainConfig:
     """The run that transfers the bundled model to a folder of images."""
     discriminators = pretrained.load_discriminators("heads")
     config = transfer(base.config, "heads", str(data), discriminators, KIMG)
@@ -114,7 +114,7 @@ def images(look: str) -> tuple[Path, Path]:
     return few, others
 
 
-def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[float, float]]]:
+def trained(config: TrainConfig, folder: Path) -> tuple[ImageGenerator, list[tuple[float, float]]]:
     """The transferred model, and its distance to the new images along the run.
 
     Resumes an interrupted run and keeps a finished one.
@@ -125,7 +125,7 @@ def trained(config: TrainConfig, folder: Path) -> tuple[Generator, list[tuple[fl
     return model, log_curve(read_log(folder), distance)
 
 
-def compared(base: Generator, transferred: Generator) -> dict[str, float]:
+def compared(base: ImageGenerator, transferred: ImageGenerator) -> dict[str, float]:
     """What changed for the same shape codes."""
     latents = base.sample_latents(SUBJECTS, 0)
     camera = base.config.poses.sample(SUBJECTS, torch.Generator().manual_seed(0))
@@ -144,7 +144,7 @@ def compared(base: Generator, transferred: Generator) -> dict[str, float]:
     }
 
 
-def draw(look: str, base: Generator, transferred: Generator) -> None:
+def draw(look: str, base: ImageGenerator, transferred: ImageGenerator) -> None:
     """Writes the sheets of a look."""
     latents = base.sample_latents(HEADS, 1)
     swapped = swap_layers(base, transferred, from_block=base.style_blocks // 2)
