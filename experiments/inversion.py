@@ -79,8 +79,9 @@ def medians(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def record(index: int, wrong: bool) -> Path:
     """File with the figures of one head's inversion; its image is next to it."""
-    sources = "editing/inversion.py", "editing/similarity.py", "metrics/views.py"
-    folder = RUNS / f"inversion-{bundled_digest(*sources)}"
+    parts = ("inversion", "similarity", "style_space", "target", "tuning")
+    sources = (f"editing/{part}.py" for part in parts)
+    folder = RUNS / f"inversion-{bundled_digest(*sources, 'metrics/views.py')}"
     return folder / f"{'wrong' if wrong else 'predicted'}-{index:02d}.json"
 
 
