@@ -15,8 +15,8 @@ from common import DISTANCE, KERNEL_DISTANCE, RESULTS, Result
 from matplotlib.figure import Figure
 
 import cips3d
-from cips3d.export.media import image_grid, save_image
-from cips3d.export.sheets import orbit_cameras
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid, orbit_cameras
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.consistency import depth_distance
 from cips3d.metrics.evaluation import evaluate

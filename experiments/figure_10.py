@@ -9,7 +9,8 @@ import torch
 from common import RESULTS, Result
 
 import cips3d
-from cips3d.export.media import image_grid, save_image
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid
 from cips3d.heads.network import load_head_network
 from cips3d.metrics.geometry import detail
 from cips3d.metrics.views import angle_between

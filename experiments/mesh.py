@@ -33,7 +33,8 @@ from cips3d.export.isosurface import (
     surface_level,
     typical_cameras,
 )
-from cips3d.export.media import image_grid, save_image
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.dataset import FAR_DEPTH
 from cips3d.heads.network import DEPTH_SIDE, load_head_network

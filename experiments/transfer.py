@@ -29,7 +29,7 @@ import cips3d
 from cips3d import pretrained
 from cips3d.data import open_dataset
 from cips3d.editing.blending import swap_layers
-from cips3d.editing.sheets import amounts_sheet, views_sheet
+from cips3d.editing.comparisons import amounts_sheet, views_sheet
 from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.heads import SyntheticHeads

@@ -273,7 +273,7 @@ def test_a_good_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     words = capsys.readouterr().out
     assert "70 images, 70 readable; labels: cameras" in words and "70 RGB" in words
-    assert Image.open(tmp_path / "sheet.png").size == (8 * 96, 8 * 96)
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 98 - 2, 8 * 98 - 2)
 
 
 def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,7 +294,7 @@ def test_what_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report.duplicates == [["1.png", "same.bmp"]]
     assert report.modes == {"RGB": 4, "L": 1, "P": 1}
     assert "broken.jpg" in report.unreadable[0] and "grey.png" in report.too_small[0]
-    assert report.sheet is not None and report.sheet.size == (6 * 96, 96)
+    assert [image.shape for image in report.thumbnails] == [(96, 96, 3)] * 6
     assert "2 images would stop" in error_of(capsys, "data", "check", data, "--resolution", "16")
     assert check(data).faults == 1
 

@@ -1,4 +1,4 @@
-"""Closed surfaces of analytic densities: where they lie, what they leave out, which level is found."""
+"""Closed surfaces of analytic densities: place, parts, sampled volume, level."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import trimesh
 from torch import Tensor
 
+import tiny
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.export.isosurface import (
@@ -23,10 +24,10 @@ from cips3d.export.isosurface import (
     surface_level,
     typical_cameras,
 )
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import Cips3dNetworks, GeneratorConfig
 
-CONFIG = GeneratorConfig(background="plain")
-VOLUME = SampledVolume.of(CONFIG)
+CONFIG = GeneratorConfig(Cips3dNetworks(background="plain"))
+VOLUME = SampledVolume.from_config(CONFIG)
 SPACING = sample_spacing(CONFIG)
 RADIUS = 0.06
 CENTRE = (0.004, -0.007, 0.003)
@@ -84,7 +85,10 @@ def test_the_surface_converges_with_the_square_of_the_voxel() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 777])
 def test_chunks_change_nothing(chunk: int) -> None:
-    """With a density of single products and sums: CPUs with AVX-512 round a norm otherwise at the end of a tensor."""
+    """The density has single products and sums only.
+
+    CPUs with AVX-512 round a norm differently at the end of a tensor.
+    """
 
     def round_hill(points: Tensor) -> Tensor:
         x, y, z = (points - torch.tensor(CENTRE).to(points)).unbind(-1)
@@ -142,7 +146,9 @@ def test_a_hollow_inside_has_no_walls(largest: bool) -> None:
 
 # ---------------------------------------------------------------- the volume
 def test_one_camera_samples_its_frustum() -> None:
-    volume = SampledVolume.of(replace(CONFIG, poses=PoseDistribution(yaw_std=0.0, pitch_std=0.0)))
+    volume = SampledVolume.from_config(
+        replace(CONFIG, poses=PoseDistribution(yaw_std=0.0, pitch_std=0.0))
+    )
     edge = math.tan(math.radians(6))
     inside = [
         [0, 0, 0],
@@ -172,7 +178,7 @@ def test_one_camera_samples_its_frustum() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
 def test_most_cameras_sample_what_is_inside(kind: str) -> None:
     poses = PoseDistribution(kind=kind)
-    volume = SampledVolume.of(replace(CONFIG, poses=poses))
+    volume = SampledVolume.from_config(replace(CONFIG, poses=poses))
     points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 0.32 - 0.16
     cameras = typical_cameras(poses)
     place, distance = cameras.project(points.expand(len(cameras), -1, -1))
@@ -215,7 +221,7 @@ def wall_behind(points: Tensor) -> Tensor:
 def test_what_the_last_sample_paints_is_no_part_of_the_subject(
     background: str, has_wall: bool
 ) -> None:
-    volume = SampledVolume.of(replace(CONFIG, background=background, coarse_samples=12))
+    volume = SampledVolume.from_config(tiny.generator(CONFIG, background=background))
     mesh = outward_parts(surface(along(wall_behind), volume, 10.0, 48))
     assert mesh.is_watertight
     behind = mesh.vertices[mesh.vertices[:, 2] < -0.09]
@@ -226,8 +232,8 @@ def test_what_the_last_sample_paints_is_no_part_of_the_subject(
 def test_the_level_of_a_soft_body_is_where_half_of_the_light_ends() -> None:
     slope = 5000.0
     level = surface_level(along(lambda points: slope * depth_in_ball(points)), VOLUME, SPACING)
-    # a ray at an angle a to the normal loses half of its light where the density is √(2 slope cos a ln 2): over the disc that
-    # the ball is in a picture, the mean of √(cos a) is 0.8
+    # a ray at an angle a to the normal loses half of its light where the density is
+    # √(2 slope cos a ln 2); over the ball's disc in an image, the mean of √(cos a) is 0.8
     assert 0.65 < level / math.sqrt(2 * slope * math.log(2)) < 0.85
 
 
@@ -286,8 +292,8 @@ def test_densities_that_are_no_numbers(bad: float) -> None:
 
 
 def test_cameras_that_see_nothing_in_common() -> None:
-    apart = replace(CONFIG, poses=PoseDistribution(fov=1.0, yaw_std=0.5), extent=1e-3)
-    low, high = SampledVolume.of(apart).bounds()
+    apart = tiny.generator(CONFIG, poses=PoseDistribution(fov=1.0, yaw_std=0.5), extent=1e-3)
+    low, high = SampledVolume.from_config(apart).bounds()
     assert all(a < 0 < b for a, b in zip(low, high, strict=True))  # still the origin
     far = SampledVolume(typical_cameras(PoseDistribution()), 1.3, 1.2)
     with pytest.raises(UserError, match="no volume in common"):

@@ -1,4 +1,4 @@
-"""Pictures and videos, read back from the files that were written."""
+"""Images and videos, read back from the files that were written."""
 
 import os
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cips3d.errors import UserError
-from cips3d.export.media import depth_picture, image_grid, save_frames, save_image, to_uint8
+from cips3d.export.media import depth_map, save_frames, save_image, to_uint8
+from cips3d.export.sheets import image_grid
 from tiny import full_disk_after
 
 LEFT, RIGHT = (220, 30, 120), (10, 200, 60)
@@ -36,7 +37,7 @@ def decoded(path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-# ---------------------------------------------------------------- tensors to pictures
+# ---------------------------------------------------------------- tensors to images
 def test_to_uint8_rounds_and_clips():
     values = torch.tensor([-1.0, 1.0, 0.0, -7.0, 7.0, float("nan")])
     levels = to_uint8(values[None, None, None].expand(2, 3, 1, -1))
@@ -51,21 +52,21 @@ def test_to_uint8_inverts_the_scaling():
     assert to_uint8(images.half().requires_grad_()).dtype == np.uint8
 
 
-@given(count=st.integers(1, 7), columns=st.integers(1, 5), padding=st.integers(0, 3))
-def test_grid_places_every_image(count, columns, padding):
-    images = torch.linspace(-0.9, 1, count)[:, None, None, None].expand(-1, 3, 2, 4)
-    grid = image_grid(images, columns, padding)
+@given(count=st.integers(1, 7), columns=st.integers(1, 5), as_arrays=st.booleans())
+def test_grid_places_every_image(count, columns, as_arrays):
+    images = torch.linspace(-0.9, 0.9, count)[:, None, None, None].expand(-1, 3, 2, 4)
+    grid = image_grid(list(to_uint8(images)) if as_arrays else images, columns)
     rows = -(-count // columns)
-    assert grid.shape == (rows * 2 + (rows - 1) * padding, columns * 4 + (columns - 1) * padding, 3)
-    for index, picture in enumerate(to_uint8(images)):
-        top, left = index // columns * (2 + padding), index % columns * (4 + padding)
-        assert np.array_equal(grid[top : top + 2, left : left + 4], picture)
-        grid[top : top + 2, left : left + 4] = 0
-    assert not grid.any()
+    assert grid.shape == (rows * 4 - 2, columns * 6 - 2, 3)
+    for index, image in enumerate(to_uint8(images)):
+        top, left = index // columns * 4, index % columns * 6
+        assert np.array_equal(grid[top : top + 2, left : left + 4], image)
+        grid[top : top + 2, left : left + 4] = 255
+    assert (grid == 255).all()
 
 
 def test_grid_of_nothing_is_refused():
-    with pytest.raises(UserError, match="image grid: 0 images"):
+    with pytest.raises(UserError, match="grid: 0 images"):
         image_grid(torch.zeros(0, 3, 2, 2), 2)
     with pytest.raises(UserError, match="in 0 columns"):
         image_grid(torch.zeros(1, 3, 2, 2), 0)
@@ -78,7 +79,7 @@ def luminance(picture: torch.Tensor) -> torch.Tensor:
 
 def test_depth_gets_darker_with_distance():
     depth = torch.linspace(0.8, 1.2, 64)[None, None, None]
-    picture = depth_picture(depth, near=0.8, far=1.2)
+    picture = depth_map(depth, near=0.8, far=1.2)
     assert picture.shape == (1, 3, 1, 64)
     assert picture.abs().max() <= 1
     assert (luminance(picture).diff() < 0).all()
@@ -87,18 +88,18 @@ def test_depth_gets_darker_with_distance():
 
 def test_the_background_is_black_and_the_far_side_is_not():
     depth = torch.tensor([0.8, 1.2, 5.0])[None, None, None]
-    picture = depth_picture(depth, torch.tensor([1.0, 1.0, 0.0])[None, None, None])
+    picture = depth_map(depth, torch.tensor([1.0, 1.0, 0.0])[None, None, None])
     assert (picture[..., 2] == -1).all()
     assert luminance(picture)[0, 0, 1] > -0.95
 
 
 def test_depth_bounds():
     depth = torch.tensor([0.0, 1.0, 2.0, 3.0])[None, None, None]
-    picture = depth_picture(depth, near=1.0, far=2.0)
+    picture = depth_map(depth, near=1.0, far=2.0)
     assert torch.equal(picture[..., 0], picture[..., 1])
     assert torch.equal(picture[..., 2], picture[..., 3])
     assert torch.allclose(
-        depth_picture(depth * 3 + 1), depth_picture(depth), atol=1e-5
+        depth_map(depth * 3 + 1), depth_map(depth), atol=1e-5
     )  # robust bounds follow the scale
 
 
@@ -106,16 +107,16 @@ def test_stray_depths_do_not_flatten_the_rest():
     depth = torch.linspace(1, 2, 1000).reshape(1, 1, 10, 100)
     stray = depth.clone()
     stray[0, 0, 0, :3] = 1000
-    assert (depth_picture(stray)[..., 1:, :] - depth_picture(depth)[..., 1:, :]).abs().max() < 0.1
+    assert (depth_map(stray)[..., 1:, :] - depth_map(depth)[..., 1:, :]).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
 def test_depth_without_a_range(value):
-    assert depth_picture(torch.full((2, 1, 3, 3), value), torch.zeros(2, 1, 3, 3)).eq(-1).all()
-    assert depth_picture(torch.full((2, 1, 3, 3), value)).isfinite().all()
+    assert depth_map(torch.full((2, 1, 3, 3), value), torch.zeros(2, 1, 3, 3)).eq(-1).all()
+    assert depth_map(torch.full((2, 1, 3, 3), value)).isfinite().all()
 
 
-# ---------------------------------------------------------------- pictures in files
+# ---------------------------------------------------------------- images in files
 def test_save_image_round_trip(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     save_image(tmp_path / "made" / "a.png", array)
@@ -124,20 +125,36 @@ def test_save_image_round_trip(tmp_path):
         assert np.array_equal(np.array(image), array)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a"])
-def test_save_image_writes_png_only(tmp_path, name):
-    with pytest.raises(UserError, match=r"end the name in \.png"):
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG"])
+def test_save_image_writes_jpeg(tmp_path, name):
+    save_image(tmp_path / name, two_colours())
+    with Image.open(tmp_path / name) as image:
+        assert image.format == "JPEG"
+        assert np.abs(np.array(image).astype(int) - two_colours()).max() <= 6
+
+
+def test_a_jpeg_that_is_too_large(tmp_path):
+    with pytest.raises(UserError, match=r"at most 65500 pixels and this image is 65501x1; write a"):
+        save_image(tmp_path / "a.jpg", np.zeros((1, 65501, 3), dtype=np.uint8))
+    save_image(tmp_path / "b.jpg", np.zeros((1, 65500, 3), dtype=np.uint8))
+    assert os.listdir(tmp_path) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a", "a.mp4"])
+def test_save_image_refuses_other_kinds(tmp_path, name):
+    with pytest.raises(UserError, match=r"cannot write an image .* \.png, \.jpg or \.jpeg"):
         save_image(tmp_path / name, two_colours())
     assert os.listdir(tmp_path) == []
 
 
-def test_save_image_leaves_nothing_behind_when_the_disk_is_full(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_save_image_leaves_nothing_behind_when_the_disk_is_full(tmp_path, name):
     array = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with (
         full_disk_after(500),
-        pytest.raises(UserError, match=r"cannot write .*a\.png: File too large"),
+        pytest.raises(UserError, match=r"cannot write .*a\.(png|jpg): File too large"),
     ):
-        save_image(tmp_path / "a.png", array)
+        save_image(tmp_path / name, array)
     assert os.listdir(tmp_path) == []
 
 
@@ -213,7 +230,7 @@ def test_unknown_kinds_of_video(tmp_path, name):
     [("a.mp4", 0), ("a.mp4", -1.0), ("a.mp4", 0.0004), ("a.mp4", float("nan")), ("a.gif", 60)],
 )
 def test_bad_frame_rates(tmp_path, name, fps):
-    with pytest.raises(UserError, match=r"^fps: "):
+    with pytest.raises(UserError, match=r"a\.(mp4|gif): fps is "):
         save_frames(tmp_path / name, moving(2), fps=fps)
 
 

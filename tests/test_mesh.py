@@ -20,25 +20,27 @@ import tiny
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.export.meshes import extract_mesh, linear, save_mesh
-from cips3d.models.baselines import build_generator
 from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
+from cips3d.models.registry import build_generator
 from cips3d.models.types import Latents, RayOutput, Styles
 
 #: Has a round body before any training.
-SOLID = replace(tiny.GENERATOR, density_gain=40.0, density_blob=60.0, coarse_samples=12)
+SOLID = tiny.generator(density_gain=40.0, density_blob=60.0, coarse=12)
 RED, GREEN, BLUE = torch.eye(3) * 2 - 1
 
 
-def solid(**changes: Any) -> Generator:
+def solid(**changes: Any) -> ImageGenerator:
     torch.manual_seed(0)
-    generator = build_generator(replace(SOLID, **changes))
+    generator = build_generator(tiny.generator(SOLID, **changes))
     generator.update_style_means(50)
     return generator.eval()
 
 
 class Balls(Generator):
-    """Opaque balls on a blue background: each is red on its own left (x below its centre's), green on its right, if it has two
-    colours, else of the one.
+    """Opaque balls on a blue background.
+
+    A ball of two colours has the first on its left (x below its centre's), the second on its right.
     """
 
     def __init__(
@@ -46,9 +48,8 @@ class Balls(Generator):
     ) -> None:
         super().__init__(SOLID)
         self.balls = balls
-        self.nerf.density_along = self.density  # type: ignore[method-assign]
 
-    def density(self, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
+    def density_along(self, rays: Rays, t: Tensor, styles: Styles) -> Tensor:
         points = rays.at(t)
         return 1e6 * torch.stack(
             [r - (points - torch.tensor(c)).norm(dim=-1) for c, r, _ in self.balls]
@@ -97,7 +98,7 @@ def test_any_radiance_field_has_a_closed_mesh(changes: dict[str, Any]) -> None:
     # the level's surface is where the density has that value
     points = torch.from_numpy(mesh.vertices).float()[None]
     with torch.no_grad():
-        sigma, _ = generator.nerf(points, torch.zeros_like(points), generator.map(z[0]).shape)
+        sigma = generator.density(points, generator.map(z[0]))
     assert float((sigma - mesh.metadata["level"]).abs().median()) < 0.05 * mesh.metadata["level"]
 
 
@@ -200,14 +201,14 @@ def test_a_prior_without_spread_sees_the_colours_too(yaw_std: float, pitch_std: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"resolution": 7}, "resolution: a grid of 7; give 8 to 1024"),
-        ({"resolution": 2000}, "resolution: a grid of 2000"),
-        ({"level": 0.0}, r"level: 0\.0; the density"),
+        ({"resolution": 7}, "resolution is 7; it must be at least 8"),
+        ({"resolution": 2000}, "resolution is 2000; it must be at most 1024"),
+        ({"level": 0.0}, r"level is 0\.0; it must be above 0"),
         ({"level": -1.0}, "level"),
-        ({"level": math.nan}, "level: nan"),
-        ({"level": math.inf}, "level: inf"),
+        ({"level": math.nan}, "level is nan"),
+        ({"level": math.inf}, "level is inf"),
         ({"level": 1e9}, "nothing .* is denser than the level"),
-        ({"chunk": 0}, "chunk: 0"),
+        ({"chunk": 0}, "chunk is 0"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], says: str) -> None:
@@ -218,7 +219,7 @@ def test_arguments_out_of_range(arguments: dict[str, Any], says: str) -> None:
 
 def test_generators_without_a_surface() -> None:
     torch.manual_seed(0)
-    flat = build_generator(replace(SOLID, architecture="cips-2d"))
+    flat = build_generator(tiny.generator(SOLID, architecture="cips-2d"))
     with pytest.raises(UserError, match="architecture cips-2d has no density"):
         extract_mesh(flat, flat.sample_latents(1, 0), 16)
     fog = solid(density_gain=1.0, density_blob=0.0)

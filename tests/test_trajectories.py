@@ -1,4 +1,4 @@
-"""Camera paths: where they go, that they loop, what keeps its size; keyframes and the files that hold none."""
+"""Camera paths: where they go, that they loop, what keeps its size; keyframes and damaged files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def test_an_orbit_starts_in_front_and_reaches_both_sides() -> None:
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_close(name: str) -> None:
-    """The step from the last frame to the first is like those beside it; and half the frames are every other one."""
+    """The step from the last frame to the first is like its neighbours.
+
+    Half the frames are every other one.
+    """
     camera = LOOPS[name](200)
     features = torch.cat([camera.position, camera.fov[:, None] / 10], dim=1)
     steps = (features.roll(-1, 0) - features).norm(dim=1)
@@ -91,7 +94,10 @@ def test_loops_close(name: str) -> None:
 def test_a_figure_eight_is_the_same_after_half_a_turn(
     quarter: int, yaw: float, rise: float
 ) -> None:
-    """Half a turn later the camera is at -yaw with the same pitch; backwards in time, the way is turned by half a turn."""
+    """Half a turn later the camera is at -yaw with the same pitch.
+
+    Backwards in time, the path is turned by half a turn.
+    """
     yaws, pitches = trajectories.figure_eight(4 * quarter, yaw, rise, 0.1).yaw_pitch()
     half = 2 * quarter
     torch.testing.assert_close(yaws.roll(half), -yaws, atol=1e-5, rtol=0)
@@ -250,13 +256,17 @@ def test_a_whole_turn_and_the_short_way_back() -> None:
 
 
 @pytest.mark.parametrize(("rolls", "loop", "middle"), [
-    ((170.0, 190.0), False, 180.0), ((-170.0, 170.0), False, 180.0), ((120.0, 240.0, 360.0), False, 240.0),
+    ((170.0, 190.0), False, 180.0), ((-170.0, 170.0), False, 180.0), 
+    ((120.0, 240.0, 360.0), False, 240.0),
     ((90.0, 200.0, 310.0), True, 200.0),
 ])  # fmt: skip
 def test_cameras_that_roll_take_the_shorter_way(
     rolls: tuple[float, ...], loop: bool, middle: float
 ) -> None:
-    """Labels at one place, rolled about the way they look: halfway the path has the roll in the middle, and steps are small."""
+    """Labels at one place, rolled about the viewing axis.
+
+    Halfway the path has the middle roll, and steps are small.
+    """
     labels = []
     for roll in map(math.radians, rolls):
         pose = Camera.orbit(0.2, 0.1).cam_to_world[0]
@@ -277,7 +287,7 @@ def test_cameras_that_roll_take_the_shorter_way(
 
 
 def test_a_camera_that_has_rolled_round_does_not_unwind() -> None:
-    """Rolls to 350 degrees, then a look aside: the last leg is as short as the cameras' difference."""
+    """Rolls to 350 degrees, then turns aside: the last leg is as short as the turn."""
     labels = []
     for roll, aside in ((0, 0), (120, 0), (240, 0), (350, 0), (360, 10)):
         z, y = math.radians(roll), math.radians(aside)
@@ -347,7 +357,7 @@ DAMAGED: dict[str, tuple[bytes | str | Any, str]] = {
     "null": (None, "no list of keyframes"),
     "no keyframes": ([], "no list of keyframes"),
     "no keyframes in the object": ({"loop": True}, "no list of keyframes"),
-    "one keyframe, not a list": ({"yaw": 3}, "'yaw' has no meaning there"),
+    "one keyframe, not a list": ({"yaw": 3}, "'yaw' is unknown"),
     "loop of another kind": ({"loop": "yes", "keyframes": [{"yaw": 1}]}, "loop is 'yes'"),
     "word as a keyframe": ([{"yaw": 1}, "left"], "keyframe 2: 'left' is neither"),
     "null as a keyframe": ([None], "keyframe 1: None is neither"),
@@ -355,26 +365,44 @@ DAMAGED: dict[str, tuple[bytes | str | Any, str]] = {
     "empty keyframe": ([{}], "keyframe 1: give either yaw"),
     "only seconds": ([{"seconds": 2}], "keyframe 1: give either yaw"),
     "yaw in words": ([{"yaw": "left"}], "keyframe 1: yaw"),
-    "yaw is NaN": ([{"yaw": math.nan}], "keyframe 1: nan"),
-    "yaw is endless": (b'[{"yaw": 1e999}]', "keyframe 1: inf"),
+    "yaw is NaN": ([{"yaw": math.nan}], "keyframe 1: yaw is nan; give a finite number"),
+    "yaw is endless": (b'[{"yaw": 1e999}]', "keyframe 1: yaw is inf"),
     "yaw of a thousand bits": ([{"yaw": 2**1000}], "keyframe 1: a number of 1001 bits"),
-    "pitch over the pole": ([{"yaw": 1, "pitch": 90}], "keyframe 1: pitch is 90"),
+    "pitch over the pole": ([{"yaw": 1, "pitch": 90}], "keyframe 1: pitch is 90; it must"),
     "fov": ([{"yaw": 1, "fov": 0}], "keyframe 1: fov is 0"),
     "radius": ([{"yaw": 1, "radius": -1}], "keyframe 1: radius is -1"),
     "radius of a mile": ([{"yaw": 1, "radius": 1e30}], "keyframe 1: radius is 1e+30"),
     "seconds": ([{"yaw": 1, "seconds": 0}], "keyframe 1: seconds is 0"),
-    "seconds of a week": ([{"yaw": 1, "seconds": 1e6}, {"yaw": 2}], "keyframe 1: seconds is 1e+06"),
+    "seconds of a week": (
+        [{"yaw": 1, "seconds": 1e6}, {"yaw": 2}],
+        "keyframe 1: seconds is 1000000.0",
+    ),
     "both kinds": ([{"yaw": 1, "label": LABEL}], "keyframe 1: give either yaw"),
     "short label": ([LABEL[:24]], "keyframe 1: the label has 24 numbers"),
     "label in words": ([changed(3, "x")], "keyframe 1: label.3"),
-    "label with NaN": ([changed(3, math.nan)], "keyframe 1: nan"),
-    "label that is no rotation": ([changed(0, 5.0)], "keyframe 1: camera label: its first 16 numbers"),
-    "label that mirrors": ([[-x if i in (0, 4, 8) else x for i, x in enumerate(LABEL)]], "keyframe 1: camera label: its"),
+    "label with NaN": ([changed(3, math.nan)], "keyframe 1: label.3 is nan"),
+    "label that is no rotation": (
+        [changed(0, 5.0)],
+        "keyframe 1: camera label: its first 16 numbers",
+    ),
+    "label that mirrors": (
+        [[-x if i in (0, 4, 8) else x for i, x in enumerate(LABEL)]],
+        "keyframe 1: camera label: its",
+    ),
     "label with a last row": ([changed(12, 1.0)], "keyframe 1: camera label: its first 16 numbers"),
     "label with other intrinsics": ([changed(18, 0.7)], "keyframe 1: camera label"),
-    "label without focal length": ([[0.0 if i in (16, 20) else x for i, x in enumerate(LABEL)]], "keyframe 1: camera"),
-    "label at the origin": ([[0.0 if i in (3, 7, 11) else x for i, x in enumerate(LABEL)]], "keyframe 1: its camera is 0"),
-    "label over the pole": ([[{3: 0.0, 7: 1.0, 11: 0.0}.get(i, x) for i, x in enumerate(LABEL)]], "keyframe 1: camera: it"),
+    "label without focal length": (
+        [[0.0 if i in (16, 20) else x for i, x in enumerate(LABEL)]],
+        "keyframe 1: camera",
+    ),
+    "label at the origin": (
+        [[0.0 if i in (3, 7, 11) else x for i, x in enumerate(LABEL)]],
+        "keyframe 1: its camera is 0",
+    ),
+    "label over the pole": (
+        [[{3: 0.0, 7: 1.0, 11: 0.0}.get(i, x) for i, x in enumerate(LABEL)]],
+        "keyframe 1: camera: it",
+    ),
 }  # fmt: skip
 
 

@@ -18,8 +18,9 @@ import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.editing.blending import interpolate, mix_styles, swap_layers
-from cips3d.editing.sheets import amounts_sheet, mixing_sheet, views_sheet
+from cips3d.editing.comparisons import amounts_sheet, mixing_sheet, views_sheet
 from cips3d.editing.subject import Subject
+from cips3d.export import sheets
 from cips3d.export import strips as tiles
 from cips3d.export.media import to_uint8
 from cips3d.export.sheets import orbit_cameras
@@ -441,8 +442,10 @@ def test_blend_draws_a_sheet(
             *options,
         ]
     )
-    width, height = Image.open(tmp_path / "sheet.png").size
-    assert ((height + 2) // 10, (width + 2) // 10) == (rows, columns)
+    names = ["subject 0", "subject 1"] if rows == 2 else ["base", "blended", "other"] * 2
+    headings = ["amount 0", "", ""] if rows == 2 else ["-25°", "", ""]
+    expected = sheets.labelled_grid(rows, columns, (8, 8), [], names, headings).shape
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == expected
 
 
 def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
@@ -456,10 +459,10 @@ def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
     def cell(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
         return sheet[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
 
-    amounts = amounts_sheet(base, other, latents, 2, 8, psi=0.6, yaw=20)
-    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6)
-    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6)
-    mixed = mixing_sheet(base, latents[:1], latents[1:], 0, 8, psi=0.6)
+    amounts = amounts_sheet(base, other, latents, 2, 8, psi=0.6, yaw=20, labels=False)
+    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6, labels=False)
+    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6, labels=False)
+    mixed = mixing_sheet(base, latents[:1], latents[1:], 0, 8, psi=0.6, labels=False)
     for got, expected in (
         (cell(amounts, 1, 0), seen(base, 1, 20)), (cell(amounts, 0, 1), seen(other, 0, 20)),
         (cell(views, 0, 0), seen(base, 0, -30)), (cell(views, 3, 1), seen(other, 1, 0)), (cell(views, 2, 2), seen(base, 1, 30)),
@@ -530,8 +533,9 @@ def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) ->
     pretrained.save(pair[0], tmp_path / "model.safetensors")
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--rows", "2",
               "--columns", "3", "--resolution", "8"])  # fmt: skip
-    width, height = Image.open(tmp_path / "sheet.png").size
-    assert ((height + 2) // 10, (width + 2) // 10) == (3, 4)
+    names, headings = ["style from\nblock 1", "content 0", "content 1"], ["", "style 0"]
+    expected = sheets.labelled_grid(3, 4, (8, 8), [], names, headings).shape
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == expected
 
 
 def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
@@ -546,7 +550,8 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
               "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert ((sheet.shape[0] + 2) // 10, (sheet.shape[1] + 2) // 10) == (2, 3)
+    names, headings = ["style from\nblock 1", "content 0"], ["", "style 0"]
+    assert sheet.shape == sheets.labelled_grid(2, 3, (8, 8), [], names, headings).shape
     cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "mixed.safetensors"), "--from-block", "1",
               "--seed", "5", "--rows", "1", "--style", str(tmp_path / "subject.safetensors"), "--yaw", "20"])  # fmt: skip
     saved = Subject.load(tmp_path / "mixed.safetensors", base)

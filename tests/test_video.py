@@ -1,4 +1,4 @@
-"""Videos of subjects: frames and their layout, codes that change from frame to frame, what is refused."""
+"""Videos of subjects: frames and their layout, morphs, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cips3d.export.strips import depth_range
 from cips3d.export.video import interpolated, video_frames
 from cips3d.models.generator import Generator
 from cips3d.models.types import Styles
-from test_tiles import made
+from test_strips import made
 
 ORBIT = trajectories.orbit(5, 0.4)
 
@@ -103,14 +103,14 @@ def test_several_subjects_have_a_column_each(generator: Generator) -> None:
 
 
 def test_the_depth_has_one_scale_for_all_frames(generator: Generator) -> None:
-    """The frontal view has the same colours whatever else the video shows, as long as the range is the same."""
+    """A view has the same colours whatever else the video shows, if the range is the same."""
     z = generator.map(generator.sample_latents(1, 0))
     near, far = depth_range(generator, z, ORBIT)
     frames = list(video_frames(generator, z, ORBIT, 12, show="depth"))
     assert np.array_equal(frames[0], next(video_frames(generator, z, ORBIT, 12, show="depth")))
     for i, frame in enumerate(frames):
         out = generator.render(z, ORBIT[i], 12)
-        expected = cips3d.export.media.depth_picture(out.depth - 1, out.opacity, near, far)
+        expected = cips3d.export.media.depth_map(out.depth - 1, out.opacity, near, far)
         assert close(frame, to_uint8(expected)[0])
 
 
@@ -148,16 +148,16 @@ def test_a_still_camera_and_codes_that_change(generator: Generator) -> None:
     ("options", "words"),
     [
         ({"show": ()}, "show: nothing"),
-        ({"resolution": 0}, "resolution: 0x0"),
-        ({"supersample": 0}, "supersample: 0"),
-        ({"fps": 0}, "fps: 0"),
+        ({"resolution": 0}, "image: height is 0"),
+        ({"supersample": 0}, "image: supersample is 0"),
+        ({"fps": 0}, "fps is 0"),
         (
             {"codes": 3},
-            r"video: 3 codes or cameras for 5 frames; give one or 5 of each \(side by side",
+            r"video: 3 codes or cameras for 5 frames; give one or 5 of each \(a list",
         ),
         (
             {"cameras": trajectories.dolly_zoom(4, 60.0, fov=6.0)},
-            "camera: it comes to 0.0908 from the centre",
+            "camera: it comes within 0.0908 of the centre",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from cips3d.data.layout import LABEL_SIZE, Labels, read_labels
 from cips3d.data.sources import image_names, open_image, open_source, upright_rgb
 from cips3d.errors import UserError, printable
 
-#: Columns and images of the contact sheet, and the side of each image, pixels.
+#: Columns of a contact sheet, its largest number of images, and the side of each, pixels.
 SHEET_COLUMNS, SHEET_IMAGES, SHEET_SIDE = 8, 64, 96
 #: Largest side of the squares that colour statistics are computed on, pixels.
 MOST_SIDE = 256
@@ -48,7 +48,7 @@ class DataReport:
         modes: number of images by Pillow's mode. All are converted to RGB.
         grey: number of images without colour.
         mean, std: of red, green and blue over all cropped squares, 0 to 255.
-        sheet: evenly spaced images side by side, or None if there are none.
+        thumbnails: evenly spaced images for a contact sheet, squares of `SHEET_SIDE` pixels.
     """
 
     names: list[str]
@@ -67,7 +67,7 @@ class DataReport:
     grey: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    sheet: Image.Image | None = None
+    thumbnails: list[np.ndarray] = field(default_factory=list)
 
     @property
     def faults(self) -> int:
@@ -142,7 +142,6 @@ def check(
     colours = _Colours()
     digests: dict[bytes, list[str]] = {}
     shown = {i * len(names) // SHEET_IMAGES for i in range(SHEET_IMAGES)}
-    thumbnails: list[Image.Image] = []
     for number, name in enumerate(names):
         progress(number, len(names))
         try:
@@ -164,12 +163,12 @@ def check(
             report.too_small.append(f"{printable(name)} ({rgb.width}x{rgb.height})")
             report.faulty.add(name)
         if number in shown:
-            thumbnails.append(central_square(rgb, SHEET_SIDE, FILTERS["lanczos"]))
+            square = central_square(rgb, SHEET_SIDE, FILTERS["lanczos"])
+            report.thumbnails.append(np.asarray(square))
     progress(len(names), len(names))
     report.duplicates = [group for group in digests.values() if len(group) > 1]
     if report.sides:
         report.mean, report.std = colours.mean_and_std()
-        report.sheet = _sheet(thumbnails) if thumbnails else None
     return report
 
 
@@ -226,12 +225,3 @@ def _digest(pixels: np.ndarray) -> bytes:
     """A hash of an image's pixels and shape."""
     content = pixels.tobytes() + repr(pixels.shape).encode()
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _sheet(images: list[Image.Image]) -> Image.Image:
-    columns = min(SHEET_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * SHEET_SIDE, rows * SHEET_SIDE), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * SHEET_SIDE, i // columns * SHEET_SIDE))
-    return sheet

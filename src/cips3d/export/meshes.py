@@ -1,16 +1,19 @@
-"""A subject as a triangle mesh: the density's level surface, coloured by looking at every vertex; PLY, OBJ and GLB files."""
+"""A subject as a triangle mesh: the density's level surface in the colours of the rendered images.
+
+PLY, OBJ and GLB files.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import trimesh
+from annotated_types import Ge, Le
 from jaxtyping import Bool, Float, UInt8
 from scipy.sparse import coo_array, diags_array
 from scipy.sparse.linalg import cg
@@ -21,6 +24,7 @@ from trimesh.exchange.ply import export_ply
 from trimesh.visual import ColorVisuals
 
 from cips3d.camera import Camera, Rays
+from cips3d.configuration import Count, Positive, validated
 from cips3d.errors import UserError
 from cips3d.export.isosurface import (
     CHUNK,
@@ -32,21 +36,22 @@ from cips3d.export.isosurface import (
 )
 from cips3d.export.media import to_uint8
 from cips3d.files import atomic_path
+from cips3d.models.layers import without_autocast
 from cips3d.models.protocol import ImageGenerator, RayGenerator
 from cips3d.models.rays import chunks
-from cips3d.models.layers import without_autocast
-from cips3d.models.types import Latents, Styles
+from cips3d.models.types import Latents, Psi, Styles
 
-#: Points along the grid's longest side: fewer show no head, and the grid alone takes 4 GiB with the most.
+#: Points along the grid's longest side: fewer show no head; with the most, the grid takes 4 GiB.
 FEWEST, MOST = 8, 1024
+GridSide = Annotated[int, Ge(FEWEST), Le(MOST)]
 SUFFIXES = (".ply", ".obj", ".glb")
-#: A camera whose rays meet the surface at less than this cosine sees its colour too obliquely.
+#: Least cosine between ray and normal: a camera with less sees the surface too obliquely.
 _OBLIQUE = 0.3
-#: Cameras that look at a vertex: those that do so most squarely. The best of the others sets their weights' zero, plus this.
+#: Number of cameras that colour a vertex, and the weight of one exactly as square as the next best.
 _VIEWS, _LEAST = 4, 0.01
-#: Where pixels show so little of a vertex, as a share of its weights, no camera has really seen it.
+#: Share of a vertex's weights that pixels must confirm, or it counts as unseen.
 _UNSEEN = 0.1
-#: Share of its colour that an unseen vertex takes from the mean of all seen ones, which reaches parts without any.
+#: Share of the mean colour in an unseen vertex's; it reaches parts without any seen vertex.
 _MEAN_SHARE = 1e-6
 
 
@@ -56,81 +61,81 @@ def extract_mesh(
     codes: Latents | Styles,
     resolution: int = 256,
     *,
-    psi: float | tuple[float, float] = 1.0,
+    psi: Psi = 1.0,
     level: float | None = None,
     colors: bool = True,
     largest: bool = True,
     chunk: int = CHUNK,
 ) -> trimesh.Trimesh:
-    """The surface of one subject, in world units (subject at the origin, y up, face to +z), closed, with faces outward.
+    """The closed surface of one subject, in world units, with faces outward.
 
-    It ends where the cameras of the prior see nothing any more (`SampledVolume`). Vertices have smooth normals, the mean of
-    their faces' weighted by the angles there: with the bundled model and a grid of 128 these are 0.8° off the density's
-    gradient (the grid's own differences 1.0°), and at the cuts, where the gradient is wrong, they are right. The mesh's own
-    `export` writes many formats; `save_mesh` also sees to what viewers expect of a GLB file.
+    The subject is at the origin, y up, its face towards +z. The mesh ends where the cameras of the
+    prior see nothing any more (`SampledVolume`). Vertex normals are means over the faces, weighted
+    by their angles: for the bundled model and a grid of 128 they differ by 0.8° from the density's
+    gradient (differences of the grid by 1.0°), and they are right at the cuts, where the gradient
+    is not. `mesh.export` writes many formats; `save_mesh` also does what viewers of GLB files
+    expect.
 
     Args:
         codes: latents or styles, a batch of one.
-        resolution: points of the density grid along its longest side, `FEWEST` to `MOST`; memory grows with the cube (4 bytes
-            each), time too.
+        resolution: grid points along the longest side, `FEWEST` to `MOST`. Memory (4 bytes per
+            point) and time grow with its cube.
         psi: truncation of latents.
         level: density of the surface, per world unit, > 0; None finds it (`surface_level`).
-        colors: whether vertices get the colours that the model's pictures show (`vertex_colors`).
-        largest: keep the largest connected part alone; else all.
+        colors: whether vertices get the colours of the model's images (`vertex_colors`).
+        largest: keep the largest connected part only.
         chunk: samples of the grid evaluated at a time; changes memory, not the mesh.
 
     Returns:
-        The mesh; its `metadata["level"]` is the level.
+        The mesh; `metadata["level"]` is the level.
 
     Raises:
-        UserError: if the architecture has no density, there is no surface, or an argument is out of range.
+        UserError: if the architecture has no density, there is no surface, or an argument is out of
+            range.
     """
     if not generator.has_density:
         raise UserError(
-            f"mesh: the architecture {generator.config.networks.architecture} has no density and so no surface; take a 3D one"
+            f"mesh: the architecture {generator.config.networks.architecture} has no density and "
+            "so no surface; use a 3D one"
         )
-    if not FEWEST <= resolution <= MOST:
-        raise UserError(
-            f"resolution: a grid of {resolution}; give {FEWEST} to {MOST} points along a side"
-        )
-    if level is not None and not 0 < level < math.inf:
-        raise UserError(f"level: {level}; the density of the surface must be a positive number")
-    if chunk < 1:
-        raise UserError(f"chunk: {chunk} samples; take at least 1")
+    resolution = validated(GridSide, resolution, "mesh: resolution")
+    level = validated(Positive | None, level, "mesh: level")
+    chunk = validated(Count, chunk, "mesh: chunk")
     if len(codes) != 1:
         raise UserError(f"mesh: {len(codes)} codes; give one, such as z[0]")
     with without_autocast(generator.shape_mean.device):
         styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
         styles = styles.map(lambda x: x.to(generator.shape_mean))
-        volume = SampledVolume.of(generator.config).to(generator.shape_mean)
+        volume = SampledVolume.from_config(generator.config).to(generator.shape_mean)
         density = partial(generator.density_along, styles=styles)
         if level is None:
             level = surface_level(density, volume, sample_spacing(generator.config))
         mesh = outward_parts(surface(density, volume, level, resolution, chunk), largest)
         mesh.metadata["level"] = level
-        mesh.vertex_normals  # noqa: B018 (makes them, and trimesh's exporters write what has been made)
+        mesh.vertex_normals  # noqa: B018 (computes them; trimesh's exporters write cached ones)
         if colors:
             assert isinstance(generator, RayGenerator)
-            mesh.visual = ColorVisuals(
-                mesh, vertex_colors=vertex_colors(generator, styles, mesh, volume.cameras)
-            )
+            found = vertex_colors(generator, styles, mesh, volume.cameras)
+            mesh.visual = ColorVisuals(mesh, vertex_colors=found)
     return mesh
 
 
 def vertex_colors(
     generator: RayGenerator, styles: Styles, mesh: trimesh.Trimesh, cameras: Camera
 ) -> UInt8[np.ndarray, "vertices 3"]:
-    """What colours (sRGB) the model's pictures have where they show the vertices of a mesh.
+    """Colours (sRGB) of the model's images at the vertices of a mesh.
 
-    The ray from a camera through a vertex gives exactly its pixel. Of the cameras in whose pictures a vertex lies, the four
-    that look at it most squarely count. Their weights fall with the cosine of the angle, to nothing where a camera drops out of
-    the four, so that there are no seams (Buehler et al. 2001, "Unstructured lumigraph rendering"). They are multiplied by the
-    pixel's opacity and by how near its depth is to the vertex's, in sample spacings: it is not where something stands before
-    the vertex. To vertices that no camera sees, as on the back of a head, the colours spread smoothly over the surface.
+    The ray from a camera through a vertex is exactly its pixel. Of the cameras that have a vertex
+    in their image, the four that look at it most squarely count. Their weights fall with the cosine
+    of the angle and reach zero where a camera drops out of the four, so there are no seams (Buehler
+    et al. 2001, "Unstructured lumigraph rendering"). Each weight is multiplied by the pixel's
+    opacity and by the agreement of its depth with the vertex's, so an occluded vertex does not get
+    the occluder's colour. Colours spread smoothly over the surface to vertices that no camera sees,
+    such as the back of a head.
 
     Args:
         styles: of one subject.
-        cameras: that look at it.
+        cameras: views of it.
 
     Raises:
         UserError: if no camera sees any vertex.
@@ -144,21 +149,22 @@ def vertex_colors(
     total, weights = like.new_zeros(len(points), 3), like.new_zeros(len(points), 1)
     for camera, share in zip((cameras[i] for i in range(len(cameras))), squareness, strict=True):
         looking = torch.nonzero(share)[:, 0]
-        color, weight = _looked_at(generator, styles, camera, points[looking])
+        color, weight = _seen_by(generator, styles, camera, points[looking])
         weight = weight * share[looking, None]
         total[looking] += color * weight
         weights[looking] += weight
     known = (weights[:, 0] > _UNSEEN * squareness.sum(dim=0)).cpu().numpy()
     if not known.any():
         raise UserError(
-            "mesh: no camera sees the surface, so it has no colours; give another level, or leave colours out"
+            "mesh: no camera sees the surface, so it has no colours; "
+            "give another level, or leave colours out"
         )
     mean = (total / weights.clamp(min=1e-12)).cpu().double().numpy()
     return to_uint8(torch.from_numpy(_spread(mesh, mean, known).T[None, :, None].copy()))[0, 0]
 
 
 def _distinct(cameras: Camera) -> Camera:
-    """Each of equal cameras once: a prior without spread has the same one many times, which would crowd out all others."""
+    """Equal cameras only once: a prior without spread repeats one, which would crowd out others."""
     numbers = torch.cat([cameras.cam_to_world.flatten(1), cameras.fov[:, None]], dim=1)
     seen = numbers.cpu().unique(dim=0).to(numbers)
     return Camera(seen[:, :-1].unflatten(1, (4, 4)), seen[:, -1])
@@ -167,7 +173,7 @@ def _distinct(cameras: Camera) -> Camera:
 def _squareness(
     points: Float[Tensor, "vertices 3"], normals: Float[Tensor, "vertices 3"], cameras: Camera
 ) -> Float[Tensor, "cameras vertices"]:
-    """Weights of the cameras that look at each vertex most squarely, 0 of the others."""
+    """Weights of the cameras that look at each vertex most squarely; 0 for the others."""
     place, distance = cameras.project(points.expand(len(cameras), -1, -1))
     cosine = ((cameras.position[:, None] - points) * normals).sum(dim=-1) / distance
     cosine = cosine.where((distance > 0) & (place.abs() <= 1).all(dim=-1), 0.0)
@@ -177,10 +183,10 @@ def _squareness(
     return (cosine - zero + _LEAST).where(cosine > zero, 0.0)
 
 
-def _looked_at(
+def _seen_by(
     generator: RayGenerator, styles: Styles, camera: Camera, points: Float[Tensor, "vertices 3"]
 ) -> tuple[Float[Tensor, "vertices 3"], Float[Tensor, "vertices 1"]]:
-    """Colours in [-1, 1] of one camera's pixels where the points would be, and in [0, 1] how much those are the points'."""
+    """Colours in [-1, 1] of the pixels at the points, and their confidence in [0, 1]."""
     offset = points - camera.position
     distance = offset.norm(dim=-1)
     directions = offset / distance[:, None]
@@ -192,9 +198,8 @@ def _looked_at(
     for part in chunks(rays.count, chunk):
         out = generator.render_rays(styles, rays[part], sampling)
         opacity = out.opacity[0]
-        depth = far - (far - out.depth[0]) / opacity.clamp(
-            min=0.1
-        )  # of the light that does not pass
+        # depth of the absorbed light alone
+        depth = far - (far - out.depth[0]) / opacity.clamp(min=0.1)
         near = torch.exp(-((depth - distance[part]) / spacing).square())
         colors.append(out.rgb[0])
         weights.append((opacity * near)[:, None])
@@ -206,12 +211,11 @@ def _spread(
     colors: Float[np.ndarray, "vertices 3"],
     known: Bool[np.ndarray, " vertices"],
 ) -> Float[np.ndarray, "vertices 3"]:
-    """The known colours, and in all other vertices the mean of their neighbours' (a harmonic function on the edges)."""
+    """The known colours, extended harmonically: elsewhere the mean of the neighbours' colours."""
     ends = mesh.edges_unique
     count = len(colors)
-    neighbours = coo_array(
-        (np.ones(2 * len(ends)), (ends.T.ravel(), ends[:, ::-1].T.ravel())), (count, count)
-    ).tocsr()[~known]
+    edges = (ends.T.ravel(), ends[:, ::-1].T.ravel())
+    neighbours = coo_array((np.ones(2 * len(ends)), edges), (count, count)).tocsr()[~known]
     system = diags_array(neighbours.sum(axis=1) + _MEAN_SHARE) - neighbours[:, ~known]
     average = colors[known].mean(axis=0)
     given = neighbours[:, known] @ colors[known] + _MEAN_SHARE * average
@@ -225,12 +229,13 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
     """The lower-case suffix of a mesh file.
 
     Raises:
-        UserError: if it is none of `SUFFIXES`.
+        UserError: if it is not one of `SUFFIXES`.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
-            f"{path}: cannot write a mesh of kind {suffix or '(no suffix)'!r}; end the name in {', '.join(SUFFIXES)}"
+            f"{path}: cannot write a mesh of kind {suffix or '(no suffix)'!r}; "
+            f"end the name in {', '.join(SUFFIXES)}"
         )
     return suffix
 
@@ -238,14 +243,15 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
 def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
     """Writes a mesh with its vertex normals and colours, whole or not at all.
 
-    PLY and OBJ hold colours as they are shown (sRGB; in OBJ behind the positions, as MeshLab and Blender read them). GLB holds
-    them as glTF asks: linear, so that viewers show the same ones, and on a matte material (its default is metal).
+    PLY and OBJ store sRGB colours; OBJ stores them after the positions, where MeshLab and Blender
+    read them. GLB stores linear colours, as glTF requires, and a matte material, since glTF's
+    default is metal.
 
     Args:
         path: ends in .ply, .obj or .glb.
 
     Raises:
-        UserError: if it ends otherwise, or the file cannot be written.
+        UserError: if it has another suffix, or the file cannot be written.
     """
     suffix = check_suffix(path)
     with atomic_path(path) as temporary:
@@ -259,24 +265,18 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
 
 def glb(mesh: trimesh.Trimesh) -> bytes:
     """The content of a GLB file (see `save_mesh`)."""
+    normals, metadata = mesh.vertex_normals, mesh.metadata
     plain = trimesh.Trimesh(
-        mesh.vertices,
-        mesh.faces,
-        vertex_normals=mesh.vertex_normals,
-        metadata=mesh.metadata,
-        process=False,
+        mesh.vertices, mesh.faces, vertex_normals=normals, metadata=metadata, process=False
     )
-    if (
-        isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex"
-    ):  # floats, since 8 bits are too few for dark linear colours
-        plain.vertex_attributes["color"] = linear(mesh.visual.vertex_colors[:, :3] / 255).astype(
-            np.float32
-        )
+    if isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "vertex":
+        # floats: 8 bits are too few for dark linear colours
+        colors = linear(mesh.visual.vertex_colors[:, :3] / 255)
+        plain.vertex_attributes["color"] = colors.astype(np.float32)
 
     def finish(tree: dict[str, Any]) -> None:
-        tree["materials"] = [
-            {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
-        ]
+        matte = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+        tree["materials"] = [{"pbrMetallicRoughness": matte}]
         for part in tree["meshes"]:
             (primitive,) = part["primitives"]
             primitive["material"] = 0

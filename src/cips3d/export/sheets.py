@@ -1,22 +1,126 @@
-"""Pictures that show a generator: subjects from several sides, with a row for each kind of picture; many subjects."""
+"""Sheets: labelled grids of images. Every sheet of the package is a `labelled_grid`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.export.media import blank_grid
-from cips3d.export.strips import KINDS, Kind, PictureFormat, depth_range, fill, picture_strips
+from cips3d.errors import UserError
+from cips3d.export.media import to_uint8
+from cips3d.export.strips import KINDS, Kind, depth_range, image_format, image_strips
 from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Latents, Styles
+from cips3d.models.types import Latents, Psi, Styles
 
-#: Views of a subject that are rendered together, since the modulated weights of each take memory.
+#: Side of a cell in pixels, unless the user asks for another.
+DEFAULT_SIDE = 256
+Sheet = UInt8[np.ndarray, "sheet_height sheet_width 3"]
+#: Cells next to each other: the row and column of the first, and all of them in strips of pixel
+#: rows, (rows, columns, strip height, width, 3) each, from the top down.
+Cells = tuple[int, int, Iterable[np.ndarray]]
+#: One label per column, above the first row; or rows of the grid with labels above each.
+Headings = Sequence[str] | Mapping[int, Sequence[str]]
+
+_PAPER, _INK = 255, (45, 45, 45)
+#: Sizes of the font for small and large cells, and the least one, for labels that would not fit.
+_SMALL, _LARGE, _SMALLEST = 11, 28, 9
+#: Pixels between the lines of a label.
+_SPACING = 2
+_KIND_LABELS = {"image": "image", "nerf": "NeRF", "depth": "depth"}
+#: Views of a subject that are rendered together; each needs memory for its modulated weights.
 _TOGETHER = 16
+
+
+def labelled_grid(
+    rows: int,
+    columns: int,
+    size: tuple[int, int],
+    cells: Iterable[Cells],
+    row_labels: Sequence[str] = (),
+    headings: Headings = (),
+    progress: Callable[[float], None] | None = None,
+) -> Sheet:
+    """A grid of equal cells on white, filled strip by strip: memory is constant besides the sheet.
+
+    Args:
+        size: height and width of a cell in pixels.
+        cells: may leave cells out; these stay white.
+        row_labels: left of the rows. Labels may have several lines.
+        headings: above the columns, or above the cells of single rows.
+        progress: called with the share of the grid that is done, in (0, 1], after each strip.
+
+    Raises:
+        UserError: if there are no rows or no columns.
+    """
+    if rows < 1 or columns < 1:
+        raise UserError(f"grid: {rows} rows and {columns} columns; give at least 1 of each")
+    sheet, tops, lefts = _empty_grid(rows, columns, size, row_labels, headings)
+    done, total = 0, 3 * rows * columns * size[0] * size[1]
+    for row, column, strips in cells:
+        offset = 0
+        for strip in strips:
+            for i, j in np.ndindex(strip.shape[:2]):
+                y, x = tops[row + i] + offset, lefts[column + j]
+                sheet[y : y + strip.shape[2], x : x + size[1]] = strip[i, j]
+            offset += strip.shape[2]
+            done += strip.size
+            if progress is not None:
+                progress(done / total)
+    return sheet
+
+
+def _empty_grid(
+    rows: int, columns: int, size: tuple[int, int], row_labels: Sequence[str], headings: Headings
+) -> tuple[Sheet, list[int], list[int]]:
+    """A sheet with labels only, the first pixel row of each row and pixel column of each column."""
+    height, width = size
+    above = dict(headings) if isinstance(headings, Mapping) else {0: headings}
+    above = {row: labels for row, labels in above.items() if any(labels)}
+    gap = max(2, min(size) // 64)
+    margin = 3 * gap if above or any(row_labels) else 0
+    font, fonts = _font(size), {row: _font(size, above[row], width) for row in above}
+    bands = {row: _height(fonts[row], labels) for row, labels in above.items()}
+    heights = [height + (bands[row] + 3 * gap if row in above else gap) for row in range(rows)]
+    tops = [margin + sum(heights[: row + 1]) - height - gap for row in range(rows)]
+    left = margin + (_width(font, row_labels) + margin if any(row_labels) else 0)
+    lefts = [left + column * (width + gap) for column in range(columns)]
+    shape = (tops[-1] + height + margin, lefts[-1] + width + margin, 3)
+    sheet = np.full(shape, _PAPER, dtype=np.uint8)
+    for row, labels in above.items():
+        bottom = tops[row] - gap
+        centres = [x + width / 2 for x in lefts]
+        _write(sheet[bottom - bands[row] : bottom], labels, centres, fonts[row], "top")
+    if any(row_labels):
+        middles = [top + height / 2 for top in tops]
+        _write(sheet[:, : left - margin], row_labels, middles, font, "left")
+    return sheet, tops, lefts
+
+
+def image_grid(
+    images: Float[Tensor, "count 3 height width"] | Sequence[UInt8[np.ndarray, "height width 3"]],
+    columns: int,
+    row_labels: Sequence[str] = (),
+    headings: Headings = (),
+) -> Sheet:
+    """Images row by row in a `labelled_grid`: tensors in [-1, 1], or arrays of 8 bits.
+
+    Raises:
+        UserError: if there are no images or no columns.
+    """
+    if columns < 1 or len(images) == 0:
+        raise UserError(f"grid: {len(images)} images in {columns} columns; give at least 1 of each")
+    arrays = to_uint8(images) if isinstance(images, Tensor) else images
+    cells = ((*divmod(i, columns), [array[None, None]]) for i, array in enumerate(arrays))
+    rows = -(-len(arrays) // columns)
+    return labelled_grid(rows, columns, arrays[0].shape[:2], cells, row_labels, headings)
 
 
 @torch.no_grad()
@@ -26,77 +130,186 @@ def view_sheet(
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
-    psi: float | tuple[float, float] = 1.0,
+    psi: Psi = 1.0,
     show: Kind | Sequence[Kind] = KINDS,
     supersample: int = 1,
+    labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """A row for each kind of picture of each subject (INR image, NeRF image, depth), a column for each camera.
+) -> Sheet:
+    """A row for each kind of image of each subject, a column for each camera.
 
-    The depth's colours span one range for each subject. Pictures of any size: besides the sheet itself, memory is constant.
+    The depth's colours span one range per subject.
 
     Args:
         codes: latents, or styles that are used as they are.
         cameras: the views.
-        resolution: side of each picture, or (height, width), in pixels; by default the training resolution.
-        psi: truncation of latents, one ψ or one each for shape and appearance.
-        show: the kinds, in order.
-        supersample: n, for n² rays a pixel (see `tiles.picture_strips`).
-        progress: is told the share that is done, from 0 to 1, every now and then.
+        resolution: side of a cell, or (height, width), in pixels; by default the training
+            resolution.
+        psi: truncation of latents.
+        show: the kinds of images, in order.
+        supersample: n, for n² rays per pixel.
+        labels: names of the subjects, such as "seed 3". True numbers them if there are several;
+            False leaves out all labels of the sheet. A single image has none.
+        progress: called with the share that is done, in (0, 1].
 
     Raises:
-        UserError: if a value is out of range, or a camera stands within the sampled volume.
+        UserError: if a value is out of range, or a camera is inside the sampled volume.
     """
-    form = PictureFormat.of(generator, resolution, show, supersample)
+    form = image_format(generator, resolution, show, supersample)
     kinds = len(form.show)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
-    grid, cells = blank_grid(len(styles) * kinds, len(cameras), form.height, form.width)
-    groups = [slice(first, first + _TOGETHER) for first in range(0, len(cameras), _TOGETHER)]
-    for i in range(len(styles)):
-        depths = depth_range(generator, styles[i], cameras) if "depth" in form.show else None
-        for j, group in enumerate(groups):
-            strips = picture_strips(generator, styles[i], cameras[group], form, depths)
-            fill(
-                cells[i * kinds : (i + 1) * kinds, group],
-                strips,
-                _part(progress, i * len(groups) + j, len(styles) * len(groups)),
-            )
-    return grid
+
+    def cells() -> Iterable[Cells]:
+        for i in range(len(styles)):
+            depths = depth_range(generator, styles[i], cameras) if "depth" in form.show else None
+            for first in range(0, len(cameras), _TOGETHER):
+                views = cameras[first : first + _TOGETHER]
+                strips = image_strips(generator, styles[i], views, form, depths)
+                yield i * kinds, first, strips
+
+    rows, size = len(styles) * kinds, (form.height, form.width)
+    row_labels, headings = [], []
+    if labels is not False and rows * len(cameras) > 1:
+        row_labels = _kinds_of(subject_names(len(styles), labels), form.show)
+        headings = camera_labels(generator, cameras)
+    return labelled_grid(rows, len(cameras), size, cells(), row_labels, headings, progress)
 
 
 @torch.no_grad()
 def subject_grid(
     generator: ImageGenerator,
-    latents: Latents,
+    codes: Latents | Styles,
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
-    psi: float | tuple[float, float] = 1.0,
+    psi: Psi = 1.0,
     supersample: int = 1,
+    labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The INR image of each subject, seen by its own camera, row by row in a grid with about as many rows as columns.
+) -> Sheet:
+    """The INR image of each subject from its own camera, in about as many rows as columns.
 
     Arguments as in `view_sheet`, with one camera for each subject.
     """
-    form = PictureFormat.of(generator, resolution, "image", supersample)
-    columns = max(1, round(len(latents) ** 0.5))
-    grid, cells = blank_grid(-(-len(latents) // columns), columns, form.height, form.width)
-    for i in range(len(latents)):
-        strips = picture_strips(generator, generator.map(latents[i], psi), cameras[i], form)
-        fill(cells[divmod(i, columns)][None, None], strips, _part(progress, i, len(latents)))
-    return grid
+    form = image_format(generator, resolution, "image", supersample)
+    styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
+    count = len(styles)
+    columns = max(1, round(count**0.5))
+    rows = -(-count // columns)
+    cells = (
+        (*divmod(i, columns), image_strips(generator, styles[i], cameras[i], form))
+        for i in range(count)
+    )
+    names = subject_names(count, labels) if count > 1 else []
+    headings = {row: names[row * columns : (row + 1) * columns] for row in range(rows)}
 
+    def report(share: float) -> None:
+        if progress is not None:
+            progress(share * rows * columns / count)
 
-def _part(
-    progress: Callable[[float], None] | None, done: int, of: int
-) -> Callable[[float], None] | None:
-    """What to tell of the share of one part of several, `done` of which are finished."""
-    return None if progress is None else lambda share: progress((done + share) / of)
+    return labelled_grid(rows, columns, (form.height, form.width), cells, (), headings, report)
 
 
 def orbit_cameras(generator: ImageGenerator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
-    """Cameras at the generator's own radius and field of view; yaws and pitch in degrees from the middle of its prior."""
+    """Cameras of the generator's radius and field of view.
+
+    Args:
+        yaws, pitch: degrees from the mean of its camera prior.
+    """
     poses = generator.config.poses
     yaw = torch.deg2rad(torch.tensor(list(yaws))) + poses.yaw_mean
     return poses.at(yaw, math.radians(pitch) + poses.pitch_mean)
+
+
+# ---------------------------------------------------------------- labels
+def subject_names(count: int, labels: Sequence[str] | bool) -> list[str]:
+    """The names as given; for True numbers, if there are several subjects; for False nothing."""
+    if not isinstance(labels, bool):
+        return list(labels)
+    return [f"subject {i}" for i in range(count)] if labels and count > 1 else []
+
+
+def _kinds_of(names: Sequence[str], kinds: Sequence[Kind]) -> list[str]:
+    """Row labels: the subject's name above the kind of its first row, then the other kinds."""
+    if len(kinds) == 1:
+        return list(names)
+    first, *others = (_KIND_LABELS[kind] for kind in kinds)
+    return [label for name in names or [""] for label in (f"{name}\n{first}".strip(), *others)]
+
+
+def degrees(angle: float) -> str:
+    """An angle as a label, in degrees with at most one decimal."""
+    return f"{round(angle, 1) + 0.0:g}°"
+
+
+def camera_labels(generator: ImageGenerator, cameras: Camera) -> list[str]:
+    """Which of yaw, pitch (from the mean of the prior) and field of view vary; the yaw if none."""
+    poses = generator.config.poses
+    yaw, pitch = cameras.yaw_pitch()
+    angles = {
+        "yaw": torch.rad2deg(yaw - poses.yaw_mean),
+        "pitch": torch.rad2deg(pitch - poses.pitch_mean),
+        "fov": cameras.fov,
+    }
+    varying = [name for name, values in angles.items() if values.max() - values.min() > 0.05]
+    if varying in ([], ["yaw"]):
+        return [degrees(angle) for angle in angles["yaw"].tolist()]
+    columns = zip(*(angles[name].tolist() for name in varying), strict=True)
+    return [
+        "\n".join(f"{name} {degrees(a)}" for name, a in zip(varying, column, strict=True))
+        for column in columns
+    ]
+
+
+# ---------------------------------------------------------------- text
+@cache
+def _sized(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font; it has ASCII, ° and · only."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "this Pillow has no scalable fonts"
+    return font
+
+
+def _font(
+    cell: tuple[int, int], labels: Sequence[str] = (), width: float = math.inf
+) -> ImageFont.FreeTypeFont:
+    """The font for cells of this height and width, smaller where a label exceeds `width`."""
+    size = round(min(max(_SMALL, 6 + min(cell) / 20), _LARGE))
+    while size > _SMALLEST and _width(_sized(size), labels) > width:
+        size -= 1
+    return _sized(size)
+
+
+def _width(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
+    """Pixels that the longest line needs."""
+    lines = (line for label in labels for line in label.split("\n"))
+    return math.ceil(max((font.getlength(line) for line in lines), default=0))
+
+
+def _height(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
+    """Pixels that the label of the most lines needs."""
+    lines = max((label.count("\n") + 1 for label in labels), default=0)
+    return lines * (sum(font.getmetrics()) + _SPACING)
+
+
+def _write(
+    area: Sheet,
+    labels: Sequence[str],
+    centres: Sequence[float],
+    font: ImageFont.FreeTypeFont,
+    side: Literal["top", "left"],
+) -> None:
+    """Writes labels above columns or left of rows: all, or every nth where they would overlap."""
+    needed = _width(font, labels) + 2 if side == "top" else _height(font, labels)
+    apart = centres[1] - centres[0] if len(centres) > 1 else math.inf
+    image = Image.fromarray(np.ascontiguousarray(area))
+    draw = ImageDraw.Draw(image)
+    shown = list(zip(labels, centres, strict=False))[:: max(1, math.ceil(needed / apart))]
+    height, width = area.shape[:2]
+    for label, centre in shown:
+        if side == "top":  # and within the sheet, where a label is wider than its column
+            x = max(min(centre, width - needed / 2), needed / 2)
+            draw.multiline_text((x, height / 2), label, _INK, font, "mm", _SPACING, "center")
+        else:
+            draw.multiline_text((width, centre), label, _INK, font, "rm", _SPACING, "right")
+    area[:] = np.asarray(image)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from cips3d.models.config import Sampling
@@ -126,6 +126,14 @@ class RayOutput(TensorRecord):
         return torch.cat([self.rgb.to(scalars), self.aux_rgb.to(scalars), scalars], dim=-1)
 
 
+def to_uint8(
+    images: Float[Tensor, "batch 3 height width"],
+) -> UInt8[np.ndarray, "batch height width 3"]:
+    """8-bit images from images in [-1, 1], rounded and clipped; NaN becomes black."""
+    levels = (images.detach().float() * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class RenderOutput(TensorRecord):
     """A batch of images.
@@ -156,9 +164,7 @@ class RenderOutput(TensorRecord):
         """The images as `PIL.Image.Image`s, one per batch entry."""
         from PIL import Image
 
-        levels = (self.image.detach().float() * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255)
-        arrays = levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
+        return [Image.fromarray(np.ascontiguousarray(array)) for array in to_uint8(self.image)]
 
     def __repr__(self) -> str:
         count, _, height, width = self.image.shape

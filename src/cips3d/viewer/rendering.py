@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cips3d.camera import Camera
-from cips3d.export.media import depth_picture, to_uint8
+from cips3d.export.media import depth_map, to_uint8
 from cips3d.models.protocol import RayGenerator
 from cips3d.models.rays import as_images
 from cips3d.models.types import RenderOutput, Sampling, Styles
@@ -139,7 +139,7 @@ def strips(
 def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:
     """The picture that a mode shows of a rendering of one subject."""
     if mode == "depth":
-        return to_uint8(depth_picture(out.depth, out.subject_opacity))[0]
+        return to_uint8(depth_map(out.depth, out.subject_opacity))[0]
     return to_uint8(out.aux_image if mode == "NeRF image" else out.image)[0]
 
 

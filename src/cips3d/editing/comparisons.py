@@ -1,0 +1,168 @@
+"""Sheets of blended models and mixed styles, as in the paper's Fig. 13, and of inversions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cips3d.camera import Camera
+from cips3d.editing.blending import interpolate, mix_styles
+from cips3d.editing.inversion import SPACES, Inversion
+from cips3d.export.media import depth_map
+from cips3d.export.sheets import (
+    Cells,
+    Sheet,
+    camera_labels,
+    degrees,
+    image_grid,
+    labelled_grid,
+    orbit_cameras,
+    subject_names,
+)
+from cips3d.export.strips import ImageFormat, image_strips
+from cips3d.models.protocol import ImageGenerator
+from cips3d.models.types import Latents, Psi, Styles
+
+Codes = Latents | Styles
+#: Degrees of yaw in an inversion's sheet.
+INVERSION_YAWS = (-40, -20, 0, 20, 40)
+#: Models are blended and styles mixed as the cells are filled, without gradients.
+_grid = torch.inference_mode()(labelled_grid)
+
+
+def amounts_sheet(
+    base: ImageGenerator,
+    other: ImageGenerator,
+    codes: Codes,
+    steps: int,
+    resolution: int,
+    *,
+    psi: Psi = 1.0,
+    yaw: float = 0.0,
+    labels: Sequence[str] | bool = True,
+) -> Sheet:
+    """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c).
+
+    Args:
+        resolution: side of a cell, pixels.
+        yaw: of the camera, degrees.
+        labels: names of the subjects; True numbers them, False leaves out all labels of the sheet.
+    """
+    camera = orbit_cameras(base, [yaw])
+    amounts = [j / max(1, steps - 1) for j in range(steps)]
+
+    def cells() -> Iterator[Cells]:  # column by column: one blended model at a time
+        for j, amount in enumerate(amounts):
+            model = interpolate(base, other, amount)
+            for i in range(len(codes)):
+                yield _cell(i, j, model, _styles(model, codes[i], psi), camera, resolution)
+
+    headings = [f"amount {amount:.2g}" for amount in amounts] if labels is not False else []
+    names = subject_names(len(codes), labels)
+    return _grid(len(codes), steps, (resolution, resolution), cells(), names, headings)
+
+
+def views_sheet(
+    generators: Sequence[ImageGenerator],
+    codes: Codes,
+    yaw: float,
+    views: int,
+    resolution: int,
+    *,
+    psi: Psi = 1.0,
+    labels: Sequence[str] | bool = True,
+) -> Sheet:
+    """For each subject a row per generator, seen from -yaw to yaw (Fig. 13b).
+
+    Args:
+        yaw: degrees; a single view is from yaw itself.
+        resolution: side of a cell, pixels.
+        labels: names of the generators. True calls the first "base", the last "other" and those
+            between "blended"; False leaves out all labels of the sheet.
+    """
+    yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
+    cameras = orbit_cameras(generators[0], yaws)
+    names = [] if isinstance(labels, bool) else labels
+    if labels is True:
+        names = ["base", *["blended"] * (len(generators) - 2), "other"][: len(generators)]
+    rows = [
+        (generator, _styles(generator, codes[i], psi))
+        for i in range(len(codes))
+        for generator in generators
+    ]
+    cells = (
+        _cell(i, j, generator, styles, orbit_cameras(generator, [angle]), resolution)
+        for i, (generator, styles) in enumerate(rows)
+        for j, angle in enumerate(yaws)
+    )
+    headings = camera_labels(generators[0], cameras) if names else []
+    return _grid(len(rows), views, (resolution, resolution), cells, [*names] * len(codes), headings)
+
+
+def mixing_sheet(
+    generator: ImageGenerator,
+    content: Codes,
+    style: Codes,
+    from_block: int,
+    resolution: int,
+    *,
+    psi: Psi = 1.0,
+    yaw: float = 0.0,
+    labels: bool = True,
+) -> Sheet:
+    """Subjects of `content` on the left, of `style` at the top, and in each cell the two mixed.
+
+    Args:
+        from_block: first block that takes the style of the subject at the top.
+        resolution: side of a cell, pixels.
+        yaw: of the camera, degrees.
+        labels: whether rows and columns are labelled.
+    """
+    camera = orbit_cameras(generator, [yaw])
+    left = [_styles(generator, codes, psi) for codes in content]
+    top = [_styles(generator, codes, psi) for codes in style]
+    shown = {(0, j): styles for j, styles in enumerate(top, 1)}
+    shown |= {(i, 0): styles for i, styles in enumerate(left, 1)}
+    shown |= {
+        (i, j): mix_styles(generator, own, other, from_block)
+        for i, own in enumerate(left, 1)
+        for j, other in enumerate(top, 1)
+    }
+    cells = (_cell(i, j, generator, styles, camera, resolution) for (i, j), styles in shown.items())
+    names, headings = [], []
+    if labels:
+        names = [f"style from\nblock {from_block}", *(f"content {i}" for i in range(len(left)))]
+        headings = ["", *(f"style {j}" for j in range(len(top)))]
+    size = (resolution, resolution)
+    return _grid(len(left) + 1, len(top) + 1, size, cells, names, headings)
+
+
+@torch.inference_mode()
+def inversion_sheet(image: Tensor, found: Inversion) -> Sheet:
+    """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`.
+
+    Args:
+        image: (1, 3, side, side) in [-1, 1].
+    """
+    side, columns = image.shape[-1], len(INVERSION_YAWS)
+    steps = [*found.earlier, found]
+    first = [step.generator.render(step.styles, step.camera, side).image for step in steps]
+    blank = [torch.ones_like(image)] * (columns - 1 - len(steps))
+    cameras = orbit_cameras(found.generator, INVERSION_YAWS)
+    out = found.generator.render(found.styles, cameras, side)
+    depth = depth_map(out.depth, out.subject_opacity).to(out.image)
+    cells = torch.cat([image, *first, *blank, out.image, depth])
+    headings = {0: ["input", *SPACES[: len(steps)]], 1: [degrees(yaw) for yaw in INVERSION_YAWS]}
+    return image_grid(cells, columns, ["", "views", "depth"], headings)
+
+
+def _styles(generator: ImageGenerator, codes: Codes, psi: Psi) -> Styles:
+    return codes if isinstance(codes, Styles) else generator.map(codes, psi)
+
+
+def _cell(
+    row: int, column: int, generator: ImageGenerator, styles: Styles, camera: Camera, side: int
+) -> Cells:
+    return row, column, image_strips(generator, styles, camera, ImageFormat(side, side))
