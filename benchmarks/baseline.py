@@ -1,17 +1,18 @@
-"""The training step as one first writes it from the paper or the authors' code: eager float32, nothing folded or skipped.
+"""A plain training step, as one would first write it from the paper or the authors' code.
 
-It computes on the parameters of our modules, so that both can start from the same weights. tests/test_baseline.py shows that
-pictures, losses and gradients equal ours; benchmarks/training.py and benchmarks/rendering.py measure what the difference in
-form is worth. Nothing runs when this file is called. The differences, all of which leave the result as it is:
+Eager float32, nothing folded or skipped. It computes on the parameters of our modules, so both can
+start from the same weights. tests/test_baseline.py shows that images, losses and gradients equal
+ours; training_speed.py and rendering_speed.py measure what the different form is worth. Importing
+this file runs nothing. The differences, none of which changes a result:
 
-- FiLM-SIREN layers scale and shift the linear layer's output; ours folds the gain into the weights.
-- The feature head is applied to every sample, and the features of all samples are concatenated, sorted and gathered; ours
-  sorts depths and densities only and applies the head once per ray.
-- cumprod and searchsorted (ours: a cumulative sum of logarithms, counting).
-- Discriminators in the default memory layout, bias, LeakyReLU, √2 and 1/√2 as operations of their own, and a blur of every
-  pixel before each stride of 2.
-- Adam as torch makes it by default, an average of the weights in a Python loop, the C library's allocator as it is.
-- A fresh batch of fakes for the discriminator's and for the generator's step (ours can share one: `TrainConfig.share_fakes`).
+- FiLM-SIREN layers scale and shift the linear layer's output. Ours folds the gain into the weights.
+- The feature head is applied to every sample, and the features of all samples are concatenated,
+  sorted and gathered. Ours sorts depths and densities only and applies the head once per ray.
+- cumprod and searchsorted. Ours: a cumulative sum of logarithms, and counting.
+- Discriminators in the default memory layout; bias, LeakyReLU, √2 and 1/√2 as separate operations;
+  a blur of every pixel before each stride of 2.
+- torch's default Adam, a Python loop for the average of the weights, the default allocator.
+- A new batch of fakes for each of the two steps. Ours can share one (`TrainConfig.share_fakes`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
-from cips3d.models.config import GeneratorConfig
+from cips3d.models.config import GeneratorConfig, Sampling
 from cips3d.models.discriminator import (
     EqualConv,
     EqualLinear,
@@ -34,8 +35,8 @@ from cips3d.models.discriminator import (
 from cips3d.models.generator import Generator
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import FilmSiren, ModulatedLinear
-from cips3d.models.nerf import RadianceField
-from cips3d.models.types import Latents, RayDraws, Sampling
+from cips3d.models.nerf import ShallowNerf
+from cips3d.models.types import Latents, RayDraws
 from cips3d.training.draws import FakeDraws
 from cips3d.training.recipe import Stage, TrainConfig
 
@@ -46,23 +47,24 @@ def film_siren(layer: FilmSiren, x: Tensor, w: Tensor) -> Tensor:
     return torch.sin(gain[:, None] * layer.linear(x) + phase[:, None])
 
 
-def field_at(nerf: RadianceField, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
+def sampled_field(nerf: ShallowNerf, rays: Rays, t: Tensor, w: Tensor) -> Tensor:
     """Features and, last, raw densities (B, N, S, feature_dim + 1) at depths t (B, N, S)."""
+    c = nerf.config
     points = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]
-    x = points.flatten(1, 2) / nerf.extent
+    x = points.flatten(1, 2) / c.extent
     for layer in nerf.layers:
         x = film_siren(layer, x, w)
-    sigma = nerf.density_gain * nerf.density(x)
-    if nerf.density_blob:
-        radius = points.flatten(1, 2).norm(dim=-1, keepdim=True) / (nerf.extent / 2)
-        sigma = sigma + nerf.density_blob * (1 - radius**2)
+    sigma = c.density_gain * nerf.density(x)
+    if c.density_blob:
+        radius = points.flatten(1, 2).norm(dim=-1, keepdim=True) / (c.extent / 2)
+        sigma = sigma + c.density_blob * (1 - radius**2)
     feature = nerf.feature(film_siren(nerf.feature_layer, x, w))
     return torch.cat([feature, sigma], dim=-1).unflatten(1, t.shape[1:])
 
 
 # -------------------------------------------------------------------- volume rendering
 def compositing_weights(t: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
-    """α_i T_i for samples in order of depth."""
+    """α_i T_i of samples sorted by depth."""
     last = (end - t[..., -1:]).clamp(min=0)
     delta = torch.cat([t[..., 1:] - t[..., :-1], last], dim=-1)
     alpha = 1 - torch.exp(-delta * torch.relu(sigma))
@@ -71,11 +73,10 @@ def compositing_weights(t: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
 
 
 def importance_depths(t: Tensor, weights: Tensor, u: Tensor) -> Tensor:
-    """Inverse CDF of the coarse weights over the mid-points of the coarse depths."""
+    """Inverse CDF of the coarse weights over the midpoints of the coarse depths."""
     edges = (t[..., 1:] + t[..., :-1]) / 2
-    weights = (
-        weights[..., 1:-1] + 1e-5 + 1e-5
-    )  # once by the caller and once inside, in the authors' code
+    # in the authors' code, once by the caller and once inside
+    weights = weights[..., 1:-1] + 1e-5 + 1e-5
     pdf = weights / weights.sum(dim=-1, keepdim=True)
     cdf = torch.cumsum(pdf, dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
@@ -92,19 +93,18 @@ def rendered_features(
     generator: Generator, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws
 ) -> Tensor:
     """V_r (B, N, feature_dim): coarse pass, fine pass, merge, composite."""
-    c = generator.config
+    c = generator.networks
     distance = rays.origins.norm(dim=-1, keepdim=True)
     near, far = distance - c.extent, distance + c.extent
     end = torch.full_like(far, 1e10) if c.background == "endless" else far
-    t = near + (far - near) * torch.linspace(
-        0, 1, sampling.coarse, dtype=near.dtype, device=near.device
-    )
+    even = torch.linspace(0, 1, sampling.coarse, dtype=near.dtype, device=near.device)
+    t = near + (far - near) * even
     t = t + (draws.jitter - 0.5) * (far - near) / (sampling.coarse - 1)
-    coarse = field_at(generator.nerf, rays, t, w)
+    coarse = sampled_field(generator.nerf, rays, t, w)
     with torch.no_grad():
         weights = compositing_weights(t, with_noise(coarse[..., -1], draws.coarse_noise), end)
         fine_t = importance_depths(t, weights, draws.importance)
-    fine = field_at(generator.nerf, rays, fine_t, w)
+    fine = sampled_field(generator.nerf, rays, fine_t, w)
 
     t, order = torch.sort(torch.cat([t, fine_t], dim=-1), dim=-1)
     samples = torch.cat([coarse, fine], dim=2)
@@ -113,9 +113,8 @@ def rendered_features(
     weights = compositing_weights(t, with_noise(sigma, draws.noise), end)
     feature = (weights[..., None] * features).sum(dim=2)
     if generator.background is not None:
-        feature = (
-            feature + (1 - weights.sum(dim=-1, keepdim=True)) * generator.background(w)[:, None]
-        )
+        transmittance = 1 - weights.sum(dim=-1, keepdim=True)
+        feature = feature + transmittance * generator.background(w)[:, None]
     return feature
 
 
@@ -123,7 +122,7 @@ def with_noise(sigma: Tensor, noise: Tensor | None) -> Tensor:
     return sigma if noise is None else sigma + noise
 
 
-# -------------------------------------------------------------------- implicit network and pictures
+# -------------------------------------------------------------------- implicit network and images
 def modulated_linear(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
     style = layer.affine(w) + 1
     weight = layer.weight[None] * style[:, :, None]
@@ -145,42 +144,36 @@ def implicit_network(inr: ImplicitNetwork, x: Tensor, w: Tensor) -> Tensor:
 def generate(
     generator: Generator, draws: FakeDraws, resolution: int, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of the implicit network and of the auxiliary head, (B, 3, H, W)."""
-    assert (
-        generator.config.background in ("plain", "endless") and generator.config.embedding == "film"
-    )
-    rays = draws.camera.to(generator.shape_mean).rays(
-        resolution, resolution, generator.config.corner_aligned
-    )
-    w_shape, w_appearance = (
-        generator.shape_mapping(draws.latents.shape),
-        generator.appearance_mapping(draws.latents.appearance),
-    )
+    """Images of the implicit network and of the auxiliary head, (B, 3, H, W)."""
+    c = generator.networks
+    assert c.background in ("plain", "endless") and c.embedding == "film"
+    rays = draws.camera.to(generator.shape_mean).rays(resolution, resolution)
+    w_shape = generator.shape_mapping(draws.latents.shape)
+    w_appearance = generator.appearance_mapping(draws.latents.appearance)
     feature = rendered_features(generator, w_shape, rays, sampling, draws.rays)
-    colours = (
-        implicit_network(generator.inr, feature, w_appearance),
-        torch.tanh(generator.aux_head(feature)),
-    )
-    image, aux_image = (x.transpose(1, 2).unflatten(2, (resolution, resolution)) for x in colours)
+    rgb = implicit_network(generator.inr, feature, w_appearance)
+    aux_rgb = torch.tanh(generator.aux_head(feature))
+    size = (resolution, resolution)
+    image, aux_image = (x.transpose(1, 2).unflatten(2, size) for x in (rgb, aux_rgb))
     return image, aux_image
 
 
 def random_draws(
     config: GeneratorConfig, sampling: Sampling, resolution: int, batch: int, noise_std: float
 ) -> FakeDraws:
-    rays = resolution * resolution
+    rays, networks = resolution * resolution, config.networks
     noise = [None, None]
     if noise_std > 0:
-        noise = [
-            torch.randn(batch, rays, n) * noise_std
-            for n in (sampling.coarse, sampling.coarse + sampling.fine)
-        ]
+        counts = sampling.coarse, sampling.coarse + sampling.fine
+        noise = [torch.randn(batch, rays, count) * noise_std for count in counts]
+    shape = torch.randn(batch, networks.shape_dim)
+    appearance = torch.randn(batch, networks.appearance_dim)
+    jitter = torch.rand(batch, rays, sampling.coarse)
+    importance = torch.rand(batch, rays, sampling.fine)
     return FakeDraws(
-        Latents(torch.randn(batch, config.shape_dim), torch.randn(batch, config.appearance_dim)),
+        Latents(shape, appearance),
         config.poses.sample(batch),
-        RayDraws(
-            torch.rand(batch, rays, sampling.coarse), torch.rand(batch, rays, sampling.fine), *noise
-        ),
+        RayDraws(jitter, importance, *noise),
     )
 
 
@@ -200,9 +193,8 @@ def equal_conv(layer: EqualConv, x: Tensor) -> Tensor:
 
 
 def residual_block(block: ResidualBlock, x: Tensor) -> Tensor:
-    return (
-        equal_conv(block.conv2, equal_conv(block.conv1, x)) + equal_conv(block.skip, x)
-    ) / math.sqrt(2)
+    y = equal_conv(block.conv2, equal_conv(block.conv1, x))
+    return (y + equal_conv(block.skip, x)) / math.sqrt(2)
 
 
 def equal_linear(layer: EqualLinear, x: Tensor) -> Tensor:
@@ -223,12 +215,8 @@ def discriminate(discriminator: ProgressiveDiscriminator, images: Tensor) -> Ten
 
 
 def logits(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tensor) -> Tensor:
-    return torch.cat(
-        [
-            discriminate(discriminators["main"], image),
-            discriminate(discriminators["aux"], aux_image),
-        ]
-    )
+    pairs = ((discriminators["main"], image), (discriminators["aux"], aux_image))
+    return torch.cat([discriminate(discriminator, seen) for discriminator, seen in pairs])
 
 
 # -------------------------------------------------------------------- losses and the step
@@ -240,9 +228,8 @@ def discriminator_loss(
     real_logits = logits(discriminators, real_image, real_aux)
     loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
     if r1_weight > 0:
-        gradients = torch.autograd.grad(
-            real_logits.sum(), [real_image, real_aux], create_graph=True
-        )
+        images = [real_image, real_aux]
+        gradients = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
         loss = loss + r1_weight * torch.cat([g.pow(2).sum(dim=(1, 2, 3)) for g in gradients]).mean()
     return loss
 
@@ -252,7 +239,7 @@ def generator_loss(discriminators: nn.ModuleDict, image: Tensor, aux_image: Tens
 
 
 class Baseline:
-    """Networks, optimisers and the loop's body, for a stage with the auxiliary discriminator and without fade-in."""
+    """Networks, optimisers and a step, for a stage with auxiliary discriminator and no fade-in."""
 
     def __init__(
         self, config: TrainConfig, stage: Stage, generator: Generator, discriminators: nn.ModuleDict
@@ -262,18 +249,16 @@ class Baseline:
         self.generator, self.discriminators = generator, discriminators
         self.average = copy.deepcopy(generator).requires_grad_(False)
         betas = (0.0, config.adam_beta2)
-        self.generator_optimizer = torch.optim.Adam(
-            generator.parameters(), lr=stage.generator_lr, betas=betas
-        )
-        self.discriminator_optimizer = torch.optim.Adam(
-            discriminators.parameters(), lr=stage.discriminator_lr, betas=betas
-        )
+        adam, rates = torch.optim.Adam, (stage.generator_lr, stage.discriminator_lr)
+        self.generator_optimizer = adam(generator.parameters(), lr=rates[0], betas=betas)
+        self.discriminator_optimizer = adam(discriminators.parameters(), lr=rates[1], betas=betas)
 
     def step(self, real: Tensor) -> None:
-        """One iteration on a batch of uint8 pictures."""
+        """One iteration on a batch of uint8 images."""
         real = real.float() / 127.5 - 1
-        every = self.config.r1_every
-        r1_weight = 0.5 * self.config.r1_gamma * every if self.steps % every == 0 else 0.0
+        r1 = self.config.objective.r1
+        assert r1 is not None
+        r1_weight = 0.5 * r1.weight * r1.every if r1.is_due(self.steps) else 0.0
         with torch.no_grad():
             image, aux_image = self.generate(self.draws())
         self.discriminator_optimizer.zero_grad()
@@ -289,10 +274,9 @@ class Baseline:
         self.steps += 1
 
     def draws(self) -> FakeDraws:
-        noise_std = self.config.density_noise  # its decay makes no difference to the time of a step
-        return random_draws(
-            self.config.generator, self.sampling, self.stage.resolution, self.stage.batch, noise_std
-        )
+        stage, noise_std = self.stage, self.config.density_noise  # its decay costs no time
+        generator = self.config.generator
+        return random_draws(generator, self.sampling, stage.resolution, stage.batch, noise_std)
 
     def generate(self, draws: FakeDraws) -> tuple[Tensor, Tensor]:
         return generate(self.generator, draws, self.stage.resolution, self.sampling)

@@ -1,7 +1,8 @@
-"""Does torch.compile make the generator faster? Forward and backward pass with the implicit network compiled, and without.
+"""torch.compile: forward and backward pass with the implicit network compiled, and without.
 
-The implicit network is what can be compiled once: how many samples the radiance field evaluates depends on the picture. One
-thread, turns; seconds of the process's own time, medians of five.
+Only the implicit network can be compiled once, since the radiance field evaluates a number of
+samples that depends on the image. One thread, in turns; medians of five in seconds of the process's
+own time.
 
     python benchmarks/compile.py        (two minutes)
 """
@@ -22,10 +23,8 @@ SIDE, TURNS = 32, 5
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, config, batch in (
-        ("paper size", GeneratorConfig(), 2),
-        ("heads-32", preset("heads-32").generator, 8),
-    ):
+    cases = (("paper size", GeneratorConfig(), 2), ("heads-32", preset("heads-32").generator, 8))
+    for name, config, batch in cases:
         eager, compiled = Generator(config), Generator(config)
         compiled.load_state_dict(eager.state_dict())
         compiled.inr.compile(dynamic=True)
@@ -42,9 +41,10 @@ def main() -> None:
         turns = [(seconds(eager), seconds(compiled)) for _ in range(TURNS)]
         ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
         print(
-            f"{name}, {batch} pictures of {SIDE}²: {ours:.3f} s, compiled {theirs:.3f} s ({ours / theirs:.2f} times as fast)"
+            f"{name}, {batch} images of {SIDE}²: eager {ours:.3f} s, compiled {theirs:.3f} s "
+            f"({ours / theirs:.2f} times as fast)"
         )
-        print(f"  the first pass, with compilation, {first:.1f} s")
+        print(f"  first pass, with compilation: {first:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""bfloat16 autocast against float32: speed of a generator's forward and backward pass, and how far the pictures differ.
+"""bfloat16 autocast against float32: speed of a forward and backward pass, and PSNR between images.
 
-Sines of the radiance field and compositing are float32 in both, which take turns. Without MODEL: a new paper-size generator.
+Sines of the radiance field and compositing are float32 in both, which run in turns. MODEL is a new
+paper-size generator by default.
 
     python benchmarks/precision.py [MODEL]        (a minute or two)
 """
@@ -17,10 +18,9 @@ import torch
 from cips3d import pretrained
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
-from cips3d.training import gradients
-from cips3d.training.draws import fake_draws
+from cips3d.training.draws import StepDraws
 
-TURNS, PICTURES, SIDE = 3, 2, 32
+TURNS, IMAGES, SIDE = 3, 2, 32
 
 
 def main() -> None:
@@ -28,30 +28,26 @@ def main() -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     generator = pretrained.load(sys.argv[1]) if len(sys.argv) > 1 else Generator(GeneratorConfig())
     generator.to(device).requires_grad_(True)
-    draws = fake_draws(
-        generator.config, generator.sampling, SIDE, 0.0, (0,), range(PICTURES), device
-    )
-    arguments = (generator, draws.latents, draws.camera, SIDE, draws.rays, generator.sampling)
+    config, sampling = generator.config, generator.sampling
+    draws = StepDraws(config, sampling, SIDE, 0.0, (0, 0), device, config.poses)
+    fakes = draws.fakes(range(IMAGES), "G")
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    pictures = {}
+    images = {}
     for _ in range(TURNS + 1):
-        for half, found in seconds.items():
+        for half, taken in seconds.items():
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                out = gradients.full(*arguments)
+                out = generator(fakes.latents, fakes.camera, SIDE, fakes.rays, sampling)
                 loss = out.image.float().square().sum() + out.aux_image.float().square().sum()
             loss.backward()
             loss.item()  # waits for the device
-            found.append(time.perf_counter() - start)
-            pictures[half] = out.image.detach().float().clamp(-1, 1)
-    single, half = (PICTURES / statistics.median(found[1:]) for found in seconds.values())
-    error = (pictures[True] - pictures[False]).square().mean().item()
-    print(
-        f"{device.type}: float32 {single:.2f} images/s, bfloat16 {half:.2f}, ratio {half / single:.2f}"
-    )
-    print(
-        f"PSNR of the pictures {10 * math.log10(4 / error):.1f} dB" if error else "equal pictures"
-    )
+            taken.append(time.perf_counter() - start)
+            images[half] = out.image.detach().float().clamp(-1, 1)
+    single, half = (IMAGES / statistics.median(taken[1:]) for taken in seconds.values())
+    error = (images[True] - images[False]).square().mean().item()
+    rates = f"float32 {single:.2f} images/s, bfloat16 {half:.2f}, ratio {half / single:.2f}"
+    print(f"{device.type}: {rates}")
+    print(f"PSNR {10 * math.log10(4 / error):.1f} dB" if error else "equal images")
 
 
 if __name__ == "__main__":

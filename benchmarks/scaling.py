@@ -1,20 +1,23 @@
-"""Two gloo processes with a thread each against the same run on one core: pictures a second of a stage of a preset.
+"""Two gloo processes with a thread each against one process: images per second of a preset's stage.
 
-All run the real `Trainer` on the embedded heads, with its log, from the same new networks, in turns. The ideal is twice the
-one core's rate. What a step costs whatever the batch (about 50 ms of Python, optimisers and small operations for the small
-presets) does not shrink when the batch is shared, so the speed-up grows with the batch and with the networks. Cores also share
-their memory's bandwidth and their clock: two runs at once that know nothing of each other, each with the whole batch, tell what
-two cores of this machine can do together at most, and so what of a loss is the machine's. The share of the time in which a
-process ran tells waiting from work: they meet three times a step, and what the machine delays in one, the other waits for.
+All train with the real loop on the embedded heads, with a log, from the same new networks, in
+turns. Ideal is twice the rate of one process on one core. The part of a step that does not depend
+on the batch (about 50 ms of Python, optimisers and small operations for the small presets) is not
+shared, so the speed-up grows with the batch and the networks.
 
-    python benchmarks/scaling.py                                              (heads-64)
-    python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2    (paper size at 32²)
+Cores also share memory bandwidth and clock. Two independent runs at once, each with the whole
+batch, show the most that two cores of this machine can do, and so which part of a loss is the
+machine's. The share of time in which a process ran separates waiting from work: processes meet
+three times per step, and wait for the slower one.
+
+    python benchmarks/scaling.py                                    (heads-64)
+    python benchmarks/scaling.py --preset ffhq-64 --stage 0 --batch 16 --steps 3 --turns 2
+                                                                    (paper size at 32²)
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -24,104 +27,94 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from measuring import started
 
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.launch import run_in_processes
+from cips3d.training.loop import train
 from cips3d.training.presets import preset
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.trainer import Trainer
+from cips3d.training.run import Run
 
 WARM_UP = 2
+#: Runs at once, and processes of each.
+CASES = {"one process": (1, 1), "two processes": (1, 2), "two independent runs": (2, 1)}
 
 
-def train(config: TrainConfig, folder: Path) -> tuple[float, float]:
-    """Pictures a second of a run, and the share of the time in which this process ran; its first steps apart."""
+def timed_run(config: TrainConfig, folder: Path) -> tuple[float, float]:
+    """Images per second, and the share of time in which this process ran; without the warm-up."""
     keep_freed_memory()
     times: list[tuple[float, float]] = []
-    Trainer(config, folder).run(
-        lambda share, figures: times.append((time.perf_counter(), time.process_time()))
+    train(
+        Run(config, folder),
+        lambda *_: times.append((time.perf_counter(), time.process_time())),
     )
-    wall, running = (
-        after - before for before, after in zip(times[WARM_UP - 1], times[-1], strict=True)
-    )
+    pairs = zip(times[WARM_UP - 1], times[-1], strict=True)
+    wall, running = (after - before for before, after in pairs)
     return (len(times) - WARM_UP) * config.stages[0].batch / wall, running / wall
 
 
-def measure(processes: int, core: int, config: TrainConfig, pipe: Connection) -> None:
+def measure(core: int, processes: int, config: TrainConfig, connection: Connection) -> None:
     """A run's main process; alone, it stays on one core."""
     torch.set_num_threads(processes)
     if processes == 1:
         os.sched_setaffinity(0, {core})
     with tempfile.TemporaryDirectory() as folder:
-        pipe.send(run_in_processes(processes, train, config, Path(folder) / "run"))
+        found = run_in_processes(processes, timed_run, config, Path(folder) / "run")
+        connection.send(found)
 
 
 def at_once(runs: int, processes: int, config: TrainConfig) -> tuple[float, float]:
-    """Pictures a second of so many runs together, and the share of the time in which their main processes ran."""
-    context = multiprocessing.get_context("spawn")
-    running = []
-    for core in range(runs):
-        here, there = context.Pipe()
-        process = context.Process(target=measure, args=(processes, core, config, there))
-        process.start()
-        there.close()  # so that a process that dies is noticed
-        running.append((process, here))
-    rates, shares = zip(*(pipe.recv() for _, pipe in running), strict=True)
+    """Images per second of several runs together, and the mean share in which they ran."""
+    running = [started(measure, core, processes, config) for core in range(runs)]
+    rates, shares = zip(*(connection.recv() for _, connection in running), strict=True)
     for process, _ in running:
-        process.join()  # what comes next has the cores to itself
+        process.join()  # the next case has the cores to itself
     return sum(rates), statistics.mean(shares)
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="heads-64")
-    parser.add_argument(
-        "--stage", type=int, default=-1, help="number of the stage, from 0; the last one by default"
-    )
-    parser.add_argument("--batch", type=int, help="the stage's by default")
-    parser.add_argument(
-        "--steps", type=int, default=12, help="that are timed, after a few that are not"
-    )
+    parser.add_argument("--stage", type=int, default=-1, help="index from 0; default: the last")
+    parser.add_argument("--batch", type=int, help="default: the stage's")
+    parser.add_argument("--steps", type=int, default=12, help="steps timed, after the warm-up")
     parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
-    base = preset(options.preset)
-    stage = base.stages[options.stage]
-    batch = options.batch or stage.batch
-    stage = replace(
-        stage, batch=batch, kimg=(WARM_UP + options.steps) * batch / 1000, fade_kimg=0.0
-    )
-    config = replace(
-        base,
-        data="heads",
-        stages=(stage,),
-        precision="no",
-        workers=0,
-        checkpoint_kimg=1000,
-        sample_kimg=1000,
-        log_steps=1000,
-    )
-    cases: dict[str, list[tuple[float, float]]] = {
-        "one process": [],
-        "two processes": [],
-        "two runs apart": [],
-    }
-    for _ in range(options.turns):
-        for found, (runs, processes) in zip(cases.values(), ((1, 1), (1, 2), (2, 1)), strict=True):
-            found.append(at_once(runs, processes, config))
-    print(f"{options.preset} at {stage.resolution}², batch {batch}")
-    ideal = 2 * statistics.median(rate for rate, _ in cases["one process"])
-    for name, found in cases.items():
-        rates, shares = zip(*found, strict=True)
-        middle, spread = statistics.median(rates), f"{min(rates):.1f} to {max(rates):.1f}"
-        share = f"{middle / ideal:.0%} of twice the one; running {statistics.mean(shares):.1%} of the time"
-        print(f"{name}: {middle:.1f} images/s ({spread}), {share}")
-    together, apart = (
-        statistics.median(rate for rate, _ in cases[name])
-        for name in ("two processes", "two runs apart")
-    )
-    print(f"two processes make {together / apart:.0%} of what two runs apart do")
+    return parser.parse_args()
+
+
+def configuration(given: argparse.Namespace) -> TrainConfig:
+    """One stage of the preset, of the warm-up and the timed steps."""
+    base = preset(given.preset)
+    stage = base.stages[given.stage]
+    batch = given.batch or stage.batch
+    kimg = (WARM_UP + given.steps) * batch / 1000
+    stage = replace(stage, batch=batch, kimg=kimg, fade_kimg=0.0)
+    rarely = {"checkpoint_kimg": 1000, "sample_kimg": 1000, "log_steps": 1000}
+    return replace(base, data="heads", stages=(stage,), precision="no", workers=0, **rarely)
+
+
+def main() -> None:
+    given = options()
+    config = configuration(given)
+    (stage,) = config.stages
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+    for _ in range(given.turns):
+        for name, (runs, processes) in CASES.items():
+            found[name].append(at_once(runs, processes, config))
+    medians = {name: statistics.median(rate for rate, _ in turns) for name, turns in found.items()}
+    print(f"{given.preset} at {stage.resolution}², batch {stage.batch}")
+    for name, turns in found.items():
+        rates, shares = zip(*turns, strict=True)
+        ideal = medians[name] / (2 * medians["one process"])
+        print(
+            f"{name}: {medians[name]:.1f} images/s ({min(rates):.1f} to {max(rates):.1f}), "
+            f"{ideal:.0%} of twice one process; running {statistics.mean(shares):.1%} of the time"
+        )
+    ratio = medians["two processes"] / medians["two independent runs"]
+    print(f"two processes reach {ratio:.0%} of two independent runs")
 
 
 if __name__ == "__main__":

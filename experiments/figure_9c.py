@@ -1,15 +1,19 @@
-"""Fig. 9c: ModFC by batch matrix product is faster than by grouped convolution (Section 3.2), 512 -> 512, float32.
+"""Fig. 9c: ModFC by batched matrix product (bmm) is faster than by grouped convolution.
 
-The paper: 15.18 batches a second by grouped convolution, 27.78 by bmm (1.8 times as many), "batch size of 4096, input/output
-dimension of 512", average of 1000 runs on a GPU. It does not say how many points share a style. Two readings:
+The paper (Section 3.2, layers 512 → 512) reports 15.18 batches per second by grouped convolution
+and 27.78 by bmm, 1.8 times as many: "batch size of 4096, input/output dimension of 512", average of
+1000 runs on a GPU. It does not say how many points share a style. There are two readings:
 
-- 4096 styles of one point each. Then 4096 modulated weights of 512×512, 4 GiB, are written and read a few times: about 20 GB
-  of traffic, which on a GPU of the time takes some 30 ms. The paper's rate fits this reading. The matrix product is nothing
-  beside it. Convolution may take 24 GiB for them, so a quarter as many are measured (forward only), and 256 with gradients.
-- 4096 points that share a style (a 64² picture), for one or a few styles. This is how the generator uses the layer.
+- 4096 styles of one point each. Then 4096 modulated weights of 512×512, 4 GiB, are written and read
+  a few times: about 20 GB of traffic, some 30 ms on a GPU of the time. The paper's rate fits this
+  reading; the matrix product itself hardly counts. Convolution may need 24 GiB for them, so a
+  quarter as many are measured (forward only), and 256 with gradients.
+- 4096 points that share a style (a 64² image), for one or a few styles. The generator uses the
+  layer this way.
 
-Modulation and demodulation are in both times. Each form gets its own natural layout: (b, n, 512) rows for bmm, (b, 512, n, 1)
-maps for convolution, so nothing is transposed; the parameters are shared and the results compared. A minute on two cores.
+Both times include modulation and demodulation, float32. Each form gets its own layout: (b, n, 512)
+rows for bmm, (b, 512, n, 1) maps for convolution, so nothing is transposed. Parameters are shared,
+and the results are compared. A minute on two cores.
 """
 
 from __future__ import annotations
@@ -27,17 +31,17 @@ from cips3d.models.layers import ModulatedLinear
 from cips3d.training.allocator import keep_freed_memory
 
 DIM, STYLE_DIM = 512, 512
-#: Styles, and points of each, that are measured with gradients and without.
+#: Styles and points per style, measured with gradients and without.
 CASES = ((1, 4096), (4, 4096), (16, 1024), (256, 1))
-#: Nearest to that reading of the paper's case which fits its numbers; forward only.
+#: Nearest to the reading that fits the paper's numbers; forward only.
 NEAREST = (1024, 1)
-#: Batches a second by grouped convolution and by bmm.
+#: Batches per second by grouped convolution and by bmm.
 PAPER = (15.18, 27.78)
 SECONDS = 4.0  # for both forms of one case together
 
 
 def grouped_convolution(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
-    """The same layer as StyleGAN2 and CIPS compute it: every batch entry is a group of a 1×1 convolution.
+    """The layer as in StyleGAN2 and CIPS: a 1×1 convolution with a group per batch entry.
 
     Args:
         x: (b, in, n, 1).
@@ -53,20 +57,20 @@ def grouped_convolution(layer: ModulatedLinear, x: Tensor, w: Tensor) -> Tensor:
 
 
 def seconds_each(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of both, called in turns."""
+    """Median seconds of both functions, called in turns."""
     first(), second()
-    took: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     began = time.perf_counter()
-    while time.perf_counter() - began < SECONDS or len(took[0]) < 3:
-        for function, list_ in zip((first, second), took, strict=True):
+    while time.perf_counter() - began < SECONDS or len(times[0]) < 3:
+        for function, taken in zip((first, second), times, strict=True):
             start = time.perf_counter()
             function()
-            list_.append(time.perf_counter() - start)
-    return statistics.median(took[0]), statistics.median(took[1])
+            taken.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def measured(layer: ModulatedLinear, styles: int, points: int, gradients: bool) -> dict[str, float]:
-    """Calls a second of both forms."""
+    """Calls per second of both forms."""
     rows = torch.randn(styles, points, DIM, requires_grad=gradients)
     maps = rows.detach().transpose(1, 2).unsqueeze(3).contiguous().requires_grad_(gradients)
     w = torch.randn(styles, STYLE_DIM)
@@ -87,11 +91,10 @@ def measured(layer: ModulatedLinear, styles: int, points: int, gradients: bool) 
 
     with torch.set_grad_enabled(gradients):
         with torch.no_grad():
-            a = by_bmm()
-            difference = float(
-                (a - by_convolution()[..., 0].transpose(1, 2)).abs().max() / a.abs().max()
-            )
-            del a
+            expected = by_bmm()
+            other = by_convolution()[..., 0].transpose(1, 2)
+            difference = float((expected - other).abs().max() / expected.abs().max())
+            del expected, other
         assert difference < 1e-4, difference
         if gradients:
             bmm, convolution = seconds_each(with_backward(by_bmm), with_backward(by_convolution))
@@ -109,7 +112,10 @@ def measured(layer: ModulatedLinear, styles: int, points: int, gradients: bool) 
 
 
 def main() -> None:
-    claim = "ModFC by bmm is faster than by grouped convolution, where each point has a style of its own (Fig. 9c)"
+    claim = (
+        "ModFC is faster by bmm than by grouped convolution where every point has its own style "
+        "(Fig. 9c)"
+    )
     result = Result("figure_9c", claim)
     torch.manual_seed(0)
     keep_freed_memory()

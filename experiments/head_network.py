@@ -1,9 +1,11 @@
-"""Trains the HeadNetwork on the embedded heads and writes it into the package: python experiments/head_network.py.
+"""Trains the HeadNetwork on the embedded heads and writes it into the package.
 
-Pictures of both styles, from cameras of a wider prior than a generator's, are resized down and up, blurred, made noisy and
-shifted in colour, since the generated pictures that the network reads later are none of the dataset's. Takes about 20 minutes
-on one core. At its end results/head_network.json says how well it reads pictures of heads that it has never seen; --measure
-does that alone, for the network in the package.
+    python experiments/head_network.py              (20 minutes on one core)
+    python experiments/head_network.py --measure    (measures the network in the package only)
+
+Training images have both styles and a wider camera prior than a generator's. They are resized down
+and up, blurred, made noisy and shifted in colour, since the network later reads generated images.
+results/head_network.json says how well it reads heads that it was not trained on.
 """
 
 from __future__ import annotations
@@ -24,19 +26,23 @@ import cips3d.heads
 from cips3d.camera import PoseDistribution
 from cips3d.heads import HeadBatch, SyntheticHeads
 from cips3d.heads.network import COLORS, KINDS, SIDE, HeadNetwork, HeadReading, load_head_network
-from cips3d.metrics.consistency import small_depth
+from cips3d.metrics.consistency import pooled_depth
 from cips3d.metrics.views import angle_between
 from cips3d.training.allocator import keep_freed_memory
 
 BATCH, STEPS, RATE = 64, 2500, 2e-3
-#: Wider than the prior of the training pictures (0.3 and 0.155), so that no generated view lies outside.
+#: Wider than the dataset's prior (0.3 and 0.155), so that generated views lie within it.
 POSES = PoseDistribution(yaw_std=0.45, pitch_std=0.2)
 TRAINING_SEED, TEST_SEED = 11, 12
 OUT = Path(cips3d.heads.__file__).parent / "network.safetensors"
 
 
 def damaged(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures in [-1, 1] as a generator might spoil them, and how much each was blurred and made noisy (see HeadReading)."""
+    """Degraded images, and the amount of blur and noise of each (see HeadReading).
+
+    Args:
+        images: in [-1, 1].
+    """
     count = len(images)
     blur = torch.rand(count) ** 2 * 1.5
     noise = torch.rand(count) ** 2 * 0.15
@@ -46,7 +52,7 @@ def damaged(images: Tensor) -> tuple[Tensor, Tensor]:
     x = F.pad(images, (4, 4, 4, 4), mode="replicate").flatten(0, 1)[None]
     x = F.conv2d(x, kernel[:, None, None, :], groups=3 * count)
     x = F.conv2d(x, kernel[:, None, :, None], groups=3 * count)[0].view_as(images)
-    if random.random() < 0.3:  # as a picture of half the size looks
+    if random.random() < 0.3:  # like an image of half the size
         x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
     gain, shift = 1 + 0.15 * torch.randn(count, 1, 1, 1), 0.08 * torch.randn(count, 3, 1, 1)
     x = x * gain + shift + noise[:, None, None, None] * torch.randn_like(x)
@@ -54,7 +60,7 @@ def damaged(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kind_targets(batch: HeadBatch, cartoon: bool) -> dict[str, Tensor]:
-    """The number of the right option, for each kind."""
+    """The index of the true option, for each kind."""
     values = {name: batch.attributes[name].long() for name in KINDS if name != "cartoon"}
     for name in ("bangs_side", "earring_side"):
         values[name] = values[name] + 1
@@ -71,25 +77,24 @@ def loss(reading: HeadReading, batch: HeadBatch, cartoon: bool, damage: Tensor) 
     for name in COLORS:
         total = total + 3 * F.smooth_l1_loss(reading.colors[name], batch.attributes[name], beta=0.1)
     total = total + F.smooth_l1_loss(reading.damage, damage)
-    depth, mask = small_depth(batch.depth, batch.mask)
-    total = (
-        total
-        + 2 * (F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none") * mask).mean()
-    )
+    depth, mask = pooled_depth(batch.depth, batch.mask)
+    errors = F.smooth_l1_loss(reading.depth / 0.01, depth / 0.01, reduction="none")
+    total = total + 2 * (errors * mask).mean()
     return total + 2 * F.binary_cross_entropy(reading.mask, mask)
 
 
 @torch.no_grad()
 def measured(network: HeadNetwork) -> dict[str, dict[str, float]]:
-    """Of each style: mean errors, degrees and world units, and shares of kinds that it sees rightly, on heads of another seed,
-    undamaged, from the generators' own prior.
+    """For each style: mean errors in degrees and world units, and the accuracy of each kind.
+
+    Heads have another seed and the generators' own prior; images are not degraded.
     """
     found = {}
     for style in ("natural", "cartoon"):
         heads = SyntheticHeads(2000, SIDE, TEST_SEED, style)
         batch = heads.render(range(1000))
         reading = network(batch.images.float() / 127.5 - 1)
-        depth, mask = small_depth(batch.depth, batch.mask)
+        depth, mask = pooled_depth(batch.depth, batch.mask)
         yaw, pitch = batch.attributes["yaw"], batch.attributes["pitch"]
         inside = mask > 0.5
         found[style] = {
@@ -106,12 +111,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--measure", action="store_true", help="train none")
+    parser.add_argument("--measure", action="store_true", help="measure only, do not train")
     measure = parser.parse_args().measure
-    result = Result(
-        "head_network",
-        "Our network for the embedded heads reads heads that it has never seen (ours)",
-    )
+    claim = "The head network reads embedded heads that it was not trained on (ours)"
+    result = Result("head_network", claim)
     network = load_head_network() if measure else trained()
     values = measured(network)
     print(values)
@@ -119,7 +122,7 @@ def main() -> None:
 
 
 def trained() -> HeadNetwork:
-    """A network, which is also written to `OUT`."""
+    """A newly trained network, also written to `OUT`."""
     keep_freed_memory()
     torch.manual_seed(0)
     random.seed(0)
@@ -149,19 +152,14 @@ def trained() -> HeadNetwork:
             bar.set_postfix(loss=float(value.detach()))
     found = average.module
     assert isinstance(found, HeadNetwork)
+    others = SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images
     with torch.no_grad():
-        found.set_identity_mean(
-            SyntheticHeads(2000, SIDE, TEST_SEED).render(range(1000, 2000)).images.float() / 127.5
-            - 1
-        )
-    # half precision: the file is half as large, and its readings change by far less than their errors
-    save_file(
-        {name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}, OUT
-    )
-    found.load_state_dict(
-        {name: tensor.half().float() for name, tensor in found.state_dict().items()}
-    )
-    print(f"{STEPS * BATCH:,} pictures in {(time.perf_counter() - began) / 60:.1f} minutes; {OUT}")
+        found.set_identity_mean(others.float() / 127.5 - 1)
+    # half precision halves the file and changes readings by far less than their errors
+    half = {name: tensor.half().contiguous() for name, tensor in found.state_dict().items()}
+    save_file(half, OUT)
+    found.load_state_dict({name: tensor.float() for name, tensor in half.items()})
+    print(f"{STEPS * BATCH:,} images in {(time.perf_counter() - began) / 60:.1f} minutes; {OUT}")
     return found
 
 

@@ -1,27 +1,28 @@
-"""Inversion (the future work of Section 5): 50 heads that the bundled model has not seen, from one picture each.
+"""Inversion (future work of Section 5): 50 heads unseen by the bundled model, one image of each.
 
-Camera error, PSNR of the picture and of ten other views against the ray-traced truth, after each step ("w", "w+", "tuned"),
-from the camera that the discriminator tells and from one that is 30° wrong. The i-th search has the seed i. A picture takes
-half a minute on a core with AVX-512, the whole half an hour on two, elsewhere twice as long; a call that was interrupted goes
-on where it was. Rows of inversion.png: picture, what each step made of it; the found subject from five yaws, over the true
-one.
+Camera error, and PSNR of the image and of ten novel views against the ray-traced truth, after each
+step ("w", "w+", "tuned"). Searches start from the camera that the discriminator predicts, and from
+one that is 30° off. The i-th search has seed i. An image takes half a minute on a core with AVX-512
+and a minute without; the whole takes half an hour or an hour on two cores. An interrupted call
+resumes.
+
+Rows of inversion.png: the image and its reconstruction after each step; then the found subject from
+five yaws, and the true one below it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, RUNS, Result, of_bundled_model, one_thread_each
+from common import RESULTS, RUNS, Result, bundled_digest, one_thread_each, process_pool, write_json
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -30,63 +31,62 @@ import cips3d
 from cips3d import Camera, pretrained
 from cips3d.editing.inversion import SPACES, Inversion, invert
 from cips3d.export.media import image_grid, save_image
-from cips3d.files import atomic_path
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.views import angle_between
 
 COUNT, SHOWN = 50, 8
-#: The embedded dataset's own seed is 0: these are other heads.
+#: Seed of the heads. The embedded dataset's own is 0, so these are others.
 UNSEEN = 1
-#: Other views, radians, and views that are drawn.
+#: Yaw and pitch of the novel views, and yaws of those that are drawn, radians.
 NOVEL = tuple((yaw, pitch) for yaw in (-0.5, -0.25, 0.0, 0.25, 0.5) for pitch in (-0.1, 0.1))
 DRAWN = (-0.5, -0.25, 0.0, 0.25, 0.5)
-WRONG = math.radians(30)
+OFF = math.radians(30)
 AIM_DEGREES, AIM_PSNR = 3.0, 24.0
 
 
 def main() -> None:
-    result = Result(
-        "inversion",
-        f"From one picture: camera within {AIM_DEGREES:g} degrees, other views at {AIM_PSNR:g} dB (ours)",
-        of_bundled=True,
+    claim = (
+        f"From one image: camera within {AIM_DEGREES:g} degrees, novel views at {AIM_PSNR:g} dB "
+        "(ours)"
     )
+    result = Result("inversion", claim, of_bundled=True)
     values: dict[str, Any] = {}
-    with (
-        one_thread_each(),
-        ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool,
-    ):
-        for start in ("usual", "wrong"):
+    with one_thread_each(), process_pool() as pool:
+        for start in ("predicted", "wrong"):
             found = list(pool.map(partial(inverted, wrong=start == "wrong"), range(COUNT)))
-            if start == "usual":
-                sheets = [
-                    np.asarray(Image.open(record(index, wrong=False).with_suffix(".png")))
-                    for index in range(SHOWN)
-                ]
-                save_image(RESULTS / "inversion.png", np.concatenate(sheets))
-            values[start] = {
-                space: {
-                    name: statistics.median(of_head[space][name] for of_head in found)
-                    for name in found[0][space]
-                }
-                for space in SPACES
-            } | {"seconds": statistics.median(of_head["seconds"] for of_head in found)}
+            values[start] = medians(found)
             print(start, values[start], flush=True)
-    tuned = values["usual"]["tuned"]
-    result.write(
-        values,
-        tuned["camera_degrees"] <= AIM_DEGREES and tuned["novel_psnr"] >= AIM_PSNR,
-        seeds=(UNSEEN,),
+    sheets = [record(index, wrong=False).with_suffix(".png") for index in range(SHOWN)]
+    save_image(
+        RESULTS / "inversion.png",
+        np.concatenate([np.asarray(Image.open(sheet)) for sheet in sheets]),
     )
+    tuned = values["predicted"]["tuned"]
+    holds = tuned["camera_degrees"] <= AIM_DEGREES and tuned["novel_psnr"] >= AIM_PSNR
+    result.write(values, holds, seeds=(UNSEEN,))
+
+
+def medians(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the heads, by step and figure, and of the time."""
+    steps = {
+        space: {
+            name: statistics.median(head[space][name] for head in found) for name in found[0][space]
+        }
+        for space in SPACES
+    }
+    return steps | {"seconds": statistics.median(head["seconds"] for head in found)}
 
 
 def record(index: int, wrong: bool) -> Path:
-    """Where the figures of one head's inversion are kept, and beside them its picture."""
-    digest = of_bundled_model("editing/invert.py", "editing/similarity.py", "metrics/subjects.py")
-    return RUNS / f"inversion-{digest}" / f"{'wrong' if wrong else 'usual'}-{index:02d}.json"
+    """File with the figures of one head's inversion; its image is next to it."""
+    parts = ("inversion", "similarity", "style_space", "target", "tuning")
+    sources = (f"editing/{part}.py" for part in parts)
+    folder = RUNS / f"inversion-{bundled_digest(*sources, 'metrics/views.py')}"
+    return folder / f"{'wrong' if wrong else 'predicted'}-{index:02d}.json"
 
 
 def inverted(index: int, wrong: bool) -> dict[str, Any]:
-    """Figures of one head's inversion, after each step; made once."""
+    """Figures of one head's inversion, after each step; computed once."""
     path = record(index, wrong)
     if path.exists():
         return json.loads(path.read_text())
@@ -95,18 +95,17 @@ def inverted(index: int, wrong: bool) -> dict[str, Any]:
     side = generator.config.resolution
     heads = SyntheticHeads(resolution=side, seed=UNSEEN)
     camera = heads.cameras([index])
-    image = seen(heads, index, camera)
+    image = true_image(heads, index, camera)
     yaw, pitch = camera.yaw_pitch()
-    # towards the other side, as a start that mistakes left for right
-    start = Camera.orbit(yaw - WRONG * torch.where(yaw < 0, -1.0, 1.0), pitch) if wrong else None
+    # turned towards the other side, like a start that confuses left and right
+    start = Camera.orbit(yaw - OFF * torch.where(yaw < 0, -1.0, 1.0), pitch) if wrong else None
     began = time.perf_counter()
     found = invert(generator, image, start=start, discriminator=discriminator, seed=index)
     figures: dict[str, Any] = {"seconds": time.perf_counter() - began}
     for space, step in zip(SPACES, (*found.earlier, found), strict=True):
         figures[space] = measured(step, heads, index, camera, image)
     save_image(path.with_suffix(".png"), drawn(found, heads, index, image))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(figures))
+    write_json(path, figures, indent=1)
     return figures
 
 
@@ -114,25 +113,26 @@ def inverted(index: int, wrong: bool) -> dict[str, Any]:
 def measured(
     step: Inversion, heads: SyntheticHeads, index: int, camera: Camera, image: Tensor
 ) -> dict[str, float]:
+    """Camera error in degrees, and PSNR of the image and of novel views."""
     side = image.shape[-1]
     others = [Camera.orbit(yaw, pitch) for yaw, pitch in NOVEL]
-    truth = torch.cat([seen(heads, index, other) for other in others])
+    truth = torch.cat([true_image(heads, index, other) for other in others])
     novel = torch.cat([step.generator.render(step.styles, other, side).image for other in others])
     again = step.generator.render(step.styles, step.camera, side).image
-    angle = angle_between(*camera.yaw_pitch(), *step.camera.yaw_pitch())
     return {
-        "camera_degrees": float(angle),
+        "camera_degrees": float(angle_between(*camera.yaw_pitch(), *step.camera.yaw_pitch())),
         "input_psnr": psnr(again, image),
         "novel_psnr": psnr(novel, truth),
     }
 
 
-def seen(heads: SyntheticHeads, index: int, camera: Camera) -> Float[Tensor, "1 3 side side"]:
+def true_image(heads: SyntheticHeads, index: int, camera: Camera) -> Float[Tensor, "1 3 side side"]:
+    """A head of the dataset from any camera, in [-1, 1]."""
     return heads.render([index], camera).images.float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Of pictures in [-1, 1], decibels."""
+    """PSNR of images in [-1, 1], decibels."""
     return float(-10 * torch.log10(((a.clamp(-1, 1) - b) / 2).square().mean()))
 
 
@@ -140,6 +140,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def drawn(
     found: Inversion, heads: SyntheticHeads, index: int, image: Tensor
 ) -> UInt8[np.ndarray, "height width 3"]:
+    """A head's rows of inversion.png."""
     side = image.shape[-1]
     steps = [
         step.generator.render(step.styles, step.camera, side).image
@@ -147,7 +148,7 @@ def drawn(
     ]
     cameras = [Camera.orbit(yaw) for yaw in DRAWN]
     ours = [found.generator.render(found.styles, camera, side).image for camera in cameras]
-    true = [seen(heads, index, camera) for camera in cameras]
+    true = [true_image(heads, index, camera) for camera in cameras]
     blank = torch.ones_like(image)
     return image_grid(torch.cat([image, *steps, blank, *ours, *true]), columns=len(DRAWN))
 

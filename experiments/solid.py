@@ -1,4 +1,4 @@
-"""The embedded heads as solids, points on surfaces, and the Chamfer distance between surfaces."""
+"""Embedded heads as solids, points on surfaces, and the Chamfer distance between surfaces."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from cips3d.heads.traits import Draws, draw_traits
 from cips3d.metrics.views import Subjects, View
 from cips3d.models.ops.kernels import kernel
 
-#: About how high a head is from chin to crown (world units).
+#: Approximate height of a head from chin to crown, world units.
 HEAD_HEIGHT = 0.14
-#: Cameras that see an embedded head from all around: yaws at each pitch, degrees.
+#: Cameras all around an embedded head: yaws at each pitch, degrees.
 _YAWS, _PITCHES = tuple(range(0, 360, 45)), (-75.0, -35.0, 0.0, 35.0, 75.0)
-#: Degrees across their pictures, which hold the ball that heads lie in.
+#: Field of view that holds the ball around every head, degrees.
 _FOV = 14.0
 
 
 def chamfer_distance(a: Float[np.ndarray, "a 3"], b: Float[np.ndarray, "b 3"]) -> float:
-    """The symmetric Chamfer distance: from a point of either set to the nearest of the other, on average, in their units.
+    """The symmetric Chamfer distance: average distance to the nearest point of the other set.
 
-    It is the mean of the two directions' means of distances (not of their squares, nor the sum, as others have it), so that two
-    parallel planes have their distance. Both sets should cover their surfaces evenly, and densely against what is measured.
+    Averages the two directions' mean distances (others use squares or a sum), so two parallel
+    planes have their distance. Both sets should cover their surfaces evenly, and densely compared
+    with the distance.
 
     Raises:
         UserError: if a set is empty.
     """
     if min(len(a), len(b)) == 0:
         raise UserError(
-            f"Chamfer distance: sets of {len(a)} and {len(b)} points; both need at least one"
+            f"Chamfer distance: the sets have {len(a)} and {len(b)} points; both need at least one"
         )
     return float(KDTree(b).query(a)[0].mean() + KDTree(a).query(b)[0].mean()) / 2
 
 
 def seen_points(view: View) -> Float[np.ndarray, "points 3"]:
-    """The surface points (world) that a view's solid pixels show, of all its subjects."""
+    """Surface points (world) at the solid pixels of a view, of all its subjects."""
     return view.points[view.solid.flatten(1)].cpu().double().numpy()
 
 
 def thinned(points: Float[np.ndarray, "points 3"], spacing: float) -> Float[np.ndarray, "fewer 3"]:
-    """One point of each cube of side `spacing` that holds any: several views' points evenly over the surface."""
+    """One point per cube of side `spacing`, which evens out the points of several views."""
     _, first = np.unique(np.floor(points / spacing).astype(np.int64), axis=0, return_index=True)
     return points[first]
 
@@ -61,46 +62,42 @@ def head_points(
     spacing: float = 1e-3,
     side: int = 256,
 ) -> Float[np.ndarray, "points 3"]:
-    """True points on the surface of an embedded head, evenly.
+    """Evenly spread points on the true surface of an embedded head.
 
     Args:
-        index: the head's number.
-        cameras: what they see counts; None for forty all around, which leave out nothing but deep folds.
-        spacing: between the points, about, world units.
-        side: of the cameras' pictures, pixels; a pixel is about 0.25 / side wide.
+        index: the head's index in the dataset.
+        cameras: the points that they see; None for forty all around, which miss only deep folds.
+        spacing: approximate distance between points, world units.
+        side: side of the cameras' images, pixels; a pixel is about 0.25 / side wide.
     """
     if cameras is None:
-        yaw, pitch = torch.meshgrid(
-            *(torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES)), indexing="ij"
-        )
+        angles = (torch.deg2rad(torch.tensor(x)) for x in (_YAWS, _PITCHES))
+        yaw, pitch = torch.meshgrid(*angles, indexing="ij")
         cameras = Camera.orbit(yaw.flatten(), pitch.flatten(), 1.0, _FOV)
-    enlarged = SyntheticHeads(heads.size, side, heads.seed, heads.style, heads.poses)
-    return thinned(
-        seen_points(Subjects.true(enlarged, [index] * len(cameras)).seen(cameras)), spacing
-    )
+    subjects = Subjects.true(heads.truth(), [index] * len(cameras), side)
+    return thinned(seen_points(subjects.from_cameras(cameras)), spacing)
 
 
 def depth_inside(
     heads: SyntheticHeads, index: int, points: Float[np.ndarray, "points 3"]
 ) -> Float[np.ndarray, " points"]:
-    """How deep points (world) lie inside a head: positive inside, negative outside, near its surface the distance to it."""
+    """Signed depth of points (world) in a head: positive inside; a distance near the surface."""
     draw = Draws(heads.seed, np.array([index], dtype=np.int64))
+    parts = head_parts(draw, draw_traits(draw))[0][0]
     depth = np.empty(len(points))
-    depth_in_parts(
-        head_parts(draw, draw_traits(draw))[0][0],
-        np.ascontiguousarray(points, dtype=np.float64),
-        depth,
-    )
+    depth_in_parts(parts, np.ascontiguousarray(points, dtype=np.float64), depth)
     return depth
 
 
 @typing.no_type_check
 @kernel()
 def _ellipsoid_depth(ox, oy, oz, axes):
-    """How deep an offset from the centre lies in an ellipsoid: exact to first order at its surface, and for balls anywhere.
+    """Signed depth of an offset from an ellipsoid's centre.
+
+    Exact to first order at the surface, and everywhere for balls.
 
     Args:
-        axes: (9,) the three semi-axis vectors.
+        axes: (9,), the three semi-axis vectors.
     """
     square, slope = 0.0, 0.0
     least = 1e300
@@ -108,9 +105,7 @@ def _ellipsoid_depth(ox, oy, oz, axes):
         x, y, z = axes[3 * i], axes[3 * i + 1], axes[3 * i + 2]
         length2 = x * x + y * y + z * z
         least = min(least, length2)
-        u2 = (
-            (ox * x + oy * y + oz * z) / length2
-        ) ** 2  # of the offset in the ellipsoid's own unit sphere
+        u2 = ((ox * x + oy * y + oz * z) / length2) ** 2  # in the ellipsoid's own unit sphere
         square, slope = square + u2, slope + u2 / length2
     if slope < 1e-12:  # the centre
         return math.sqrt(least)
@@ -121,15 +116,15 @@ def _ellipsoid_depth(ox, oy, oz, axes):
 @typing.no_type_check
 @kernel()
 def depth_in_parts(parts, points, out):
-    """Writes into `out` how deep points lie inside a union of parts: positive inside, negative outside, world units.
+    """Writes the signed depth of points inside a union of parts into `out`; positive inside.
 
-    The surface is exactly that of `raycast.cast`. Near it the number is the distance to it but for edges, and elsewhere it has
-    the right sign.
+    The surface is exactly that of `raycast.cast`. Near it the depth is a distance, except at edges;
+    elsewhere the sign is right.
 
     Args:
         parts: (parts, PART_COLUMNS) float64.
-        points: (N, 3) float64.
-        out: (N,) float64.
+        points: (N, 3) float64, world.
+        out: (N,) float64, world units.
     """
     carve_axes = np.zeros(9)
     out[:] = -np.inf

@@ -1,8 +1,9 @@
-"""The plain implementation that benchmarks compare with computes the same: pictures, losses and gradients in float64."""
+"""The benchmarks' baseline computes the same images, losses and gradients, in float64."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from cips3d.models.config import Sampling
 from cips3d.models.generator import Generator
-from cips3d.models.types import Sampling
-from cips3d.training.draws import FakeDraws, fake_draws
+from cips3d.training.draws import FakeDraws, StepDraws
+from cips3d.training.networks import Networks
+from cips3d.training.objective import R1, Objective
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
+from cips3d.training.step import Batch, Game, StepContext
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import baseline
@@ -26,15 +29,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def config() -> TrainConfig:
-    generator = replace(
-        tiny.GENERATOR,
-        nerf_layers=2,
-        density_gain=40.0,
-        density_blob=30.0,
-        inr_blocks=3,
-        rgb_from_block=1,
+    generator = tiny.generator(
+        nerf_layers=2, density_gain=40.0, density_blob=30.0, inr_blocks=3, rgb_from_block=1
     )
-    return tiny.config(generator=generator, sampling=SAMPLING)
+    objective = Objective(r1=R1(weight=2 * R1_WEIGHT))
+    return tiny.config(generator=generator, sampling=SAMPLING, objective=objective)
 
 
 @pytest.fixture
@@ -50,13 +49,26 @@ def networks(config: TrainConfig) -> Networks:
     return networks
 
 
+def step_draws(config: TrainConfig, seed: int) -> StepDraws:
+    return StepDraws(config.generator, SAMPLING, 8, 0.7, (seed, 0), CPU, config.generator.poses)
+
+
 def draws(config: TrainConfig, seed: int) -> FakeDraws:
-    drawn = fake_draws(config.generator, SAMPLING, 8, 0.7, (seed,), range(4), CPU)
+    drawn = step_draws(config, seed).fakes(range(4), "D")
     return FakeDraws(
         drawn.latents.to(torch.float64),
         drawn.camera.to(torch.float64),
         drawn.rays.to(torch.float64),
     )
+
+
+def game(config: TrainConfig, networks: Networks, real: Tensor, penalised: bool) -> Game:
+    """Our step between generator and discriminators, on these real images."""
+    stage = replace(config.stages[-1], auxiliary=True, fade_kimg=0.0)
+    context = StepContext(stage, 0, 1.0, False, True, 0, nullcontext, lambda _: True)
+    terms = config.objective.terms() if penalised else {}
+    batch = Batch(range(4), real)
+    return Game(networks, config.objective, terms, context, batch, step_draws(config, 0), 1.0)
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -74,10 +86,10 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("background", ["plain", "endless"])
-def test_pictures(config: TrainConfig, background: str) -> None:
+def test_images(config: TrainConfig, background: str) -> None:
     torch.manual_seed(0)
-    architecture = replace(config.generator, background=background)
-    generator, drawn = Generator(architecture).double(), draws(config, 0)
+    generator = Generator(tiny.generator(config.generator, background=background)).double()
+    drawn = draws(config, 0)
     ours = generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
     image, aux_image = baseline.generate(generator, drawn, 8, SAMPLING)
     assert (
@@ -97,7 +109,7 @@ def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: 
     with torch.no_grad():
         ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
         image, aux_image = baseline.generate(networks.generator, drawn, 8, SAMPLING)
-    our_loss = discriminator_step(networks, real, ours, Judging(1.0, True), r1_weight).loss
+    our_loss = game(config, networks, real, r1_weight > 0).discriminator_step(ours, drawn)["d_loss"]
     our_gradients = gradients(networks.discriminators)
     loss = baseline.discriminator_loss(networks.discriminators, real, image, aux_image, r1_weight)
     loss.backward()
@@ -108,9 +120,10 @@ def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: 
 def test_generator_step(config: TrainConfig, networks: Networks) -> None:
     drawn = draws(config, 3)
     ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
-    our_loss = generator_step(networks, ours, Judging(1.0, True)).loss
+    real = torch.zeros(4, 3, 8, 8, dtype=torch.float64)
+    our_loss = game(config, networks, real, False).generator_step(ours, drawn)["g_loss"]
     our_gradients = gradients(networks.generator)
-    assert not gradients(networks.discriminators), "they are not this step's to train"
+    assert not gradients(networks.discriminators), "this step does not train them"
     assert len(our_gradients) == len(list(networks.generator.parameters()))
     loss = baseline.generator_loss(
         networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING)

@@ -15,6 +15,7 @@ from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency
 from cips3d.metrics.symmetry import two_hypothesis_score
 from cips3d.metrics.views import Subjects, View
+from cips3d.models.protocol import ImageGenerator, RayGenerator
 
 COUNT = 32
 #: Of 256 subjects, so that 32 have somewhat other figures.
@@ -43,12 +44,20 @@ def test_its_name_wins_over_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     generator = cips3d.load("heads")
     assert generator.config.resolution == 64
-    with pytest.raises(cips3d.UserError):
-        cips3d.load("./heads")
+    for other in ("./heads", Path("heads")):
+        for load in (cips3d.load, cips3d.Generator.from_pretrained):
+            with pytest.raises(cips3d.UserError):
+                load(other)
+    for kind in (cips3d.Generator, ImageGenerator, RayGenerator):
+        again = kind.from_pretrained("heads")
+        assert type(again) is cips3d.Generator and again.config == generator.config
+        for name, value in generator.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
     files = list((Path(pretrained.__file__).parent / "bundled").glob("*.safetensors"))
-    assert len(files) == 2  # and its discriminators
+    assert len(files) == 1  # with its discriminators
     assert sum(path.stat().st_size for path in files) < 4 * 2**20
-    assert pretrained.load_main_discriminator("heads") is not None
+    found = pretrained.load_discriminators("heads")
+    assert found is not None and set(found) == {"main", "aux"}
 
 
 def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects, view: View) -> None:
@@ -62,7 +71,7 @@ def test_it_shows_heads_from_where_it_is_asked_to(heads: Subjects, view: View) -
 
 
 def test_its_heads_have_the_depth_of_heads(view: View) -> None:
-    truth = Subjects.true(SyntheticHeads(resolution=64), range(COUNT)).from_prior(1)
+    truth = Subjects.true(SyntheticHeads().truth(), range(COUNT), 64).from_prior(1)
     spreads = [torch.std(v.out.depth[v.solid]) for v in (view, truth)]
     assert 0.6 < float(spreads[0] / spreads[1]) < 1.6
     assert consistency.depth_distance(view, truth) < min(0.015, 1.3 * TABLE["depth_distance"])

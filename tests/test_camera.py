@@ -98,7 +98,7 @@ def test_yaw_and_pitch_directions() -> None:
 @given(yaws, pitches, fovs, st.integers(1, 9), st.integers(1, 9))
 @relaxed
 def test_pixel_centres(yaw: float, pitch: float, fov: float, height: int, width: int) -> None:
-    """On the plane before the camera, pixels are squares that tile the field of view, whatever the resolution."""
+    """On the plane before the camera, pixels are squares that tile the field of view."""
     cam = camera(yaw, pitch, fov=fov)
     rays = cam.rays(height, width)
     assert torch.allclose(rays.directions.norm(dim=-1), torch.ones(1, height * width).double())
@@ -226,7 +226,7 @@ def test_label_round_trip(yaw: float, pitch: float, radius: float, fov: float) -
 @given(yaws, pitches, radii, fovs, st.integers(1, 6))
 @relaxed
 def test_a_label_projects_each_ray_onto_its_pixel(yaw, pitch, radius, fov, resolution) -> None:
-    """The pinhole model of computer vision: K (R|t)⁻¹ of a point on a ray is the ray's pixel centre in the unit square."""
+    """The pinhole model: K (R|t)⁻¹ of a point on a ray is its pixel centre in the unit square."""
     cam = camera(yaw, pitch, radius, fov)
     label = cam.to_label()[0]
     pose, intrinsics = label[:16].view(4, 4), label[16:].view(3, 3)
@@ -279,7 +279,10 @@ def test_pose_distribution_statistics(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "spherical"])
 def test_pose_distribution_shape(kind: str) -> None:
-    """Kolmogorov-Smirnov: yaw and pitch (its sine, on the sphere) follow their distribution, and do not know each other."""
+    """Kolmogorov-Smirnov: yaw and pitch (on the sphere its sine) have their distribution.
+
+    They are uncorrelated.
+    """
     count = 20_000
     poses = PoseDistribution(
         kind, yaw_mean=0.1, yaw_std=0.3, pitch_mean=-0.05, pitch_std=0.2, radius=1.5, fov=20.0

@@ -72,7 +72,10 @@ def changed(**networks: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (changed(architecture="vae"), "c.json: architecture: vae is unknown; choose one of cips-3d"),
+        (
+            changed(architecture="vae"),
+            "c.json: architecture: vae is unknown; choose one of cips-3d",
+        ),
         (changed(inr_widht=3), "c.json: networks: inr_widht: unknown setting"),
         (changed(inr_width=0), "c.json: networks: inr_width is 0; it must be at least 1"),
         (changed(nerf_layers=101), "c.json: networks: nerf_layers is 101; it must be at most 100"),
@@ -113,11 +116,11 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
             nerf_width=np.int16(6), extent=torch.tensor(0.25), density_gain=np.float32(2),
             coarse=torch.tensor(5), fine=np.uint8(6), resolution=np.int64(16),
         )  # fmt: skip
+        discriminator = DiscriminatorConfig({4: np.int64(3), 8: torch.tensor(4)})
     assert config == tiny.generator(
         nerf_width=6, extent=0.25, density_gain=2.0, coarse=5, fine=6, resolution=16
     )
     assert type(config.networks.extent) is float and type(config.sampling.coarse) is int
-    discriminator = DiscriminatorConfig({4: np.int64(3), 8: torch.tensor(4)})
     assert discriminator == DiscriminatorConfig({4: 3, 8: 4})
     assert json.dumps(to_dict(config)) and json.dumps(to_dict(discriminator))
     assert validated(Count, np.int32(3), "count") == 3
@@ -128,16 +131,25 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: GeneratorConfig(resolution=0), "generator configuration: resolution is 0; it must"),
+        (
+            lambda: GeneratorConfig(resolution=0),
+            "generator configuration: resolution is 0; it must",
+        ),
         (lambda: GeneratorConfig(resolution=2**70), "resolution: a number of 71 bits is too large"),
         (lambda: tiny.generator(density_gain=1e200), "density_gain: 1e+200 is too large"),
-        (lambda: tiny.generator(extent=np.float32("inf")), "networks: extent is inf; give a finite"),
+        (
+            lambda: tiny.generator(extent=np.float32("inf")),
+            "networks: extent is inf; give a finite",
+        ),
         (lambda: GeneratorConfig(networks=Sampling()), "networks: input should be a dictionary"),
         (lambda: PoseDistribution(fov=180.0), "camera prior: fov is 180.0; it must be below 180"),
         (lambda: PoseDistribution("x"), "camera prior: kind is 'x'; choose 'gaussian', 'uniform'"),
         (lambda: Sampling(2, 4), "samples: 2 coarse and 4 fine; take at least 3 coarse"),
         (lambda: DiscriminatorConfig({4: 0}), "channels.4 is 0; it must be at least 1"),
-        (lambda: DiscriminatorConfig({4: 4, 16: 4}), "channels are given for [4, 16]; give a width"),
+        (
+            lambda: DiscriminatorConfig({4: 4, 16: 4}),
+            "channels are given for [4, 16]; give a width",
+        ),
         (lambda: DiscriminatorConfig(stddev_group=-1), "stddev_group is -1; it must be at least 0"),
     ],
 )

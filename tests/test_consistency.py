@@ -1,4 +1,4 @@
-"""Every measure of views and geometry is good for the embedded heads themselves and worse for heads that are spoiled."""
+"""Every measure of views rates the embedded heads well, and damaged ones worse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 
 import pytest
 import torch
-from cips3d.models.baselines import build_generator
 from torch import Tensor
 
 import tiny
@@ -24,7 +23,8 @@ from cips3d.metrics.consistency import (
     warp_error,
 )
 from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
-from cips3d.metrics.views import Subjects, View, angle_between, warped
+from cips3d.metrics.views import Subjects, View, angle_between, warp
+from cips3d.models.registry import build_generator
 from cips3d.models.types import SOLID, RenderOutput
 
 COUNT = 48
@@ -36,7 +36,7 @@ def truth() -> Subjects:
 
 
 def true_heads(resolution: int) -> Subjects:
-    return Subjects.true(SyntheticHeads(resolution=resolution, seed=3), range(COUNT))
+    return Subjects.true(SyntheticHeads(seed=3).truth(), range(COUNT), resolution)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def network() -> HeadNetwork:
 
 
 def spoiled(subjects: Subjects, change: Callable[[RenderOutput, Camera], RenderOutput]) -> Subjects:
-    return replace(subjects, show=lambda camera: change(subjects.show(camera), camera))
+    return replace(subjects, render=lambda camera: change(subjects.render(camera), camera))
 
 
 def flattened(out: RenderOutput, _: Camera) -> RenderOutput:
@@ -60,18 +60,18 @@ def flattened(out: RenderOutput, _: Camera) -> RenderOutput:
 def mirrored(subjects: Subjects) -> Subjects:
     """The fault of Section 3.3: from the left, what is seen from the right, mirrored."""
 
-    def show(camera: Camera) -> RenderOutput:
+    def render(camera: Camera) -> RenderOutput:
         yaw, pitch = camera.yaw_pitch()
-        out = subjects.show(Camera.orbit(yaw.abs(), pitch, 1.0, 12.0))
+        out = subjects.render(Camera.orbit(yaw.abs(), pitch, 1.0, 12.0))
         left = (yaw < 0)[:, None, None, None]
         return RenderOutput(*(torch.where(left, x.flip(3), x) for x in vars(out).values()))
 
-    return replace(subjects, show=show)
+    return replace(subjects, render=render)
 
 
 # ---------------------------------------------------------------- warping
 def test_a_plane_is_warped_as_geometry_says() -> None:
-    """A textured plane z = 0.02 that fills two views: warping one to the other gives the other's own picture."""
+    """A textured plane z = 0.02 that fills two views: one warped to the other is the other."""
 
     def texture(points: Tensor) -> Tensor:
         x, y = points[..., 0] * 30, points[..., 1] * 30
@@ -89,18 +89,19 @@ def test_a_plane_is_warped_as_geometry_says() -> None:
         )
 
     source, target = view(0.3), view(-0.2)
-    picture, known = warped(source, target)
-    assert 0.7 < float(known.float().mean()) < 1  # what lies beyond the other's edge is not known
-    assert float((picture - target.out.image).abs().mean(dim=1, keepdim=True)[known].max()) < 0.03
+    image, valid = warp(source, target)
+    # pixels beyond the other's edge are not valid
+    assert 0.7 < float(valid.float().mean()) < 1
+    assert float((image - target.out.image).abs().mean(dim=1, keepdim=True)[valid].max()) < 0.03
     assert float((source.out.image - target.out.image).abs().mean()) > 0.1
 
 
-def test_what_the_other_camera_does_not_see_is_not_known(truth: Subjects) -> None:
-    left, right = truth.at(-0.6), truth.at(0.6)
-    _, known = warped(left, right)
-    share = float(known.sum() / right.solid.sum())
+def test_pixels_hidden_from_the_other_camera_are_not_valid(truth: Subjects) -> None:
+    left, right = truth.from_angles(-0.6), truth.from_angles(0.6)
+    _, valid = warp(left, right)
+    share = float(valid.sum() / right.solid.sum())
     assert 0.2 < share < 0.8  # half the head is hidden at so wide an angle
-    _, same = warped(right, right)
+    _, same = warp(right, right)
     assert float(same.sum() / right.solid.sum()) > 0.8  # all but the rim
 
 
@@ -123,7 +124,7 @@ def test_nothing_solid_gives_nan(truth: Subjects, network: HeadNetwork) -> None:
     assert math.isnan(depth_distance(empty.from_prior(0), truth.from_prior(0)))
 
 
-# ---------------------------------------------------------------- what the network sees
+# ---------------------------------------------------------------- predictions
 def test_angles() -> None:
     zero, quarter = torch.zeros(1), torch.full((1,), math.pi / 2)
     assert float(angle_between(zero, zero, quarter, zero)) == pytest.approx(90, abs=1e-3)
@@ -146,29 +147,28 @@ def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
         Camera.orbit(-yaw, pitch),
     ):
         assert pose_error(View(view.out, wrong), network) > good + 3
-    still = spoiled(truth, lambda _, camera: truth.at(0.0).out)  # a picture that does not turn
+    still = spoiled(truth, lambda _, camera: truth.from_angles(0.0).out)  # it does not turn
     assert pose_error(still.from_prior(0), network) > 10
-    turned = View(
-        view.out, Camera.orbit(yaw + 0.2, pitch - 0.1)
-    )  # as a model says whose learned cameras have drifted
+    # as of a model whose learned cameras have drifted
+    turned = View(view.out, Camera.orbit(yaw + 0.2, pitch - 0.1))
     assert pose_error(turned, network, (0.2, -0.1)) == pytest.approx(good, abs=1e-3)
 
 
 @pytest.mark.parametrize("style", ["natural", "cartoon"])
 def test_identity_consistency(style: Literal["natural", "cartoon"], network: HeadNetwork) -> None:
-    heads = SyntheticHeads(resolution=64, seed=3, style=style)
-    subjects = Subjects.true(heads, range(COUNT))
+    heads = SyntheticHeads(seed=3, style=style).truth()
+    subjects = Subjects.true(heads, range(COUNT), 64)
     good, between = identity_consistency(subjects, network)
     assert good > 0.8 and abs(between) < 0.1
 
     def other(camera: Camera) -> RenderOutput:  # another head from each side
         first = 1000 + COUNT * round(float(camera.yaw_pitch()[0].mean()) / 0.35)
-        return Subjects.true(heads, range(first, first + COUNT)).show(camera)
+        return Subjects.true(heads, range(first, first + COUNT), 64).render(camera)
 
-    assert abs(identity_consistency(replace(subjects, show=other), network)[0]) < 0.1
-    one = Subjects.true(heads, [0] * COUNT)
+    assert abs(identity_consistency(replace(subjects, render=other), network)[0]) < 0.1
+    one = Subjects.true(heads, [0] * COUNT, 64)
     assert identity_consistency(one, network)[1] > 0.8  # all subjects are one
-    assert math.isnan(identity_consistency(Subjects.true(heads, [0]), network)[1])
+    assert math.isnan(identity_consistency(Subjects.true(heads, [0], 64), network)[1])
 
 
 def test_depth_error(truth: Subjects, network: HeadNetwork) -> None:
@@ -181,7 +181,7 @@ def test_depth_error(truth: Subjects, network: HeadNetwork) -> None:
 
 
 def test_depth_distance(truth: Subjects) -> None:
-    other = Subjects.true(SyntheticHeads(resolution=64, seed=4), range(COUNT)).from_prior(1)
+    other = Subjects.true(SyntheticHeads(seed=4).truth(), range(COUNT), 64).from_prior(1)
     good = depth_distance(truth.from_prior(0), other)
     assert good < 0.003
     assert depth_distance(spoiled(truth, flattened).from_prior(0), other) > 4 * good
@@ -192,11 +192,11 @@ def test_depth_distance(truth: Subjects) -> None:
 
 
 def test_the_camera_may_stand_anywhere(truth: Subjects, network: HeadNetwork) -> None:
-    """Twice as far, through a lens of half the angle, nothing of the measures changes but by perspective."""
+    """Twice as far, through a lens of half the angle, only perspective changes the measures."""
     near = truth.from_prior(0)
     yaw, pitch = near.camera.yaw_pitch()
     fov = math.degrees(2 * math.atan(math.tan(math.radians(6)) / 2))
-    far = truth.seen(Camera.orbit(yaw, pitch, 2.0, fov))
+    far = truth.from_cameras(Camera.orbit(yaw, pitch, 2.0, fov))
     assert depth_error(far, network)[0] < 1.5 * depth_error(near, network)[0]
     assert depth_distance(far, near) < 0.002
 
@@ -222,7 +222,7 @@ def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
 ) -> None:
     """A ball with stripes that change sides with x, or do not."""
 
-    def show(camera: Camera) -> RenderOutput:
+    def render(camera: Camera) -> RenderOutput:
         rays = camera.rays(48, 48)
         along = (rays.origins * rays.directions).sum(dim=-1)
         gap = along.square() - rays.origins.square().sum(dim=-1) + 0.08**2
@@ -236,7 +236,7 @@ def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
         )
         return RenderOutput(image, image, depth, opacity, torch.zeros_like(opacity))
 
-    ball = Subjects(4, SyntheticHeads().poses, 0.12, show)
+    ball = Subjects(4, SyntheticHeads().poses, 0.12, render)
     assert two_hypothesis_score(ball) == score
     assert warp_error(ball) < 0.12
 
@@ -249,19 +249,18 @@ def test_sides_are_counted_from_where_the_prior_looks() -> None:
         0.12,
         lambda camera: RenderOutput(*[torch.zeros(3, 3, 1, 1)] * 2, *[torch.zeros(3, 1, 1, 1)] * 3),
     )
-    yaw, pitch = subjects.at(0.2, 0.05).camera.yaw_pitch()
+    yaw, pitch = subjects.from_angles(0.2, 0.05).camera.yaw_pitch()
     torch.testing.assert_close((yaw, pitch), (torch.full((3,), 0.6), torch.full((3,), -0.05)))
 
 
-def test_points_lie_on_the_rays_of_a_picture_whose_corners_they_run_through() -> None:
+def test_points_lie_on_the_rays() -> None:
     torch.manual_seed(0)
-    generator = build_generator(replace(tiny.GENERATOR, corner_aligned=True)).requires_grad_(False)
-    camera = PoseDistribution().sample(3, torch.Generator().manual_seed(0))
-    view = Subjects.generated(generator, generator.sample_latents(3, 0), 8).seen(camera)
-    rays = camera.rays(8, 8, corner_aligned=True)
-    torch.testing.assert_close(
-        view.points, rays.at(view.out.depth.flatten(1)[..., None])[:, :, 0], atol=1e-6, rtol=0
-    )
+    generator = build_generator(tiny.GENERATOR).requires_grad_(False)
+    camera = PoseDistribution().sample(3, torch.Generator().manual_seed(0)).from_corner_grid(8)
+    view = Subjects.generated(generator, generator.sample_latents(3, 0), 8).from_cameras(camera)
+    rays = camera.rays(8, 8)
+    expected = rays.at(view.out.depth.flatten(1)[..., None])[:, :, 0]
+    torch.testing.assert_close(view.points, expected, atol=1e-6, rtol=0)
 
 
 def test_many_subjects_are_rendered_as_few_are() -> None:
@@ -270,7 +269,7 @@ def test_many_subjects_are_rendered_as_few_are() -> None:
     latents = generator.sample_latents(11, 0)
     camera = PoseDistribution().sample(11, torch.Generator().manual_seed(0))
     found, expected = (
-        Subjects.generated(generator, latents, 8, psi=0.7).seen(camera).out,
+        Subjects.generated(generator, latents, 8, psi=0.7).from_cameras(camera).out,
         generator.render(latents, camera, 8, psi=0.7),
     )
     for name, value in vars(expected).items():

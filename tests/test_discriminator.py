@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cips3d.errors import UserError
 from cips3d.models.discriminator import Blur, DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.discriminator import _minibatch_stddev as minibatch_stddev
-from cips3d.training.losses import squared_gradient
+from cips3d.training.objective import squared_gradient
 
 
 def discriminator(**changes) -> ProgressiveDiscriminator:
@@ -29,7 +29,7 @@ def test_entry_at_every_resolution(side: int) -> None:
     assert discriminator()(images(side)).shape == (4, 1)
 
 
-def test_fade_in_starts_from_the_halved_picture() -> None:
+def test_fade_in_starts_from_the_halved_image() -> None:
     network = discriminator()
     halved = nn.functional.avg_pool2d(images(16), 2)
     assert torch.allclose(network(images(16), alpha=0.0), network(halved))
@@ -41,7 +41,7 @@ def test_fade_in_starts_from_the_halved_picture() -> None:
 
 
 def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
-    """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry has."""
+    """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry."""
     network = discriminator()
     new = [network.from_rgb["16"].weight, *network.blocks["16"].parameters()]
     old = network.from_rgb["8"].weight
@@ -56,7 +56,7 @@ def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
         assert gradient.any()
 
 
-def test_pictures_are_judged_alone_without_a_minibatch_deviation() -> None:
+def test_images_are_judged_alone_without_a_minibatch_deviation() -> None:
     network, batch = discriminator(), images(16)
     alone = torch.cat([network(image[None]) for image in batch])
     assert torch.allclose(network(batch), alone, atol=1e-12)
@@ -83,7 +83,7 @@ def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> Non
 
 
 def test_a_penalty_takes_as_many_convolutions_however_many_channels_there_are() -> None:
-    """In the second derivative torch takes one for each channel of a convolution in groups: hours on a GPU."""
+    """torch's second derivative of a grouped convolution takes one per channel: hours on a GPU."""
 
     class Count(TorchDispatchMode):
         convolutions = 0
@@ -101,9 +101,9 @@ def test_a_penalty_takes_as_many_convolutions_however_many_channels_there_are() 
     for width in (4, 32):
         torch.manual_seed(0)
         network = ProgressiveDiscriminator(DiscriminatorConfig({4: width, 8: width}))
-        pictures = images(8).float().requires_grad_()
+        batch = images(8).float().requires_grad_()
         with Count() as count:
-            squared_gradient(network(pictures), pictures).mean().backward()
+            squared_gradient(network(batch), batch).mean().backward()
         counts.append(count.convolutions)
     assert 0 < counts[0] == counts[1]
 
@@ -114,6 +114,15 @@ def test_other_resolutions_are_refused(side: int) -> None:
         discriminator()(images(side))
 
 
+def test_a_judgement_has_logits_and_with_a_pose_head_a_pose() -> None:
+    plain, network = discriminator(), discriminator(pose_head=True)
+    judgement = network.judge(images(16), alpha=0.5)
+    assert torch.equal(judgement.logits, network(images(16), alpha=0.5))
+    assert judgement.pose is not None and judgement.pose.shape == (4, 2)
+    assert torch.equal(network.judge(images(16)).pose, network.predicted_poses(images(16)))
+    assert plain.judge(images(16)).pose is None and plain.predicted_poses(images(16)) is None
+
+
 @pytest.mark.parametrize("channels", [{8: 4}, {4: 4, 16: 4}, {4: 0}, {}])
 def test_impossible_channels(channels: dict[int, int]) -> None:
     with pytest.raises(UserError):
@@ -121,7 +130,7 @@ def test_impossible_channels(channels: dict[int, int]) -> None:
 
 
 def test_squared_gradient_is_the_steepest_slope_squared() -> None:
-    """A small step along the normalised gradient changes each logit by the step times the root of what R1 penalises."""
+    """A small step along the gradient changes each logit by the step times the root."""
     network, x = discriminator(), images(8).requires_grad_(True)
     logits = network(x)
     squared = squared_gradient(logits, x)
@@ -135,7 +144,7 @@ def test_squared_gradient_is_the_steepest_slope_squared() -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_gradient_of_the_r1_penalty(first: bool) -> None:
-    """R1 differentiates twice; along a random direction of the weights it agrees with finite differences."""
+    """R1 differentiates twice; along a random direction it agrees with finite differences."""
     network = discriminator(downsample_first=first, stddev_group=4)
     x = images(8).requires_grad_(True)
 
@@ -165,7 +174,7 @@ def test_gradient_of_the_r1_penalty(first: bool) -> None:
     [(4, [(0, 1, 2, 3)]), (8, [(0, 2, 4, 6), (1, 3, 5, 7)]), (6, [(0, 3), (1, 4), (2, 5)])],
 )
 def test_minibatch_deviation_by_hand(batch: int, groups: list[tuple[int, ...]]) -> None:
-    """StyleGAN2's groups: every n-th picture, as many as divide both batch and group size; one mean deviation for each."""
+    """StyleGAN2's groups: every Nth image, as many as divide both batch and group size."""
     x = torch.randn(batch, 3, 4, 4, dtype=torch.float64)
     found = minibatch_stddev(x, 4)
     assert found.shape == (batch, 1, 4, 4)
@@ -175,7 +184,7 @@ def test_minibatch_deviation_by_hand(batch: int, groups: list[tuple[int, ...]]) 
         assert torch.allclose(found[list(group)], deviation)
 
 
-def test_minibatch_deviation_sees_a_batch_of_one_picture_repeated() -> None:
+def test_minibatch_deviation_sees_a_batch_of_one_image_repeated() -> None:
     network = discriminator(stddev_group=4)
     same = images(8)[:1].expand(4, -1, -1, -1)
     alone = discriminator(stddev_group=0)
@@ -184,5 +193,5 @@ def test_minibatch_deviation_sees_a_batch_of_one_picture_repeated() -> None:
     repeated = network(same)
     assert torch.allclose(repeated, repeated[:1].expand_as(repeated))
     assert not torch.allclose(varied[0], repeated[0]), (
-        "the same picture scores differently among others"
+        "the same image scores differently among others"
     )

@@ -27,9 +27,9 @@ from cips3d import cli, pretrained
 from cips3d.cli import demo, running
 from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
+from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.loop import train
 from cips3d.training.run import Run
 
 ROOT = Path(__file__).parents[1]

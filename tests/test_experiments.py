@@ -1,4 +1,4 @@
-"""Every experiment's runs can be configured, and the exact ones give the paper's numbers."""
+"""Experiments: runs can be configured, verdicts follow the numbers, records are found."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from PIL import Image
 
 import tiny
 from cips3d.camera import Camera
+from cips3d.configuration import to_dict
 from cips3d.editing.inversion import InversionConfig, invert
+from cips3d.errors import UserError
 from cips3d.metrics.evaluation import Evaluation
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.views import View
-from cips3d.models.baselines import build_generator
-from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
+from cips3d.models.registry import build_generator
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig
 
@@ -46,15 +48,51 @@ def test_its_runs_can_be_configured(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__ and callable(module.main)
     configs = [config(seed) for config in getattr(module, "ROWS", {}).values() for seed in (0, 1)]
-    assert len({json.dumps(str(config)) for config in configs}) == len(
-        configs
-    )  # no two runs are the same
+    assert len({str(config) for config in configs}) == len(configs)  # no two runs are the same
     sizes = [
         sum(p.numel() for p in build_generator(config.generator).parameters()) for config in configs
     ]
     assert not sizes or max(sizes) < 1.1 * min(sizes)  # rows are compared at about the same size
     lengths = {sum(stage.kimg for stage in config.stages) for config in configs}
     assert len(lengths) <= 1
+
+
+@pytest.mark.parametrize("name", ["figure_12", "table_1", "table_2", "techniques"])
+def test_every_row_finds_its_committed_records(name: str) -> None:
+    """So that no call trains again: the records of a result are those of its configurations."""
+    common, module = importlib.import_module("common"), importlib.import_module(name)
+    content = json.loads((FOLDER / "results" / f"{name}.json").read_text())
+    found = {
+        row: [common.run_name(config(seed)) for seed in content["seeds"]]
+        for row, config in module.ROWS.items()
+    }
+    assert found == content["values"]["records"]
+    records = [common.RECORDS / f"{name}.json" for names in found.values() for name in names]
+    assert records and all(path.is_file() for path in records)
+
+
+def test_a_record_of_an_old_form_is_an_error_and_no_reason_to_train(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "RECORDS", tmp_path)
+    monkeypatch.setattr(common, "train", None)
+    (tmp_path / "cips-3d-0-0.json").write_text(json.dumps({"config": {"r1_gamma": 10.0}}))
+    with pytest.raises(UserError, match=r"cips-3d-0-0.json"):
+        common.measure(tiny.config())
+
+
+def test_a_record_may_lack_fields_that_are_newer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "RECORDS", tmp_path)
+    config = tiny.config()
+    content = to_dict(config)
+    del content["augment_kimg"]  # a field that stands at its default
+    (tmp_path / "cips-3d-0-old.json").write_text(json.dumps({"config": content}))
+    assert common.run_name(config) == "cips-3d-0-old"
+    assert common.run_name(replace(config, augment_kimg=1.0)) != "cips-3d-0-old"
 
 
 def test_a_run_is_measured_once_and_its_record_stays(
@@ -82,7 +120,7 @@ def test_a_run_is_measured_once_and_its_record_stays(
 
 def good(config: TrainConfig) -> dict[str, float]:
     """Figures of a run if every claim held."""
-    architecture, stage = config.generator.architecture, config.stages[-1]
+    architecture, stage = config.generator.networks.architecture, config.stages[-1]
     rays = stage.gradient_rays if stage.gradients == "partial" else stage.resolution**2
     distance = (
         10.0 + config.seed + (0 if architecture == "cips-3d" else 5) + (5 if rays < 24**2 else 0)
@@ -104,7 +142,7 @@ def alike(config: TrainConfig) -> dict[str, float]:
 
 
 def divided(config: TrainConfig) -> dict[str, float]:
-    """Figures of a run if one of the two distances spoke for its rivals, by which Table 1 is judged as well."""
+    """Figures of a run if one of the two distances favoured its rivals, for Table 1."""
     return good(config) | {"kd2k_heads": -good(config)["kd2k_heads"]}
 
 
@@ -126,15 +164,15 @@ def test_what_is_made_of_runs(
     """With made-up records in place of hours of training."""
     common, module = importlib.import_module("common"), importlib.import_module(name)
     (tmp_path / "runs").mkdir()
-    for of in (common, module, importlib.import_module("table_2")):
-        monkeypatch.setattr(of, "RESULTS", tmp_path, raising=False)
+    for part in (common, module, importlib.import_module("table_2")):
+        monkeypatch.setattr(part, "RESULTS", tmp_path, raising=False)
     monkeypatch.setattr(common, "RECORDS", tmp_path / "runs")
 
     def measured(config: TrainConfig) -> dict[str, Any]:
         Image.new("RGB", (8, 4)).save(tmp_path / "runs" / f"{common.run_name(config)}.png")
         true = (
             {}
-            if config.generator.architecture == "cips-2d"
+            if config.generator.networks.architecture == "cips-2d"
             else {"two_hypothesis_score": 0.01, "speckle": 0.02}
         )
         return {
@@ -167,7 +205,7 @@ def test_what_is_made_of_runs(
 @pytest.mark.parametrize(
     ("pose_error", "frozen", "holds"), [(2.0, True, True), (8.0, True, False), (2.0, False, False)]
 )
-def test_a_transfers_figures_and_pictures(
+def test_a_transfers_figures_and_images(
     pose_error: float, frozen: bool, holds: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With made-up runs, in which the radiance field has stayed, or has not."""
@@ -181,9 +219,9 @@ def test_a_transfers_figures_and_pictures(
     }.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    base = build_generator(replace(tiny.GENERATOR, resolution=8)).requires_grad_(False)
-    folder = Path(tiny.pictures(tmp_path / "pictures"))
-    monkeypatch.setattr(module, "pictures", lambda _: (folder, folder))
+    base = build_generator(tiny.GENERATOR).requires_grad_(False)
+    folder = Path(tiny.images(tmp_path / "images"))
+    monkeypatch.setattr(module, "images", lambda _: (folder, folder))
     monkeypatch.setattr(module.cips3d, "load", lambda _: base)
     monkeypatch.setattr(module.pretrained, "load_discriminators", lambda _: None)
     monkeypatch.setitem(PRESETS, "tiny", tiny.config)
@@ -192,12 +230,12 @@ def test_a_transfers_figures_and_pictures(
         def __init__(self, names: tuple[str]) -> None:
             self.names = names
 
-        def __call__(self, generator: Generator, _: object) -> dict[str, float]:
+        def __call__(self, generator: ImageGenerator, _: object) -> dict[str, float]:
             return dict.fromkeys(self.names, 9.0 if generator is base else 3.0)
 
     monkeypatch.setattr(module, "Fidelity", Distances)
 
-    def trained(config: TrainConfig, _: Path) -> tuple[Generator, list[tuple[float, float]]]:
+    def trained(config: TrainConfig, _: Path) -> tuple[ImageGenerator, list[tuple[float, float]]]:
         made = copy.deepcopy(base)
         assert {"nerf", "shape_mapping"} <= set(config.stages[0].frozen)
         changed = made.inr.to_rgb[0].bias if frozen else made.nerf.density.bias
@@ -224,19 +262,20 @@ def test_a_transfers_figures_and_pictures(
     )
 
 
-def test_pictures_to_transfer_to_are_made_once(
+def test_images_to_transfer_to_are_made_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     module = importlib.import_module("transfer")
-    for changed, value in {"RUNS": tmp_path, "PICTURES": 2, "HELD_OUT": 3, "SIDE": 8}.items():
+    for changed, value in {"RUNS": tmp_path, "IMAGES": 2, "HELD_OUT": 3, "SIDE": 8}.items():
         monkeypatch.setattr(module, changed, value)
-    few, others = module.pictures("cartoon")
+    few, others = module.images("cartoon")
     found = {
         folder: [path.read_bytes() for path in sorted(folder.iterdir())] for folder in (few, others)
     }
-    assert [len(of) for of in found.values()] == [2, 3] and len({*found[few], *found[others]}) == 5
+    assert [len(files) for files in found.values()] == [2, 3]
+    assert len({*found[few], *found[others]}) == 5
     monkeypatch.setattr(module, "save_image", None)  # they are there
-    assert module.pictures("cartoon") == (few, others)
+    assert module.images("cartoon") == (few, others)
 
 
 def test_a_transferred_model_comes_with_its_distances_along_the_run(
@@ -246,14 +285,14 @@ def test_a_transferred_model_comes_with_its_distances_along_the_run(
     module = importlib.import_module("transfer")
     config = tiny.config(metrics=("fd4_heads",), metrics_kimg=0.016)
     generator, curve = module.trained(config, tmp_path / "run")
-    assert generator.config.inr_width == config.generator.inr_width
+    assert generator.config.networks == config.generator.networks
     assert [thousands for thousands, _ in curve] == pytest.approx([0.016, 0.032, 0.048])
     assert all(distance > 0 for _, distance in curve)
     assert module.trained(config, tmp_path / "run")[1] == curve  # it has ended
 
 
 def test_records_are_of_the_network_that_is_in_the_package() -> None:
-    """A record whose figures came from another is made anew (delete it; its run is taken up if it is there)."""
+    """A record made with another one is stale: delete it, and its run is measured again."""
     key = feature_network("heads").key
     records = sorted((FOLDER / "results" / "runs").glob("*.json"))
     keys = {
@@ -263,8 +302,8 @@ def test_records_are_of_the_network_that_is_in_the_package() -> None:
     assert records and set(keys.values()) == {key}, keys
 
 
-class Told(Exception):
-    """In place of an experiment's result: its claim is known, the rest need not be done."""
+class Claimed(Exception):
+    """In place of an experiment's result: its claim is known, and the rest need not run."""
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / "results").glob("*.json")))
@@ -272,18 +311,20 @@ def test_a_results_claim_is_the_one_that_its_file_judges_now(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def result(_: str, claim: str, **__: Any) -> None:
-        raise Told(claim)
+        raise Claimed(claim)
 
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "Result", result)
     monkeypatch.setattr(sys, "argv", [name])
-    with pytest.raises(Told) as told:
+    with pytest.raises(Claimed) as raised:
         module.main()
-    assert str(told.value) == json.loads((FOLDER / "results" / f"{name}.json").read_text())["claim"]
+    assert (
+        str(raised.value) == json.loads((FOLDER / "results" / f"{name}.json").read_text())["claim"]
+    )
 
 
 def test_results_are_of_the_model_that_is_in_the_package() -> None:
-    now = importlib.import_module("common").of_bundled_model()
+    now = importlib.import_module("common").bundled_digest()
     found = {
         path.stem: json.loads(path.read_text()) for path in (FOLDER / "results").glob("*.json")
     }
@@ -328,14 +369,12 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 def test_figure_10_needs_no_run(
     experiment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert (
-        experiment("figure_10", COUNT=9)["model"]
-        == importlib.import_module("common").of_bundled_model()
-    )
+    digest = importlib.import_module("common").bundled_digest()
+    assert experiment("figure_10", COUNT=9)["model"] == digest
     assert np.asarray(Image.open(tmp_path / "figure_10.png")).std() > 20  # heads, not one colour
     names = (
         "angle_between_poses_degrees",
-        "angle_between_two_subjects_degrees",
+        "angle_between_subjects_degrees",
         "detail_nerf",
         "detail_inr",
     )
@@ -378,18 +417,17 @@ def test_the_bundled_models_table(
         "bundled", HEADS=2, SUBJECTS=2, evaluate=lambda *_, **__: table, compared=moved
     )
     depths = found["values"]["depths"]
-    assert depths["distance_of_a_plane"] == pytest.approx(0.016, abs=0.004)
-    assert depths["distance"] == pytest.approx(depths["too_far_back"], abs=2e-3)
-    assert depths["distance_if_moved_forward"] < 0.014
+    assert depths["plane_distance"] == pytest.approx(0.016, abs=0.004)
+    assert depths["distance"] == pytest.approx(depths["offset"], abs=2e-3)
+    assert depths["distance_without_offset"] < 0.014
     assert found["holds"] is holds and found["values"]["values"]["pose_error"] == pose
-    assert (
-        Image.open(tmp_path / "bundled_heads.png").width > 10 * 64
-    )  # ten pictures of 64² in a row
+    # ten images of 64² in a row
+    assert Image.open(tmp_path / "bundled_heads.png").width > 10 * 64
     assert (tmp_path / "bundled.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("aside", "own", "closed", "holds"),
+    ("to_truth", "to_depth", "closed", "holds"),
     [
         (0.003, 0.02, True, True),
         (0.02, 0.02, True, False),
@@ -398,8 +436,8 @@ def test_the_bundled_models_table(
     ],
 )
 def test_a_meshs_verdict(
-    aside: float,
-    own: float,
+    to_truth: float,
+    to_depth: float,
     closed: bool,
     holds: bool,
     experiment: Callable[..., dict[str, Any]],
@@ -410,15 +448,15 @@ def test_a_meshs_verdict(
     ball.update_faces(np.arange(len(ball.faces)) >= (0 if closed else 1))
     found = experiment(
         "mesh", SHOWN=8,
-        of_analytic_heads=lambda _: ({"chamfer_to_truth": aside}, [ball]),
-        of_generated_heads=lambda _: ({"chamfer_to_rendered_depth": own}, [ball]),
+        of_analytic_heads=lambda _: ({"chamfer_to_truth": to_truth}, [ball]),
+        of_generated_heads=lambda _: ({"chamfer_to_rendered_depth": to_depth}, [ball]),
     )  # fmt: skip
     assert found["holds"] is holds and found["values"]["watertight"] is closed
     assert (tmp_path / "mesh.png").exists()
 
 
 def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the experiment measures, of one coarse mesh each."""
+    """What the experiment measures, for one coarse mesh each."""
     module = importlib.import_module("mesh")
     for changed, value in {
         "HEADS": 1,
@@ -429,7 +467,7 @@ def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, changed, value)
     analytic, meshes = module.of_analytic_heads(module.SyntheticHeads(supersampling=1))
     assert meshes[0].is_watertight
-    assert 0 < analytic["floor_of_the_points"] < analytic["chamfer_to_truth"] < 0.03
+    assert 0 < analytic["sampling_floor"] < analytic["chamfer_to_truth"] < 0.03
     generated, meshes = module.of_generated_heads(module.cips3d.load("heads"))
     assert meshes[0].is_watertight and generated["silhouette_overlap"] > 0.6
     assert generated["chamfer_to_rendered_depth"] < 0.1
@@ -439,10 +477,14 @@ def test_meshes_are_near_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     ("camera", "novel", "holds"), [(2.0, 25.0, True), (4.0, 25.0, False), (2.0, 23.0, False)]
 )
 def test_an_inversions_verdict(
-    camera: float, novel: float, holds: bool, experiment: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    camera: float,
+    novel: float,
+    holds: bool,
+    experiment: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
-    """Of made-up heads; the usual start decides, and the median head."""
+) -> None:
+    """For made-up heads: the predicted start decides, and the median head."""
     monkeypatch.setattr(importlib.import_module("common"), "RUNS", tmp_path)
     module = importlib.import_module("inversion")
 
@@ -459,10 +501,8 @@ def test_an_inversions_verdict(
     def threads(*_: Any) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1)
 
-    found = experiment(
-        "inversion", COUNT=3, SHOWN=2, inverted=inverted, ProcessPoolExecutor=threads
-    )
-    assert found["holds"] is holds and found["values"]["usual"]["tuned"]["novel_psnr"] == novel
+    found = experiment("inversion", COUNT=3, SHOWN=2, inverted=inverted, process_pool=threads)
+    assert found["holds"] is holds and found["values"]["predicted"]["tuned"]["novel_psnr"] == novel
     assert Image.open(tmp_path / "inversion.png").size == (8, 8)
 
 
@@ -470,23 +510,22 @@ def test_an_inversions_verdict(
 def test_figure_9s_verdict(
     slower: str, holds: bool, experiment: Callable[..., dict[str, Any]]
 ) -> None:
-    def seconds(generator: Generator, side: int) -> float:
-        return side**2 * (2.0 if generator.architecture == slower else 1.0)
+    def seconds(generator: ImageGenerator, side: int) -> float:
+        return side**2 * (2.0 if generator.config.networks.architecture == slower else 1.0)
 
     values = (found := experiment("figure_9", seconds=seconds))["values"]
     assert found["holds"] is holds
-    assert values["pictures_per_second"][slower][0] == pytest.approx(
+    assert values["images_per_second"][slower][0] == pytest.approx(
         1 / (2 * values["sides"][0] ** 2)
     )
     assert values["parameters"]["cips-3d"] > 5 * values["parameters"]["pi-gan"]
-    assert values["kept_mebibytes"]["cips-3d"] < values["kept_mebibytes"]["pi-gan"]
-    assert all(
-        share > 0.95 for share in values["visible_share"].values()
-    )  # else one would have less to do
+    assert values["saved_mebibytes"]["cips-3d"] < values["saved_mebibytes"]["pi-gan"]
+    # otherwise one would have less to compute
+    assert all(share > 0.95 for share in values["visible_share"].values())
 
 
 def test_both_forms_of_modfc_are_measured(experiment: Callable[..., dict[str, Any]]) -> None:
-    """Real, but small and short: they are compared, or it would fail."""
+    """Small and short; both forms must agree, or the call fails."""
     small = {"DIM": 8, "STYLE_DIM": 8, "CASES": ((2, 3),), "NEAREST": (4, 1), "SECONDS": 0.0}
     rows = experiment("figure_9c", **small)["values"]["calls_per_second"]
     assert [(row["styles"], row["points"], row["gradients"]) for row in rows] == [
@@ -519,7 +558,7 @@ def test_a_head_is_inverted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         module, "invert", partial(invert, config=InversionConfig(steps=(1, 1, 1, 1)))
     )
     found = module.inverted(0, wrong=True)
-    assert found["w"]["camera_degrees"] > 20  # one step does not mend a wrong start
+    assert found["w"]["camera_degrees"] > 20  # one step does not correct a wrong start
     assert found["tuned"].keys() == {"camera_degrees", "input_psnr", "novel_psnr"}
     monkeypatch.setattr(module, "invert", None)
     assert module.inverted(0, wrong=True) == found

@@ -19,10 +19,10 @@ from cips3d.data import ImageDataset
 from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import feature_network
-from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_pictures
+from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_images
 from cips3d.models.generator import Generator
-from cips3d.training.recipe import Stage
 from cips3d.training.loop import train
+from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
 
 
@@ -69,12 +69,12 @@ def test_the_kernel_distance_is_the_cubic_kernels_mmd() -> None:
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / 4 + 1) ** 3
 
-    def within(x: Tensor) -> float:  # unbiased: a picture is not compared with itself
+    def within(x: Tensor) -> float:  # unbiased: an image is not compared with itself
         gram = kernel(x, x)
         return float(gram.sum() - gram.diagonal().sum()) / (40 * 39)
 
     expected = within(real) + within(fake) - 2 * float(kernel(real, fake).mean())
-    # with as few pictures every subset is the whole
+    # with as few images every subset is the whole
     assert distance(real, fake, kernel=True) == pytest.approx(expected, rel=1e-4)
 
 
@@ -90,12 +90,12 @@ def test_subsets_depend_on_the_seed_alone_and_leave_the_global_generator() -> No
 
 
 # ---------------------------------------------------------------- what must make them worse
-def test_damage_to_the_pictures_raises_both_distances() -> None:
+def test_damage_to_the_images_raises_both_distances() -> None:
     network = feature_network("heads")
     images = torch.stack(SyntheticHeads(size=1200, resolution=32).__getitems__(range(1200)))
     reference, other = network.extract(images[:600]), images[600:]
     noise = torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
-    pictures = {
+    damage = {
         "undamaged": other,
         "shifted colour": other.float() + torch.tensor([25.0, 0.0, -25.0])[:, None, None],
         "noise": other.float() + 12 * noise,
@@ -105,8 +105,7 @@ def test_damage_to_the_pictures_raises_both_distances() -> None:
         "cartoons": torch.stack(SyntheticHeads(600, 32, style="cartoon").__getitems__(range(600))),
     }
     features = {
-        name: network.extract(image.clamp(0, 255).to(torch.uint8))
-        for name, image in pictures.items()
+        name: network.extract(image.clamp(0, 255).to(torch.uint8)) for name, image in damage.items()
     }
     for kernel in (False, True):
         damaged = {name: distance(reference, found, kernel) for name, found in features.items()}
@@ -118,7 +117,7 @@ def test_damage_to_the_pictures_raises_both_distances() -> None:
         )
 
 
-def test_efficientnet_tells_pictures_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_efficientnet_tells_images_apart(capsys: pytest.CaptureFixture[str]) -> None:
     network = feature_network("efficientnet")
     assert capsys.readouterr().out == ""  # the package would print that it has loaded its weights
     heads = SyntheticHeads(32, 64).__getitems__(range(32))
@@ -138,10 +137,10 @@ def generator() -> Generator:
     return Generator(tiny.GENERATOR)
 
 
-def test_a_picture_does_not_depend_on_the_batch() -> None:
-    whole = torch.cat(list(generated_pictures(generator(), 70, 8, seed=3)))
+def test_an_image_does_not_depend_on_the_batch() -> None:
+    whole = torch.cat(list(generated_images(generator(), 70, 8, seed=3)))
     parts = [
-        torch.cat(list(generated_pictures(generator(), 70, 8, 3, part)))
+        torch.cat(list(generated_images(generator(), 70, 8, 3, part)))
         for part in (slice(0, 41), slice(41, 70))
     ]
     assert whole.shape == (70, 3, 8, 8) and whole.dtype == torch.uint8
@@ -217,10 +216,10 @@ def test_real_features_are_found_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list((tmp_path / "cache").iterdir())) == 2
     with monkeypatch.context() as patched:
         patched.setattr(
-            ImageDataset, "__getitem__", lambda *_: pytest.fail("a picture was read again")
+            ImageDataset, "__getitem__", lambda *_: pytest.fail("an image was read again")
         )
         assert measure(generator(), ImageDataset(folder, 8)) == first
-    for path in (tmp_path / "cache").iterdir():  # a damaged file is made anew
+    for path in (tmp_path / "cache").iterdir():  # a damaged file is replaced
         path.write_bytes(b"damaged")
     assert measure(generator(), ImageDataset(folder, 8)) == first
 
@@ -235,16 +234,16 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
         for cache in (tmp_path / "cache", tmp_path / "file")
     ]
     assert measured[0] == measured[1]
-    assert "are not kept" in caplog.text
+    assert "are not cached" in caplog.text
 
 
-def test_a_single_picture_is_no_dataset(tmp_path: Path) -> None:
+def test_a_single_image_is_no_dataset(tmp_path: Path) -> None:
     folder = tiny.images(tmp_path / "data", count=1, size=8)
-    with pytest.raises(UserError, match="a single picture"):
+    with pytest.raises(UserError, match="a single image"):
         Fidelity(["kd2_heads"], cache=tmp_path)(generator(), ImageDataset(folder, 8))
 
 
-def test_other_pictures_have_another_fingerprint(tmp_path: Path) -> None:
+def test_other_images_have_another_fingerprint(tmp_path: Path) -> None:
     folder = Path(tiny.images(tmp_path / "data", size=8))
     prints = [ImageDataset(folder, 8).fingerprint, ImageDataset(folder, 4).fingerprint]
     prints.append(ImageDataset(folder, 4, filter="box").fingerprint)
@@ -273,7 +272,7 @@ def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
     record = Fidelity(["fd10_heads", "fd10_full_heads", "fd30_heads"], cache=tmp_path).record(
         dataset
     )
-    assert record["real_pictures"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
+    assert record["real_images"] == {"fd10_heads": 10, "fd10_full_heads": 20, "fd30_heads": 20}
     assert dataset.description()["filter"] == "box" and dataset.description()["images"] == 20
     json.dumps([record, dataset.description()])
 

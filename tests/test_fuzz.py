@@ -21,9 +21,9 @@ from PIL import Image
 import tiny
 from cips3d import cli
 from cips3d.configuration import to_dict
+from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
-from cips3d.training.loop import train
 from cips3d.training.run import Run
 
 Damage = Callable[[Path, random.Random], None]

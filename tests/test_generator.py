@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import cips3d
 import tiny as configurations
@@ -18,9 +21,11 @@ from cips3d.camera import Camera
 from cips3d.configuration import to_dict
 from cips3d.errors import UserError
 from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
+from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.embedding import positional_encoding
 from cips3d.models.generator import Generator
-from cips3d.models.types import Latents, RayDraws, Styles
+from cips3d.models.types import Latents, RayDraws, RenderOutput, Styles
+from cips3d.pretrained import load_discriminators, load_main_discriminator
 
 TINY = GeneratorConfig(
     Cips3dNetworks(
@@ -118,7 +123,7 @@ def test_any_resolution(resolution: int | tuple[int, int]) -> None:
 
 
 def test_a_crop_of_a_larger_image_is_the_smaller_one_seen_from_there() -> None:
-    """The middle third of an image of three times the height and field-of-view tangent is the image."""
+    """The middle third of an image with three times the height and tangent is the image."""
     generator = tiny()
     z = generator.sample_latents(1, 0)
     fov = 12.0
@@ -312,7 +317,7 @@ def test_autocast_leaves_geometry_alone() -> None:
 
 
 def test_backgrounds() -> None:
-    """In an empty volume, "plain" shows the same colour everywhere, "white" a feature of ones, "last" the deepest sample."""
+    """In an empty volume, "plain" shows one feature, "white" ones, "last" the deepest sample."""
     for background in ("plain", "white", "last", "endless"):
         generator = tiny(background=background)
         torch.nn.init.zeros_(generator.nerf.density.weight)
@@ -350,12 +355,86 @@ def test_invalid_configurations() -> None:
         Sampling(2, 4)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda g, z, c: g.map(z.shape), "latents: Tensor given; pass what sample_latents returns"),
+        (lambda g, z, c: g.map(g.map(z)), "latents: Styles given"),
+        (lambda g, z, c: g.map(Latents(z.appearance, z.shape)), "codes have (7, 6) numbers, but"),
+        (lambda g, z, c: g.render(3, c, 4), "latents: int given"),
+        (
+            lambda g, z, c: g.render(z, None, 4),
+            "camera: NoneType given; make one with Camera.orbit",
+        ),
+        (lambda g, z, c: g.render(z, 0.3, 4), "camera: float given"),
+        (lambda g, z, c: g.render(z, c, "big"), "resolution.0: input should be a valid integer"),
+        (lambda g, z, c: g.render(z, c, (1, 2, 3)), "resolution: "),
+        (lambda g, z, c: g.render(z, c, 4.5), "resolution.0: input should be a valid integer"),
+        (lambda g, z, c: Generator(3), "config.json: input should be a dictionary"),
+        (lambda g, z, c: Generator(None), "config.json: input should be a dictionary"),
+        (lambda g, z, c: Generator({"resolution": 0}), "config.json: resolution is 0"),
+    ],
+)
+def test_wrong_types_get_a_sentence(call, words: str) -> None:
+    generator = tiny()
+    z, camera = generator.sample_latents(2, 0), Camera.orbit(0.3)
+    with configurations.unchecked(), pytest.raises(UserError) as error:
+        call(generator, z, camera)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    generator = tiny()
+    z, camera = generator.sample_latents(2, 3), Camera.orbit(0.3, 0.1)
+    expected = generator.render(z, camera, (4, 6), psi=(0.5, 0.75)).image
+    with configurations.unchecked():
+        assert torch.equal(generator.sample_latents(2, np.int64(3)).shape, z.shape)
+        for half, more in ((np.float32(0.5), np.float64(0.75)), torch.tensor([0.5, 0.75])):
+            size = (np.int64(4), torch.tensor(6))
+            found = generator.render(z, camera, size, psi=(half, more)).image
+            assert torch.equal(found, expected)
+        assert generator.render(z, camera, [4, 6], psi=np.float32(0.5)).image.shape == (2, 3, 4, 6)
+
+
+def test_a_generator_is_where_its_parameters_are() -> None:
+    assert tiny().device == torch.device("cpu")
+    assert tiny().to("meta").device == torch.device("meta")
+
+
+# ---------------------------------------------------------------- what a rendering gives
+def test_images_as_pil() -> None:
+    generator = tiny()
+    out = generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), (3, 5))
+    shown = out.to_pil()
+    assert [image.size for image in shown] == [(5, 3)] * 2 and shown[0].mode == "RGB"
+    for image, expected in zip(shown, out.image, strict=True):
+        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
+        # half a level, and the half to which float32 rounds
+        assert (levels / 127.5 - 1 - expected.detach()).abs().max() <= 0.51 / 127.5
+    extremes = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, math.nan]).expand(1, 3, 1, 6)
+    flat = torch.zeros(1, 1, 1, 6)
+    (image,) = RenderOutput(extremes, extremes, flat, flat, flat).to_pil()
+    assert np.array(image)[0, :5, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_rendering_is_short_to_read_and_moves() -> None:
+    generator = tiny()
+    out = generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), (3, 5))
+    assert repr(out) == "RenderOutput(2 images of 3x5, cpu)"
+    assert repr(out[1]) == "RenderOutput(1 image of 3x5, cpu)"
+    assert out.to(torch.float32).depth.dtype == torch.float32 and len(out[1]) == 1
+    with Image.open(io.BytesIO(out._repr_png_())) as row:
+        assert row.size == (10, 3)
+        assert np.array_equal(np.array(row)[:, 5:], np.array(out.to_pil()[1]))
+
+
 # ---------------------------------------------------------------- gradients
 def test_gradients_equal_finite_differences() -> None:
-    """gradcheck through mapping, field, compositing and both colour heads, with respect to codes and all parameters."""
+    """gradcheck through the whole generator, with respect to codes and all parameters."""
     generator = tiny(
-        seed=5, nerf_width=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2, appearance_dim=2, shape_style_dim=2,
-        appearance_style_dim=2, coarse=4, fine=0, density_gain=5.0,
+        seed=5, nerf_width=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2,
+        appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0,
+        density_gain=5.0,
     )  # fmt: skip
     camera = Camera.orbit(torch.tensor([0.3], dtype=torch.float64))
     draws = RayDraws.sample(1, 2, generator.sampling, 0.1, torch.Generator().manual_seed(1)).to(
@@ -375,7 +454,7 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 def test_importance_samples_are_constants_to_the_gradient() -> None:
-    """With the fine depths held fixed, finite differences along a random direction of all parameters agree."""
+    """With fixed fine depths, finite differences along a direction of all parameters agree."""
     generator = tiny(seed=6)
     _, camera, _, draws = setting(generator, 3, 3)
     z = generator.sample_latents(2, 1)
@@ -429,6 +508,71 @@ def test_hub_form_round_trip(tmp_path: Path) -> None:
         assert loaded.config == generator.config
         for name, tensor in generator.state_dict().items():
             assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def judges(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
+    torch.manual_seed(1)
+    configs = {
+        "main": DiscriminatorConfig({4: 8, 8: 6}, pose_head=True),
+        "aux": DiscriminatorConfig({4: 4}, downsample_first=True),
+    }
+    return nn.ModuleDict(
+        {name: ProgressiveDiscriminator(config).to(dtype) for name, config in configs.items()}
+    )
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "folder"])
+def test_discriminators_are_in_the_model_s_own_file(tmp_path: Path, name: str) -> None:
+    generator, discriminators, path = tiny(dtype=torch.float32), judges(), tmp_path / name
+    cips3d.save(generator, path, discriminators)
+    loaded, found = cips3d.load(path), load_discriminators(path)
+    assert found is not None and set(found) == {"main", "aux"} and not found.training
+    for key, part in discriminators.items():
+        assert found[key].config == part.config
+    for module, again in ((generator, loaded), (discriminators, found)):
+        assert module.state_dict().keys() == again.state_dict().keys()
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(tensor, again.state_dict()[key]), key
+    main = load_main_discriminator(path)
+    assert main is not None and main.config == discriminators["main"].config
+    cips3d.save(generator, path)  # without them
+    assert load_discriminators(path) is None and load_main_discriminator(path) is None
+    assert cips3d.load(path).config == generator.config
+
+
+def test_a_folder_is_the_hub_s_form_of_the_file(tmp_path: Path) -> None:
+    """The folder's model file is the one-file model; `save_pretrained` writes no discriminators."""
+    generator = tiny(dtype=torch.float32)
+    cips3d.save(generator, tmp_path / "m.safetensors", judges())
+    cips3d.save(generator, tmp_path / "folder", judges())
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    assert (tmp_path / "folder/model.safetensors").read_bytes() == whole
+    cips3d.save(generator, tmp_path / "folder")
+    generator.save_pretrained(tmp_path / "hub")
+    for file in ("model.safetensors", "config.json"):
+        ours, theirs = ((tmp_path / place / file).read_bytes() for place in ("folder", "hub"))
+        if file.endswith("json"):
+            ours, theirs = json.loads(ours), json.loads(theirs)
+        assert ours == theirs, file
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [3, {"main": 3}, {"main": {"channels": {"4": 0}}}, {"main": {"channels": {"4": 9}}}, {}],
+)
+def test_damaged_discriminators_are_refused_and_the_generator_is_not(
+    tmp_path: Path, entry: object
+) -> None:
+    generator, path = tiny(dtype=torch.float32), tmp_path / "m.safetensors"
+    tensors = generator.state_dict() | {
+        f"discriminators.{name}": value for name, value in judges().state_dict().items()
+    }
+    header = {"generator": to_dict(generator.config), "discriminators": entry}
+    save_file(tensors, path, {"cips3d": json.dumps(header)})
+    assert cips3d.load(path).config == generator.config
+    with pytest.raises(UserError, match=r"m\.safetensors") as error:
+        load_discriminators(path)
+    assert "\n" not in str(error.value)
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A picture's subject and camera are found again, the radiance field stays, and what cannot be inverted is said in a line."""
+"""Inversion finds subject and camera again, keeps the radiance field, and refuses bad input."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ import cips3d
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.camera import PoseDistribution
-from cips3d.editing import inversion as invert_module
 from cips3d.editing.inversion import Inversion, InversionConfig, invert
 from cips3d.editing.similarity import discriminator_distance, lpips_distance, pixel_distance
+from cips3d.editing.style_space import StyleSpace
 from cips3d.editing.subject import Subject
+from cips3d.editing.target import Target
+from cips3d.editing.tuning import other_views, random_rays, rendered_features, tune
 from cips3d.metrics.views import angle_between
-from cips3d.models.baselines import build_generator
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
+from cips3d.models.registry import build_generator
 from cips3d.models.types import Sampling, Styles
 
 FEW = InversionConfig(steps=(4, 6, 6, 6))
@@ -42,7 +44,7 @@ def generator() -> Generator:
     return made
 
 
-def picture_of(generator: Generator, camera: Camera, seed: int = 3) -> torch.Tensor:
+def image_of(generator: Generator, camera: Camera, seed: int = 3) -> torch.Tensor:
     with torch.no_grad():
         return generator.render(
             generator.sample_latents(1, seed), camera, generator.config.resolution, psi=0.7
@@ -51,19 +53,18 @@ def picture_of(generator: Generator, camera: Camera, seed: int = 3) -> torch.Ten
 
 def test_a_subject_of_the_bundled_model_is_found_again() -> None:
     generator = cips3d.load("heads")
-    generator.config = replace(generator.config, resolution=32)
-    generator.config = replace(generator.config, coarse_samples=8, fine_samples=8)
+    generator.config = replace(generator.config, resolution=32, sampling=Sampling(8, 8))
     camera = Camera.orbit(0.3, 0.05)
-    image = picture_of(generator, camera)
+    image = image_of(generator, camera)
     found = invert(generator, image, "w", config=replace(FEW, steps=(25, 15, 0, 0)))
     assert float(angle_between(*camera.yaw_pitch(), *found.camera.yaw_pitch())) < 5.0
     with torch.no_grad():
         again = generator.render(found.styles, found.camera, 32).image
         other_side = generator.render(found.styles, Camera.orbit(-0.3), 32).image
-        truth = picture_of(generator, Camera.orbit(-0.3))
+        truth = image_of(generator, Camera.orbit(-0.3))
     assert float((again - image).abs().mean()) < 0.1
     assert float((other_side - truth).abs().mean()) < 0.15
-    wrong = picture_of(generator, Camera.orbit(-0.3), seed=4)  # another subject is much farther
+    wrong = image_of(generator, Camera.orbit(-0.3), seed=4)  # another subject is much farther
     assert float((other_side - wrong).abs().mean()) > 2 * float((other_side - truth).abs().mean())
 
 
@@ -80,7 +81,7 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
     w, plus = found.earlier
     assert (
         isinstance(w.styles.appearance, torch.Tensor)
-        and len(plus.styles.appearance) == tiny.GENERATOR.inr_blocks
+        and len(plus.styles.appearance) == tiny.GENERATOR.networks.inr_blocks
     )
 
     def distance(step: Inversion) -> float:
@@ -100,19 +101,11 @@ def test_each_step_comes_nearer_and_leaves_the_model_as_it_was(generator: Genera
     assert plus.generator is generator
 
 
-def reddened(
-    model: Generator, yaw: float, config: InversionConfig
-) -> tuple[invert_module._Work, Styles, Camera]:
-    """The work at a picture of one of the model's own subjects, made redder."""
+def reddened(model: Generator, yaw: float) -> tuple[Target, Styles, Camera]:
+    """An image of one of the model's own subjects, made redder."""
     styles, camera = model.map(model.sample_latents(1, 3), 0.7), Camera.orbit(yaw)
     image = model.render(styles, camera).image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-    return (
-        invert_module._Work(
-            model, image, None, config, torch.Generator().manual_seed(0), "tuned", None
-        ),
-        styles,
-        camera,
-    )
+    return Target(model, image, None, 0.0), styles, camera
 
 
 def bundled(side: int) -> Generator:
@@ -122,7 +115,7 @@ def bundled(side: int) -> Generator:
 
 
 def turned(model: Generator, yaw: float) -> Generator:
-    """The same subjects, turned about the y axis with their cameras, as a prior that is learned may have drifted."""
+    """The same subjects and cameras, turned about y, as a learned prior may have drifted."""
     first = model.nerf.layers[0].linear.weight
     turn = Camera.orbit(yaw).cam_to_world[0, :3, :3]
     first.data = first @ turn.T
@@ -131,26 +124,22 @@ def turned(model: Generator, yaw: float) -> Generator:
 
 
 @pytest.mark.parametrize("front", [0.0, 0.3])
-def test_what_tuning_wants_of_other_views(front: float) -> None:
+def test_targets_of_other_views(front: float) -> None:
     model = turned(bundled(64), front)
     for yaw in (0.0, 0.4, -0.4):
-        work, styles, camera = reddened(
-            model, front + yaw, InversionConfig(keep_weight=0.25, mirror_weight=0.5)
+        target, styles, camera = reddened(model, front + yaw)
+        rays = random_rays(target, torch.Generator().manual_seed(0))
+        features, wanted, weight = other_views(
+            target, camera, styles, rays, keep_weight=0.25, mirror_weight=0.5
         )
-        rays = work._random_rays()
-        work._random_rays = lambda rays=rays: rays
-        features, wanted, weight = work._elsewhere(camera, styles)
-        change, solid = (
-            wanted - model.inr(features, styles.appearance),
-            work._rendered_features(styles, rays)[2] > 0.5,
-        )
+        change = wanted - model.inr(features, styles.appearance)
+        solid = rendered_features(model, styles, rays)[2] > 0.5
         shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
-        assert float(shown.sum() / solid.sum()) > 0.5 and not bool(
-            ((shown | mirrored) & ~solid).any()
-        )
+        assert float(shown.sum() / solid.sum()) > 0.5
+        assert not bool(((shown | mirrored) & ~solid).any())
         share = float(mirrored.sum() / solid.sum())
         assert share < 0.02 if yaw == 0 else 0.05 < share < 0.5
-        redder = shown | mirrored | ~solid  # the background is redder in the picture too
+        redder = shown | mirrored | ~solid  # the background is redder in the image too
         red = torch.tensor([0.1, 0.0, 0.0]).expand(int(redder.sum()), 3)
         torch.testing.assert_close(change[redder], red, atol=1e-4, rtol=0)
         assert float(change[kept & solid].abs().max()) < 1e-5
@@ -158,19 +147,20 @@ def test_what_tuning_wants_of_other_views(front: float) -> None:
 
 def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
     model, changes = bundled(32), []
-    work, styles, camera = reddened(model, 0.5, InversionConfig(mirror_weight=30.0))
-    features, _, weight = work._elsewhere(camera, styles)
+    target, styles, camera = reddened(model, 0.5)
+
+    def draws() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    rays = random_rays(target, draws())
+    features, _, weight = other_views(target, camera, styles, rays, 0.3, mirror_weight=30.0)
     before, hidden = model.inr(features, styles.appearance), weight == 30.0
     for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
-        work, _, _ = reddened(
-            model, 0.5, InversionConfig(steps=(0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror)
-        )
-        shape, w = (
-            getattr(work.space, name).coordinates(getattr(styles, name))
-            for name in ("shape", "appearance")
-        )
-        tuned = work.tuned(invert_module._Codes(work.space, *camera.yaw_pitch(), shape, w[:, None]))
-        after = tuned.generator.inr(features, styles.appearance)
+        tuned = tune(
+            target, camera, styles, steps=40, rate=InversionConfig().tuning_rate, keep_weight=keep,
+            mirror_weight=mirror, draws=draws(), after_step=lambda: None,
+        )  # fmt: skip
+        after = tuned.inr(features, styles.appearance)
         changes.append(float((after - before)[hidden][:, 0].mean()))
     free, kept, mirrored = changes
     assert kept < 0.5 * free and mirrored > 2 * kept, changes
@@ -180,21 +170,21 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
 def test_short_memory_changes_nothing_but_rounding(
     space: Literal["w", "tuned"], generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image, losses = picture_of(generator, Camera.orbit(0.2)), []
+    image, losses = image_of(generator, Camera.orbit(0.2)), []
     for chunk in (10**6, 7):
-        monkeypatch.setattr(invert_module._Work, "_chunk", lambda *_, chunk=chunk: chunk)
+        monkeypatch.setattr(Target, "chunk", lambda *_, chunk=chunk: chunk)
         losses.append(invert(generator, image, space, start=Camera.orbit(0.1), config=FEW).loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_it_starts_from_the_camera_that_the_discriminator_tells(generator: Generator) -> None:
+def test_it_starts_from_the_camera_that_the_discriminator_predicts(generator: Generator) -> None:
     discriminator = ProgressiveDiscriminator(
         DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     ).requires_grad_(False)
     assert discriminator.pose is not None
     discriminator.pose.weight.zero_()
     discriminator.pose.bias.copy_(torch.tensor([0.25, -0.1]))
-    image = picture_of(generator, Camera.orbit(0.2))
+    image = image_of(generator, Camera.orbit(0.2))
     config = replace(FEW, steps=(1, 1, 1, 1))
     found = invert(generator, image, "w", discriminator=discriminator, config=config)
     yaw, pitch = found.camera.yaw_pitch()
@@ -216,7 +206,7 @@ def test_a_model_in_double_precision_takes_its_discriminator_in_single(
     discriminator = ProgressiveDiscriminator(
         DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     ).requires_grad_(False)
-    image = picture_of(generator, Camera.orbit(0.2))
+    image = image_of(generator, Camera.orbit(0.2))
     double = copy.deepcopy(generator).double()
     found = invert(
         double,
@@ -232,21 +222,21 @@ def test_a_model_in_double_precision_takes_its_discriminator_in_single(
 
 
 def test_a_network_of_one_block_takes_each_steps_own_number() -> None:
-    one = build_generator(replace(tiny.GENERATOR, inr_blocks=1)).eval().requires_grad_(False)
-    told: list[tuple[float, str]] = []
+    one = build_generator(tiny.generator(inr_blocks=1)).eval().requires_grad_(False)
+    calls: list[tuple[float, str]] = []
     config = replace(FEW, steps=(1, 2, 3, 4))
     invert(
         one,
-        picture_of(one, Camera.orbit(0.1)),
+        image_of(one, Camera.orbit(0.1)),
         config=config,
-        progress=lambda *said: told.append(said),
+        progress=lambda *call: calls.append(call),
     )
-    assert [step for _, step in told] == ["w"] * 3 + ["w+"] * 3 + ["tuned"] * 4
-    assert told[-1][0] == pytest.approx(1.0)
+    assert [step for _, step in calls] == ["w"] * 3 + ["w+"] * 3 + ["tuned"] * 4
+    assert calls[-1][0] == pytest.approx(1.0)
 
 
 def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
-    image = picture_of(generator, Camera.orbit(0.2))
+    image = image_of(generator, Camera.orbit(0.2))
     first, again = (invert(generator, image, "w", config=FEW, seed=5) for _ in range(2))
     assert torch.equal(first.styles.shape, again.styles.shape)
     assert torch.equal(first.camera.cam_to_world, again.camera.cam_to_world)
@@ -254,10 +244,8 @@ def test_it_is_the_same_for_the_same_seed(generator: Generator) -> None:
 
 def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) -> None:
     poses = PoseDistribution("uniform", yaw_std=0.5, pitch_std=0.0, radius=1.3, fov=20.0)
-    other = build_generator(replace(tiny.GENERATOR, poses=poses)).requires_grad_(False)
-    found = invert(
-        other, picture_of(other, Camera.orbit(0.1, radius=1.3, fov=20.0)), "w", config=FEW
-    )
+    other = build_generator(tiny.generator(poses=poses)).requires_grad_(False)
+    found = invert(other, image_of(other, Camera.orbit(0.1, radius=1.3, fov=20.0)), "w", config=FEW)
     assert (
         float(found.camera.position.norm()) == pytest.approx(1.3, abs=1e-5)
         and float(found.camera.fov) == 20.0
@@ -266,7 +254,7 @@ def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) ->
 
 def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator) -> None:
     """Coordinates of styles and back."""
-    space = invert_module._StyleSpace(generator, torch.Generator().manual_seed(0))
+    space = StyleSpace(generator, torch.Generator().manual_seed(0))
     styles = generator.map(generator.sample_latents(5, 1))
     assert isinstance(styles.appearance, torch.Tensor)
     for normal, w in ((space.shape, styles.shape), (space.appearance, styles.appearance)):
@@ -287,23 +275,66 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
         (torch.zeros(3, 8, 8), r"shape \(3, 8"),
     ],
 )
-def test_a_picture_that_cannot_be_inverted_is_refused(
+def test_a_tensor_that_is_no_image_is_refused(
     generator: Generator, image: torch.Tensor, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
         invert(generator, image)
 
 
+def test_an_image_is_a_path_a_pil_image_an_array_or_a_tensor(
+    generator: Generator, tmp_path: Path
+) -> None:
+    """All of one image find the same subject."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "image.png")
+    floats = pixels.astype(np.float32) / 127.5 - 1
+    tensor = torch.from_numpy(floats).permute(2, 0, 1)[None]
+    config = replace(FEW, steps=(2, 2, 0, 0))
+    forms: list[Any] = [tensor, tmp_path / "image.png", str(tmp_path / "image.png"), image]
+    forms += [image.convert("RGBA"), pixels, pixels[:, ::-1][:, ::-1], floats, floats.astype(float)]
+    found = [invert(generator, form, "w", config=config).styles.shape for form in forms]
+    assert all(torch.equal(shape, found[0]) for shape in found)
+    wide = np.pad(pixels, ((0, 0), (3, 3), (0, 0)))  # the central square is used
+    for form in (wide, Image.fromarray(wide)):
+        assert torch.equal(invert(generator, form, "w", config=config).styles.shape, found[0])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (3, "image: int given; give a path, a PIL image, an array .* or a tensor"),
+        (None, "image: NoneType given"),
+        ([[0.0]], "image: list given"),
+        (b"bytes", "image: bytes given"),
+        ("nowhere.png", "nowhere.png: there is no such file"),
+        (np.zeros((8, 8), np.uint8), r"image: the array has the shape \(8, 8\); give \(height"),
+        (np.zeros((3, 8, 8), np.uint8), r"image: the array has the shape \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"image: the array has the shape \(0, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.int64), "image: the array is of int64; give uint8"),
+        (np.zeros((8, 9, 3)), "image: is 9x8; give a square one"),
+        (np.full((8, 8, 3), 255.0), "image: has colours far outside"),
+        (np.full((8, 8, 3), np.nan), "image: has NaN"),
+        (Image.new("F", (8, 8)), "image: cannot be read"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(
+    generator: Generator, image: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        invert(generator, image)
+    assert "\n" not in str(error.value)
+
+
 def test_other_architectures_are_refused() -> None:
     for name in ("pi-gan", "cips-2d"):
         with pytest.raises(UserError, match=name):
-            invert(
-                build_generator(replace(tiny.GENERATOR, architecture=name)), torch.zeros(1, 3, 8, 8)
-            )
+            invert(build_generator(tiny.generator(architecture=name)), torch.zeros(1, 3, 8, 8))
 
 
-# ---------------------------------------------------------------- likeness
-def test_features_of_a_discriminator_measure_likeness() -> None:
+# ---------------------------------------------------------------- distances
+def test_features_of_a_discriminator_measure_similarity() -> None:
     torch.manual_seed(0)
     distance = discriminator_distance(
         ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8, 16: 8}))
@@ -324,12 +355,14 @@ def test_pixels_see_a_shift_as_small_and_a_change_as_large() -> None:
     assert float(pixel_distance(board, board)) == 0
 
 
-def test_lpips_that_is_not_installed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_that_is_not_installed_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):
         lpips_distance(torch.device("cpu"), 64)
     with pytest.raises(
-        UserError, match="features lpips: it takes pictures of 32² and more, the model makes 8²"
+        UserError, match="features lpips: needs images of at least 32², the model's are 8²"
     ):
         lpips_distance(torch.device("cpu"), 8)
 
@@ -370,8 +403,11 @@ def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
         "__init__",
         lambda *_, **__: (_ for _ in ()).throw(RuntimeError("of another torch\nat length")),
     )
-    cli.main([*command, str(tmp_path / "third")])  # colours alone serve
-    assert not compared and "of another torch); take another; colours alone count" in caplog.text
+    cli.main([*command, str(tmp_path / "third")])
+    assert (
+        not compared
+        and "of another torch); choose another distance; only colours are compared" in caplog.text
+    )
     with pytest.raises(SystemExit):
         cli.main([*command, str(tmp_path / "fourth"), "--features", "lpips"])
 
@@ -394,13 +430,13 @@ def test_a_subject_is_read_as_it_was_written(
         generator.render(s, camera, 8, sampling=sampling).image for s in (styles, again.styles)
     ]
     assert torch.equal(*images)
-    other = build_generator(replace(tiny.GENERATOR, shape_style_dim=9))
+    other = build_generator(tiny.generator(shape_style_dim=9))
     with pytest.raises(UserError, match="other networks"):
         Subject.load(tmp_path / "subject.safetensors", other)
     with pytest.raises(UserError, match="other networks"):
         Subject.load(
             tmp_path / "subject.safetensors",
-            build_generator(replace(tiny.GENERATOR, appearance_style_dim=9)),
+            build_generator(tiny.generator(appearance_style_dim=9)),
         )
 
 
@@ -413,12 +449,12 @@ def test_a_subject_is_one_of_the_models_with_its_nerf(generator: Generator, tmp_
     Subject.load(path, copy.deepcopy(generator).double())
     other.nerf.density.bias.add_(1e-6)
     with pytest.raises(
-        UserError, match=r"subject\.safetensors is a subject of another model; give the one"
+        UserError, match=r"subject\.safetensors is a subject of another model; give its own"
     ):
         Subject.load(path, other)
 
 
-def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Path) -> None:
+def test_damaged_subjects_are_refused_in_one_line(generator: Generator, tmp_path: Path) -> None:
     path = tmp_path / "subject.safetensors"
     pretrained.save(generator, path)
     with pytest.raises(UserError, match="not a subject"):
@@ -430,7 +466,7 @@ def test_damaged_subjects_are_said_in_a_line(generator: Generator, tmp_path: Pat
         Subject.load(tmp_path / "nowhere", generator)
     styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.1)
     Subject(replace(styles, shape=styles.shape * torch.nan), camera).save(path, generator)
-    with pytest.raises(UserError, match=r"subject\.safetensors is damaged: it holds NaN"):
+    with pytest.raises(UserError, match=r"subject\.safetensors is damaged: it contains NaN"):
         Subject.load(path, generator)
     Subject(styles, replace(camera, cam_to_world=camera.cam_to_world * 2)).save(path, generator)
     with pytest.raises(UserError, match=r"subject\.safetensors is damaged: camera label"):
@@ -461,9 +497,9 @@ def test_invert_writes_everything_that_is_needed_to_go_on(
             "0.03",
         ]
     )
-    told = json.loads((out / "inversion.json").read_text())
+    result = json.loads((out / "inversion.json").read_text())
     subject = Subject.load(out / "subject.safetensors", pretrained.load(out / "model.safetensors"))
-    assert told["yaw"] == pytest.approx(
+    assert result["yaw"] == pytest.approx(
         float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3
     )
     width, height = Image.open(out / "report.png").size
@@ -565,9 +601,7 @@ def test_options_that_make_no_sense(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_is_not_there(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_image(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         cli.main(
             [
@@ -583,7 +617,7 @@ def test_a_picture_that_is_not_there(
     )
 
 
-def test_the_picture_is_not_replaced_by_a_sheet(
+def test_the_image_is_not_replaced_by_a_sheet(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("views.png", "report.png"):
@@ -609,7 +643,7 @@ def test_the_model_is_not_replaced_by_the_tuned_one(
         assert exit.value.code == 2 and "would be replaced; give another" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
     (tmp_path / "mine").mkdir()
-    shutil.copy(folder / "model.safetensors", tmp_path / "mine")  # anybody's
+    shutil.copy(folder / "model.safetensors", tmp_path / "mine")  # not an inversion's
     with pytest.raises(SystemExit):
         cli.main(["invert", str(folder / "me.png"), "heads", str(tmp_path / "mine")])
     assert "is of no inversion" in capsys.readouterr().err
@@ -642,7 +676,7 @@ def test_a_model_that_cannot_be_written_leaves_the_last_inversion_whole(
     "name",
     ["model.safetensors", "subject.safetensors", "inversion.json", "report.png", "views.png"],
 )
-def test_what_cannot_be_written_is_told_of_before_the_search(
+def test_unwritable_results_are_reported_before_the_search(
     name: str,
     folder: Path,
     tmp_path: Path,
@@ -660,27 +694,29 @@ def test_what_cannot_be_written_is_told_of_before_the_search(
     assert exit.value.code == 2 and f"cannot write {tmp_path / name}" in capsys.readouterr().err
 
 
-def test_the_tuned_model_has_the_discriminators_of_the_model(folder: Path, tmp_path: Path) -> None:
+def test_the_tuned_model_has_the_discriminators_of_the_model(
+    generator: Generator, folder: Path, tmp_path: Path
+) -> None:
     model, out = tmp_path / "model.safetensors", tmp_path / "found"
-    shutil.copy(folder / "model.safetensors", model)
-    config = tiny.config()
-    networks = {
-        "main": ProgressiveDiscriminator(config.discriminator),
-        "aux": ProgressiveDiscriminator(config.aux_discriminator),
-    }
-    pretrained.save_discriminators(torch.nn.ModuleDict(networks), model)
+    networks = torch.nn.ModuleDict(
+        {
+            name: ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8}))
+            for name in ("main", "aux")
+        }
+    )
+    pretrained.save(generator, model, networks)
     words = ["invert", str(folder / "me.png"), str(model), str(out), "--effort", "0.03"]
     cli.main(words)
-    theirs, kept = (
-        pretrained.discriminators_file(place) for place in (model, out / "model.safetensors")
-    )
-    assert kept.read_bytes() == theirs.read_bytes()
-    theirs.unlink()
+    kept = pretrained.load_discriminators(out / "model.safetensors")
+    assert kept is not None
+    for name, tensor in networks.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], tensor)
+    pretrained.save(generator, model)
     cli.main(words)
-    assert not kept.exists()  # they would be another model's
+    assert pretrained.load_discriminators(out / "model.safetensors") is None
 
 
-def test_a_damaged_picture_is_said_in_a_line(
+def test_a_damaged_image_is_refused_in_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
@@ -707,8 +743,8 @@ def test_a_found_subject_can_be_shown_and_blended(
     view = ["--views", "1", "--show", "image", "--resolution", "8", "--yaw", "10"]
     cli.main(["render", model, str(tmp_path / "view.png"), "--subject", str(subject), *view])
     cli.main(["render", model, str(tmp_path / "same.png"), "--seeds", "9", "--psi", "1", *view])
-    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
-    assert np.array_equal(*pictures)
+    images = [np.asarray(Image.open(tmp_path / name)) for name in ("view.png", "same.png")]
+    assert np.array_equal(*images)
     cli.main(
         [
             "render",
@@ -723,7 +759,7 @@ def test_a_found_subject_can_be_shown_and_blended(
     )
     cli.main(["render", model, str(tmp_path / "least.png"), "--seeds", "9", "--psi", "0.2", *view])
     less = [np.asarray(Image.open(tmp_path / name)) for name in ("less.png", "least.png")]
-    assert np.array_equal(*less) and not np.array_equal(less[0], pictures[0])
+    assert np.array_equal(*less) and not np.array_equal(less[0], images[0])
     cli.main(
         [
             "blend",
@@ -752,7 +788,7 @@ def test_a_found_subject_can_be_shown_and_blended(
         ]
     )
     both = np.asarray(Image.open(tmp_path / "both.png"))
-    assert np.array_equal(both[:8], both[-8:]) and np.array_equal(both[:8], pictures[0])
+    assert np.array_equal(both[:8], both[-8:]) and np.array_equal(both[:8], images[0])
     with pytest.raises(SystemExit):
         cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(folder / "me.png")])
     assert not (tmp_path / "no.png").exists()

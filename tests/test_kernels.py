@@ -8,7 +8,7 @@ from cips3d.models.ops.kernels import kernel
 
 
 def test_a_kernel_is_compiled_where_nothing_can_be_kept() -> None:
-    """Numba finds no place for a function without a file, as for one whose folder and whose user's cannot be written."""
+    """Numba finds no cache folder for a function without a file, as where none can be written."""
     names: dict[str, Any] = {"kernel": kernel}
     exec(
         "@kernel()\ndef total(x):\n    s = 0.0\n    for a in x:\n        s += a\n    return s\n",

@@ -61,7 +61,7 @@ def recorded_styles(tensors: dict[str, Tensor]) -> Styles:
 
 
 def recorded_draws(tensors: dict[str, Tensor], i: int) -> RayDraws:
-    """The draws that lead to the recorded depths; those of the fine ones from the CDF of the recorded coarse densities."""
+    """The draws of the recorded depths; fine ones from the CDF of the recorded coarse densities."""
     t, fine = tensors[f"cam{i}/t_coarse"], tensors[f"cam{i}/hierarchical/t_fine"]
     even = torch.linspace(NEAR, FAR, COARSE, dtype=t.dtype)
     jitter = (t - even) / (even[1] - even[0]) + 0.5
@@ -389,7 +389,7 @@ def test_backgrounds(units, background, name):
     feature, depth, opacity, _ = network.render_features(
         torch.zeros(2, 2), Rays(origins, -origins), Sampling(7, 0), draws
     )
-    # a white background is seen through the last interval; the authors' endless one hides it behind any density there
+    # white is seen through the last interval; any density there hides it in the authors' code
     same = samples[:, :, -1, 4] <= 0 if background == "white" else torch.full((2, 5), True)
     assert same.sum() >= 3
     assert worst(feature[same], units[f"integ.{name}.V"][same]) < 2 * SINGLE

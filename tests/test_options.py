@@ -18,19 +18,19 @@ from cips3d.camera import Camera, PoseDistribution, mirrored_label
 from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.archive import write_heads
+from cips3d.models.config import Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.types import RenderOutput
-from cips3d.models.config import Sampling
 from cips3d.training import loop, objective
 from cips3d.training.cameras import DatasetCameras, LearnedPoses
 from cips3d.training.draws import StepDraws
+from cips3d.training.loop import AUGMENT_STEPS, MOST_AUGMENT, train
+from cips3d.training.networks import Networks
 from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.networks import Networks
-from cips3d.training.step import StepResult
-from cips3d.training.loop import AUGMENT_STEPS, MOST_AUGMENT, train
 from cips3d.training.run import Run
+from cips3d.training.step import StepResult
 from official import relative
 
 

@@ -17,7 +17,7 @@ import tiny
 from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
 from cips3d.models import rays as ray_choices
-from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
+from cips3d.models.config import Cips3dNetworks, GeneratorConfig, NetworkConfig, Sampling
 from cips3d.models.cost import generator_cost
 from cips3d.models.generator import Generator
 from cips3d.models.peers.cips import Cips2d, image_coordinates
@@ -297,8 +297,9 @@ def test_cips_keeps_its_scale_at_every_resolution_and_field_of_view() -> None:
 def test_gradients_equal_finite_differences(architecture: str) -> None:
     """gradcheck with respect to codes and all parameters."""
     generator = small(
-        architecture, nerf_width=2, nerf_layers=2, feature_dim=2, inr_width=2, inr_blocks=2, shape_dim=2,
-        appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0, density_gain=5.0,
+        architecture, nerf_width=2, nerf_layers=2, feature_dim=2, inr_width=2, inr_blocks=2,
+        shape_dim=2, appearance_dim=2, shape_style_dim=2, appearance_style_dim=2, coarse=4, fine=0,
+        density_gain=5.0,
         density_blob=10.0, view_direction=True,
     )  # fmt: skip
     camera = Camera.orbit(torch.tensor([0.3], dtype=F64))
@@ -374,7 +375,8 @@ def test_files_bring_back_the_class_and_the_bits(
     z, camera = generator.sample_latents(2, 0), Camera.orbit(0.2)
     image = generator.render(z, camera, psi=0.8).image
     for loaded in (
-        cips3d.load(tmp_path / "m.safetensors"), cips3d.load(tmp_path / "hub"), kind.from_pretrained(tmp_path / "hub"),
+        cips3d.load(tmp_path / "m.safetensors"), cips3d.load(tmp_path / "hub"),
+        kind.from_pretrained(tmp_path / "hub"),
     ):  # fmt: skip
         assert type(loaded) is kind and loaded.config == generator.config
         assert torch.equal(loaded.render(z, camera, psi=0.8).image, image)
@@ -394,6 +396,55 @@ def test_parts_are_the_networks(architecture: str) -> None:
     assert {name for name, _ in generator.named_children()} == set(generator.parts)
     bare = {name for name, _ in small(architecture, background="last").named_children()}
     assert bare == set(generator.parts) - {"background"}
+
+
+@pytest.mark.parametrize("architecture", GENERATORS)
+def test_every_generator_answers_the_protocol(architecture: str) -> None:
+    generator = small(architecture)
+    kind = GENERATORS[architecture]
+    assert type(generator) is kind and generator.config.networks.architecture == architecture
+    assert issubclass(kind.Networks, NetworkConfig) and kind.Networks().architecture == architecture
+    assert set(generator.geometry_parts) <= set(generator.parts)
+    assert generator.device == torch.device("cpu") and generator.sampling == Sampling(5, 4)
+    assert generator.activations_per_ray(generator.sampling) > 0
+
+    z = generator.sample_latents(2, 0)
+    styles = generator.map(z)
+    assert torch.equal(generator.mapped(z).shape, styles.shape)
+    blocks = [styles.appearance] * generator.style_blocks
+    out = generator.render(z, camera_of_two(), 4)
+    assert torch.equal(out.image, out.aux_image) is not generator.has_aux_image
+    assert out.image.shape == out.aux_image.shape == (2, 3, 4, 4)
+    if blocks:
+        again = generator.render(Styles(styles.shape, blocks), camera_of_two(), 4)
+        assert torch.equal(again.image, out.image)
+
+
+@pytest.mark.parametrize("architecture", GENERATORS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"view_direction": True, "density_blob": 20.0}, {"embedding": "fixed"}]
+)
+def test_density_along_rays_is_the_density_at_their_points(
+    architecture: str, changes: dict[str, Any]
+) -> None:
+    generator = small(architecture, **changes)
+    styles, rays = generator.map(generator.sample_latents(2, 0)), camera_of_two().rays(3, 3)
+    t = 0.88 + 0.24 * torch.rand(2, 9, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    points = rays.at(t).flatten(1, 2)
+    if not generator.has_density:
+        assert not generator.geometry_parts
+        with pytest.raises(NotImplementedError):
+            generator.density(points, styles)
+        with pytest.raises(NotImplementedError):
+            generator.density_along(rays, t, styles)
+        return
+    sigma = generator.density(points, styles)
+    assert sigma.std() > 0.1 and sigma.requires_grad
+    for along in (type(generator).density_along, RayGenerator.density_along):
+        found = along(generator, rays, t, styles)
+        assert (found.flatten(1) - sigma).abs().max() < 1e-9 and not found.requires_grad
+    moved = generator.density(points, styles[torch.tensor([1, 0])])
+    assert (moved - sigma).abs().max() > 0.1, "each image has its own shape"
 
 
 @pytest.mark.parametrize("architecture", PEERS)

@@ -12,13 +12,15 @@ import tiny
 from cips3d.cli import main
 from cips3d.configuration import with_settings
 from cips3d.errors import UserError
+from cips3d.models.cost import Account
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.training import planning as plans
-from cips3d.training.run import write_config
-from cips3d.training.planning import Account, in_mode, parameters, step_cost, visible_share
+from cips3d.training.networks import Networks
+from cips3d.training.objective import R1, R2, Objective
+from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import preset
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.steps import Networks
+from cips3d.training.run import write_config
 
 MEMORY = 2**34
 
@@ -29,7 +31,7 @@ def small(resolution: int, **changes: object) -> tuple[TrainConfig, Stage]:
     config = tiny.config(
         discriminator=DiscriminatorConfig(widths),
         aux_discriminator=DiscriminatorConfig(widths),
-        r1_every=1,
+        objective=Objective(r1=R1(10.0)),
     )
     return config, Stage(resolution, **({"kimg": 1, "batch": 4} | changes))  # type: ignore[arg-type]
 
@@ -106,15 +108,20 @@ def test_parameters_and_the_visible_share() -> None:
     )
     torch.manual_seed(0)
     fog = tiny.config()
-    surfaces = replace(
-        fog, generator=replace(fog.generator, density_gain=100.0, density_blob=100.0)
-    )
+    body = tiny.generator(density_gain=100.0, density_blob=100.0)
+    surfaces = replace(fog, generator=body)
     assert visible_share(surfaces) == 0.5 < visible_share(fog) < 1
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": "relativistic", "r2_gamma": 1.0}, {"share_fakes": True}, {"cameras": "learned"}],
+    [
+        {"objective": Objective("relativistic", r2=R2(1.0))},
+        {"share_fakes": True},
+        {"cameras": "learned"},
+        {"augment_target": 0.6},
+        {"frozen_discriminator_blocks": 1},
+    ],
 )
 def test_every_kind_of_step_can_be_planned(changes: dict[str, object]) -> None:
     config = tiny.config(**changes)
@@ -122,9 +129,7 @@ def test_every_kind_of_step_can_be_planned(changes: dict[str, object]) -> None:
 
 
 def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config(
-        stages=(Stage(8, kimg=0.048, batch=4),), r1_every=1, start="not-here.safetensors"
-    )
+    config = tiny.config(stages=(Stage(8, kimg=0.048, batch=4),), start="not-here.safetensors")
     write_config(tmp_path, config)  # sizes need no weights
     main(["plan", str(tmp_path), "--gpus", "2", "--tflops", "0.1", "--memory", "0.0001"])
     words = capsys.readouterr().out
@@ -168,15 +173,17 @@ def test_settings_reach_every_field() -> None:
     config = with_settings(
         preset("heads-32"),
         [
-            "loss=relativistic",
+            "objective.adversarial=relativistic",
+            "objective.r2.weight=1",
             "stages.1.batch=8",
             "stages.*.augment=0.5",
-            "generator.inr_width=32",
+            "generator.networks.inr_width=32",
             "sampling=null",
         ],
         "--set",
     )
-    assert (config.loss, config.generator.inr_width, config.sampling) == ("relativistic", 32, None)
+    assert (config.objective.adversarial, config.objective.r2) == ("relativistic", R2(1.0))
+    assert (config.generator.networks.inr_width, config.sampling) == (32, None)
     assert [stage.batch for stage in config.stages] == [16, 8, 32]
     assert [stage.augment for stage in config.stages] == [0.5] * 3
 
@@ -184,14 +191,14 @@ def test_settings_reach_every_field() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        "loss",
-        "loss=odd",
+        "objective.adversarial",
+        "objective.adversarial=odd",
         "nothing=1",
         "stages.9.batch=1",
         "stages.x.batch=1",
         "stages.0=1",
         "seed.x=1",
-        "r1_gamma=-1",
+        "objective.r1.weight=-1",
         "=1",
     ],
 )
@@ -217,17 +224,18 @@ def test_train_takes_settings(tmp_path: Path) -> None:
     small = [
         "stages.*.kimg=0.004",
         "stages.*.resolution=16",
-        "generator.inr_width=16",
-        "loss=relativistic",
-        "r2_gamma=1",
+        "generator.networks.inr_width=16",
+        "objective.adversarial=relativistic",
+        "objective.r2.weight=1",
     ]
     main(["train", str(tmp_path / "run"), *common, "--set", *small])
-    assert '"loss": "relativistic"' in (tmp_path / "run/config.json").read_text()
+    assert '"adversarial": "relativistic"' in (tmp_path / "run/config.json").read_text()
 
 
 @pytest.mark.parametrize("row", ["direction", "fixed", "learned", "full"])
 def test_presets_of_table_2_are_its_rows(row: str) -> None:
     config = preset(f"table-2-{row}")
-    assert config.generator.view_direction == (row == "direction")
-    assert config.generator.embedding == ("learned" if row in ("learned", "full") else "fixed")
+    networks = config.generator.networks
+    assert networks.view_direction == (row == "direction")
+    assert networks.embedding == ("learned" if row in ("learned", "full") else "fixed")
     assert {stage.auxiliary for stage in config.stages} == {row == "full"}

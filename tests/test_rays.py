@@ -135,7 +135,9 @@ def test_automatic_chunks_do_not_depend_on_where_they_are_asked_for() -> None:
 def test_chunks_cover_everything_once(count: int, size: int, sizes: list[int]) -> None:
     items = list(range(count))
     parts = [items[part] for part in rays.chunks(count, size)]
-    assert sum(parts, []) == items and [len(part) for part in parts] == sizes
+    assert [item for part in parts for item in part] == items and [
+        len(part) for part in parts
+    ] == sizes
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 36, 100])

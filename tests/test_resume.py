@@ -21,13 +21,14 @@ import torch
 from safetensors import safe_open
 
 import tiny
-from cips3d import pretrained
+from cips3d import storage
 from cips3d.configuration import read_json
 from cips3d.errors import UserError
 from cips3d.training import logs
+from cips3d.training import run as runs
 from cips3d.training.logs import LOCK_FILE, RunLog
-from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.loop import train
+from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
 
 #: Runs that are killed at a random moment.
@@ -39,14 +40,14 @@ processes = multiprocessing.get_context(
     "forkserver"
 )  # a new process each, but torch is imported once
 processes.set_forkserver_preload(
-    ["cips3d.training.trainer", "tiny", "torch._dynamo"]
+    ["cips3d.training.loop", "tiny", "torch._dynamo"]
 )  # which optimisers import
 
 
-def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
+def killed(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
     """The run that gets killed: two stages with a checkpoint after every fourth step. Sends the share done after every step.
 
-    Or kills itself in the middle of writing the `die_in_file`-th file: a model, its discriminators, a checkpoint, in turns.
+    Or kills itself in the middle of writing the `die_in_file`-th file: a model and a checkpoint in turns.
     """
     torch.set_num_threads(1)
     stages = (
@@ -55,7 +56,7 @@ def train(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> Non
     )
     config = tiny.config(data, stages=stages, mirror=True, log_steps=3, sample_kimg=0.088)
     if die_in_file:
-        pretrained.save_file = dying_writer(pretrained.save_file, die_in_file)
+        storage.save_file = dying_writer(storage.save_file, die_in_file)
     shares.send(0.0)
     train(Run(config, run_dir), lambda share, _: shares.send(share))
 
@@ -80,7 +81,7 @@ def start(
     run_dir: Path, data: str, die_in_file: int = 0
 ) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     shares, far_end = processes.Pipe(duplex=False)
-    process = processes.Process(target=train, args=(run_dir, data, far_end, die_in_file))
+    process = processes.Process(target=killed, args=(run_dir, data, far_end, die_in_file))
     process.start()
     far_end.close()
     return process, shares
@@ -135,9 +136,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
                 kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay
             )
         jobs["died-in-checkpoint"] = pool.submit(
-            die_and_finish, tmp_path / "died-in-checkpoint", data, 9
+            die_and_finish, tmp_path / "died-in-checkpoint", data, 6
         )
-        jobs["died-in-model"] = pool.submit(die_and_finish, tmp_path / "died-in-model", data, 7)
+        jobs["died-in-model"] = pool.submit(die_and_finish, tmp_path / "died-in-model", data, 5)
         for job in jobs.values():
             job.result()
     whole = tmp_path / "whole"
@@ -230,24 +231,24 @@ def test_weights_and_biases_goes_on_with_the_run(
 ) -> None:
     """By a stand-in for the package, which is not needed and not installed here."""
     config = tiny.config(tiny.images(tmp_path / "data"), wandb="heads")
-    monkeypatch.setattr(logs, "find_spec", lambda _: None)
+    monkeypatch.setattr(runs, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="wandb: the package is not installed; pip install wandb"):
         Run(config, tmp_path / "run")
-    monkeypatch.setattr(logs, "find_spec", lambda _: "found")
+    monkeypatch.setattr(runs, "find_spec", lambda _: "found")
     begun: list[dict[str, Any]] = []
     logged: list[tuple[int, float]] = []
     ended: list[str] = []
 
-    class Run:
+    class Session:
         def log(self, figures: dict[str, float], step: int) -> None:
             logged.append((step, figures["d_loss"]))
 
         def finish(self) -> None:
             ended.append(begun[-1]["id"])
 
-    def init(**options: Any) -> Run:
+    def init(**options: Any) -> Session:
         begun.append(options)
-        return Run()
+        return Session()
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=RuntimeError))
     trainer = Run(config, tmp_path / "run")

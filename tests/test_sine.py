@@ -1,4 +1,4 @@
-"""The sine kernel: as accurate as it says, at every argument, forwards and backwards; torch's own where it does not apply."""
+"""The sine kernel: its stated accuracy, forward and backward, and where torch's takes over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_values_and_slopes_are_within_the_stated_error(scale: float) -> None:
 
 
 def test_shifts_and_depths() -> None:
-    """Every batch entry and channel has its own shift, every ray its own start and slope; gradients reach the shift."""
+    """Each batch entry and channel has its shift, each ray its start and slope, with gradients."""
     draw = torch.Generator().manual_seed(0)
     x, shift = (
         torch.randn(3, 7, 5, generator=draw) * 30,

@@ -19,15 +19,15 @@ from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
-from cips3d.training.checkpoint import checkpoints
 from cips3d.training import loop
+from cips3d.training.checkpoint import checkpoints
+from cips3d.training.loop import train
 from cips3d.training.objective import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
+from cips3d.training.run import Run
 from cips3d.training.step import Game, render_fakes
 from steps import context, generator_step
-from cips3d.training.loop import train
-from cips3d.training.run import Run
 
 
 @pytest.fixture(scope="module")

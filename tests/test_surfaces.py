@@ -69,7 +69,7 @@ def test_thinned_points_are_even() -> None:
 
 
 def test_points_of_views_and_all_over_a_head_lie_on_it() -> None:
-    view = Subjects.true(HEADS, [3]).at(0.4, 0.1)
+    view = Subjects.true(HEADS.truth(), [3], 32).from_angles(0.4, 0.1)
     points = seen_points(view)
     assert len(points) == int(view.solid.sum())
     assert np.abs(depth_inside(HEADS, 3, points)).max() < 1e-5

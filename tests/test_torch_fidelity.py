@@ -1,4 +1,4 @@
-"""Our FID and KID against torch-fidelity's own on the same pictures, with random Inception weights: `make test-fidelity`."""
+"""Our FID and KID against torch-fidelity, with random weights: `make test-fidelity`."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     found = []
     for style in ("natural", "cartoon"):
         folder = tmp_path_factory.mktemp(style)
-        for i, picture in enumerate(
+        for i, image in enumerate(
             SyntheticHeads(COUNT, 64, style=style).__getitems__(range(COUNT))
         ):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
         found.append(folder)
     return found[0], found[1]
 
@@ -64,7 +64,8 @@ def features(network: FeatureNetwork, folder: Path) -> torch.Tensor:
 
 def test_fid_and_kid_are_torch_fidelitys(weights: Path, folders: tuple[Path, Path]) -> None:
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(folders[0]), input2=str(folders[1]), cuda=False, fid=True, kid=True, kid_subset_size=COUNT, kid_subsets=2,
+        input1=str(folders[0]), input2=str(folders[1]), cuda=False, fid=True, kid=True,
+        kid_subset_size=COUNT, kid_subsets=2,
         feature_extractor_weights_path=str(weights), verbose=False, cache=False,
     )  # fmt: skip
     network = feature_network("inception", weights)
@@ -79,14 +80,11 @@ def test_the_farther_colours_are_shifted_the_greater_are_fid_and_kid(
     weights: Path, folders: tuple[Path, Path]
 ) -> None:
     network, dataset = feature_network("inception", weights), ImageDataset(folders[0], 64)
-    pictures = torch.stack([dataset[i] for i in range(COUNT)])
+    images = torch.stack([dataset[i] for i in range(COUNT)])
 
     def redder(by: int) -> torch.Tensor:
         return (
-            pictures.int()
-            .add(torch.tensor([by, 0, 0])[:, None, None])
-            .clamp(0, 255)
-            .to(torch.uint8)
+            images.int().add(torch.tensor([by, 0, 0])[:, None, None]).clamp(0, 255).to(torch.uint8)
         )
 
     real, *shifted = (network.extract(redder(by)) for by in (0, 0, 40, 120))

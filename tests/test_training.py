@@ -28,20 +28,20 @@ from cips3d import pretrained
 from cips3d.interrupts import first_interrupt_noted
 from cips3d.models.config import Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, Judgement, ProgressiveDiscriminator
+from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.types import RenderOutput
 from cips3d.training import loop
 from cips3d.training import objective as losses
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.batches import real_batches
 from cips3d.training.draws import StepDraws, mirrored, real_order
+from cips3d.training.loop import train
 from cips3d.training.networks import Networks, ramped_average
 from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
+from cips3d.training.run import Run
 from cips3d.training.step import Game, StepContext, StepResult, render_fakes
 from steps import PLAIN, context, discriminator_step, generator_step
-from cips3d.models.protocol import MODEL_FILE
-from cips3d.training.loop import train
-from cips3d.training.run import Run
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:

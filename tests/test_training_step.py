@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.models.types import Latents, RayDraws, RenderOutput, Sampling
-from cips3d.pretrained import official_discriminator_name, official_generator_name
-from cips3d.training.losses import squared_gradient
-from cips3d.training.steps import Judging, Networks, discriminator_step, generator_step
+from cips3d.models.config import Sampling
+from cips3d.models.types import Latents, RayDraws, RenderOutput
+from cips3d.official import discriminator_name, generator_name
+from cips3d.training.networks import Networks
+from cips3d.training.objective import R1, Objective, squared_gradient
 from official import below, discriminators, generator, recorded, relative, worst
+from steps import discriminator_step, generator_step
 
 LOSS, GRADIENT = 1e-4, 1e-3  # relative
 NOISE, R1_WEIGHT = 0.8, 0.5 * 10
+OBJECTIVE = Objective(r1=R1(10.0))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def fake(networks: Networks, tensors: dict[str, Tensor], step: str) -> RenderOut
         -poses.pitch_std * draw["04.randn"][:, 0],
         1.0,
         poses.fov,
-    )
+    ).from_corner_grid(16)
     rays = RayDraws(
         jitter=draw["02.rand"][..., 0],
         importance=draw["06.rand"].view(4, 256, 12),
@@ -60,19 +63,15 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
     with torch.no_grad():
         out = fake(networks, tensors, "D")
     assert worst(pictures(out), tensors["D/gen_imgs"]) < 1e-4
-    result = discriminator_step(networks, tensors["real_imgs"], out, Judging(1.0, True), R1_WEIGHT)
-    assert result.loss.item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
-    assert result.squared_gradient is not None
+    result = discriminator_step(networks, tensors["real_imgs"], out, OBJECTIVE)
+    assert result["d_loss"].item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
     # recorded with its weight ½γ
-    assert R1_WEIGHT * result.squared_gradient.item() == pytest.approx(
-        tensors["D/grad_penalty"].mean().item(), rel=LOSS
-    )
-    assert result.real_logit is not None and result.fake_logit is not None
+    assert result["d_r1"].item() == pytest.approx(tensors["D/grad_penalty"].mean().item(), rel=LOSS)
     # the log shows the main discriminator's
-    assert result.real_logit.item() == pytest.approx(
+    assert result["d_real_logit"].item() == pytest.approx(
         tensors["D/r_preds"][:4].mean().item(), abs=LOSS
     )
-    assert result.fake_logit.item() == pytest.approx(
+    assert result["d_fake_logit"].item() == pytest.approx(
         tensors["D/g_preds"][:4].mean().item(), abs=LOSS
     )
 
@@ -114,13 +113,13 @@ def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
         weights[name].data.copy_(after)
     out = fake(networks, tensors, "G")
     assert worst(pictures(out), tensors["G/gen_imgs"]) < 1e-4
-    result = generator_step(networks, out, Judging(1.0, True))
-    assert result.loss.item() == pytest.approx(tensors["G/loss"].item(), rel=LOSS)
+    result = generator_step(networks, out)
+    assert result["g_loss"].item() == pytest.approx(tensors["G/loss"].item(), rel=LOSS)
 
     parameters = dict(networks.generator.named_parameters())
     compared = 0
     for key, gradient in below(tensors, "G/grad.").items():
-        name = official_generator_name(key, networks.generator.config)
+        name = generator_name(key, networks.generator.networks)
         if name is None:
             continue
         own = parameters[name].grad
@@ -147,5 +146,5 @@ def named_discriminator_tensors(tensors: dict[str, Tensor], prefix: str) -> dict
     named = {}
     for key, value in below(tensors, prefix).items():
         which, rest = key.split("_disc.", 1)
-        named[f"{which}.{official_discriminator_name(rest)}"] = value
+        named[f"{which}.{discriminator_name(rest)}"] = value
     return named

@@ -406,7 +406,7 @@ def test_density_noise_adds_to_the_raw_density_in_order_of_depth():
 
 
 def fine_depths(u: Tensor) -> Tensor:
-    """In empty space, importance samples spread evenly between the first and the last mid-point of the 6 coarse ones."""
+    """In empty space, importance samples spread evenly between the outermost mid-points."""
     spacing = LENGTH / 5
     return NEAR + spacing / 2 + u * (LENGTH - spacing)
 

@@ -1,1 +1,1 @@
-"""What one does with trained models: blending two of them, mixing the styles of subjects, finding a picture's subject."""
+"""Editing: blended models, mixed styles, inversion, and subjects as files."""

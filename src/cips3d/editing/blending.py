@@ -1,8 +1,9 @@
-"""3D-aware stylisation (paper Section 4.5): models between a base model and one transferred from it; subjects with two styles.
+"""3D-aware stylisation (paper Section 4.5): blended models, and subjects with two styles.
 
-Both kinds of interpolation of the paper are one here: every block of the implicit network has an amount, 0 for the base model's
-weights, 1 for the transferred model's. A constant amount is its "linearly interpolating all INR layers" (Fig. 13c); 0 below a
-block and 1 from it on is its "replacing the higher layers" (Fig. 13b; layer swapping, Pinkney & Adler 2020).
+Both interpolations of the paper are one function: every block of the implicit network has an
+amount, 0 for the base model's weights, 1 for the transferred model's. A constant amount is
+"linearly interpolating all INR layers" (Fig. 13c). 0 below a block and 1 from it on is "replacing
+the higher layers" (Fig. 13b; layer swapping, Pinkney & Adler 2020).
 """
 
 from __future__ import annotations
@@ -26,54 +27,57 @@ def interpolate(
     amount: float | Sequence[float],
     mapping: float | None = None,
 ) -> Generator:
-    """A model between two: its implicit network, appearance mapping and mean appearance are (1 − a)·base + a·other.
+    """The model (1 − a)·base + a·other: implicit network, appearance mapping and mean appearance.
 
     Args:
-        base, other: models with the same NeRF, such as one and what `cips3d finetune` made of it. They are left as they are.
-        amount: a for all blocks, or one for each block of the implicit network with its tRGB; outside [0, 1] it exaggerates.
-        mapping: a of appearance mapping and mean styles; by default that of the first block.
+        base, other: models with the same NeRF, such as a model and its `cips3d finetune`. They are
+            not changed.
+        amount: a for all blocks, or one for each block of the implicit network and its tRGB. Values
+            outside [0, 1] extrapolate.
+        mapping: a of appearance mapping and mean styles. Default: that of the first block.
 
     Returns:
-        A generator with the base model's camera prior, exactly equal to one of the two at 0 and at 1.
+        A generator with the base model's camera prior; bit-exact copies of the weights at 0 and 1.
 
     Raises:
-        UserError: if an amount is not finite, their number is not that of the blocks, the models' NeRFs differ or their
-            implicit networks have other sizes.
+        UserError: if an amount is not finite, there is not one per block, the models' NeRFs differ
+            or their networks have different sizes.
     """
     check_same_geometry(base, other)
     assert isinstance(base, Generator)
     blocks = base.style_blocks
-    amounts = (
-        [float(amount)] * blocks if isinstance(amount, int | float) else [float(a) for a in amount]
-    )
+    values = torch.as_tensor(amount, dtype=torch.float64)
+    amounts = values.tolist() if values.dim() else [float(values)] * blocks
     if len(amounts) != blocks:
         raise UserError(
-            f"amounts: {len(amounts)} given for {blocks} blocks; give one for each, or a single one"
+            f"amounts: {len(amounts)} given for {blocks} blocks; give one, or one per block"
         )
     mapping = amounts[0] if mapping is None else mapping
     for a in (*amounts, mapping):
         if not math.isfinite(a):
-            raise UserError(f"amount: {a} is not a number; 0 is the first model, 1 the second")
+            raise UserError(f"amount: {a} is not finite; 0 is the first model, 1 the second")
     blended = copy.deepcopy(base)
     theirs = other.state_dict()
     with torch.no_grad():
         for name, tensor in blended.state_dict().items():
-            tensor.copy_(
-                _between(tensor, theirs[name].to(tensor), _amount_of(name, base, amounts, mapping))
-            )
+            a = _amount_for(name, base, amounts, mapping)
+            tensor.copy_(_lerp(tensor, theirs[name].to(tensor), a))
     return blended
 
 
 def swap_layers(content: ImageGenerator, style: ImageGenerator, from_block: int) -> Generator:
-    """The content model with the style model's blocks from `from_block` on: its structure, the other's colours and textures.
+    """The content model with the style model's blocks from `from_block` on.
+
+    It keeps the structure of the one and takes colours and textures of the other.
 
     Raises:
-        UserError: if there is no such block, or see `interpolate`.
+        UserError: if there is no such block, or as `interpolate`.
     """
     blocks = content.style_blocks
     if not 0 <= from_block <= blocks:
         raise UserError(
-            f"from_block: {from_block}; it must lie in 0 (all of the second model) to {blocks} (none of it)"
+            f"from_block is {from_block}; it must lie in 0 (all blocks of the second model) to "
+            f"{blocks} (none)"
         )
     return interpolate(content, style, [float(i >= from_block) for i in range(blocks)])
 
@@ -85,12 +89,12 @@ def mix_styles(
     from_block: int,
     psi: float | tuple[float, float] = 1.0,
 ) -> Styles:
-    """Styles of subjects with others' appearance in the blocks from `from_block` on (style mixing, Karras et al. 2019).
+    """Styles with another subject's appearance from a block on (style mixing, Karras et al. 2019).
 
     Args:
-        content: shape, and the appearance of the blocks before.
-        style: the appearance of the blocks from there on; as many, or one.
-        psi: truncation of latents (see `Generator.map`); styles, such as an inverted picture's, are taken as they are.
+        content: shape, and appearance of the blocks before `from_block`.
+        style: appearance of the blocks from `from_block` on; as many as `content`, or one.
+        psi: truncation of latents (see `ImageGenerator.map`); styles are used as they are.
 
     Raises:
         UserError: if the generator has no implicit network or no such block.
@@ -98,63 +102,63 @@ def mix_styles(
     blocks = generator.style_blocks
     if not blocks:
         name = generator.config.networks.architecture
-        raise UserError(f"model: a {name} has no blocks that could have styles of their own")
+        raise UserError(f"model: a {name} has no blocks with styles of their own")
     if not 0 <= from_block <= blocks:
         raise UserError(
-            f"from_block: {from_block}; it must lie in 0 to {blocks}, the number of blocks"
+            f"from_block is {from_block}; it must lie in 0 to {blocks}, the number of blocks"
         )
     first, second = (
         codes if isinstance(codes, Styles) else generator.map(codes, psi)
         for codes in (content, style)
     )
-    earlier, later = (
+    before, after = (
         [w] * blocks if isinstance(w, Tensor) else list(w)
         for w in (first.appearance, second.appearance)
     )
-    return Styles(
-        first.shape, [*earlier[:from_block], *(w.expand_as(earlier[0]) for w in later[from_block:])]
-    )
+    later = [w.expand_as(before[0]) for w in after[from_block:]]
+    return Styles(first.shape, [*before[:from_block], *later])
 
 
 def check_same_geometry(base: ImageGenerator, other: ImageGenerator) -> None:
-    """Raises UserError, which names the first difference, if two models cannot be blended."""
+    """Raises UserError with the first difference if two models cannot be blended."""
     for generator in (base, other):
         if not generator.geometry_parts:
             name = generator.config.networks.architecture
-            raise UserError(f"models: a {name} cannot be blended; give models of cips-3d")
+            raise UserError(f"models: a {name} cannot be blended; give cips-3d models")
     for name, ours in vars(base.config.networks).items():
         theirs = getattr(other.config.networks, name, None)
         if ours != theirs:
             raise UserError(
-                f"models: they cannot be blended: {name} is {ours} and {theirs}; give a model and "
-                "what cips3d finetune made of it"
+                f"models: cannot be blended, since {name} is {ours} and {theirs}; give a model and "
+                "its finetuned version (cips3d finetune)"
             )
     if base.config.sampling != other.config.sampling:
-        raise UserError("models: they cannot be blended, since their samples per ray differ")
+        raise UserError(
+            "models: cannot be blended, since their samples per ray differ; give a model and its "
+            "finetuned version (cips3d finetune)"
+        )
     prefixes = tuple(f"{part}." for part in base.geometry_parts)
     weights = other.state_dict()
     for name, tensor in base.state_dict().items():
         if name.startswith(prefixes) and not torch.equal(tensor, weights[name].to(tensor)):
             raise UserError(
-                f"models: they cannot be blended, since their NeRFs differ ({name}); give a model "
-                "and what cips3d finetune made of it, or two that were made of the same one"
+                f"models: cannot be blended, since their NeRFs differ ({name}); give a model and "
+                "its finetuned version (cips3d finetune), or two versions of one model"
             )
 
 
-def _amount_of(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
-    """The amount that an entry of the state_dict is blended with."""
+def _amount_for(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
+    """The amount of an entry of the state_dict."""
     match name.split("."):
         case ["inr", "blocks", index, *_]:
             return amounts[int(index)]
         case ["inr", "to_rgb", index, *_]:
             return amounts[int(index) + generator.networks.rgb_from_block]
-    return (
-        mapping  # of what is not the same in both: appearance mapping, mean styles, auxiliary head
-    )
+    return mapping  # appearance mapping, mean styles and auxiliary head; the rest is equal
 
 
-def _between(base: Tensor, other: Tensor, amount: float) -> Tensor:
-    """(1 − a)·base + a·other, to the bit at 0 and 1."""
+def _lerp(base: Tensor, other: Tensor, amount: float) -> Tensor:
+    """(1 − a)·base + a·other, bit-exact at 0 and 1."""
     if amount in (0.0, 1.0):
         return other if amount else base
     return torch.lerp(base, other, amount)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from cips3d.editing.inversion import SPACES, Inversion
 from cips3d.export.media import depth_map
 from cips3d.export.sheets import (
     Cells,
-    Headings,
     Sheet,
     camera_labels,
     degrees,
@@ -29,6 +28,8 @@ from cips3d.models.types import Latents, Psi, Styles
 Codes = Latents | Styles
 #: Degrees of yaw in an inversion's sheet.
 INVERSION_YAWS = (-40, -20, 0, 20, 40)
+#: Models are blended and styles mixed as the cells are filled, without gradients.
+_grid = torch.inference_mode()(labelled_grid)
 
 
 def amounts_sheet(
@@ -60,7 +61,7 @@ def amounts_sheet(
 
     headings = [f"amount {amount:.2g}" for amount in amounts] if labels is not False else []
     names = subject_names(len(codes), labels)
-    return _sheet(len(codes), steps, cells(), resolution, names, headings)
+    return _grid(len(codes), steps, (resolution, resolution), cells(), names, headings)
 
 
 def views_sheet(
@@ -97,7 +98,7 @@ def views_sheet(
         for j, angle in enumerate(yaws)
     )
     headings = camera_labels(generators[0], cameras) if names else []
-    return _sheet(len(rows), views, cells, resolution, [*names] * len(codes), headings)
+    return _grid(len(rows), views, (resolution, resolution), cells, [*names] * len(codes), headings)
 
 
 def mixing_sheet(
@@ -134,7 +135,8 @@ def mixing_sheet(
     if labels:
         names = [f"style from\nblock {from_block}", *(f"content {i}" for i in range(len(left)))]
         headings = ["", *(f"style {j}" for j in range(len(top)))]
-    return _sheet(len(left) + 1, len(top) + 1, cells, resolution, names, headings)
+    size = (resolution, resolution)
+    return _grid(len(left) + 1, len(top) + 1, size, cells, names, headings)
 
 
 @torch.inference_mode()
@@ -164,16 +166,3 @@ def _cell(
     row: int, column: int, generator: ImageGenerator, styles: Styles, camera: Camera, side: int
 ) -> Cells:
     return row, column, image_strips(generator, styles, camera, ImageFormat(side, side))
-
-
-@torch.inference_mode()
-def _sheet(
-    rows: int,
-    columns: int,
-    cells: Iterable[Cells],
-    side: int,
-    row_labels: Sequence[str],
-    headings: Headings,
-) -> Sheet:
-    """As `labelled_grid`; models are blended and mixed without gradients as its cells come."""
-    return labelled_grid(rows, columns, (side, side), cells, row_labels, headings)

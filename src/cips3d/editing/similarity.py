@@ -1,4 +1,4 @@
-"""How much a rendered picture is like a given one: colours at several scales, and a network's features."""
+"""Distances between a rendered image and a target: colours at several scales, and features."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from cips3d.errors import UserError, first_line
 from cips3d.models.discriminator import ProgressiveDiscriminator
 
-#: (B, 3, R, R) pictures and as many others -> (B,) distances.
+#: Two batches of images, (B, 3, R, R) -> (B,) distances.
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-#: Halvings of a picture whose colours are compared besides its own.
+#: Halvings of the images, each of which is compared as well.
 _HALVINGS = 2
-#: Pixels, below which VGG has nothing left to look at.
+#: Smallest side that VGG's poolings leave anything of, pixels.
 _LPIPS_SIDE = 32
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 def pixel_distance(
     a: Float[Tensor, "batch 3 res res"], b: Float[Tensor, "batch 3 res res"]
 ) -> Float[Tensor, " batch"]:
-    """Root mean square difference of colours, at full, half and quarter size, in units of [-1, 1].
+    """Sum of the root mean square differences at full, half and quarter size, units of [-1, 1].
 
-    The small ones let a subject that is out of place find its way.
+    The smaller sizes give a gradient to a subject that is out of place.
     """
     total = _root_mean_square(a - b)
     for _ in range(_HALVINGS):
@@ -41,15 +41,15 @@ def pixel_distance(
 
 
 def _root_mean_square(x: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, " batch"]:
-    """By a norm, whose gradient at 0 is 0, where that of a square root is infinite."""
+    # the gradient of a norm is 0 at 0, that of a square root infinite
     return torch.linalg.vector_norm(x, dim=(1, 2, 3)) / x[0].numel() ** 0.5
 
 
 def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
-    """Distance of the features of a discriminator, which knows what matters in its domain.
+    """Distance of a discriminator's features, which have learned what matters in its domain.
 
-    Of every block's activations, each pixel's vector scaled to length 1, as LPIPS has it (Zhang et al. 2018), the mean squared
-    difference; pictures larger than the discriminator takes are reduced first.
+    The mean squared difference of every block's activations, with each pixel's vector normalised
+    as in LPIPS (Zhang et al. 2018). Images larger than the discriminator's are downsampled first.
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -66,40 +66,41 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
 
 
 def lpips_distance(device: torch.device, side: int) -> Distance:
-    """LPIPS with VGG (Zhang et al. 2018), by the package of that name, which fetches its weights.
+    """LPIPS with VGG (Zhang et al. 2018), from the package lpips, which downloads its weights.
 
     Args:
-        side: of the pictures, pixels.
+        side: of the images, pixels.
 
     Raises:
-        UserError: if the package is missing, its weights cannot be had, or the pictures are too small for VGG.
+        UserError: if the package or its weights are missing, or the images are too small for VGG.
     """
     if side < _LPIPS_SIDE:
         raise UserError(
-            f"features lpips: it takes pictures of {_LPIPS_SIDE}² and more, the model makes {side}²; take another"
+            f"features lpips: needs images of at least {_LPIPS_SIDE}², the model's are {side}²; "
+            "choose another distance"
         )
     try:
-        from lpips import LPIPS  # pyright: ignore[reportMissingImports] (a package that users may have)
+        from lpips import LPIPS  # pyright: ignore[reportMissingImports] (optional)
 
         network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     except ImportError as error:
         raise UserError(
-            f"features lpips: {error}; pip install lpips torchvision, or take another"
+            f"features lpips: {error}; pip install lpips torchvision, or choose another distance"
         ) from None
-    except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
+    except (OSError, RuntimeError) as error:  # no network; a torchvision for another torch
         raise UserError(
-            f"features lpips: it cannot be loaded ({first_line(error)}); take another"
+            f"features lpips: cannot be loaded ({first_line(error)}); choose another distance"
         ) from None
     return lambda a, b: network(a.float(), b.float()).flatten()
 
 
-def usual_distance(
+def default_distance(
     discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int
 ) -> Distance | None:
-    """Of the discriminator's features; without one LPIPS, if it is installed and can be had; else none.
+    """The discriminator's; without one LPIPS if it is available; or None.
 
     Args:
-        side: of the pictures, pixels.
+        side: of the images, pixels.
     """
     if discriminator is not None:
         return discriminator_distance(discriminator)
@@ -108,5 +109,5 @@ def usual_distance(
     try:
         return lpips_distance(device, side)
     except UserError as error:
-        logger.warning("%s; colours alone count", error)
+        logger.warning("%s; only colours are compared", error)
         return None

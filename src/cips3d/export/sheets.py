@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -96,10 +97,10 @@ def _empty_grid(
     for row, labels in above.items():
         bottom = tops[row] - gap
         centres = [x + width / 2 for x in lefts]
-        _write_heading(sheet[bottom - bands[row] : bottom], labels, centres, fonts[row])
+        _write(sheet[bottom - bands[row] : bottom], labels, centres, fonts[row], "top")
     if any(row_labels):
         middles = [top + height / 2 for top in tops]
-        _write_row_labels(sheet[:, : left - margin], row_labels, middles, font)
+        _write(sheet[:, : left - margin], row_labels, middles, font, "left")
     return sheet, tops, lefts
 
 
@@ -292,39 +293,23 @@ def _height(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
 
 
 def _write(
-    area: Sheet, labels: Iterable[tuple[str, float, float]], font: ImageFont.FreeTypeFont, side: str
+    area: Sheet,
+    labels: Sequence[str],
+    centres: Sequence[float],
+    font: ImageFont.FreeTypeFont,
+    side: Literal["top", "left"],
 ) -> None:
-    """Writes each label at its x and y: centred there ("center"), or ending there ("right")."""
+    """Writes labels above columns or left of rows: all, or every nth where they would overlap."""
+    needed = _width(font, labels) + 2 if side == "top" else _height(font, labels)
+    apart = centres[1] - centres[0] if len(centres) > 1 else math.inf
     image = Image.fromarray(np.ascontiguousarray(area))
     draw = ImageDraw.Draw(image)
-    anchor = "mm" if side == "center" else "rm"
-    for label, x, y in labels:
-        draw.multiline_text((x, y), label, _INK, font, anchor, _SPACING, side)
+    shown = list(zip(labels, centres, strict=False))[:: max(1, math.ceil(needed / apart))]
+    height, width = area.shape[:2]
+    for label, centre in shown:
+        if side == "top":  # and within the sheet, where a label is wider than its column
+            x = max(min(centre, width - needed / 2), needed / 2)
+            draw.multiline_text((x, height / 2), label, _INK, font, "mm", _SPACING, "center")
+        else:
+            draw.multiline_text((width, centre), label, _INK, font, "rm", _SPACING, "right")
     area[:] = np.asarray(image)
-
-
-def _write_heading(
-    band: Sheet, labels: Sequence[str], centres: Sequence[float], font: ImageFont.FreeTypeFont
-) -> None:
-    """Writes labels above columns: all of them, or every nth where they would overlap."""
-    widest = _width(font, labels)
-    apart = centres[1] - centres[0] if len(centres) > 1 else math.inf
-    last = band.shape[1] - widest / 2
-    places = list(zip(labels, centres, strict=False))[:: _step(widest + 2, apart)]
-    # a label that is wider than its column starts within the sheet at least
-    middle = band.shape[0] / 2
-    placed = [(label, max(min(x, last), widest / 2), middle) for label, x in places]
-    _write(band, placed, font, "center")
-
-
-def _write_row_labels(
-    margin: Sheet, labels: Sequence[str], middles: Sequence[float], font: ImageFont.FreeTypeFont
-) -> None:
-    """Writes labels that end at the margin's right side: all of them, or every nth."""
-    apart = middles[1] - middles[0] if len(middles) > 1 else math.inf
-    places = list(zip(labels, middles, strict=False))[:: _step(_height(font, labels), apart)]
-    _write(margin, ((label, margin.shape[1], y) for label, y in places), font, "right")
-
-
-def _step(needed: float, apart: float) -> int:
-    return max(1, math.ceil(needed / apart))

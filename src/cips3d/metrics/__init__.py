@@ -1,1 +1,1 @@
-"""Measures of what a generator has learned."""
+"""Measures of what a generator has learned: fidelity, consistency, geometry, symmetry."""

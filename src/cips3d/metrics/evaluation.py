@@ -1,51 +1,39 @@
-"""The table of a model: how true its pictures are, how consistent its subjects, how real its geometry, and how symmetric."""
+"""The table of a model: fidelity, consistency of its views, geometry and mirror symmetry."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cips3d.data import ImageDataset
-from cips3d.heads import SyntheticHeads
-from cips3d.heads.network import HeadNetwork, load_head_network
-from cips3d.metrics import consistency, symmetry
+from cips3d.data.protocol import Dataset
+from cips3d.metrics.consistency import Predictor
 from cips3d.metrics.features import feature_network
-from cips3d.metrics.fidelity import Fidelity
-from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
-from cips3d.metrics.views import Subjects, View
+from cips3d.metrics.fidelity import Fidelity, FidelityMetric
+from cips3d.metrics.measures import GEOMETRY, MEASURES, Comparison, Measure
+from cips3d.metrics.views import Subjects
 from cips3d.models.protocol import ImageGenerator
 
-#: Largest side of the views of subjects, of which several hundred are in memory at a time, pixels.
-MOST_SIDE = 128
-#: What the entries of a table mean: description, unit, factor to that unit, and which way is better. FID and KID come first.
-ENTRIES: dict[str, tuple[str, str, float, Literal["lower", "higher", "true"]]] = {
-    "pose_error": ("angle between asked and seen camera", "°", 1, "lower"),
-    "identity_consistency": ("identity seen in a subject's views, cosine", "", 1, "higher"),
-    "identity_between": ("the same between different subjects", "", 1, "true"),
-    "warp_error": ("colour difference of views warped by depth", "", 1, "lower"),
-    "depth_error": ("depth against the depth seen in the picture", "world units", 1, "lower"),
-    "depth_correlation": ("the same, correlation", "", 1, "higher"),
-    "depth_distance": ("distribution of depth against true heads'", "world units", 1, "lower"),
-    "non_flatness": ("non-flatness score (1: a constant depth)", "", 1, "true"),
-    "detail": ("difference between neighbouring pixels", "", 1, "true"),
-    "speckle": ("pixels unlike their neighbourhood", "", 1, "true"),
-    "last_sample_share": ("opacity on the last sample", "%", 100, "lower"),
-    "mirror_jump": ("change at the frontal view, by the usual one", "", 1, "true"),
-    "two_hypothesis_score": ("subjects that mirror rather than turn", "%", 100, "lower"),
-    "bangs_flip": ("bangs that change sides", "%", 100, "lower"),
+#: Largest side of the views of subjects, pixels: hundreds of them are in memory at a time.
+MAX_SIDE = 128
+_ADVICE = {
+    "lower": "lower is better",
+    "higher": "higher is better",
+    "as the data": "should match the data",
 }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's figures.
+    """A model's values.
 
     Attributes:
-        values: name -> value; NaN where a figure could not be had, such as the depth of nothing solid.
-        reference: the same figures of the embedded heads themselves, for models of them: what a perfect model would have.
-        record: what the figures depend on, JSON-ready.
+        values: by name; NaN where there is nothing to measure, such as the depth of empty space.
+        reference: values of the dataset's own kind of subjects, which a perfect model would reach.
+            Empty where the dataset has no ground truth.
+        record: what the values depend on, JSON-ready.
     """
 
     values: dict[str, float]
@@ -53,132 +41,122 @@ class Evaluation:
     record: dict[str, Any]
 
     def lines(self) -> list[str]:
-        """One table for people."""
-        true = bool(self.reference)
-        rows = [f"{'':<24}{'model':>10}{'true heads':>12}" if true else f"{'':<24}{'model':>10}"]
-        for name, value in self.values.items():
-            meaning, unit, factor, better = ENTRIES.get(
-                name, ("distance of features", "", 1, "lower")
-            )
-            if name.startswith(("kid", "kd")):
-                unit, factor = "x 10^-3", 1000
-            wish = {
-                "lower": "lower is better",
-                "higher": "higher is better",
-                "true": "best as the data has it",
-            }[better]
-            reference = self.reference.get(name)
-            column = (
-                f"{'' if reference is None else f'{reference * factor:.4g}':>12}" if true else ""
-            )
-            rows.append(f"{name:<24}{value * factor:>10.4g}{column}  {unit:<12} {meaning} ({wish})")
+        """The table, to print."""
+        columns = [("model", self.values)]
+        if self.reference:
+            columns.append(("true heads", self.reference))
+        rows = [f"{'':<24}" + "".join(f"{title:>12}" for title, _ in columns)]
+        for name in self.values:
+            measure = MEASURES.get(name) or _distance(name)
+            cells = [
+                f"{column[name] * measure.factor:.4g}" if name in column else ""
+                for _, column in columns
+            ]
+            text = f"{measure.meaning} ({_ADVICE[measure.better]})"
+            numbers = "".join(f"{cell:>12}" for cell in cells)
+            rows.append(f"{name:<24}{numbers}  {measure.unit:<13}{text}")
         return rows
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with null for NaN, which JSON does not have."""
-        finite = [
-            {k: v if math.isfinite(v) else None for k, v in table.items()}
-            for table in (self.values, self.reference)
-        ]
-        return {"values": finite[0], "true_heads": finite[1], "record": self.record}
+        values, reference = (
+            {name: value if math.isfinite(value) else None for name, value in column.items()}
+            for column in (self.values, self.reference)
+        )
+        return {"values": values, "true_heads": reference, "record": self.record}
+
+
+def _distance(name: str) -> Measure:
+    """How a distance of `cips3d.metrics.fidelity` is printed."""
+    unit, factor = ("x 10^-3", 1000) if FidelityMetric.parse(name).kernel else ("", 1)
+    meaning = "distance between generated and real images"
+    return Measure(name, meaning, "lower", lambda _: math.nan, unit=unit, factor=factor)
 
 
 def evaluate(
     generator: ImageGenerator,
-    dataset: SyntheticHeads | ImageDataset,
+    dataset: Dataset,
     metrics: tuple[str, ...] = (),
     count: int = 256,
     seed: int = 0,
     psi: float = 1.0,
-    predictor: consistency.Predictor | None = None,
+    predictor: Predictor | None = None,
     inception_weights: Path | None = None,
     reference: bool = True,
+    measures: Sequence[str] = tuple(MEASURES),
 ) -> Evaluation:
     """Measures a model.
 
     Args:
-        dataset: what it was trained on; pictures are rendered at its resolution, views of subjects at `MOST_SIDE` at most.
-        metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`); these are always measured at ψ 1.
-        count: subjects that everything else is measured on.
+        dataset: what it was trained on. Images are rendered at its resolution, views of subjects
+            at `MAX_SIDE` at most.
+        metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`), measured at ψ 1.
+        count: subjects for all other measures.
         seed: of latents and cameras.
         psi: truncation of those subjects.
-        predictor: sees pose and identity in pictures; for the embedded heads, natural or cartoon, their own network by default.
-            Without one these figures are left out.
+        predictor: predicts pose and identity; the default for datasets with ground truth is their
+            own network. Without one, measures that need it are left out.
         inception_weights: see `cips3d.metrics.features.feature_network`.
-        reference: measure true heads too.
+        reference: also measure true subjects.
+        measures: names in `MEASURES`.
 
     Raises:
         UserError: see `Fidelity`, and if the predictor's results have wrong shapes.
     """
     values: dict[str, float] = {}
     record: dict[str, Any] = {
-        "dataset": dataset.description(), "fingerprint": dataset.fingerprint, "count": count, "psi": psi, "seed": seed,
-        "predictor": None if predictor is None else str(predictor),
+        "dataset": dataset.description(), "fingerprint": dataset.fingerprint, "count": count,
+        "psi": psi, "seed": seed, "predictor": None if predictor is None else str(predictor),
     }  # fmt: skip
     if metrics:
         fidelity = Fidelity(metrics, inception_weights, seed=seed)
         values |= fidelity(generator, dataset)
         record["fidelity"] = fidelity.record(dataset)
-    if not generator.has_density:  # a generator of flat pictures has no views to compare
+    if not generator.has_density:  # a generator of flat images has no views to compare
         return Evaluation(values, {}, record)
-    device, extent = generator.shape_mean.device, generator.config.networks.extent
-    side = min(dataset.resolution, MOST_SIDE)
+    side = min(dataset.resolution, MAX_SIDE)
     subjects = Subjects.generated(generator, generator.sample_latents(count, seed), side, psi)
-    if not isinstance(dataset, SyntheticHeads):
-        return Evaluation(values | _figures(subjects, seed, predictor, None, None), {}, record)
-    network = load_head_network().to(device)
+    comparison = Comparison(subjects, seed, predictor)
+    truth = dataset.truth()
+    if truth is None:
+        return Evaluation(values | measured(comparison, measures), {}, record)
+
+    indices = range(min(count, len(dataset)))
+    seen, unseen = (
+        # the generator's volume, so that non-flatness scores are comparable
+        replace(
+            Subjects.true(truth, indices, side, generator.device, unseen=other),
+            extent=subjects.extent,
+        )
+        for other in (False, True)
+    )
+    network = truth.reader().to(generator.device)
     record |= {
         "predictor": record["predictor"] or "heads",
         "head_network": feature_network("heads").key,
     }
-
-    def true(heads_seed: int, indices: range) -> Subjects:
-        heads = SyntheticHeads(dataset.size, side, heads_seed, dataset.style, dataset.poses)
-        return replace(
-            Subjects.true(heads, indices, device), extent=extent
-        )  # as the generator's, for the non-flatness score
-
-    indices = range(min(count, len(dataset)))
-    truth = true(dataset.seed, indices).from_prior(seed)
-    own, heads = subjects.poses, dataset.poses
-    turned = (
-        own.yaw_mean - heads.yaw_mean,
-        own.pitch_mean - heads.pitch_mean,
-    )  # a learned prior may have drifted
-    values |= _figures(subjects, seed, predictor or network, network, truth, turned)
+    # the mean of a learned prior may have drifted
+    own, true = subjects.poses, truth.poses
+    offset = own.yaw_mean - true.yaw_mean, own.pitch_mean - true.pitch_mean
+    comparison = Comparison(subjects, seed, predictor or network, network, seen, offset)
+    values |= measured(comparison, measures)
     if not reference:
         return Evaluation(values, {}, record)
-    unseen = true(dataset.seed + 1, indices)
-    return Evaluation(values, _figures(unseen, seed, predictor or network, network, truth), record)
+    ideal = replace(comparison, subjects=unseen, offset=(0.0, 0.0))
+    return Evaluation(values, measured(ideal, measures), record)
 
 
-def _figures(
-    subjects: Subjects,
-    seed: int,
-    predictor: consistency.Predictor | None,
-    network: HeadNetwork | None,
-    truth: View | None,
-    turned: tuple[float, float] = (0.0, 0.0),
-) -> dict[str, float]:
-    """The figures of some subjects: those for which there are a predictor, the heads' network and true heads."""
-    view = subjects.from_prior(seed)
-    out = view.out
-    values: dict[str, float] = {}
-    if predictor is not None:
-        values["pose_error"] = consistency.pose_error(view, predictor, turned)
-        within, between = consistency.identity_consistency(subjects, predictor)
-        values |= {"identity_consistency": within, "identity_between": between}
-    values["warp_error"] = consistency.warp_error(subjects)
-    if network is not None:
-        values["depth_error"], values["depth_correlation"] = consistency.depth_error(view, network)
-    if truth is not None:
-        values["depth_distance"] = consistency.depth_distance(view, truth)
-    values["non_flatness"] = non_flatness(out, subjects.poses.radius, subjects.extent)
-    values["detail"] = detail(out.image)
-    values["speckle"] = speckle(out.image)
-    values["last_sample_share"] = last_sample_share(out)
-    values["mirror_jump"] = symmetry.mirror_jump(subjects)
-    values["two_hypothesis_score"] = symmetry.two_hypothesis_score(subjects)
-    if network is not None:
-        values["bangs_flip"] = symmetry.bangs_flip(subjects, network)
-    return values
+def measured(comparison: Comparison, names: Sequence[str]) -> dict[str, float]:
+    """Values of the named measures, without those for which something is missing."""
+    chosen = (MEASURES[name] for name in names)
+    return {m.name: m.function(comparison) for m in chosen if m.available(comparison)}
+
+
+def geometry_table(generator: ImageGenerator, dataset: Dataset, count: int = 32) -> Evaluation:
+    """Whether a model's geometry is real, in a few seconds: the `GEOMETRY` rows of `evaluate`.
+
+    Args:
+        dataset: usually the embedded heads at 32².
+        count: subjects.
+    """
+    return evaluate(generator, dataset, count=count, measures=GEOMETRY)

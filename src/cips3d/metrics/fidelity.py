@@ -1,8 +1,9 @@
-"""FID and KID: how far the generated pictures are from the dataset's, as distributions of a network's features.
+"""FID and KID: distances between generated and real images, as distributions of features.
 
-A metric has a name that says all that its value depends on: `fid50k_full` compares 50,000 generated pictures with all of the
-dataset, `fid2k` 2,000 with 2,000, `kid…` likewise; with features other than Inception's they are `fd2k_heads`,
-`kd10k_full_efficientnet`. The distances are torchmetrics', which adds up what several processes have seen.
+The name of a metric states everything that its value depends on: `fid50k_full` compares 50,000
+generated images with the whole dataset, `fid2k` 2,000 with 2,000 random ones, `kid…` likewise.
+With features other than Inception's, names are `fd2k_heads` or `kd10k_full_efficientnet`.
+torchmetrics computes the distances, also across processes.
 """
 
 from __future__ import annotations
@@ -27,21 +28,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cips3d.data import ImageDataset
+from cips3d.data.protocol import Dataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
-from cips3d.heads import SyntheticHeads
 from cips3d.interrupts import serve_to_the_end
 from cips3d.metrics.features import FeatureNetwork, NetworkName, feature_network
 from cips3d.models.protocol import ImageGenerator
 
-#: Pictures that pass a feature network, or a generator, at a time.
+#: Images per call of a feature network or a generator.
 BATCH = 32
-#: Processes that decode real pictures beside a GPU, at most.
-_LOADING = 8
-#: Features that go into the sums of a FID at a time, in double precision.
-_SUMMED = 4096
-#: Subsets that a KID is the mean over, and their size (torch-fidelity's).
+#: Largest number of processes that decode real images for a GPU.
+_MAX_WORKERS = 8
+#: Features that are added to the sums of a FID at a time, in double precision.
+_FID_BATCH = 4096
+#: Subsets that a KID is averaged over, and their size (torch-fidelity's).
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(fid|kid|fd|kd)([1-9]\d{0,8})(k?)(_full)?(?:_(heads|efficientnet))?")
@@ -49,14 +49,14 @@ _NAME = re.compile(r"(fid|kid|fd|kd)([1-9]\d{0,8})(k?)(_full)?(?:_(heads|efficie
 
 @dataclass(frozen=True)
 class FidelityMetric:
-    """What the name of a metric stands for.
+    """A metric, as its name describes it.
 
     Attributes:
-        name: as it was given.
-        kernel: a kernel distance (KID) instead of Fréchet's (FID).
-        count: generated pictures.
-        full: compare with all real pictures instead of `count` random ones.
-        network: whose features.
+        name: such as fid50k_full.
+        kernel: kernel distance (KID) instead of Fréchet distance (FID).
+        count: number of generated images.
+        full: compare with all real images instead of `count` random ones.
+        network: the feature network.
     """
 
     name: str
@@ -67,7 +67,7 @@ class FidelityMetric:
 
     @staticmethod
     def parse(name: str) -> FidelityMetric:
-        """The metric of that name.
+        """The metric with this name.
 
         Raises:
             UserError: if there is none.
@@ -75,27 +75,28 @@ class FidelityMetric:
         match = _NAME.fullmatch(name)
         if match is None or (match[1] in ("fid", "kid")) != (match[5] is None):
             raise UserError(
-                f"metric {name}: unknown; give fid or kid and a number of pictures, such as fid50k_full or kid2k, or fd or kd "
-                "with another network's name at its end, such as fd2k_heads or kd2k_efficientnet"
+                f"metric {name}: unknown; give fid or kid and a number of images, such as "
+                "fid50k_full or kid2k, or fd or kd and the name of another network, such as "
+                "fd2k_heads or kd2k_efficientnet"
             )
         count = int(match[2]) * (1000 if match[3] else 1)
         if count < 2:
-            raise UserError(f"metric {name}: a distance needs at least 2 pictures")
+            raise UserError(f"metric {name}: a distance needs at least 2 images")
         network = cast(NetworkName, match[5] or "inception")
         return FidelityMetric(name, match[1] in ("kid", "kd"), count, match[4] is not None, network)
 
 
 class Fidelity:
-    """Measures generators against datasets; real features are found once, and kept on the disk for the next time.
+    """Measures generators against datasets, and caches the features of real images on disk.
 
     Args:
         names: of the metrics (see `FidelityMetric`).
         inception_weights: see `cips3d.metrics.features.feature_network`.
-        cache: folder for the real pictures' features. Default: $CIPS3D_CACHE, or the user's cache folder.
-        seed: of latents, cameras, choice of real pictures and KID's subsets.
+        cache: folder for the features. Default: $CIPS3D_CACHE, or the user's cache folder.
+        seed: of latents, cameras, the choice of real images and KID's subsets.
 
     Raises:
-        UserError: for a name that is no metric's, and where a network cannot be had.
+        UserError: for an unknown name, and where a network is not available.
     """
 
     def __init__(
@@ -113,48 +114,43 @@ class Fidelity:
         needed: list[NetworkName] = list(dict.fromkeys(metric.network for metric in self.metrics))
         self.networks = {name: feature_network(name, inception_weights) for name in needed}
 
-    def __call__(
-        self, generator: ImageGenerator, dataset: SyntheticHeads | ImageDataset
-    ) -> dict[str, float]:
-        """The metrics of a generator, by name; of several processes all call it, and get the same values.
+    def __call__(self, generator: ImageGenerator, dataset: Dataset) -> dict[str, float]:
+        """Values by name. Where there are several processes, all call it and get the same values.
 
         Args:
-            dataset: the real pictures; generated ones are made at its resolution.
+            dataset: the real images; generated ones are rendered at its resolution.
 
         Raises:
-            UserError: if a picture cannot be read, or the dataset has a single one.
+            UserError: if an image cannot be read, or the dataset has a single one.
         """
         values: dict[str, float] = {}
-        device = generator.shape_mean.device
-        for network, count in dict.fromkeys(
-            (metric.network, metric.count) for metric in self.metrics
-        ):
+        device = generator.device
+        # metrics that share generated images and features
+        groups = dict.fromkeys((metric.network, metric.count) for metric in self.metrics)
+        for network, count in groups:
             features = self.networks[network].to(device)
-            pictures = generated_pictures(
-                generator, count, dataset.resolution, self.seed, _share(count)
+            images = generated_images(
+                generator, count, dataset.resolution, self.seed, _process_share(count)
             )
-            fake = _joined(features, map(features.extract, pictures), device)
+            fake = _joined(features, map(features.extract, images), device)
             for metric in self.metrics:
                 if (metric.network, metric.count) == (network, count):
                     real = self._real_features(features, metric, dataset, device)
                     values[metric.name] = distance(real, fake, metric.kernel, self.seed)
         return values
 
-    def record(self, dataset: SyntheticHeads | ImageDataset) -> dict[str, Any]:
-        """What the values depend on besides the generator and the metrics' names, JSON-ready."""
+    def record(self, dataset: Dataset) -> dict[str, Any]:
+        """What the values depend on besides the generator and the names, JSON-ready."""
+        counts = {m.name: len(self._real_indices(m, dataset)) for m in self.metrics}
         return {
-            "real_pictures": {
-                metric.name: len(self._real_indices(metric, dataset)) for metric in self.metrics
-            },
+            "real_images": counts,
             "seed": self.seed,
             "networks": {name: network.key for name, network in self.networks.items()},
         }
 
-    # ---------------------------------------------------------------- real pictures
-    def _real_indices(
-        self, metric: FidelityMetric, dataset: SyntheticHeads | ImageDataset
-    ) -> list[int]:
-        """The pictures of the dataset that a metric compares with."""
+    # ---------------------------------------------------------------- real images
+    def _real_indices(self, metric: FidelityMetric, dataset: Dataset) -> list[int]:
+        """The images of the dataset that a metric compares with."""
         if metric.full or metric.count >= len(dataset):
             return list(range(len(dataset)))
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
@@ -165,96 +161,96 @@ class Fidelity:
         self,
         network: FeatureNetwork,
         metric: FidelityMetric,
-        dataset: SyntheticHeads | ImageDataset,
+        dataset: Dataset,
         device: torch.device,
     ) -> Float[Tensor, "share width"]:
-        """This process's share of the features of the real pictures, from the cache where they are there."""
+        """This process's share of the features of the real images, from the cache if possible."""
         indices = self._real_indices(metric, dataset)
         if len(indices) < 2:
             raise UserError(
-                f"metric {metric.name}: the dataset has a single picture; a distance needs at least 2"
+                f"metric {metric.name}: the dataset has a single image; a distance needs at least 2"
             )
-        part = _share(len(indices))
+        part = _process_share(len(indices))
         chosen_by = None if len(indices) == len(dataset) else self.seed
         key = [network.key, dataset.fingerprint, chosen_by, len(indices), part.start, part.stop]
-        path = (
-            self.cache
-            / f"{hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()}.safetensors"
-        )
+        digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+        path = self.cache / f"{digest}.safetensors"
         try:
             return load_file(path)["features"].to(device)
-        except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
+        except (OSError, KeyError, SafetensorError):  # missing or damaged
             pass
-        # pictures are decoded beside a GPU; a CPU has enough to do
-        own = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        workers = (
-            0 if device.type == "cpu" or isinstance(dataset, SyntheticHeads) else min(_LOADING, own)
-        )
-        loaded = DataLoader(
-            Subset(dataset, indices[part]),
+        loader = DataLoader(
+            Subset(dataset, indices[part]),  # pyright: ignore[reportArgumentType] (a protocol)
             batch_size=BATCH,
-            num_workers=workers,
+            num_workers=_loading_workers(dataset, device),
             worker_init_fn=serve_to_the_end,
         )
-        features = _joined(
-            network, (network.extract(pictures.to(device)) for pictures in loaded), device
-        )
+        extracted = (network.extract(images.to(device)) for images in loader)
+        features = _joined(network, extracted, device)
         try:
             with atomic_path(path) as temporary:
                 save_file({"features": features.cpu()}, temporary)
-        except UserError as error:  # no reason to lose what was measured
+        except UserError as error:  # the measurement is worth more than the cache
             logger.warning(
-                "features of real pictures are not kept: %s (CIPS3D_CACHE names another folder)",
+                "features of real images are not cached: %s (CIPS3D_CACHE sets another folder)",
                 error,
             )
         return features
 
 
+def _loading_workers(dataset: Dataset, device: torch.device) -> int:
+    """Processes that decode images for a GPU; a CPU is busy with the features."""
+    if device.type == "cpu" or dataset.batch_hint > 1:
+        return 0
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return min(_MAX_WORKERS, cores)
+
+
 @torch.no_grad()
-def generated_pictures(
+def generated_images(
     generator: ImageGenerator,
     count: int,
     resolution: int,
     seed: int = 0,
     part: slice = slice(None),
 ) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
-    """Generated pictures (ψ 1) from cameras of the generator's prior, in batches; each depends on its number, count and seed.
+    """Generated images (ψ 1) from cameras of the generator's prior, in batches.
+
+    An image depends on its index, the count and the seed.
 
     Args:
-        count: how many there are in all.
+        count: number of all images.
         resolution: side, pixels.
-        part: which of them to make.
+        part: which of them to render.
     """
     draws = torch.Generator().manual_seed(seed)
-    latents, cameras = (
-        generator.sample_latents(count, draws)[part],
-        generator.config.poses.sample(count, draws)[part],
-    )
+    latents = generator.sample_latents(count, draws)[part]
+    cameras = generator.config.poses.sample(count, draws)[part]
     for start in range(0, len(latents), BATCH):
         piece = slice(start, start + BATCH)
         image = generator.render(latents[piece], cameras[piece], resolution).image
         yield (image * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255).to(torch.uint8)
 
 
-def _share(count: int) -> slice:
-    """This process's consecutive share of so many items."""
-    rank, processes = (
-        (dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else (0, 1)
-    )
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _process_share(count: int) -> slice:
+    """This process's consecutive share of `count` items."""
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     return slice(count * rank // processes, count * (rank + 1) // processes)
 
 
 def _joined(
     network: FeatureNetwork, parts: Iterable[Tensor], device: torch.device
 ) -> Float[Tensor, "share width"]:
-    """All features in one tensor; a process whose share is empty has none."""
+    """All features in one tensor, which is empty for an empty share."""
     return torch.cat([torch.empty(0, network.width, device=device), *parts])
 
 
 class _Features(nn.Identity):
-    """Tells torchmetrics that it is given features instead of pictures."""
+    """A feature network for torchmetrics that passes features through."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -267,36 +263,35 @@ def distance(
     kernel: bool = False,
     seed: int = 0,
 ) -> float:
-    """Fréchet's or the kernel distance between two sets of features, of which each process has a share.
+    """Fréchet or kernel distance between two sets of features; each process passes its share.
 
     Args:
-        kernel: the mean over random subsets of the cubic kernel's squared MMD (KID) instead of Fréchet's distance (FID).
+        kernel: the squared MMD of the cubic kernel, averaged over random subsets (KID), instead of
+            the Fréchet distance (FID).
         seed: of the subsets.
     """
-    # here, since they take a second, which every command would wait
+    # imported here because they take a second
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    if real.device.type == "mps":  # which has no double precision
+    if real.device.type == "mps":  # no double precision
         real, fake = real.cpu(), fake.cpu()
     given = _Features(real.shape[1])
     if not kernel:
         fid = FrechetInceptionDistance(given).to(real.device)
         for features, is_real in ((real, True), (fake, False)):
-            for part in features.split(_SUMMED):
-                fid.update(
-                    part.double(), real=is_real
-                )  # the result takes its type from what was given last
+            for part in features.split(_FID_BATCH):
+                # the result has the type of the last update
+                fid.update(part.double(), real=is_real)
         return float(fid.compute())
     sizes = real.new_tensor([len(real), len(fake)])
-    if dist.is_available() and dist.is_initialized():
+    if _distributed():
         dist.all_reduce(sizes)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # about the memory that features take, which is little
-        kid = KernelInceptionDistance(
-            given, KID_SUBSETS, int(min(KID_SUBSET_SIZE, *sizes.tolist()))
-        ).to(real.device)
+        warnings.simplefilter("ignore")  # about the memory of features, which is small
+        subset_size = int(min(KID_SUBSET_SIZE, *sizes.tolist()))
+        kid = KernelInceptionDistance(given, KID_SUBSETS, subset_size).to(real.device)
         kid.update(real, real=True)
         kid.update(fake, real=False)
-        torch.default_generator.manual_seed(seed)  # torchmetrics draws the subsets from it
+        torch.default_generator.manual_seed(seed)  # torchmetrics draws subsets from it
         return float(kid.compute()[0])

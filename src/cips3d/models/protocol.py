@@ -110,6 +110,7 @@ class ImageGenerator(
         """
         raise NotImplementedError
 
+    @torch.no_grad()
     def density_along(
         self, rays: Rays, t: Float[Tensor, "batch rays samples"], styles: Styles
     ) -> Float[Tensor, "batch rays samples"]:

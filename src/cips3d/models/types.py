@@ -168,7 +168,8 @@ class RenderOutput(TensorRecord):
 
     def __repr__(self) -> str:
         count, _, height, width = self.image.shape
-        return f"RenderOutput({count} images of {height}x{width}, {self.image.device})"
+        noun = "image" if count == 1 else "images"
+        return f"RenderOutput({count} {noun} of {height}x{width}, {self.image.device})"
 
     def _repr_png_(self) -> bytes:
         """The images side by side, as notebooks show them."""

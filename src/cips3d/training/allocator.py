@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     A training step on a CPU allocates the same large activations every time. glibc maps each anew
     by default, and faulting the pages in again took about half of a training step of the small
-    preset (benchmarks/training.py measures it).
+    preset (benchmarks/training_speed.py measures it).
 
     Returns:
         Whether it could.

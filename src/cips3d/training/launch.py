@@ -2,7 +2,7 @@
 
 A training step is many small operations. On a CPU the threads of one process wait for each other
 after each of them; processes that share a batch meet once per network and step, when gradients are
-averaged (benchmarks/training.py measures both).
+averaged (benchmarks/training_speed.py measures both).
 
 `torch.multiprocessing` and `torch.distributed.elastic` are not used: neither binds processes to
 cores, which is worth 5 %, nor lets an interrupted main process end the step and save first.

@@ -15,18 +15,19 @@ from torch import Tensor
 import tiny
 from cips3d import pretrained
 from cips3d.camera import Camera
-from cips3d.data import ImageDataset
+from cips3d.data import Dataset
 from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.geometry import non_flatness
 from cips3d.metrics.symmetry import mirror_jump
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
+from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import RenderOutput
-from cips3d.training.health import LIMITS, Watch, spread
+from cips3d.training.health import LIMITS, HealthMonitor, spread
 from cips3d.training.logs import RunLog
-from cips3d.training.recipe import Stage
 from cips3d.training.loop import train
+from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
 
 
@@ -90,11 +91,11 @@ def test_pictures_that_are_all_alike_have_no_spread() -> None:
 def test_figures_of_a_generator() -> None:
     torch.manual_seed(0)
     generator = Generator(tiny.GENERATOR)
-    watch = Watch.of(SyntheticHeads(100, 8))
-    assert watch.real.shape == (16, 3, 8, 8)
-    assert Watch.of(SyntheticHeads(2, 96)).real.shape == (2, 3, 64, 64)
-    figures = watch.figures(generator, generator.sampling)
-    again = watch.figures(generator, generator.sampling)
+    monitor = HealthMonitor.of_dataset(SyntheticHeads(100, 8))
+    assert monitor.real.shape == (16, 3, 8, 8)
+    assert HealthMonitor.of_dataset(SyntheticHeads(2, 96)).real.shape == (2, 3, 64, 64)
+    figures = monitor.figures(generator, generator.sampling)
+    again = monitor.figures(generator, generator.sampling)
     assert figures == pytest.approx(
         again, abs=0, nan_ok=True
     )  # always the same subjects and cameras
@@ -103,18 +104,18 @@ def test_figures_of_a_generator() -> None:
 
 
 def test_an_alarm_is_raised_once_until_it_is_over() -> None:
-    watch = Watch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    monitor = HealthMonitor(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     good = {"diversity": 1.0, "non_flatness": 12.0, "two_hypothesis_score": 0.0, "r1_penalty": 0.1}
-    assert not watch.alarms(good)
-    (line,) = watch.alarms(good | {"diversity": 0.1})
+    assert not monitor.alarms(good)
+    (line,) = monitor.alarms(good | {"diversity": 0.1})
     assert "collapse" in line and "0.1" in line
-    assert not watch.alarms(good | {"diversity": 0.1})
-    assert not watch.alarms({"r1_penalty": 0.2})  # says nothing about diversity
-    assert not watch.alarms(good | {"diversity": 0.1})
-    assert not watch.alarms(good)
+    assert not monitor.alarms(good | {"diversity": 0.1})
+    assert not monitor.alarms({"r1_penalty": 0.2})  # says nothing about diversity
+    assert not monitor.alarms(good | {"diversity": 0.1})
+    assert not monitor.alarms(good)
     assert (
         len(
-            watch.alarms(
+            monitor.alarms(
                 {
                     "diversity": 0.1,
                     "non_flatness": 1.0,
@@ -130,7 +131,7 @@ def test_an_alarm_is_raised_once_until_it_is_over() -> None:
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = {"non_flatness": 1.0}
-    monkeypatch.setattr(Watch, "figures", lambda *_: flat)
+    monkeypatch.setattr(HealthMonitor, "figures", lambda *_: flat)
     monkeypatch.setattr(RunLog, "samples", lambda *_: None)
 
 
@@ -147,7 +148,7 @@ def test_a_failing_run_says_so_after_a_while_and_goes_on(
     with caplog.at_level(logging.WARNING):
         train(Run(config(tmp_path, sample_kimg=0.004, alarm_kimg=0.016), tmp_path / "run"))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("16 pictures: flat geometry")
+    assert line.startswith("16 images: flat geometry")
 
 
 @pytest.mark.usefixtures("failing")
@@ -161,9 +162,9 @@ def test_a_failing_run_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_measures_are_logged(tmp_path: Path) -> None:
-    seen: list[Generator] = []
+    seen: list[ImageGenerator] = []
 
-    def measure(generator: Generator, dataset: SyntheticHeads | ImageDataset) -> dict[str, float]:
+    def measure(generator: ImageGenerator, dataset: Dataset) -> dict[str, float]:
         seen.append(generator)
         return {"side": dataset.resolution}
 
@@ -184,7 +185,7 @@ def test_measures_are_logged(tmp_path: Path) -> None:
 def test_a_measure_sees_the_model_that_is_saved(tmp_path: Path) -> None:
     """Truncated too, for which it needs the mean styles."""
 
-    def measure(generator: Generator, _: object) -> dict[str, float]:
+    def measure(generator: ImageGenerator, _: object) -> dict[str, float]:
         return {
             "mean": float(
                 generator.render(

@@ -1,0 +1,177 @@
+"""Pivotal tuning (Roich et al. 2022) of the implicit network, with targets for other views.
+
+Colours alone would spoil the sides that the image does not show. So random other views have
+targets as well (after Yin et al. 2023): a surface that the image shows changes as it does there; a
+surface that only the mirrored image shows changes as in that one; the rest stays as it was. The
+mirrored image passes on its change, not its colours, whose light would come from the wrong side.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cips3d.camera import Camera, Rays
+from cips3d.editing.target import Target
+from cips3d.metrics.views import HIDDEN, View, sample_image
+from cips3d.models.generator import Generator
+from cips3d.models.rays import chunks
+from cips3d.models.types import SOLID, Styles
+
+#: Random cameras that the rays of other views come from.
+_CAMERAS = 64
+
+
+class RayTargets(NamedTuple):
+    """Rays of other views.
+
+    Attributes:
+        features: rendered features V_r.
+        colors: colours that tuning should give them.
+        weights: of their difference.
+    """
+
+    features: Float[Tensor, "1 rays feature"]
+    colors: Float[Tensor, "1 rays 3"]
+    weights: Float[Tensor, "1 rays"]
+
+
+def tune(
+    target: Target,
+    camera: Camera,
+    styles: Styles,
+    *,
+    steps: int,
+    rate: float,
+    keep_weight: float,
+    mirror_weight: float,
+    draws: torch.Generator,
+    after_step: Callable[[], None],
+) -> Generator:
+    """A copy of the generator whose implicit network is fitted to the target image.
+
+    Nothing else changes, so the radiance field is rendered once, and a step runs the implicit
+    network alone.
+
+    Args:
+        camera, styles: of the image's subject; they stay as they are.
+        rate: of Adam, falling along a cosine.
+        keep_weight, mirror_weight: see `InversionConfig`.
+        draws: chooses rays of other views.
+    """
+    generator = copy.deepcopy(target.generator)
+    parameters = list(generator.inr.requires_grad_(True).parameters())
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    others = other_views(
+        target, camera, styles, random_rays(target, draws), keep_weight, mirror_weight
+    )
+    here = rendered_features(target.generator, styles, target.rays(camera))[0]
+    features = torch.cat([here, others.features], dim=1)
+    side = target.side
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        colors = _colors(target, generator, features, styles)
+        image, elsewhere = colors.split(side * side, dim=1)
+        loss = target.distance(image.transpose(1, 2).unflatten(2, (side, side))).sum()
+        loss = loss + (others.weights * (elsewhere - others.colors).abs().mean(dim=2)).mean()
+        loss.backward(inputs=parameters)
+        optimizer.step()
+        schedule.step()
+        after_step()
+    return generator.requires_grad_(False)
+
+
+@torch.no_grad()
+def other_views(
+    target: Target,
+    camera: Camera,
+    styles: Styles,
+    rays: Rays,
+    keep_weight: float,
+    mirror_weight: float,
+) -> RayTargets:
+    """Targets of rays from other cameras; see the module.
+
+    The background changes by the median of the image's. If it were free, parts of the subject
+    would turn into background where the shape is too small for the image.
+    """
+    generator = target.generator
+    features, depth, opacity = rendered_features(generator, styles, rays)
+    view = View(generator.render(styles, camera, target.side), camera.to(target.image))
+    points = rays.at(depth[..., None])[:, :, 0]
+    own, shown = _change_at(target, points, view)
+    reflected = _reflected(points, generator.config.poses.yaw_mean)
+    other, mirrored = _change_at(target, reflected, view)
+    mirrored = mirrored & ~shown & (mirror_weight > 0)
+    change = own * shown[..., None] + other * mirrored[..., None]
+    behind = (target.image - view.out.image).transpose(0, 1)[:, ~view.solid[:, 0]]
+    if behind.shape[1]:
+        change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
+    weights = torch.where(mirrored, mirror_weight, keep_weight).masked_fill(shown, 1.0)
+    colors = _colors(target, generator, features, styles) + change
+    return RayTargets(features, colors, weights)
+
+
+def _change_at(
+    target: Target, points: Float[Tensor, "1 n 3"], view: View
+) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
+    """Difference of the target from `view`, the rendering, at world points; which ones it shows."""
+    place, distance = view.camera.project(points)
+
+    def lookup(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+        return sample_image(image, place[:, None], mode)[:, :, 0].transpose(1, 2)
+
+    near = (distance - lookup(view.out.depth, "nearest")[..., 0]).abs() < HIDDEN
+    interior = lookup(view.interior.to(points), "nearest")[..., 0] > 0.5
+    shown = near & interior & (place.abs() <= 1).all(dim=-1)
+    return lookup(target.image - view.out.image, "bilinear"), shown
+
+
+def _reflected(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor, "batch n 3"]:
+    """The points mirrored left to right, at the vertical plane of cameras at the yaw `front`.
+
+    The mean of the prior is the front of the subjects, also where learned cameras have turned both.
+    """
+    normal = points.new_tensor([math.cos(front), 0.0, -math.sin(front)])
+    return points - 2 * (points @ normal)[..., None] * normal
+
+
+def random_rays(target: Target, draws: torch.Generator) -> Rays:
+    """As many rays as the image has pixels, each pixel from one of many random cameras."""
+    cameras = target.generator.config.poses.sample(_CAMERAS, draws)
+    pixels = torch.randperm(target.side**2, generator=draws).to(target.image.device)
+    return Rays.cat([target.rays(cameras[i])[pixels[i::_CAMERAS]] for i in range(_CAMERAS)])
+
+
+@torch.no_grad()
+def rendered_features(
+    generator: Generator, styles: Styles, rays: Rays
+) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays"], Float[Tensor, "1 rays"]]:
+    """Rendered features V_r, depth, and the subject's opacity."""
+    sampling, parts = generator.sampling, []
+    for part in chunks(rays.count, generator.default_chunk(1, sampling)):
+        field = generator.render_features(styles.shape, rays[part], sampling)
+        parts.append((field.feature, field.depth, field.opacity - field.last_weight))
+    features, depth, opacity = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+    return features, depth, opacity
+
+
+def _colors(
+    target: Target, generator: Generator, features: Float[Tensor, "1 rays feature"], styles: Styles
+) -> Float[Tensor, "1 rays 3"]:
+    """The implicit network's colours, checkpointed in chunks of rays where memory is short."""
+    chunk = target.chunk(1)
+    if chunk >= features.shape[1]:
+        return generator.inr(features, styles.appearance)
+    inr = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
+    parts = chunks(features.shape[1], chunk)
+    return torch.cat([inr(features[:, part], styles.appearance) for part in parts], dim=1)
