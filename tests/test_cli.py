@@ -43,7 +43,15 @@ from cips3d.export.video import video_frames
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency, evaluation, symmetry
-from cips3d.metrics.geometry import detail, last_sample_share, non_flatness, speckle
+from cips3d.metrics.geometry import (
+    detail,
+    last_sample_share,
+    non_flatness,
+    shape_correlation,
+    speckle,
+    view_agreement,
+)
+from cips3d.metrics.measures import MEASURES
 from cips3d.metrics.views import Subjects
 from cips3d.models.generator import Generator
 from cips3d.models.registry import build_generator
@@ -530,13 +538,15 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     found = json.loads(out.read_text())["values"]
     subjects = Subjects.generated(generator, generator.sample_latents(3, 5), 16, 0.5)
     view, network = subjects.from_prior(5), load_head_network()
-    truth = Subjects.true(SyntheticHeads(resolution=16), range(3)).from_prior(5)
+    true_heads = Subjects.true(SyntheticHeads().truth(), range(3), 16)
+    truth = true_heads.from_prior(5)
     within, between = consistency.identity_consistency(subjects, network)
     error, correlation = consistency.depth_error(view, network)
     expected = {
         "pose_error": consistency.pose_error(view, network, (0.3, 0.0)),
         "identity_consistency": within, "identity_between": between,
-        "warp_error": consistency.warp_error(subjects),
+        "warp_error": consistency.warp_error(subjects), "view_agreement": view_agreement(subjects),
+        "shape_correlation": shape_correlation(subjects, true_heads),
         "depth_error": error, "depth_correlation": correlation,
         "depth_distance": consistency.depth_distance(view, truth),
         "non_flatness": non_flatness(view.out, 1.0, generator.config.networks.extent),
@@ -548,7 +558,7 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     }  # fmt: skip
     expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert set(expected) == set(evaluation.ENTRIES) and len(set(map(str, expected.values()))) > 10
+    assert set(expected) == set(MEASURES) and len(set(map(str, expected.values()))) > 10
     assert consistency.pose_error(view, network) != pytest.approx(found["pose_error"], rel=1e-3)
 
 
@@ -600,8 +610,8 @@ def test_eval(
     found = json.loads(out.read_text())
     assert lines[0].split() == ["model", "true", "heads"] and lines[-2] == f"wrote {out}"
     assert [line.split()[0] for line in lines[1:-2]] == list(found["values"])
-    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *evaluation.ENTRIES}
-    assert set(found["true_heads"]) == set(evaluation.ENTRIES)
+    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *MEASURES}
+    assert set(found["true_heads"]) == set(MEASURES)
     assert found["record"]["dataset"]["resolution"] == 8
     assert found["record"]["predictor"] == "heads"
     other = [
@@ -716,11 +726,11 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
         (["--predictor", "json:loads"], "--predictor json:loads: has no methods"),
         (
             ["--predictor", "test_cli:COLUMN"],
-            r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch",
+            r"predictor: pose returned \(2, 1\) and \(2, 1\) for 2 images; return yaw and pitch",
         ),
         (
             ["--predictor", "test_cli:STACKED"],
-            r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch",
+            r"predictor: pose returned \(2, 2\) for 2 images; return yaw and pitch",
         ),
         (
             ["--predictor", "test_cli:WORDY"],
@@ -728,7 +738,7 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
         ),
         (
             ["--predictor", "test_cli:ARRAYS"],
-            "predictor: pose gave ndarray and ndarray for 2 pictures; give .* a tensor each",
+            "predictor: pose returned ndarray and ndarray for 2 images; return .* a tensor each",
         ),
         (
             ["--predictor", "test_cli:FAILING"],
@@ -834,7 +844,7 @@ def test_demo(
     } <= set(names(out))
     assert holds(np.asarray(Image.open(out / "heads.png")), 6, 7, 16)
     printed = capsys.readouterr().out
-    assert "depth agrees between views" in printed
+    assert "view_agreement" in printed
     assert "0.01 minutes" in printed
 
 
@@ -846,7 +856,7 @@ def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     of_model = capsys.readouterr().out
     parameters = sum(p.numel() for p in Generator(tiny.GENERATOR).parameters())
     assert f"{parameters:,}" in of_model and "at 16²" in of_model
-    assert "relief of the heads" in of_model
+    assert "shape_correlation" in of_model
 
 
 def test_the_real_presets_can_be_counted(

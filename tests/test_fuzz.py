@@ -21,7 +21,6 @@ from PIL import Image
 import tiny
 from cips3d import cli
 from cips3d.configuration import to_dict
-from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
@@ -243,9 +242,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         PRESETS, "tiny", lambda: tiny.config(stages=(Stage(8, kimg=0.004, batch=4),))
     )
-    monkeypatch.setattr(
-        Run, "stage_progress", lambda self: float(self.counters.stage_images > 0)
-    )
+    monkeypatch.setattr(Run, "stage_progress", lambda self: float(self.counters.stage_images > 0))
 
 
 #: Damage that no run can train with.

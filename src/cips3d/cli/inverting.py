@@ -27,7 +27,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import save_image
 from cips3d.export.sheets import orbit_cameras, view_sheet
 from cips3d.files import atomic_path
-from cips3d.metrics.consistency import seen_pose
+from cips3d.metrics.consistency import predicted_pose
 from cips3d.models.protocol import ImageGenerator
 
 #: Yaws of the novel views, degrees.
@@ -100,7 +100,7 @@ def _start(
     if found is None:
         return None
     with torch.no_grad():
-        return poses.at(*seen_pose(found, pixels.cpu()))
+        return poses.at(*predicted_pose(found, pixels.cpu()))
 
 
 def _write(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from cips3d.configuration import read_json
+from cips3d.data import Dataset
 from cips3d.errors import UserError
-from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import feature_network
 from cips3d.training.recipe import TrainConfig
 
 
-def default_metrics(dataset: Any, has_inception: bool) -> tuple[str, ...]:
+def default_metrics(dataset: Dataset, has_inception: bool) -> tuple[str, ...]:
     """The distances that can be measured without a download.
 
     Args:
         has_inception: whether the user gave Inception's weights.
     """
-    if isinstance(dataset, SyntheticHeads):
+    if dataset.truth() is not None:
         return ("fd2k_heads", "kd2k_heads") + (("fid2k", "kid2k") if has_inception else ())
     if not has_inception:
         try:

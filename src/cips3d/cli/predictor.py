@@ -45,7 +45,7 @@ class _Named:
     def __str__(self) -> str:
         return self.name
 
-    def pose(self, images: Tensor) -> Any:  # `seen_pose` checks it
+    def pose(self, images: Tensor) -> Any:  # `predicted_pose` checks it
         return self._called("pose", images)
 
     def identity(self, images: Tensor) -> Any:
