@@ -504,7 +504,7 @@ def test_invert_writes_everything_that_is_needed_to_go_on(
     )
     width, height = Image.open(out / "report.png").size
     assert (width, height) == (5 * 10 - 2, 3 * 10 - 2)
-    assert Image.open(out / "views.png").size == (7 * 10 - 2, 2 * 10 - 2)
+    assert 7 * 256 <= Image.open(out / "views.png").width <= 7 * 256 + 200
     by_block = [
         "--subject",
         str(out / "subject.safetensors"),
@@ -578,7 +578,7 @@ SIGHT = SimpleNamespace(
         (["--yaw", "3", "--predictor", "heads"], "--yaw and --predictor"),
         (["--effort", "0"], "--effort"),
         (["--mirror", "-1"], "--mirror"),
-        (["--yaw", "0", "--pitch", "90"], "--pitch: 90"),
+        (["--yaw", "0", "--pitch", "90"], "--pitch is 90"),
         (["--features", "discriminator"], "--features discriminator"),
         (["--predictor", "no.such:thing"], "--predictor no.such:thing"),
         (["--seed", "-2"], "--seed"),
@@ -613,7 +613,7 @@ def test_a_missing_image(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         )
     assert (
         exit.value.code == 2
-        and "no.png: there is no such file; check the name" in capsys.readouterr().err
+        and "no.png: no such file; check the path" in capsys.readouterr().err
     )
 
 
@@ -626,7 +626,7 @@ def test_the_image_is_not_replaced_by_a_sheet(
             cli.main(
                 ["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path)]
             )
-        assert exit.value.code == 2 and f"{name}: is what is read" in capsys.readouterr().err
+        assert exit.value.code == 2 and f"{name}: is an input" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == (folder / "me.png").read_bytes()
 
 
@@ -646,7 +646,7 @@ def test_the_model_is_not_replaced_by_the_tuned_one(
     shutil.copy(folder / "model.safetensors", tmp_path / "mine")  # not an inversion's
     with pytest.raises(SystemExit):
         cli.main(["invert", str(folder / "me.png"), "heads", str(tmp_path / "mine")])
-    assert "is of no inversion" in capsys.readouterr().err
+    assert "is not from an inversion" in capsys.readouterr().err
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
 
 
@@ -772,7 +772,7 @@ def test_a_found_subject_can_be_shown_and_blended(
             "2",
         ]
     )
-    assert Image.open(tmp_path / "blend.png").size == (2 * 10 - 2, 8)
+    assert min(Image.open(tmp_path / "blend.png").size) >= 256
     cli.main(
         [
             "render",
