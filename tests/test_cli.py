@@ -612,11 +612,11 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
         (["--predictor", "json:loads"], "--predictor json:loads: is no object with methods"),
         (
             ["--predictor", "test_cli:COLUMN"],
-            r"predictor: pose gave \(2, 1\) and \(2, 1\) for 2 pictures; give yaw and pitch",
+            r"predictor: pose returned \(2, 1\) and \(2, 1\) for 2 images; return yaw and pitch",
         ),
         (
             ["--predictor", "test_cli:STACKED"],
-            r"predictor: pose gave \(2, 2\) for 2 pictures; give yaw and pitch",
+            r"predictor: pose returned \(2, 2\) for 2 images; return yaw and pitch",
         ),
         (
             ["--predictor", "test_cli:WORDY"],
@@ -624,7 +624,7 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
         ),
         (
             ["--predictor", "test_cli:ARRAYS"],
-            "predictor: pose gave ndarray and ndarray for 2 pictures; give .* a tensor each",
+            "predictor: pose returned ndarray and ndarray for 2 images; return .* a tensor each",
         ),
         (
             ["--predictor", "test_cli:FAILING"],
