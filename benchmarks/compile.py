@@ -33,7 +33,7 @@ def main() -> None:
 
         def seconds(generator: Generator, latents=latents, cameras=cameras) -> float:
             start = time.process_time()
-            generator.render(latents, cameras, SIDE).image.square().mean().backward()
+            generator.render(latents, cameras, SIDE, psi=1.0).image.square().mean().backward()
             return time.process_time() - start
 
         first = seconds(compiled)

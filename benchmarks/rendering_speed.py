@@ -63,7 +63,7 @@ def speed(precision: str, connection: Connection) -> None:
     draws = FakeDraws(latents, camera, even_draws(generator, SIDE))
 
     def ours() -> torch.Tensor:
-        return generator.render(latents, camera, SIDE).image
+        return generator.render(latents, camera, SIDE, psi=1.0).image
 
     def plain() -> torch.Tensor:
         return generate(generator, draws, SIDE, generator.sampling)[0]
@@ -82,7 +82,9 @@ def memory(resolution: int, connection: Connection) -> None:
     generator = prepared("highest")
     latents, camera = generator.sample_latents(1, seed=0), Camera.orbit(0.3, 0.1)
     before = peak()
-    (seconds,) = medians([lambda: generator.render(latents, camera, resolution)], repeats=2)
+    (seconds,) = medians(
+        [lambda: generator.render(latents, camera, resolution, psi=1.0)], repeats=2
+    )
     connection.send((seconds, peak(), before))
 
 

@@ -1,10 +1,11 @@
-"""The viewer with the bundled model: pictures a second while the camera orbits, and the time to the refined one when it rests.
+"""Viewer: frame rate while the camera orbits, and time to the refined image once it rests.
 
-The real server and a real websocket, JPEG and PNG encoding included. The client is a process of its own that counts pictures
-and does not draw them; its camera moves 50 times a second, as often as viser's page tells. Two threads. While it moves, the
-viewer takes as many rows as can be made in `FRAME_SECONDS`; the last case gives it time for all rows of the refined picture.
+Uses the bundled model, the real server and a real websocket, with JPEG and PNG encoding, on two
+threads. The client is a process of its own that counts images without drawing them. Its camera
+moves 50 times a second, like that of viser's page. A moving camera gets as many rows as fit in
+`FRAME_SECONDS`; the last case allows enough time for all rows of the refined image.
 
-    python benchmarks/viewer.py        (a minute and a half)
+    python benchmarks/viewer.py        (90 seconds)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from viewer_client import Client
 import cips3d
 from cips3d.camera import Camera
 from cips3d.training.allocator import keep_freed_memory
-from cips3d.viewer import rendering as pictures
+from cips3d.viewer import rendering
 from cips3d.viewer.server import Viewer
 
 THREADS, SECONDS, STOPS = 2, 8.0, 5
@@ -34,14 +35,14 @@ def orbit(phase: float) -> Camera:
 
 
 def client_process(url: str, size: tuple[int, int], pipe: Connection) -> None:
-    """Orbits for `SECONDS`, then stops `STOPS` times; sends pictures a second and the median seconds to the refined picture."""
+    """Orbits for `SECONDS`, then stops `STOPS` times; sends the frame rate and the median wait."""
     with Client(url, size=size) as client:
         client.rest()
-        started, before = time.perf_counter(), client.pictures
+        started, before = time.perf_counter(), client.images
         while time.perf_counter() - started < SECONDS:
             client.look(orbit(time.perf_counter() - started))
             time.sleep(CAMERA_SECONDS)
-        rate = (client.pictures - before) / (time.perf_counter() - started)
+        rate = (client.images - before) / (time.perf_counter() - started)
         waits = []
         for stop in range(STOPS):
             for step in range(20):
@@ -53,15 +54,15 @@ def client_process(url: str, size: tuple[int, int], pipe: Connection) -> None:
 
 
 def measure(size: tuple[int, int], frame_seconds: float) -> tuple[float, float, float]:
-    """Pictures a second, median seconds to the refined picture, median height of the coarse ones."""
-    pictures.FRAME_SECONDS = frame_seconds
+    """Images per second, median seconds to the refined image, median height of the coarse ones."""
+    rendering.FRAME_SECONDS = frame_seconds
     generator = cips3d.load("heads")
     with Viewer(generator, port=0, name="heads") as viewer:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=client_process, args=(viewer.url, size, there))
         process.start()
-        there.close()  # so that a process that dies is noticed
+        there.close()  # so that recv fails if the process dies
         sides = []
         while not here.poll(0.1):
             sides += [session.coarse_side for session in viewer.sessions]
@@ -73,15 +74,13 @@ def measure(size: tuple[int, int], frame_seconds: float) -> tuple[float, float, 
 def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    print(
-        f"load of the machine before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} processors"
-    )
-    usual = pictures.FRAME_SECONDS
+    print(f"machine load before: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} processors")
+    usual = rendering.FRAME_SECONDS
     for size, frame_seconds in (((720, 720), usual), ((1280, 720), usual), ((720, 720), 10.0)):
         rate, refined, coarse = measure(size, frame_seconds)
         width = round(128 * size[0] / size[1])
         print(
-            f"{width}x128: {rate:5.1f} pictures/s while orbiting, of {coarse:g} rows; "
+            f"{width}x128: {rate:5.1f} images/s while orbiting, of {coarse:g} rows; "
             f"refined {refined:.2f} s after the last movement"
         )
 

@@ -1,4 +1,4 @@
-"""A client of the viewer without a browser, over the same websocket: moves camera and controls, and is sent pictures."""
+"""A viewer client without a browser: moves camera and controls, and receives images."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from cips3d.viewer.requests import viser_pose
 
 
 class Client:
-    """Connects, says where its camera is, and collects what the server sends, in a thread of its own.
+    """Connects, sends its camera, and collects the server's messages in a thread of its own.
 
     Args:
-        url: the viewer's.
-        camera: its first camera.
-        size: width and height of its canvas, pixels.
+        url: the viewer's address.
+        camera: first camera.
+        size: width and height of the canvas, pixels.
 
     Attributes:
         controls: handles (uuids) of the controls by their label.
-        messages: what has come.
-        pictures: number of pictures that have come, the last of them at `shown_at` (time.perf_counter).
-        seen: condition that is notified of every message.
+        messages: all received messages.
+        images: number of received images; the last came at `shown_at` (time.perf_counter).
+        seen: condition, notified after every message.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Client:
         self.size = size
         self.controls: dict[str, str] = {}
         self.messages: list[dict[str, Any]] = []
-        self.pictures, self.shown_at, self._file = 0, 0.0, (b"", "jpeg")
+        self.images, self.shown_at, self._file = 0, 0.0, (b"", "jpeg")
         self.seen = threading.Condition()
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
@@ -67,7 +67,7 @@ class Client:
         self._thread.join()
 
     def vanish(self) -> None:
-        """Breaks the connection off without a word."""
+        """Breaks the connection without closing it."""
         self._socket.socket.shutdown(2)
         self._thread.join()
 
@@ -78,9 +78,17 @@ class Client:
 
     def look_raw(self, wxyz: Any, position: Any, fov: Any) -> None:
         self.send(
-            "ViewerCameraMessage", wxyz=wxyz, position=position, fov=fov, near=0.01, far=1000.0, image_width=self.size[0],
-            image_height=self.size[1], look_at=[0.0, 0.0, 0.0], up_direction=[0.0, 1.0, 0.0],
-        )  # fmt: skip
+            "ViewerCameraMessage",
+            wxyz=wxyz,
+            position=position,
+            fov=fov,
+            near=0.01,
+            far=1000.0,
+            image_width=self.size[0],
+            image_height=self.size[1],
+            look_at=[0.0, 0.0, 0.0],
+            up_direction=[0.0, 1.0, 0.0],
+        )
 
     def set(self, label: str, value: Any) -> None:
         self.send("GuiUpdateMessage", uuid=self.controls[label], updates={"value": value})
@@ -111,31 +119,31 @@ class Client:
     def _take(self, message: dict[str, Any]) -> None:
         if message["type"] == "BackgroundImageMessage":
             if message["rgb_data"] is not None:
-                self.pictures, self.shown_at = self.pictures + 1, time.perf_counter()
+                self.images, self.shown_at = self.images + 1, time.perf_counter()
                 self._file = message["rgb_data"], message["format"]
         elif "props" in message and "label" in message["props"] and "uuid" in message:
             self.controls[message["props"]["label"]] = message["uuid"]
         self.messages.append(message)
 
     @property
-    def picture(self) -> np.ndarray:
-        """The last picture."""
+    def image(self) -> np.ndarray:
+        """The last image."""
         return np.asarray(Image.open(io.BytesIO(self._file[0])))
 
     @property
     def is_refined(self) -> bool:
-        """Whether the last picture is one that was made while nothing moved."""
+        """Whether the last image was rendered at rest."""
         return self._file[1] == "png"
 
     def wait_for(self, what: Any, seconds: float = 60.0) -> None:
         """Waits until what(self) is true."""
         with self.seen:
             assert self.seen.wait_for(lambda: what(self), seconds), (
-                "the server did not send what was waited for"
+                "the server did not send the expected message"
             )
 
     def rest(self, silence: float = 1.0, seconds: float = 60.0) -> float:
-        """Waits for a refined picture of what was asked for last, after which no other comes for a while; when it came."""
+        """Waits for a refined image after the last request, then for silence; returns its time."""
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             if (
@@ -145,4 +153,4 @@ class Client:
             ):
                 return self.shown_at
             time.sleep(0.01)
-        raise AssertionError("the picture was not refined")
+        raise AssertionError("the image was not refined")

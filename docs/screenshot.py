@@ -1,4 +1,4 @@
-"""A picture of the viewer in a browser: on the left the image and the panel, on the right the mesh among the prior's cameras.
+"""The screenshot of the viewer: the image and the panel, and the mesh to the right of them.
 
 Needs playwright and a Chromium (Debian: `apt-get install chromium`).
 """
@@ -25,7 +25,7 @@ _SEED = 5
 
 
 def viewer(out: Path) -> None:
-    """Writes the picture, of the bundled model."""
+    """Writes the screenshot, with the bundled model."""
     with Viewer(cips3d.load("heads"), port=0, name="heads") as served, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
@@ -40,10 +40,8 @@ def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
     page.set_default_timeout(60_000)
     page.goto(served.url)
     page.get_by_text("samples,").wait_for()
-    for button in page.locator(
-        ".mantine-Notification-closeButton"
-    ).all():  # of a warning that there is no GPU
-        button.click()
+    for button in page.locator(".mantine-Notification-closeButton").all():
+        button.click()  # a warning that there is no GPU
     served.sessions[0].controls.set(shape_seed=_SEED, appearance_seed=_SEED)
     page.mouse.move(300, 250)
     page.mouse.down()
@@ -53,12 +51,12 @@ def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
     page.get_by_role("combobox", name="Show").click()
     page.get_by_role("option", name="mesh", exact=True).click()
     page.get_by_text("triangles").wait_for()
-    page.mouse.move(20, 480)  # away from what tells of itself where the mouse rests
+    page.mouse.move(20, 480)  # away from the tooltips
     return [image, _settled(page)[:, :_PANEL]]
 
 
 def _settled(page: Page) -> np.ndarray:
-    """The window's pixels when they no longer change."""
+    """The window's pixels, once they no longer change."""
     last = None
     for _ in range(60):
         page.wait_for_timeout(500)
@@ -66,4 +64,4 @@ def _settled(page: Page) -> np.ndarray:
         if last is not None and np.array_equal(last, now):
             return now
         last = now
-    raise RuntimeError("the viewer's page does not come to rest")
+    raise RuntimeError("the viewer's page keeps changing")

@@ -42,7 +42,7 @@ def main() -> None:
     found = evaluate(generator, heads, (DISTANCE, KERNEL_DISTANCE), count=SUBJECTS)
     print("\n".join(found.lines()))
     latents, cameras = generator.sample_latents(HEADS, 0), orbit_cameras(generator, YAWS)
-    rows = [generator.render(latents[i], cameras, side).image for i in range(HEADS)]
+    rows = [generator.render(latents[i], cameras, side, psi=1.0).image for i in range(HEADS)]
     save_image(RESULTS / "bundled_heads.png", image_grid(torch.cat(rows), columns=2 * len(YAWS)))
     views = {
         "generated": Subjects.generated(generator, generator.sample_latents(SUBJECTS, 0), side),

@@ -146,7 +146,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     if generator.has_density:
         cameras = orbit_cameras(generator, YAWS)
         with torch.inference_mode():
-            out = generator.render(generator.sample_latents(1, 1), cameras, 64)
+            out = generator.render(generator.sample_latents(1, 1), cameras, 64, psi=1.0)
         save_image(record.with_suffix(".png"), image_grid(out.image, columns=len(YAWS)))
     write_json(record, content, indent=1)
     return content

@@ -34,10 +34,10 @@ def compared(generator: ImageGenerator) -> dict[str, float]:
     side = generator.config.resolution
     latents = generator.sample_latents(COUNT, 0)
     cameras = generator.config.poses.sample(COUNT, torch.Generator().manual_seed(0))
-    out = generator.render(latents, cameras, side)
+    out = generator.render(latents, cameras, side, psi=1.0)
     network = load_head_network()
     nerf, inr = (network.pose(image) for image in (out.aux_image, out.image))
-    shown = generator.render(latents[:SHOWN], cameras[:SHOWN], side)
+    shown = generator.render(latents[:SHOWN], cameras[:SHOWN], side, psi=1.0)
     images = torch.cat([shown.aux_image, shown.image])
     save_image(RESULTS / "figure_10.png", image_grid(images, columns=SHOWN))
     return {

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import cips3d
 from cips3d import pretrained
-from cips3d.cli.options import DEFAULT_PSI
 from cips3d.export.media import image_grid, save_image
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.models.protocol import ImageGenerator
+from cips3d.models.types import DEFAULT_PSI
 
 MODEL, CANDIDATES, WANTED, REAL = "heads", 128, 24, 1000
 YAWS = (-0.4, 0.0, 0.4)

@@ -113,7 +113,7 @@ def of_generated_heads(generator: ImageGenerator) -> tuple[dict[str, float], lis
     network, side = load_head_network(), generator.config.resolution
     to_rendered, overlap, to_network, rendered_to_network, meshes = [], [], [], [], []
     for i in range(GENERATED):
-        mesh = cips3d.extract_mesh(generator, latents[i], RESOLUTION)
+        mesh = cips3d.extract_mesh(generator, latents[i], RESOLUTION, psi=1.0)
         subject = Subjects.generated(generator, latents[i], side)
         views = [stopped(subject.from_angles(float(yaw)), generator) for yaw in YAWS]
         hits, hit = zip(*(first_hits(mesh, view.camera, side) for view in views), strict=True)

@@ -133,7 +133,7 @@ def compared(base: ImageGenerator, transferred: ImageGenerator) -> dict[str, flo
     depths, errors = [], []
     for generator in (base, transferred):
         with torch.inference_mode():
-            depths.append(generator.render(latents, camera, SIDE).depth)
+            depths.append(generator.render(latents, camera, SIDE, psi=1.0).depth)
         view = Subjects.generated(generator, latents, SIDE).from_prior(0)
         errors.append(pose_error(view, network))
     return {

@@ -1,10 +1,10 @@
-"""The browser that shows the viewer."""
+"""The browser of the viewer's tests and screenshots."""
 
 from __future__ import annotations
 
 import shutil
 
-#: Where Chromium is, by its usual names; None where there is none.
+#: Path of Chromium, by its usual names; None if it is not installed.
 CHROMIUM = next(
     (
         path
@@ -13,6 +13,15 @@ CHROMIUM = next(
     ),
     None,
 )
-#: What it needs to draw in three dimensions without a screen, and to leave the network alone.
-FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # fmt: skip
+#: Flags for WebGL without a screen, and for no network access.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]

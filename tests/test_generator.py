@@ -24,7 +24,7 @@ from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.embedding import positional_encoding
 from cips3d.models.generator import Generator
-from cips3d.models.types import Latents, RayDraws, RenderOutput, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, RayDraws, RenderOutput, Styles
 from cips3d.pretrained import load_discriminators, load_main_discriminator
 
 TINY = GeneratorConfig(
@@ -202,7 +202,9 @@ def test_full_truncation_shows_the_mean_subject() -> None:
         Styles(generator.shape_mean[None], generator.appearance_mean[None]), camera, 4
     ).image
     assert torch.allclose(generator.render(z, camera, 4, psi=0.0).image, mean.expand(3, -1, -1, -1))
-    untruncated = generator.render(z, camera, 4).image
+    untruncated = generator.render(z, camera, 4, psi=1.0).image
+    by_default = generator.render(z, camera, 4).image
+    assert torch.equal(by_default, generator.render(z, camera, 4, psi=DEFAULT_PSI).image)
     generator.shape_mean.add_(1.0)
     assert torch.equal(generator.render(z, camera, 4, psi=1.0).image, untruncated)
     assert not torch.allclose(generator.render(z, camera, 4, psi=0.5).image, untruncated)

@@ -27,6 +27,7 @@ from cips3d.editing.style_space import StyleSpace
 from cips3d.editing.subject import Subject
 from cips3d.editing.target import Target
 from cips3d.editing.tuning import other_views, random_rays, rendered_features, tune
+from cips3d.export import sheets
 from cips3d.metrics.views import angle_between
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
@@ -502,9 +503,11 @@ def test_invert_writes_everything_that_is_needed_to_go_on(
     assert result["yaw"] == pytest.approx(
         float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3
     )
-    width, height = Image.open(out / "report.png").size
-    assert (width, height) == (5 * 10 - 2, 3 * 10 - 2)
-    assert 7 * 256 <= Image.open(out / "views.png").width <= 7 * 256 + 200
+    headings = {0: ["input", "w", "w+", "tuned"], 1: ["-40°", "-20°", "0°", "20°", "40°"]}
+    expected = sheets.labelled_grid(3, 5, (8, 8), [], ["", "views", "depth"], headings)
+    assert np.asarray(Image.open(out / "report.png")).shape == expected.shape
+    width, height = Image.open(out / "views.png").size
+    assert 7 * 256 < width < 9 * 256 and 2 * 256 < height < 3 * 256
     by_block = [
         "--subject",
         str(out / "subject.safetensors"),
@@ -612,8 +615,7 @@ def test_a_missing_image(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
             ]
         )
     assert (
-        exit.value.code == 2
-        and "no.png: no such file; check the path" in capsys.readouterr().err
+        exit.value.code == 2 and "no.png: no such file; check the path" in capsys.readouterr().err
     )
 
 
@@ -626,7 +628,10 @@ def test_the_image_is_not_replaced_by_a_sheet(
             cli.main(
                 ["invert", str(tmp_path / name), str(folder / "model.safetensors"), str(tmp_path)]
             )
-        assert exit.value.code == 2 and f"{name}: is an input" in capsys.readouterr().err
+        assert (
+            exit.value.code == 2
+            and f"{name}: is an input, which would be replaced" in capsys.readouterr().err
+        )
         assert (tmp_path / name).read_bytes() == (folder / "me.png").read_bytes()
 
 
@@ -772,7 +777,8 @@ def test_a_found_subject_can_be_shown_and_blended(
             "2",
         ]
     )
-    assert min(Image.open(tmp_path / "blend.png").size) >= 256
+    width, height = Image.open(tmp_path / "blend.png").size
+    assert 2 * 256 < width < 3 * 256 and 256 < height < 2 * 256
     cli.main(
         [
             "render",
@@ -788,7 +794,9 @@ def test_a_found_subject_can_be_shown_and_blended(
         ]
     )
     both = np.asarray(Image.open(tmp_path / "both.png"))
-    assert np.array_equal(both[:8], both[-8:]) and np.array_equal(both[:8], images[0])
+    column = both[:, -14:-6]  # cells of 8 pixels, gaps of 2, a margin of 6
+    top, bottom = column[-24:-16], column[-14:-6]
+    assert np.array_equal(top, bottom) and np.array_equal(top, images[0])
     with pytest.raises(SystemExit):
         cli.main(["render", model, str(tmp_path / "no.png"), "--subject", str(folder / "me.png")])
     assert not (tmp_path / "no.png").exists()

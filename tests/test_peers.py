@@ -412,7 +412,7 @@ def test_every_generator_answers_the_protocol(architecture: str) -> None:
     styles = generator.map(z)
     assert torch.equal(generator.mapped(z).shape, styles.shape)
     blocks = [styles.appearance] * generator.style_blocks
-    out = generator.render(z, camera_of_two(), 4)
+    out = generator.render(z, camera_of_two(), 4, psi=1.0)
     assert torch.equal(out.image, out.aux_image) is not generator.has_aux_image
     assert out.image.shape == out.aux_image.shape == (2, 3, 4, 4)
     if blocks:

@@ -55,7 +55,7 @@ def test_it_does_not_depend_on_order_or_pose() -> None:
 
 
 def test_no_points() -> None:
-    with pytest.raises(UserError, match="sets of 0 and 1600 points"):
+    with pytest.raises(UserError, match="the sets have 0 and 1600 points"):
         chamfer_distance(np.zeros((0, 3)), plane(0))
 
 

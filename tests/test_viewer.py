@@ -1,9 +1,10 @@
-"""The viewer: what nonsense comes to, pictures in steps, the worker, and a real server with raw clients and a browser."""
+"""The viewer: invalid requests, images in steps, the worker, and a server with real clients."""
 
 from __future__ import annotations
 
 import copy
 import gc
+import gzip
 import io
 import itertools
 import json
@@ -30,7 +31,7 @@ from PIL import Image
 
 import tiny
 from chromium import CHROMIUM, FLAGS
-from cips3d import cli, pretrained, trajectories
+from cips3d import pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
 from cips3d.editing import inversion as editing_invert
 from cips3d.editing.blending import mix_styles
@@ -42,9 +43,11 @@ from cips3d.files import png
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.types import Sampling
-from cips3d.viewer import rendering as pictures
+from cips3d.viewer import rendering
+from cips3d.viewer.limits import PoseLimits, soft_clamp
+from cips3d.viewer.photos import LONGEST_FILE, read_upload
 from cips3d.viewer.rendering import (
-    Pace,
+    RenderSpeed,
     finer_sides,
     on_canvas,
     pixels_of,
@@ -65,31 +68,30 @@ from cips3d.viewer.requests import (
     view_from,
     viser_pose,
 )
+from cips3d.viewer.saving import saved_size
 from cips3d.viewer.subject_cache import Subjects
-from cips3d.viewer.transfer import LONGEST_FILE, read_upload
-from cips3d.viewer.worker import Steps, Worker, at_once
+from cips3d.viewer.worker import Steps, Worker, run_all
 
 pytest.importorskip("viser")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from viewer_client import Client
 
-from cips3d.viewer import server, session
+from cips3d.viewer import photos, saving, server, session
 from cips3d.viewer.server import Viewer
 from cips3d.viewer.session import Session
 
 CONFIG = tiny.GENERATOR
+UNTRAINED = Generator(CONFIG)
 #: OpenCV axes at +z that look at the origin upright: x stays, y and z turn round.
 FRONT = Pose((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0), math.radians(12), 300, 300)
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    """One whose subjects and views differ visibly: a new generator's colours are nearly all the same grey."""
+    """One whose subjects and views differ visibly; a new generator is nearly uniformly grey."""
     torch.manual_seed(0)
     made = (
-        Generator(replace(CONFIG, density_gain=40.0, density_blob=30.0))
-        .eval()
-        .requires_grad_(False)
+        Generator(tiny.generator(density_gain=40.0, density_blob=30.0)).eval().requires_grad_(False)
     )
     for head in made.inr.to_rgb:
         head.weight.mul_(40)
@@ -100,7 +102,7 @@ def generator() -> Generator:
 
 # ---------------------------------------------------------------- cameras
 def test_front_pose_is_the_front_camera() -> None:
-    camera = camera_from_viser(FRONT, CONFIG.extent)
+    camera = camera_from_viser(FRONT, CONFIG.networks.extent)
     assert camera is not None
     torch.testing.assert_close(camera.cam_to_world, Camera.orbit(0.0).cam_to_world)
     torch.testing.assert_close(camera.fov, torch.tensor([12.0]))
@@ -116,7 +118,7 @@ def test_cameras_go_to_viser_and_back(yaw: float, pitch: float, radius: float, f
     camera = Camera.orbit(yaw, pitch, radius, fov)
     wxyz, position = viser_pose(camera)
     back = camera_from_viser(
-        Pose(tuple(3 * wxyz), tuple(position), math.radians(fov), 300, 200), CONFIG.extent
+        Pose(tuple(3 * wxyz), tuple(position), math.radians(fov), 300, 200), CONFIG.networks.extent
     )
     assert back is not None
     torch.testing.assert_close(back.cam_to_world, camera.cam_to_world, atol=1e-4, rtol=1e-4)
@@ -138,14 +140,18 @@ def test_cameras_go_to_viser_and_back(yaw: float, pitch: float, radius: float, f
     ],
 )
 def test_garbage_cameras_are_none(changes: dict[str, Any]) -> None:
-    assert camera_from_viser(replace(FRONT, **changes), CONFIG.extent) is None
+    assert camera_from_viser(replace(FRONT, **changes), CONFIG.networks.extent) is None
 
 
 def test_cameras_out_of_reach_are_moved() -> None:
-    near = camera_from_viser(replace(FRONT, position=(0.0, 0.0, 0.01), fov=0.0), CONFIG.extent)
-    far = camera_from_viser(replace(FRONT, position=(0.0, 0.0, 1e9), fov=7.0), CONFIG.extent)
+    near = camera_from_viser(
+        replace(FRONT, position=(0.0, 0.0, 0.01), fov=0.0), CONFIG.networks.extent
+    )
+    far = camera_from_viser(
+        replace(FRONT, position=(0.0, 0.0, 1e9), fov=7.0), CONFIG.networks.extent
+    )
     assert near is not None and far is not None
-    assert CONFIG.extent < float(near.position[0, 2]) < 1.2 * CONFIG.extent
+    assert CONFIG.networks.extent < float(near.position[0, 2]) < 1.2 * CONFIG.networks.extent
     assert 10 < float(far.position[0, 2]) < 1000
     assert (float(near.fov), float(far.fov)) == pytest.approx((0.1, 150.0))
 
@@ -197,10 +203,61 @@ def test_a_path_takes_the_shorter_way_past_a_camera_that_looks_aside() -> None:
     ("kind", "reach"), [("gaussian", 0.8), ("uniform", 0.4), ("spherical", 0.4)]
 )
 def test_prior_cameras_span_the_prior(kind: Any, reach: float) -> None:
-    poses = PoseDistribution(kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, radius=2.0)
+    poses = PoseDistribution(kind=kind, yaw_mean=0.1, yaw_std=0.4, pitch_mean=-0.1, radius=2.0)
     yaw, pitch = prior_cameras(poses).yaw_pitch()
     torch.testing.assert_close(yaw, 0.1 + reach * torch.linspace(-1, 1, 5))
     torch.testing.assert_close(pitch, torch.full((5,), -0.1), atol=2e-3, rtol=0.0)
+
+
+# ---------------------------------------------------------------- limits of yaw and pitch
+LIMITS = PoseLimits.of(PoseDistribution(yaw_mean=0.1, yaw_std=0.3, pitch_std=0.155))
+
+
+@given(offset=st.floats(-3, 3), reach=st.floats(0.05, 3))
+def test_the_limit_is_soft(offset: float, reach: float) -> None:
+    """Free inside, never beyond the reach, monotonic, and without a kink."""
+    bent, step = soft_clamp(offset, reach), 1e-4
+    assert abs(bent) <= reach
+    if abs(offset) <= 0.8 * reach:
+        assert bent == offset
+    rises = [soft_clamp(offset + i * step, reach) - bent for i in (1, -1)]
+    assert 0 <= rises[0] <= 1.001 * step and -1.001 * step <= rises[1] <= 0
+    assert abs(rises[0] + rises[1]) < step**2 * 10 / reach
+
+
+@pytest.mark.parametrize(
+    ("yaw", "pitch"), [(2.0, 0.0), (-2.0, 1.2), (3.1, -1.5), (0.1, 1.57), (-3.1, 0.0)]
+)
+def test_limited_cameras_look_from_the_trained_range(yaw: float, pitch: float) -> None:
+    camera = Camera.orbit(yaw, pitch, 1.5, 20.0)
+    new_yaw, new_pitch = (float(angle) for angle in LIMITS.limited(camera).yaw_pitch())
+    assert abs(new_yaw - 0.1) <= 0.6001 and abs(new_pitch) <= 0.311
+    torch.testing.assert_close(
+        LIMITS.limited(camera).cam_to_world,
+        Camera.orbit(new_yaw, new_pitch, 1.5).cam_to_world,
+        atol=1e-3,
+        rtol=0.0,
+    )
+    if abs(yaw - 0.1) > 0.6:  # on the nearer side, nearly at the end
+        assert (new_yaw - 0.1) * math.remainder(yaw - 0.1, math.tau) > 0.5 * 0.6
+    near = LIMITS.reined_in(camera)
+    for angle, expected in zip(LIMITS.limited(near).yaw_pitch(), (new_yaw, new_pitch), strict=True):
+        assert float(angle) == pytest.approx(expected, abs=0.03)
+    again = LIMITS.reined_in(near).cam_to_world
+    torch.testing.assert_close(again, near.cam_to_world, atol=1e-3, rtol=0.0)
+
+
+def test_cameras_in_the_trained_range_are_left_alone() -> None:
+    aside = Camera.look_at(torch.tensor([[0.3, -0.1, 0.95]]), torch.tensor([[0.05, 0.02, 0.0]]))
+    for camera in (Camera.orbit(0.5, 0.2), aside):
+        assert LIMITS.contains(camera) and LIMITS.reined_in(camera) is camera
+    beyond = LIMITS.limited(aside.turned(2.0))  # keeps looking past the subject
+    turned = Camera.orbit(float(beyond.yaw_pitch()[0] - aside.yaw_pitch()[0])).cam_to_world
+    torch.testing.assert_close(
+        beyond.cam_to_world[:, :3], turned[:, :3, :3] @ aside.cam_to_world[:, :3]
+    )
+    whole_turn = PoseLimits.of(PoseDistribution(kind="uniform", yaw_std=math.pi))
+    assert whole_turn.contains(Camera.orbit(3.1))
 
 
 # ---------------------------------------------------------------- nonsense
@@ -234,14 +291,14 @@ ANYTHING = st.one_of(
     height=st.integers(),
 )
 def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, height: int) -> None:
-    view = view_from(controls, replace(FRONT, width=width, height=height), CONFIG)
+    view = view_from(controls, replace(FRONT, width=width, height=height), UNTRAINED)
     assert view is not None
     choice = view.choice
     assert view.mode in MODES and SIDES[0] <= view.side <= SIDES[1]
     assert 0.25 <= view.aspect <= view.canvas_aspect <= 4
     for seed in (choice.shape_seed, choice.appearance_seed, choice.mix_seed):
         assert type(seed) is int and 0 <= seed <= LARGEST_SEED
-    assert type(choice.mix_from) is int and 0 <= choice.mix_from <= CONFIG.inr_blocks
+    assert type(choice.mix_from) is int and 0 <= choice.mix_from <= CONFIG.networks.inr_blocks
     assert (
         0 <= choice.psi_shape <= LARGEST_PSI
         and 0 <= choice.psi_appearance <= LARGEST_PSI
@@ -252,10 +309,11 @@ def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, hei
 
 def test_values_in_range_are_kept() -> None:
     controls = {
-        "mode": "depth", "shape_seed": 3, "appearance_seed": 4, "psi_shape": 0.5, "psi_appearance": 1.2, "mix_seed": 5,
-        "mix_from": 1, "blend": 0.25, "side": 48, "coarse": 7, "fine": 9, "inversion": 2,
+        "mode": "depth", "shape_seed": 3, "appearance_seed": 4, "psi_shape": 0.5,
+        "psi_appearance": 1.2, "mix_seed": 5, "mix_from": 1, "blend": 0.25, "side": 48,
+        "coarse": 7, "fine": 9, "inversion": 2,
     }  # fmt: skip
-    view = view_from(controls, replace(FRONT, width=600), CONFIG)
+    view = view_from(controls, replace(FRONT, width=600), UNTRAINED)
     assert view is not None
     assert view.choice == Choice(3, 4, 0.5, 1.2, 5, 1, 0.25, 2)
     assert (view.mode, view.side, view.sampling, view.aspect) == ("depth", 48, Sampling(7, 9), 2.0)
@@ -308,7 +366,7 @@ def test_few_blends_are_kept(generator: Generator) -> None:
     assert sum(blend() is not None for blend in made) == 8
 
 
-def test_an_inverted_picture_is_a_subject_until_it_is_removed(generator: Generator) -> None:
+def test_a_photos_subject_lasts_until_it_is_removed(generator: Generator) -> None:
     subjects = Subjects(generator)
     w = generator.map(generator.sample_latents(1, 9))
     number = subjects.add(generator, replace(w, appearance=[w.appearance, w.appearance + 1]))
@@ -323,15 +381,15 @@ def test_an_inverted_picture_is_a_subject_until_it_is_removed(generator: Generat
     torch.testing.assert_close(gone.shape, subjects.find(Choice())[1].shape)
 
 
-# ---------------------------------------------------------------- pictures in steps
+# ---------------------------------------------------------------- images in steps
 @pytest.mark.parametrize("seconds_per_ray", [1e-9, 1e-4, 1.0])
-def test_strips_are_the_picture(generator: Generator, seconds_per_ray: float) -> None:
-    pace, sampling = Pace(), Sampling(4, 3)
-    pace.record(sampling, 1, seconds_per_ray)
+def test_strips_are_the_image(generator: Generator, seconds_per_ray: float) -> None:
+    speed, sampling = RenderSpeed(), Sampling(4, 3)
+    speed.record(sampling, 1, seconds_per_ray)
     styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.3)
-    steps = strips(generator, styles, camera, (24, 40), sampling, pace)
+    steps = strips(generator, styles, camera, (24, 40), sampling, speed)
     count = len(list(steps))
-    out = at_once(strips(generator, styles, camera, (24, 40), sampling, Pace()))
+    out = run_all(strips(generator, styles, camera, (24, 40), sampling, RenderSpeed()))
     expected = generator.render(styles, camera, (24, 40), sampling=sampling)
     torch.testing.assert_close(out.image, expected.image)
     torch.testing.assert_close(out.depth, expected.depth)
@@ -339,18 +397,18 @@ def test_strips_are_the_picture(generator: Generator, seconds_per_ray: float) ->
 
 
 def a_view(**changes: Any) -> Any:
-    view = view_from({"side": 128}, FRONT, CONFIG)
+    view = view_from({"side": 128}, FRONT, UNTRAINED)
     assert view is not None
     return replace(view, **changes)
 
 
-def test_coarse_pictures_are_as_large_as_time_allows() -> None:
+def test_coarse_images_are_as_large_as_time_allows() -> None:
     view, sides = a_view(), []
     for seconds in (1e-9, 2e-6, 6e-6, 1e-5, 2.5e-5, 1.0):
-        pace = Pace()
-        pace.record(preview_sampling(view.sampling), 100, 100 * seconds)
-        sides.append(preview_side(view, pace))
-        assert sides[-1] ** 2 * seconds <= pictures.FRAME_SECONDS or sides[-1] == 24
+        speed = RenderSpeed()
+        speed.record(preview_sampling(view.sampling), 100, 100 * seconds)
+        sides.append(preview_side(view, speed))
+        assert sides[-1] ** 2 * seconds <= rendering.FRAME_SECONDS or sides[-1] == 24
     assert (
         sides == sorted(sides, reverse=True)
         and sides[0] == 128
@@ -359,13 +417,13 @@ def test_coarse_pictures_are_as_large_as_time_allows() -> None:
     )
 
 
-def test_coarse_pictures_do_not_flicker_between_two_sizes() -> None:
-    view, pace = a_view(), Pace()
-    pace.record(
-        preview_sampling(view.sampling), 1000, pictures.FRAME_SECONDS * 1000 / (64**2 * 1.1)
+def test_coarse_images_do_not_flicker_between_two_sizes() -> None:
+    view, speed = a_view(), RenderSpeed()
+    speed.record(
+        preview_sampling(view.sampling), 1000, rendering.FRAME_SECONDS * 1000 / (64**2 * 1.1)
     )
-    assert preview_side(view, pace, last=64) == 64  # it fits
-    assert preview_side(view, pace, last=51) == 51  # but is not changed to without some reserve
+    assert preview_side(view, speed, last=64) == 64  # it fits
+    assert preview_side(view, speed, last=51) == 51  # but is not changed to without some reserve
 
 
 @pytest.mark.parametrize(
@@ -377,35 +435,46 @@ def test_finer_sides(side: int, coarse: int, sides: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("width", "aspect"), [(300, 1.0), (600, 2.0), (150, 0.5)])
-def test_pictures_stay_in_place_when_they_are_refined(width: int, aspect: float) -> None:
-    view = view_from(
-        {"side": 96}, replace(FRONT, width=width), replace(CONFIG, background="endless")
-    )
+def test_images_stay_in_place_when_they_are_refined(width: int, aspect: float) -> None:
+    """A square image, centred across or along the window."""
+    view = view_from({"side": 96}, replace(FRONT, width=width), a_generator("endless"))
     assert view is not None
     shapes, middles = set(), []
     for side in (24, 48, 96):
         height, across = view.size(side)
         pixels = np.zeros((height, across, 3), dtype=np.uint8)
         pixels[: height // 2, : across // 2] = 255
-        canvas = on_canvas(pixels, view, colour=0)
+        canvas = on_canvas(pixels, view, grey=0)
         shapes.add(canvas.shape)
-        middles.append(
-            (canvas[10, :, 0].astype(float) @ np.arange(canvas.shape[1])) / canvas[10, :, 0].sum()
-        )
-    assert shapes == {(96, round(96 * aspect), 3)}
-    assert max(middles) - min(middles) < 0.6
+        lit = np.argwhere(canvas[..., 0] > 127)
+        middles.append(lit.mean(axis=0))
+    shape = (96, round(96 * aspect), 3) if aspect >= 1 else (round(96 / aspect), 96, 3)
+    assert shapes == {shape}
+    assert np.ptp(middles, axis=0).max() < 1
 
 
-def test_a_background_of_its_own_fills_the_window() -> None:
-    wide = replace(FRONT, width=600)
-    plain, endless = (
-        view_from({}, wide, replace(CONFIG, background=kind)) for kind in ("plain", "endless")
-    )
+@pytest.mark.parametrize(("width", "size"), [(600, (50, 100)), (150, (100, 50))])
+def test_a_separate_background_fills_the_window(width: int, size: tuple[int, int]) -> None:
+    pose = replace(FRONT, width=width)
+    plain, endless = (view_from({}, pose, a_generator(kind)) for kind in ("plain", "endless"))
     assert plain is not None and endless is not None
-    assert (plain.size(50), endless.size(50)) == ((50, 100), (50, 50))
+    assert (plain.size(50), endless.size(50)) == (size, (50, 50))
 
 
-def test_modes_show_different_pictures(generator: Generator) -> None:
+def test_a_narrow_window_shows_the_whole_square() -> None:
+    """The field of view spans the shorter side: the square in the middle is the square image."""
+    view = view_from({}, replace(FRONT, width=150), a_generator("plain"))
+    assert view is not None
+    tall = view.rendered_camera.rays(20, 10).directions.unflatten(1, (20, 10))
+    square = Camera.orbit(0.0).rays(10, 10).directions.unflatten(1, (10, 10))
+    torch.testing.assert_close(tall[:, 5:15], square)
+
+
+def a_generator(background: Any) -> Generator:
+    return Generator(tiny.generator(background=background))
+
+
+def test_modes_show_different_images(generator: Generator) -> None:
     out = generator.render(generator.sample_latents(1, 0), Camera.orbit(0.3), 16)
     image, aux, depth = (pixels_of(out, mode) for mode in ("image", "NeRF image", "depth"))
     assert image.shape == aux.shape == depth.shape == (16, 16, 3)
@@ -517,7 +586,7 @@ def test_uploads_are_central_squares() -> None:
 def test_bad_uploads_are_named() -> None:
     for content in (
         b"",
-        b"no picture",
+        b"no image",
         png(Image.new("RGB", (8, 8)))[:45],
         bytes(LONGEST_FILE + 1),
     ):
@@ -532,7 +601,7 @@ def test_meshes_become_glb() -> None:
     assert len(back.faces) == 80
 
 
-# ---------------------------------------------------------------- a real server, clients without a browser
+# ---------------------------------------------------------------- a real server, raw clients
 @pytest.fixture(scope="module")
 def viewer(generator: Generator) -> Iterator[Viewer]:
     before = {thread.name for thread in threading.enumerate()}
@@ -546,7 +615,7 @@ def viewer(generator: Generator) -> Iterator[Viewer]:
     assert left == []
 
 
-def expected_picture(
+def expected_image(
     generator: Generator, camera: Camera, size: int | tuple[int, int], seed: int = 0
 ) -> np.ndarray:
     out = generator.render(generator.sample_latents(1, seed), camera, size, psi=0.7)
@@ -555,33 +624,33 @@ def expected_picture(
 
 def assert_shown(client: Client, generator: Generator, subject: Subject) -> None:
     expected = pixels_of(generator.render(subject.styles, subject.camera, 16), "image")
-    np.testing.assert_allclose(client.picture, expected, atol=1)
+    np.testing.assert_allclose(client.image, expected, atol=1)
 
 
 def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> None:
     side = 2 * generator.config.resolution
-    with Client(viewer.url, Camera.orbit(0.5)) as client:
+    with Client(viewer.url, Camera.orbit(0.45)) as client:
         client.rest()
         np.testing.assert_allclose(
-            client.picture, expected_picture(generator, Camera.orbit(0.5), side), atol=1
+            client.image, expected_image(generator, Camera.orbit(0.45), side), atol=1
         )
         client.look(Camera.orbit(-0.4, 0.2, fov=20.0))
         client.rest()
         np.testing.assert_allclose(
-            client.picture,
-            expected_picture(generator, Camera.orbit(-0.4, 0.2, fov=20.0), side),
+            client.image,
+            expected_image(generator, Camera.orbit(-0.4, 0.2, fov=20.0), side),
             atol=1,
         )
-        client.set("Shape", 3)
-        client.set("Appearance", 3)
+        client.set("Shape seed", 3)
+        client.set("Color seed", 3)
         client.look(Camera.orbit(0.0))
         client.rest()
         np.testing.assert_allclose(
-            client.picture, expected_picture(generator, Camera.orbit(0.0), side, seed=3), atol=1
+            client.image, expected_image(generator, Camera.orbit(0.0), side, seed=3), atol=1
         )
         for label, value in (
-            ("Appearance 2", 8),
-            ("From block", 1),
+            ("Mixed seed", 8),
+            ("Mix from", 1),
             ("Coarse samples", 6),
             ("Fine samples", 2),
             ("Pixels", 32),
@@ -591,7 +660,37 @@ def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> Non
         first, second = generator.sample_latents(1, 3), generator.sample_latents(1, 8)
         mixed = mix_styles(generator, first, replace(first, appearance=second.appearance), 1, 0.7)
         out = generator.render(mixed, Camera.orbit(0.0), 32, sampling=Sampling(6, 2))
-        np.testing.assert_allclose(client.picture, pixels_of(out, "image"), atol=1)
+        np.testing.assert_allclose(client.image, pixels_of(out, "image"), atol=1)
+
+
+def test_yaw_and_pitch_are_limited_unless_the_switch_is_off(generator: Generator) -> None:
+    far = Camera.orbit(1.5, -0.7)
+    with Viewer(generator, port=0) as viewer, Client(viewer.url) as client:
+        client.rest()
+        (seen,) = viewer.sessions
+        client.look(far)
+        client.rest()
+        limited = PoseLimits.of(generator.config.poses).limited(far)
+        expected = expected_image(generator, limited, 16)
+        np.testing.assert_allclose(client.image.astype(int), expected.astype(int), atol=4)
+        pulled = camera_from_viser(seen.pose, 0.12)  # the browser's camera follows
+        assert pulled is not None and 0.6 < float(pulled.yaw_pitch()[0]) < 0.8
+        client.set("Limit angles", False)
+        client.look(far)
+        client.rest()
+        np.testing.assert_allclose(client.image, expected_image(generator, far, 16), atol=1)
+        client.set("Limit angles", True)
+        until(lambda: seen.pose.position[0] < 0.9)
+        client.rest()
+        np.testing.assert_allclose(client.image.astype(int), expected.astype(int), atol=4)
+
+
+def test_a_photo_from_outside_the_trained_range_lifts_the_limit(generator: Generator) -> None:
+    subject = Subject(generator.map(generator.sample_latents(1, 9)), Camera.orbit(1.0))
+    with Viewer(generator, port=0, subject=subject) as viewer, Client(viewer.url) as client:
+        client.rest()
+        assert viewer.sessions[0].controls.limit.value is False
+        assert_shown(client, generator, subject)
 
 
 def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: Path) -> None:
@@ -600,11 +699,11 @@ def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: 
         (seen,) = viewer.sessions
         client.set("Field of view", 20.0)
         until(lambda: math.degrees(seen._client.camera.fov) == pytest.approx(20.0))
-        client.set("Reset view", True)
+        client.set("Actions", "Reset view")
         until(lambda: seen.pose.position == pytest.approx((0.0, 0.0, 1.0), abs=1e-6))
         assert math.degrees(seen.pose.fov) == pytest.approx(12.0)
         before = seen.controls.values()
-        client.set("Another subject", True)
+        client.set("Actions", "Random")
         until(
             lambda: all(
                 seen.controls.values()[name] != before[name]
@@ -612,14 +711,71 @@ def test_buttons_change_camera_subject_and_path(generator: Generator, tmp_path: 
             )
         )
         for count in (1, 2):
-            client.set("Add camera to path", True)
-            until(lambda count=count: seen.controls.save_path.label == f"Camera path ({count})")
-        client.set("Clear camera path", True)
-        until(
-            lambda: (
-                seen.controls.save_path.disabled and seen.controls.save_path.label == "Camera path"
-            )
-        )
+            client.set("Path", "Add view")
+            until(lambda count=count: seen.controls.path.label == f"Path ({count})")
+        client.set("Path", "Clear")
+        until(lambda: seen.controls.path.label == "Path")
+        client.set("Path", "Save")  # an empty path is an error, which is shown
+        client.wait_for(lambda client: "the camera path is empty" in notices(client))
+
+
+def notices(client: Client) -> str:
+    """The texts of all notifications."""
+    shown = [m for m in client.messages if m["type"] == "NotificationShowMessage"]
+    return " ".join(str(message["props"]) for message in shown)
+
+
+@pytest.mark.parametrize(
+    ("window", "side", "size"),
+    [
+        ((1280, 720), 720, (720, 1280)),
+        ((300, 200), 256, (256, 384)),
+        ((390, 844), 390, (844, 390)),
+        ((16000, 16000), 2048, (2048, 2048)),
+    ],
+)
+def test_images_are_saved_as_large_as_the_window(
+    window: tuple[int, int], side: int, size: tuple[int, int]
+) -> None:
+    """And at least 256 pixels along the shorter side, and not without limit."""
+    width, height = window
+    pose = replace(FRONT, width=width, height=height)
+    view, square = (view_from({}, pose, a_generator(kind)) for kind in ("plain", "endless"))
+    assert view is not None and square is not None
+    assert saved_size(view) == size
+    assert saved_size(square) == (side, side)
+
+
+def http(url: str, request: str) -> bytes:
+    """All that a server answers to an HTTP request."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as browser:
+        browser.sendall(f"{request}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: browser.recv(2**16), b""))
+
+
+def test_the_page_has_a_title_and_a_head_request_its_answer(
+    generator: Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Viewer(generator, port=0, name="cats & dogs") as viewer:
+        head = http(viewer.url, "HEAD / HTTP/1.1")  # first: viser mutes its log at the first GET
+        refused = http(viewer.url, "POST / HTTP/1.1")
+        page = http(viewer.url, "GET / HTTP/1.1")
+        zipped = http(viewer.url, "GET / HTTP/1.1\r\nAccept-Encoding: gzip")
+        missing = http(viewer.url, "HEAD /nowhere HTTP/1.1")
+        with Client(viewer.url) as client:
+            client.rest()
+    headers, _, body = page.partition(b"\r\n\r\n")
+    assert (
+        b"<title>cats &amp; dogs \xc2\xb7 cips3d</title>" in body and b"Viser</title>" not in body
+    )
+    assert f"Content-Length: {len(body)}".encode() in headers
+    assert gzip.decompress(zipped.partition(b"\r\n\r\n")[2]) == body
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and head.endswith(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert missing.startswith(b"HTTP/1.1 404 ") and missing.endswith(b"\r\n\r\n")
+    assert refused == b""
+    assert capfd.readouterr().err == ""
 
 
 ASIDE = Camera.look_at(torch.tensor([[0.3, -0.1, 0.95]]), torch.tensor([[0.05, 0.02, 0.0]]))
@@ -634,7 +790,7 @@ def test_a_given_subject_is_shown_from_its_camera(camera: Camera, generator: Gen
         assert_shown(client, generator, subject)
 
 
-def test_a_pictures_subject_and_random_ones_have_a_truncation_each(generator: Generator) -> None:
+def test_a_photos_subject_and_random_ones_have_a_truncation_each(generator: Generator) -> None:
     subject = Subject(generator.map(generator.sample_latents(1, 9)), Camera.orbit(0.0))
 
     def psi(seen: Session) -> tuple[float, float]:
@@ -645,17 +801,17 @@ def test_a_pictures_subject_and_random_ones_have_a_truncation_each(generator: Ge
         client.rest()
         (seen,) = viewer.sessions
         assert psi(seen) == (1.0, 1.0)
-        client.set("ψ shape", 0.9)
+        client.set("Shape ψ", 0.9)
         until(lambda: psi(seen) == (0.9, 1.0))
-        client.set("Another subject", True)
+        client.set("Actions", "Random")
         until(lambda: psi(seen) == (0.7, 0.7))
-        client.set("Show its subject", True)
+        client.set("Photo's subject", True)
         until(lambda: psi(seen) == (0.9, 1.0))
-        client.set("Show its subject", False)
+        client.set("Photo's subject", False)
         until(lambda: psi(seen) == (0.7, 0.7))
 
 
-def test_a_picture_is_opened_and_its_subject_found(
+def test_a_photo_is_opened_and_its_subject_found(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the inversion itself, of a step of each kind, and the discriminator's features."""
@@ -670,22 +826,22 @@ def test_a_picture_is_opened_and_its_subject_found(
         )
         return found[-1]
 
-    monkeypatch.setattr(session, "invert", invert)
+    monkeypatch.setattr(photos, "invert", invert)
     with (
         Viewer(generator, port=0, discriminator=discriminator) as viewer,
         Client(viewer.url) as client,
     ):
         client.rest()
-        before = client.picture
+        before = client.image
         upload(client, "grey.png", 50)
         until(lambda: bool(found))
         client.rest()
-        assert differs(client.picture, before)
+        assert differs(client.image, before)
         assert_shown(client, found[0].generator, Subject(found[0].styles, found[0].camera))
 
 
 def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:
-    cameras = [Camera.orbit(0.1 * i) for i in range(10)]
+    cameras = [Camera.orbit(0.05 * i) for i in range(10)]
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(viewer.url, camera)) for camera in cameras]
         for step, client in itertools.product(range(5), clients):
@@ -694,9 +850,7 @@ def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Gen
             client.look(camera)
         for client, camera in zip(clients, cameras, strict=True):
             client.rest(silence=0.5)
-            np.testing.assert_allclose(
-                client.picture, expected_picture(generator, camera, 16), atol=1
-            )
+            np.testing.assert_allclose(client.image, expected_image(generator, camera, 16), atol=1)
         assert len(viewer.sessions) == 10
     until(lambda: not viewer.sessions)
 
@@ -705,14 +859,14 @@ def test_clients_that_vanish_do_no_harm(viewer: Viewer, generator: Generator) ->
     with Client(viewer.url) as stays:
         for _ in range(3):
             gone = Client(viewer.url, Camera.orbit(0.3))
-            gone.wait_for(lambda client: client.pictures > 0)
+            gone.wait_for(lambda client: client.images > 0)
             gone.set("Pixels", 1024)  # minutes of work
             gone.look(Camera.orbit(0.2))
             gone.vanish()
-        stays.look(Camera.orbit(0.7))
+        stays.look(Camera.orbit(0.4))
         stays.rest()
         np.testing.assert_allclose(
-            stays.picture, expected_picture(generator, Camera.orbit(0.7), 16), atol=1
+            stays.image, expected_image(generator, Camera.orbit(0.4), 16), atol=1
         )
         until(lambda: len(viewer.sessions) == 1)
 
@@ -720,7 +874,7 @@ def test_clients_that_vanish_do_no_harm(viewer: Viewer, generator: Generator) ->
 def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator) -> None:
     with Client(viewer.url) as client:
         client.rest()
-        shown = client.pictures
+        shown = client.images
         for wxyz in ([0, 0, 0, 0], [math.nan] * 4, [1e308] * 4, [1, 0, 0]):
             client.look_raw(wxyz, [0.0, 0.0, 1.0], 0.2)
         for position, fov in (
@@ -732,7 +886,7 @@ def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator)
             client.look_raw([0, 1, 0, 0], position, fov)
         for label in client.controls:
             for value in (math.nan, -math.inf, 2**63, -5, "nonsense", None, [1, 2], {}):
-                if label not in ("Picture", "Mesh", "Camera path", "Open a picture"):
+                if label != "Open a photo":
                     client.set(label, value)
         client.send("NoSuchMessage")
     with Client(viewer.url) as client:
@@ -740,7 +894,7 @@ def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator)
     with Client(viewer.url, Camera.orbit(0.2)) as client:
         client.rest()
         np.testing.assert_allclose(
-            client.picture, expected_picture(generator, Camera.orbit(0.2), 16), atol=1
+            client.image, expected_image(generator, Camera.orbit(0.2), 16), atol=1
         )
     assert shown > 0
 
@@ -771,7 +925,7 @@ def files(client: Client) -> dict[str, bytes]:
 
 def saved(client: Client, button: str, folder: Path, *names: str) -> list[Path]:
     """The files of those names that come when a button is pressed, in a folder."""
-    client.set(button, True)
+    client.set("Save", button)
     client.wait_for(lambda client: set(names) <= files(client).keys())
     for name in names:
         (folder / name).write_bytes(files(client)[name])
@@ -785,26 +939,26 @@ def assert_shown_is_saved(client: Client, folder: Path) -> None:
     assert_shown(client, generator, Subject.load(subject, generator))
 
 
-def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(
+def test_the_image_that_is_saved_is_the_one_that_was_seen_then(
     viewer: Viewer, generator: Generator, tmp_path: Path
 ) -> None:
     hold = threading.Event()
 
-    def busy() -> Steps[None]:  # as with other clients' pictures
+    def busy() -> Steps[None]:  # as with other clients' images
         assert hold.wait(20)
         yield 0.0
 
-    with Client(viewer.url, Camera.orbit(0.5)) as client:
+    with Client(viewer.url, Camera.orbit(0.45)) as client:
         client.rest()
         (seen,) = viewer.sessions
-        viewer._workers.pictures.submit("another", busy())
-        client.set("Picture", True)
+        viewer._workers.images.submit("another", busy())
+        client.set("Save", "Image")
         client.look(Camera.orbit(-0.5))
         until(lambda: seen.pose.position[0] < 0)
         hold.set()
         client.wait_for(lambda client: "view.png" in files(client))
         (tmp_path / "view.png").write_bytes(files(client)["view.png"])
-    expected = expected_picture(generator, Camera.orbit(0.5), 16)
+    expected = expected_image(generator, Camera.orbit(0.45), 256)  # the window has 128
     np.testing.assert_allclose(
         np.asarray(Image.open(tmp_path / "view.png")).astype(int), expected.astype(int), atol=1
     )
@@ -813,6 +967,7 @@ def test_the_picture_that_is_saved_is_the_one_that_was_seen_then(
 def test_frusta_are_the_cameras(viewer: Viewer, generator: Generator) -> None:
     with Client(viewer.url) as client:
         client.rest()
+        client.set("Show cameras", True)
         client.set("Show", "mesh")
         client.wait_for(
             lambda client: all(
@@ -866,7 +1021,7 @@ def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
         meshed.append(styles.shape)
         return trimesh.creation.icosphere(subdivisions=1)
 
-    monkeypatch.setattr(session, "extract_mesh", extract_mesh)
+    monkeypatch.setattr(saving, "extract_mesh", extract_mesh)
     with Client(viewer.url) as client:
         client.rest()
         saved(client, "Subject", tmp_path, "subject.safetensors")
@@ -876,7 +1031,7 @@ def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
     torch.testing.assert_close(meshed, [generator.map(generator.sample_latents(1, 0), 0.7).shape])
 
 
-def test_a_file_is_of_the_subject_that_was_shown_though_another_picture_came(
+def test_a_file_is_of_the_subject_that_was_shown_though_another_photo_came(
     generator: Generator, other: Generator, tmp_path: Path
 ) -> None:
     first, second = (
@@ -893,7 +1048,7 @@ def test_a_file_is_of_the_subject_that_was_shown_though_another_picture_came(
         client.rest()
         (seen,) = viewer.sessions
         viewer._workers.meshes.submit("another", busy())
-        client.set("Subject", True)
+        client.set("Save", "Subject")
         until(lambda: (seen._id, "subject file") in viewer._workers.meshes._tasks)
         seen._show_inversion(generator, second.styles, second.camera)
         hold.set()
@@ -914,7 +1069,7 @@ def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
         if (
             len(meshed) == 3
         ):  # the coarse mesh of another subject: before its fine one the first is chosen again
-            client.set("Shape", 0)
+            client.set("Shape seed", 0)
             until(lambda: seen.controls.values()["shape_seed"] == 0)
         return trimesh.creation.icosphere(subdivisions=1)
 
@@ -925,7 +1080,7 @@ def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
         (seen,) = viewer.sessions
         client.set("Show", "mesh")
         until(lambda: len(meshed) == 2 and seen._meshed is not None)
-        client.set("Shape", 5)
+        client.set("Shape seed", 5)
         until(lambda: len(meshed) >= 4 and meshed[-1] == meshed[1])
     assert meshed[2][0] != meshed[0][0]
 
@@ -935,7 +1090,7 @@ def test_a_wide_models_own_view_can_be_had_again(generator: Generator) -> None:
     wide.config = replace(wide.config, poses=PoseDistribution(fov=75.0))
     with Viewer(wide, port=0) as viewer, Client(viewer.url, Camera.orbit(0.5, fov=75.0)) as client:
         client.rest()
-        client.set("Reset view", True)
+        client.set("Actions", "Reset view")
         until(lambda: abs(viewer.sessions[0].pose.position[0]) < 1e-6)
         assert math.degrees(viewer.sessions[0].pose.fov) == pytest.approx(75.0)
 
@@ -945,16 +1100,16 @@ def test_a_blended_subject_is_saved_with_its_model(
 ) -> None:
     with Viewer(generator, other, port=0) as viewer, Client(viewer.url) as client:
         client.rest()
-        before = client.picture.astype(int)
-        client.set("Second model", 0.5)
+        before = client.image.astype(int)
+        client.set("Blend", 0.5)
         client.rest()
-        assert differs(client.picture, before)
+        assert differs(client.image, before)
         assert_shown_is_saved(client, tmp_path)
 
 
 def upload(client: Client, name: str, grey: int) -> None:
     content = png(Image.new("RGB", (8, 8), (grey, grey, grey)))
-    button = {"source_component_uuid": client.controls["Open a picture"], "transfer_uuid": name}
+    button = {"source_component_uuid": client.controls["Open a photo"], "transfer_uuid": name}
     client.send(
         "FileTransferStartUpload",
         filename=name,
@@ -966,7 +1121,7 @@ def upload(client: Client, name: str, grey: int) -> None:
     client.send("FileTransferPart", part_index=0, content=content, **button)
 
 
-def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
+def test_a_second_photo_takes_the_place_of_one_whose_subject_is_not_found_yet(
     viewer: Viewer,
     generator: Generator,
     other: Generator,
@@ -990,7 +1145,7 @@ def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
         finished.append(is_first)
         return Inversion(subject.camera, subject.styles, other, loss=0.0)
 
-    monkeypatch.setattr(session, "invert", invert)
+    monkeypatch.setattr(photos, "invert", invert)
     with Client(viewer.url) as client:
         client.rest()
         upload(client, "dark.png", 50)
@@ -1007,7 +1162,7 @@ def test_a_second_picture_takes_the_place_of_one_whose_subject_is_not_found_yet(
             {message["uuid"] for message in client.messages if message["type"] == kind}
             for kind in ("NotificationShowMessage", "RemoveNotificationMessage")
         )
-        # none stays, so neither is there one of an error; viser sends none at all that goes as soon as it comes
+        # all are removed, so none is an error; viser sends none that is removed at once
         assert notices <= gone
 
 
@@ -1024,12 +1179,12 @@ def test_addresses_that_cannot_be_had(generator: Generator) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port: {port} on 127.0.0.1 is taken"):
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is used"):
             Viewer(generator, port=port)
     for host, port, says in (
-        ("127.0.0.1", 70000, "port: 70000"),
-        ("no.such.host.invalid", 0, "host: "),
-        ("192.0.2.1", 0, "host: "),
+        ("127.0.0.1", 70000, "port is 70000"),
+        ("no.such.host.invalid", 0, "host is "),
+        ("192.0.2.1", 0, "host is "),
     ):
         with pytest.raises(UserError, match=re.escape(says)):
             Viewer(generator, host=host, port=port)
@@ -1044,7 +1199,7 @@ def test_a_port_that_viser_passes_over_is_taken(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UserError, match="is taken"):
+        with pytest.raises(UserError, match="is used by another"):
             Viewer(generator, port=taken.getsockname()[1])
 
 
@@ -1055,8 +1210,18 @@ def model(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> str
     return str(path)
 
 
+def run_cli(arguments: list[str]) -> None:
+    from cips3d import cli
+
+    cli.main(arguments)
+
+
+@pytest.mark.parametrize("options", [[], ["--open"]])
 def test_the_verb_listens_on_this_machine_until_interrupted(
-    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages: list[bytes] = []
 
@@ -1068,11 +1233,15 @@ def test_the_verb_listens_on_this_machine_until_interrupted(
             pages.append(browser.recv(100))
         raise KeyboardInterrupt
 
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
     monkeypatch.setattr("cips3d.cli.view.time.sleep", interrupt)
-    monkeypatch.setattr("cips3d.cli.view.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("cips3d.training.allocator.keep_freed_memory", lambda: True)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["view", model, "--port", "0", "--blend", model])
+        run_cli(["view", model, "--port", "0", "--blend", model, *options])
     assert caught.value.code == 130
+    assert len(opened) == len(options)
+    assert all(re.fullmatch(r"http://127\.0\.0\.1:\d+", url) for url in opened)
     assert b"200 OK" in pages[0]
     assert not [
         thread
@@ -1088,7 +1257,7 @@ def test_without_viser(
     for name in [name for name in sys.modules if name.startswith("cips3d.viewer")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["view", model])
+        run_cli(["view", model])
     assert caught.value.code == 2
     assert "pip install 'cips3d[viewer]'" in capsys.readouterr().err
 
@@ -1107,7 +1276,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def a_page(browser: Any, viewer: Viewer) -> Iterator[Any]:
-    """The viewer's page when it shows a refined picture."""
+    """The viewer's page when it shows a refined image."""
     page = browser.new_page(viewport={"width": 600, "height": 400})
     try:
         page.set_default_timeout(40_000)
@@ -1119,7 +1288,7 @@ def a_page(browser: Any, viewer: Viewer) -> Iterator[Any]:
 
 
 def shot(page: Any) -> np.ndarray:
-    """What is seen to the left of the panel and below the notifications, when it no longer changes."""
+    """The window left of the panel and below the notifications, once it no longer changes."""
     last = None
     for _ in range(40):
         image = Image.open(
@@ -1130,7 +1299,7 @@ def shot(page: Any) -> np.ndarray:
             return pixels
         last = pixels
         time.sleep(0.3)
-    raise AssertionError("the picture does not come to rest")
+    raise AssertionError("the image does not come to rest")
 
 
 def show(page: Any, mode: str) -> None:
@@ -1148,6 +1317,12 @@ def downloaded(page: Any, button: str) -> Path:
     return download.value.path()
 
 
+def saved_at(pose: Pose) -> tuple[int, int]:
+    """Width and height of an image that is saved from a window."""
+    scale = max(1.0, 256 / min(pose.width, pose.height))
+    return round(scale * pose.width), round(scale * pose.height)
+
+
 def test_the_page_in_a_browser(
     browser: Any, viewer: Viewer, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1158,7 +1333,7 @@ def test_the_page_in_a_browser(
         assert front.std() > 1  # more than an empty page
         page.mouse.move(60, 300)
         page.mouse.down()
-        page.mouse.move(140, 300, steps=5)
+        page.mouse.move(110, 300, steps=5)
         page.mouse.up()
         turned = shot(page)
         assert differs(front, turned)
@@ -1166,12 +1341,14 @@ def test_the_page_in_a_browser(
         assert (
             -2 < yaw < -0.1
         )  # what is seen follows the mouse to the right, so the camera goes to the left
+        assert page.title() == "shared · cips3d"
         page.get_by_role("slider").first.focus()
         for _ in range(16):
             page.keyboard.press("ArrowRight")
         until(lambda: viewer.sessions[0].controls.values()["psi_shape"] == 1.5)
         assert differs(turned, shot(page))
-        assert Image.open(downloaded(page, "Picture")).height == 16
+        pose = viewer.sessions[0].pose
+        assert Image.open(downloaded(page, "Image")).size == saved_at(pose)
         subject = Subject.load(downloaded(page, "Subject"), generator)
         again = generator.map(generator.sample_latents(1, 0), (1.5, 0.7))
         torch.testing.assert_close(subject.styles.shape, again.shape)
@@ -1182,17 +1359,23 @@ def test_the_page_in_a_browser(
         assert differs(turned, depth)
         show(page, "mesh")
         page.get_by_text("triangles").wait_for()
-        assert differs(depth, shot(page))
-        drawn, pose = Image.open(downloaded(page, "Picture")), viewer.sessions[0].pose
-        assert drawn.size == (pose.width, pose.height) and np.asarray(drawn).std() > 1
+        mesh = shot(page)
+        assert differs(depth, mesh)
+        drawn, pose = Image.open(downloaded(page, "Image")), viewer.sessions[0].pose
+        assert drawn.size == saved_at(pose)
+        assert drawn.mode == "RGBA"
+        lit = np.argwhere(np.asarray(drawn)[..., 3] > 127)  # the ball fills the shorter side
+        assert 0.9 < float(np.ptp(lit, axis=0).max()) / min(drawn.size) <= 1.0
         show(page, "image")
         page.get_by_text("samples,").wait_for()
-        page.get_by_role("button", name="Add camera to path").click()
-        (entry,) = json.loads(downloaded(page, "Camera path (1)").read_text())["keyframes"]
+        page.get_by_role("tab", name="View").click()
+        page.get_by_role("button", name="Add view").click()
+        page.get_by_text("Path (1)").wait_for()
+        (entry,) = json.loads(downloaded(page, "Save").read_text())["keyframes"]
         assert entry == pytest.approx({"yaw": 0, "pitch": 0, "fov": 12, "radius": 1}, abs=1e-3)
 
 
-def test_a_users_picture_in_a_browser(
+def test_a_photo_in_a_browser(
     browser: Any,
     viewer: Viewer,
     generator: Generator,
@@ -1212,21 +1395,21 @@ def test_a_users_picture_in_a_browser(
         styles = generator.map(generator.sample_latents(1, 77))
         return Inversion(Camera.orbit(0.4), styles, generator, loss=0.0)
 
-    monkeypatch.setattr(session, "invert", invert)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    monkeypatch.setattr(photos, "invert", invert)
+    (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "good.png").write_bytes(png(Image.new("RGB", (20, 30), (200, 200, 200))))
     with a_page(browser, viewer) as page:
         before = shot(page)
 
         def upload(name: str) -> None:
             with page.expect_file_chooser() as chooser:
-                page.get_by_role("button", name="Open a picture").click()
+                page.get_by_role("button", name="Open a photo").click()
             chooser.value.set_files(tmp_path / name)
 
         upload("bad.png")
-        page.get_by_text("bad.png: is no picture").wait_for()
+        page.get_by_text("bad.png: ").wait_for()
         upload("good.png")
-        page.get_by_text("Show its subject").wait_for()
+        page.get_by_text("Photo's subject").wait_for()
         assert differs(before, shot(page))
         assert asked[0].shape == (1, 3, 8, 8)
         yaw = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cips3d.cli.options import DEFAULT_PSI, Count, Derived, Limited, Seed, Side
+from cips3d.cli.options import Count, Derived, Limited, Seed, Side
 from cips3d.cli.output import finished, tracked
 
 _YAWS = (-45.0, -30.0, -15.0, 0.0, 15.0, 30.0, 45.0)
@@ -65,6 +65,7 @@ def _show(model: Path, folder: Path, heads: int, resolution: int, seed: int) -> 
     from cips3d.export.media import save_frames, save_image
     from cips3d.export.sheets import orbit_cameras, view_sheet
     from cips3d.export.video import video_frames
+    from cips3d.models.types import DEFAULT_PSI
 
     generator, bundled = pretrained.load(model), pretrained.load("heads")
     latents, psi = generator.sample_latents(heads, seed), DEFAULT_PSI

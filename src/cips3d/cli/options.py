@@ -44,8 +44,6 @@ from cips3d.model_paths import good_seeds, local_file
 __all__ = ["Count", "FieldOfView", "NonNegative", "Seed", "Share"]
 
 T = TypeVar("T")
-#: Truncation of random subjects.
-DEFAULT_PSI = 0.7
 #: Least side of an image in pixels, unless the user asks for another.
 DEFAULT_SIDE = 256
 #: Suffixes of images.
@@ -172,6 +170,8 @@ class RandomSubjects:
     @property
     def truncation(self) -> float | tuple[float, float]:
         """ψ of random subjects."""
+        from cips3d.models.types import DEFAULT_PSI
+
         return DEFAULT_PSI if self.psi is None else self.psi
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator
 from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Latents, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 
 def interpolate(
@@ -87,7 +87,7 @@ def mix_styles(
     content: Latents | Styles,
     style: Latents | Styles,
     from_block: int,
-    psi: float | tuple[float, float] = 1.0,
+    psi: Psi = DEFAULT_PSI,
 ) -> Styles:
     """Styles with another subject's appearance from a block on (style mixing, Karras et al. 2019).
 

@@ -23,7 +23,7 @@ from cips3d.export.sheets import (
 )
 from cips3d.export.strips import ImageFormat, image_strips
 from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Latents, Psi, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 Codes = Latents | Styles
 #: Degrees of yaw in an inversion's sheet.
@@ -39,7 +39,7 @@ def amounts_sheet(
     steps: int,
     resolution: int,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     yaw: float = 0.0,
     labels: Sequence[str] | bool = True,
 ) -> Sheet:
@@ -71,7 +71,7 @@ def views_sheet(
     views: int,
     resolution: int,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     labels: Sequence[str] | bool = True,
 ) -> Sheet:
     """For each subject a row per generator, seen from -yaw to yaw (Fig. 13b).
@@ -108,7 +108,7 @@ def mixing_sheet(
     from_block: int,
     resolution: int,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     yaw: float = 0.0,
     labels: bool = True,
 ) -> Sheet:

@@ -39,7 +39,7 @@ from cips3d.files import atomic_path
 from cips3d.models.layers import without_autocast
 from cips3d.models.protocol import ImageGenerator, RayGenerator
 from cips3d.models.rays import chunks
-from cips3d.models.types import Latents, Psi, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 #: Points along the grid's longest side: fewer show no head; with the most, the grid takes 4 GiB.
 FEWEST, MOST = 8, 1024
@@ -61,7 +61,7 @@ def extract_mesh(
     codes: Latents | Styles,
     resolution: int = 256,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     level: float | None = None,
     colors: bool = True,
     largest: bool = True,

@@ -18,7 +18,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.strips import KINDS, Kind, depth_range, image_format, image_strips
 from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Latents, Psi, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 #: Side of a cell in pixels, unless the user asks for another.
 DEFAULT_SIDE = 256
@@ -130,7 +130,7 @@ def view_sheet(
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = KINDS,
     supersample: int = 1,
     labels: Sequence[str] | bool = True,
@@ -182,7 +182,7 @@ def subject_grid(
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     supersample: int = 1,
     labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,

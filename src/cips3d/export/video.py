@@ -14,7 +14,7 @@ from cips3d.errors import UserError
 from cips3d.export.media import save_frames
 from cips3d.export.strips import Kind, depth_range, image_format, whole_images
 from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Latents, Psi, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 
 def save_video(
@@ -25,7 +25,7 @@ def save_video(
     resolution: int | tuple[int, int] | None = None,
     *,
     fps: float = 30,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
 ) -> None:
@@ -62,7 +62,7 @@ def video_frames(
     cameras: Camera,
     resolution: int | tuple[int, int] | None = None,
     *,
-    psi: Psi = 1.0,
+    psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:

@@ -228,7 +228,7 @@ def generated_images(
     cameras = generator.config.poses.sample(count, draws)[part]
     for start in range(0, len(latents), BATCH):
         piece = slice(start, start + BATCH)
-        image = generator.render(latents[piece], cameras[piece], resolution).image
+        image = generator.render(latents[piece], cameras[piece], resolution, psi=1.0).image
         yield (image * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255).to(torch.uint8)
 
 

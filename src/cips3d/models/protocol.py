@@ -18,7 +18,7 @@ from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
-from cips3d.models.types import Latents, Psi, RayDraws, RayOutput, RenderOutput, Styles
+from cips3d.models.types import DEFAULT_PSI, Latents, Psi, RayDraws, RayOutput, RenderOutput, Styles
 from cips3d.storage import write_tensors
 
 #: File of a model in a folder of its own: a run's, an inversion's, the hub's form.
@@ -93,7 +93,7 @@ class ImageGenerator(
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
-        psi: Psi = 1.0,
+        psi: Psi = DEFAULT_PSI,
         sampling: Sampling | None = None,
         draws: RayDraws | None = None,
         chunk: int | None = None,
@@ -258,8 +258,10 @@ class RayGenerator(ImageGenerator):
         draws: RayDraws | None = None,
         sampling: Sampling | None = None,
     ) -> RenderOutput:
-        """`render` in one chunk."""
-        return self.render(latents, camera, resolution, draws=draws, sampling=sampling, chunk=2**62)
+        """`render` in one chunk and without truncation, as training does."""
+        return self.render(
+            latents, camera, resolution, psi=1.0, draws=draws, sampling=sampling, chunk=2**62
+        )
 
     def render(
         self,
@@ -267,7 +269,7 @@ class RayGenerator(ImageGenerator):
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
-        psi: Psi = 1.0,
+        psi: Psi = DEFAULT_PSI,
         sampling: Sampling | None = None,
         draws: RayDraws | None = None,
         chunk: int | None = None,

@@ -18,6 +18,8 @@ from cips3d.records import TensorRecord
 SOLID = 0.5
 #: Truncation: one ψ, or one each for shape and appearance.
 Psi = float | tuple[float, float]
+#: Truncation of everything that shows subjects to people, in Python and on the command line.
+DEFAULT_PSI = 0.7
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class HealthMonitor:
         latents = generator.sample_latents(SUBJECTS, draws)
         side, config = self.real.shape[-1], generator.config
         cameras = config.poses.sample(SUBJECTS, draws)
-        out = generator.render(latents, cameras, side, sampling=sampling)
+        out = generator.render(latents, cameras, side, psi=1.0, sampling=sampling)
         real = spread(self.real.float() / 127.5 - 1)
         figures = {"diversity": spread(out.image) / max(real, 1e-6)}
         if not generator.has_density:

@@ -102,7 +102,8 @@ class RunLog:
         """A sample sheet: fixed subjects from fixed cameras, with auxiliary image and depth."""
         latents = generator.sample_latents(SAMPLE_SUBJECTS, seed=0)
         cameras = orbit_cameras(generator, SAMPLE_YAWS)
-        sheet = view_sheet(generator, latents, cameras, max(resolution, SAMPLE_RESOLUTION))
+        side = max(resolution, SAMPLE_RESOLUTION)
+        sheet = view_sheet(generator, latents, cameras, side, psi=1.0)
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
 
     def close(self) -> None:

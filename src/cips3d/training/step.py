@@ -132,7 +132,7 @@ def render_fakes(
     """Generated images with the stage's kind of gradients; none where autograd is off."""
     stage, side = context.stage, context.stage.resolution
     if not isinstance(generator, RayGenerator):
-        return generator.render(fakes.latents, fakes.camera, side, draws=fakes.rays)
+        return generator.render(fakes.latents, fakes.camera, side, psi=1.0, draws=fakes.rays)
     styles = generator.map(fakes.latents)
     rays = fakes.camera.to(generator.shape_mean).rays(side, side)
     arguments = (generator.render_rays, styles, rays, draws.sampling, fakes.rays)

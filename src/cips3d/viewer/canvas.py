@@ -1,32 +1,42 @@
-"""What a client's window shows: a picture that fills it, or a mesh among cameras."""
+"""A client's browser: the image or mesh that it shows, notifications, downloads."""
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import viser
 
 from cips3d.camera import Camera
+from cips3d.errors import UserError
 from cips3d.viewer.rendering import Pixels
-from cips3d.viewer.requests import viser_pose
+from cips3d.viewer.requests import Pose, viser_pose
+from cips3d.viewer.worker import Steps
 
-#: JPEG's quality for coarse pictures.
+#: JPEG quality of coarse images.
 _QUALITY = 80
-#: How far in front of a camera its picture is drawn, of its distance from the origin.
+#: Where a frustum shows its image: share of the camera's distance from the origin.
 _FRUSTUM_DEPTH = 0.5
+#: Seconds that an error stays on screen.
+_ERROR_SECONDS = 15
 
 
-class Stage:
-    """Shows pictures, or meshes and cameras; what comes after a change to the other kind, or after the client, is passed over.
+class Canvas:
+    """Shows images, or a mesh and cameras.
+
+    Ignores results that come too late: for the other kind of content, or for a client that has
+    gone.
 
     Args:
-        client: the client's handle.
+        client: handle of the client.
 
     Attributes:
         closed: whether the client has gone.
-        has_mesh: whether it is a mesh's turn.
+        has_mesh: whether it shows a mesh, not images.
     """
 
     def __init__(self, client: viser.ClientHandle) -> None:
@@ -35,38 +45,97 @@ class Stage:
         self.closed = self.has_mesh = False
 
     def close(self) -> None:
-        """Shows no more."""
+        """Stops showing anything."""
         with self._changing:
             self.closed = True
 
+    # ---------------------------------------------------------------- camera
+    @property
+    def pose(self) -> Pose:
+        """The client's camera."""
+        camera = self._client.camera
+        wxyz, position = (
+            tuple(float(x) for x in np.ravel(values)) for values in (camera.wxyz, camera.position)
+        )
+        size = int(camera.image_width), int(camera.image_height)
+        return Pose(wxyz, position, float(camera.fov), *size)
+
+    def place(self, camera: Camera) -> None:
+        """Moves the client's camera. It then orbits the point ahead at the origin's distance."""
+        pose = camera.cam_to_world[0].cpu().double().numpy()
+        position = pose[:3, 3]
+        is_rolled = abs(pose[1, 0]) > 1e-3
+        up = pose[:3, 1] if is_rolled else np.array([0.0, 1.0, 0.0])
+        with self._client.atomic():
+            self._client.camera.position = position
+            self._client.camera.look_at = position - pose[:3, 2] * np.linalg.norm(position)
+            self._client.camera.up_direction = up
+
+    # ---------------------------------------------------------------- content
     def clear(self, for_mesh: bool) -> None:
-        """Takes everything away, for a mesh or for pictures."""
+        """Removes everything, to show a mesh or images next."""
         with self._changing:
             self.has_mesh = for_mesh
             self._client.scene.reset()
 
-    def show_picture(self, pixels: Pixels, format: Literal["jpeg", "png"]) -> None:
-        """Fills the window with a picture."""
+    def show_image(self, pixels: Pixels, format: Literal["jpeg", "png"]) -> None:
+        """Fills the window with an image."""
         with self._changing:
             if not self.closed and not self.has_mesh:
                 self._client.scene.set_background_image(pixels, format, jpeg_quality=_QUALITY)
 
     def show_mesh(self, glb: bytes) -> None:
-        """Shows a mesh in place of the last one."""
+        """Replaces the mesh."""
         with self._changing:
             if not self.closed and self.has_mesh:
                 self._client.scene.add_glb("/subject", glb)
 
-    def show_camera(self, name: str, camera: Camera, picture: Pixels) -> None:
-        """Draws a camera as its frustum, true in position, direction and field of view, with its picture at the far end."""
+    def show_camera(self, name: str, camera: Camera, image: Pixels) -> None:
+        """Draws a camera's frustum, with its position, direction, field of view and image."""
         fov = math.radians(float(camera.fov))
         depth = _FRUSTUM_DEPTH * float(camera.position.norm())
-        # viser divides by this, so that frusta of all fields of view have one volume
+        # viser divides by this, to give frusta of all fields of view one volume
         scale = depth * (math.tan(fov / 2) ** 2 / 3) ** (1 / 3)
         wxyz, position = viser_pose(camera)
         with self._changing:
             if not self.closed and self.has_mesh:
                 self._client.scene.add_camera_frustum(
-                    f"/cameras/{name}", fov, 1.0, scale=scale, thickness=1.5, thickness_units="screen", image=picture,
-                    wxyz=wxyz, position=position,
-                )  # fmt: skip
+                    f"/cameras/{name}",
+                    fov,
+                    1.0,
+                    scale=scale,
+                    thickness=1.5,
+                    thickness_units="screen",
+                    image=image,
+                    wxyz=wxyz,
+                    position=position,
+                )
+
+    # ---------------------------------------------------------------- messages and files
+    def notify(self, title: str) -> viser.NotificationHandle:
+        """Shows a notification of work in progress, to be updated and removed."""
+        return self._client.add_notification(title, "", loading=True, with_close_button=False)
+
+    def download(self, name: str, content: bytes) -> None:
+        """Saves a file on the client's machine."""
+        if not self.closed:
+            self._client.send_file_download(name, content, save_immediately=True)
+
+    @contextmanager
+    def errors_shown(self) -> Iterator[None]:
+        """Shows an error in the block as a notification; raises it too unless it is a UserError."""
+        try:
+            yield
+        except Exception as error:
+            if not self.closed:
+                text = str(error) or type(error).__name__
+                self._client.add_notification(
+                    "Something went wrong", text, color="red", auto_close_seconds=_ERROR_SECONDS
+                )
+            if not isinstance(error, UserError):
+                raise
+
+    def guarded(self, steps: Steps[None]) -> Steps[None]:
+        """The steps, with `errors_shown`."""
+        with self.errors_shown():
+            yield from steps

@@ -1,4 +1,4 @@
-"""From views to pixels: a coarse picture as soon as possible, then better ones, in steps that can be broken off."""
+"""From views to pixels: a coarse image at once, then finer ones, in interruptible steps."""
 
 from __future__ import annotations
 
@@ -13,76 +13,78 @@ from PIL import Image
 from cips3d.camera import Camera
 from cips3d.export.media import depth_map, to_uint8
 from cips3d.models.protocol import RayGenerator
-from cips3d.models.rays import as_images
+from cips3d.models.rays import as_images, full
 from cips3d.models.types import RenderOutput, Sampling, Styles
 from cips3d.viewer.requests import Mode, View, front_camera
-from cips3d.viewer.worker import Steps, at_once
+from cips3d.viewer.worker import Steps, run_all
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
-#: Seconds that a coarse picture may take, and a strip of a refined one: the longest that a moving camera waits.
+#: Seconds for a coarse image, and for a strip of a finer one: the longest wait of a moving camera.
 FRAME_SECONDS, STRIP_SECONDS = 0.06, 0.05
-#: Fewest rays of a strip: below, the overhead of a call costs more than the rays.
+#: Fewest rays of a strip. With fewer, the overhead of a call costs more than the rays.
 _FEWEST_RAYS = 256
-#: Sides of the coarse picture, as divisors of the refined one's.
+#: Rays of a strip before any has been timed.
+_FIRST_RAYS = 1024
+#: Sides of the coarse image, as divisors of the refined image's.
 _DIVISORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
-#: Smallest side of a coarse picture, pixels: below, one cannot tell what it shows.
+#: Shortest side of a coarse image, pixels. A smaller one cannot be recognised.
 _SMALLEST_SIDE = 24
-#: Coarse pictures take this share of the samples.
+#: Share of the samples per ray that coarse images take.
 _PREVIEW_SAMPLES = 0.375
-#: Highest picture that a coarse one is enlarged to before it is sent.
-_HIGHEST_COARSE = 512
+#: Longest shorter side that a coarse image is enlarged to before it is sent, pixels.
+_LARGEST_COARSE = 512
 
 
-class Pace:
-    """How many rays can be rendered in some time, learned from those that were.
+class RenderSpeed:
+    """Predicts how many rays can be rendered in a given time, from earlier renderings.
 
-    Seconds per ray are averaged geometrically over the last few renderings, for each sampling by itself.
+    Keeps a running geometric mean of the seconds per ray for each sampling.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[Sampling, float] = {}
 
     def rays_within(self, seconds: float, sampling: Sampling) -> int:
-        """Rays that are likely to take this long; of a sampling never seen, 1024."""
-        return int(seconds / self._seconds[sampling]) if sampling in self._seconds else 1024
+        """Rays that should take this long."""
+        if sampling not in self._seconds:
+            return _FIRST_RAYS
+        return int(seconds / self._seconds[sampling])
 
     def record(self, sampling: Sampling, rays: int, seconds: float) -> None:
-        """Learns that so many rays took so long."""
-        found = max(seconds, 1e-6) / rays
-        known = self._seconds.get(sampling, found)
-        self._seconds[sampling] = known**0.7 * found**0.3
+        """Updates the mean with a rendering's time."""
+        measured = max(seconds, 1e-6) / rays
+        mean = self._seconds.get(sampling, measured)
+        self._seconds[sampling] = mean**0.7 * measured**0.3
 
 
-def warmed_up(generator: RayGenerator) -> Pace:
-    """The pace of a generator's coarse pictures, after one that loads and compiles what the first needs longer for."""
-    styles, camera = (
-        generator.map(generator.sample_latents(1, 0)),
-        front_camera(generator.config.poses),
-    )
-    sampling, pace = preview_sampling(generator.sampling), Pace()
+def measured_speed(generator: RayGenerator) -> RenderSpeed:
+    """The speed of coarse images, after a first one that loads and compiles what it needs."""
+    styles = generator.map(generator.sample_latents(1, 0))
+    camera = front_camera(generator.config.poses)
+    sampling, speed = preview_sampling(generator.sampling), RenderSpeed()
     generator.render(styles, camera, _SMALLEST_SIDE, sampling=sampling)
-    at_once(
-        strips(generator, styles, camera, (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE), sampling, pace)
-    )
-    return pace
+    size = (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE)
+    run_all(strips(generator, styles, camera, size, sampling, speed))
+    return speed
 
 
 def preview_sampling(sampling: Sampling) -> Sampling:
-    """Fewer samples, for coarse pictures."""
-    return Sampling(
-        max(4, round(sampling.coarse * _PREVIEW_SAMPLES)), round(sampling.fine * _PREVIEW_SAMPLES)
-    )
+    """Fewer samples per ray, for coarse images."""
+    coarse, fine = (round(n * _PREVIEW_SAMPLES) for n in (sampling.coarse, sampling.fine))
+    return Sampling(max(4, coarse), fine)
 
 
-def preview_side(view: View, pace: Pace, last: int = 0) -> int:
-    """Height of the coarse picture: the largest simple fraction of the refined one's that can be rendered in `FRAME_SECONDS`.
+def preview_side(view: View, speed: RenderSpeed, last: int = 0) -> int:
+    """Shorter side of the coarse image.
+
+    It is the largest simple fraction of the refined image's that fits in `FRAME_SECONDS`.
 
     Args:
-        last: height of the last coarse picture; a higher one is taken only with some reserve, so that it does not flicker
-            between two.
+        last: side of the last coarse image. A larger one needs some reserve, so that the side does
+            not alternate between two values.
     """
-    rays = pace.rays_within(FRAME_SECONDS, preview_sampling(view.sampling))
+    rays = speed.rays_within(FRAME_SECONDS, preview_sampling(view.sampling))
     least = min(_SMALLEST_SIDE, view.side)
     for divisor in _DIVISORS:
         side = max(least, round(view.side / divisor))
@@ -93,7 +95,7 @@ def preview_side(view: View, pace: Pace, last: int = 0) -> int:
 
 
 def finer_sides(side: int, coarse: int) -> list[int]:
-    """Heights of the pictures after the coarse one, each about four times the work of the one before, the last `side`."""
+    """Sides of the images after the coarse one, each about four times the work of the last."""
     sides = [side]
     while sides[0] // 2 > coarse:
         sides.insert(0, sides[0] // 2)
@@ -107,55 +109,55 @@ def strips(
     camera: Camera,
     size: tuple[int, int],
     sampling: Sampling,
-    pace: Pace,
+    speed: RenderSpeed,
 ) -> Steps[RenderOutput]:
-    """`Generator.render` a strip of rays at a time, with a pause after each.
+    """`RayGenerator.render`, one strip of rays a step.
 
     Args:
         size: height and width, pixels.
-        pace: decides how many rays a strip has, and learns from it.
+        speed: decides how many rays a strip has, and learns from it.
 
     Returns:
-        The picture, on the CPU.
+        The image, on the CPU.
     """
     rays = camera.to(generator.shape_mean).rays(*size)
     parts, start = [], 0
     while start < rays.count:
-        count = max(_FEWEST_RAYS, pace.rays_within(STRIP_SECONDS, sampling))
+        count = max(_FEWEST_RAYS, speed.rays_within(STRIP_SECONDS, sampling))
         count = min(count, generator.default_chunk(1, sampling), rays.count - start)
+        strip = rays[slice(start, start + count)]
         began = time.perf_counter()
-        # to the CPU, so that the time is that of the rendering, not of queueing it
-        parts.append(
-            generator.render_rays(styles, rays[slice(start, start + count)], sampling)
-            .stacked()
-            .cpu()
-        )
-        pace.record(sampling, count, time.perf_counter() - began)
+        # copied to the CPU, so that the time includes the rendering and not only its launch
+        parts.append(full(generator.render_rays, styles, strip, sampling, None).cpu())
+        speed.record(sampling, count, time.perf_counter() - began)
         start += count
         yield 0.0
     return as_images(torch.cat(parts, dim=1), *size)
 
 
 def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:
-    """The picture that a mode shows of a rendering of one subject."""
+    """What a mode shows of a rendering of one subject."""
     if mode == "depth":
         return to_uint8(depth_map(out.depth, out.subject_opacity))[0]
     return to_uint8(out.aux_image if mode == "NeRF image" else out.image)[0]
 
 
 def on_canvas(
-    pixels: Pixels, view: View, colour: int
+    pixels: Pixels, view: View, grey: int
 ) -> UInt8[np.ndarray, "canvas_height canvas_width 3"]:
-    """A picture as it is sent: of one size for all sides up to the view's, so that it stays in place when it is refined.
+    """An image as it is sent, centred on a canvas of the window's shape.
+
+    The canvas has one size for all sides up to the view's, so the image stays in place while it is
+    refined.
 
     Args:
-        pixels: as high as the view's picture, or coarser.
-        colour: grey level of the canvas to its left and right.
+        pixels: the view's image or a coarser one.
+        grey: grey level of the margins.
     """
-    height, width = view.size(max(pixels.shape[0], min(view.side, _HIGHEST_COARSE)))
+    height, width = view.size(max(min(pixels.shape[:2]), min(view.side, _LARGEST_COARSE)))
     if pixels.shape[:2] != (height, width):
-        pixels = np.asarray(
-            Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        )
-    margin = max(0, round((height * view.canvas_aspect - width) / 2))
-    return np.pad(pixels, ((0, 0), (margin, margin), (0, 0)), constant_values=colour)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+    across = max(0, round((height * view.canvas_aspect - width) / 2))
+    above = max(0, round((width / view.canvas_aspect - height) / 2))
+    return np.pad(pixels, ((above, above), (across, across), (0, 0)), constant_values=grey)

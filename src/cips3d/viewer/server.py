@@ -1,4 +1,4 @@
-"""The viewer's server: listens, and gives every client that comes a session of its own."""
+"""The viewer's server: gives every client a session of its own."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.protocol import RayGenerator
-from cips3d.viewer.rendering import warmed_up
+from cips3d.viewer.page import served_with
+from cips3d.viewer.rendering import measured_speed
 from cips3d.viewer.requests import front_camera, viser_pose
-from cips3d.viewer.session import Session, Workers
+from cips3d.viewer.session import Session
 from cips3d.viewer.subject_cache import Subjects
-from cips3d.viewer.worker import Worker
+from cips3d.viewer.worker import Workers
 
 
 class Viewer:
     """Shows a model to any number of browsers until it is closed; a context manager.
 
     Args:
-        generator: the model; rendered where it is.
-        other: one to blend it with.
-        discriminator: that the model was trained against, for pictures that are inverted (see `cips3d.editing.inversion`).
-        host: the address to listen on; others than 127.0.0.1 can be reached by other machines.
-        port: 0 takes any that is free.
-        name: of the model, shown above the controls.
-        subject: of the model, that every client sees at first; a random one by default.
+        generator: the model; it renders where it is.
+        other: a second model to blend it with.
+        discriminator: the model's discriminator, for photos (see `cips3d.editing.inversion`).
+        host: address to listen on. Others than 127.0.0.1 can be reached from other machines.
+        port: port to listen on; 0 for any free one.
+        name: name of the model, shown in the panel and the browser's tab.
+        subject: first subject of every client; that of the first seed by default.
 
     Attributes:
-        url: what to open in a browser.
+        url: address to open in a browser.
 
     Raises:
-        UserError: if the address cannot be listened on, or the models cannot be blended.
+        UserError: if the viewer cannot listen on the address, or the models cannot be blended.
     """
 
     def __init__(
@@ -56,22 +57,17 @@ class Viewer:
     ) -> None:
         _check_address(host, port)
         self._subjects, self._subject = Subjects(generator, other, discriminator), subject
-        self._pace = warmed_up(generator)
+        self._speed = measured_speed(generator)
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
         # a client may vanish between our check and a message to it
         warnings.filterwarnings("ignore", "Queued a .* on a closed connection")
-        with _quiet():
-            self._server = _Server(host=host, port=port, label=f"cips3d {name}", verbose=False)
-        if port not in (
-            0,
-            self._server.get_port(),
-        ):  # viser has found it taken and gone on to the next
+        with _quiet(), served_with(f"{name} · cips3d"):
+            self._server = _Server(host=host, port=port, label=name, verbose=False)
+        if port not in (0, self._server.get_port()):  # viser took the next one
             self._stop_server()
             raise _taken(host, port)
-        self._workers = Workers(
-            *(Worker(f"viewer {name}") for name in ("pictures", "meshes", "inversions"))
-        )
+        self._workers = Workers(f"viewer {name}")
         self._set_scene(generator)
         self._server.on_client_connect(self._open)
         self._server.on_client_disconnect(self._close)
@@ -80,7 +76,7 @@ class Viewer:
 
     @property
     def sessions(self) -> list[Session]:
-        """Those of the clients that are connected."""
+        """Sessions of the connected clients."""
         with self._lock:
             return list(self._sessions.values())
 
@@ -91,7 +87,7 @@ class Viewer:
         self.close()
 
     def close(self) -> None:
-        """Stops listening and ends all threads; a mesh or an inversion that is being made may go on for a while."""
+        """Stops listening and ends all threads. A running mesh or inversion may take a while."""
         for session in self.sessions:
             session.close()
         self._workers.close()
@@ -102,21 +98,21 @@ class Viewer:
             self._server.stop()
 
     def _set_scene(self, generator: RayGenerator) -> None:
-        """Up is up, the first view is that of the camera prior, and nothing but our own controls is shown."""
+        """Starts clients with the camera prior's view, and hides what is viser's own."""
         poses, server = generator.config.poses, self._server
         server.scene.set_up_direction("+y")
         server.scene.world_axes.visible = False
         server.gui.configure_theme(show_logo=False, show_share_button=False)
-        server.gui.main_panel.dock_right()  # beside the picture, not before it
+        server.gui.main_panel.dock_right()  # next to the image, not in front of it
         server.initial_camera.position = viser_pose(front_camera(poses))[1]
         server.initial_camera.look_at = (0.0, 0.0, 0.0)
         server.initial_camera.up = (0.0, 1.0, 0.0)
         server.initial_camera.fov = math.radians(poses.fov)
 
     def _open(self, client: viser.ClientHandle) -> None:
-        session = Session(client, self._subjects, self._workers, self._pace, self._subject)
+        session = Session(client, self._subjects, self._workers, self._speed, self._subject)
         with self._lock:
-            # it may have gone before its controls were made
+            # it may have gone while its controls were made
             if client.client_id in self._server.get_clients():
                 self._sessions[client.client_id] = session
                 return
@@ -130,48 +126,47 @@ class Viewer:
 
 
 class _Server(viser.ViserServer):
-    """viser's server without its tunnel to the public, which any client could ask for."""
+    """viser's server without its public tunnel, which any client could request."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
         return None
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises UserError if the address cannot be listened on; viser would wait for ever, or take another port."""
+    """Raises UserError if the address is not free; viser would wait forever or change the port."""
     if not 0 <= port < 2**16:
-        raise UserError(f"port: {port}; give a number from 0 (any that is free) to 65535")
+        raise UserError(f"port is {port}; it must be 0 (any free one) to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = info[0]
         with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name == "posix")
-            )  # as asyncio does
+            # as asyncio does
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name == "posix"))
             trial.bind(address)
             trial.listen()
     except PermissionError:
-        raise UserError(f"port: {port} may not be used by you; give one above 1023") from None
+        raise UserError(f"port is {port}, which needs privileges; use one above 1023") from None
     except (socket.gaierror, UnicodeError):
         raise UserError(
-            f"host: {host!r} is no address of this machine; give 127.0.0.1 or 0.0.0.0"
+            f"host is {host!r}, which is no address of this machine; use 127.0.0.1 or 0.0.0.0"
         ) from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise _taken(host, port) from None
         raise UserError(
-            f"host: cannot listen on {host} ({error.strerror}); give 127.0.0.1 or 0.0.0.0"
+            f"host is {host}, which cannot be listened on ({error.strerror}); "
+            "use 127.0.0.1 or 0.0.0.0"
         ) from None
 
 
 def _taken(host: str, port: int) -> UserError:
     return UserError(
-        f"port: {port} on {host} is taken by another program; give another one, or 0 for any that is free"
+        f"port {port} on {host} is used by another program; choose another, or 0 for any free one"
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps viser's own words about the address, which ours would repeat, from the terminal."""
+    """Hides viser's banner with the address, which the command prints itself."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""A subject's generator and styles: from seeds, truncation, style mixing and a second model, or from an inverted picture."""
+"""Subjects: a generator and styles, from seeds, style mixing, a second model or a photo."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from cips3d.models.protocol import RayGenerator
 from cips3d.models.types import Latents, Styles
 from cips3d.viewer.requests import Choice
 
-#: How many subjects' styles and how many blends of the two models are kept.
+#: How many subjects' styles and how many blends of the two models stay in memory.
 _KEPT_STYLES, _KEPT_BLENDS = 32, 8
 
 
 class Subjects:
-    """Finds what a subject is rendered with, and keeps the last few.
+    """Finds what a subject is rendered with, and remembers the last few.
 
     Args:
         generator: the model.
-        other: one to blend it with.
-        discriminator: that the model was trained against, for inversion.
+        other: a second model to blend with.
+        discriminator: the model's discriminator, for inversion.
 
     Raises:
         UserError: if the two cannot be blended.
@@ -44,13 +44,13 @@ class Subjects:
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
     def add(self, generator: RayGenerator, styles: Styles) -> int:
-        """Makes what a picture's inversion has found a subject; returns its number (`Choice.inversion`)."""
+        """Adds a photo's subject; returns its number for `Choice.inversion`."""
         number = next(self._numbers)
         self._inversions[number] = generator, styles
         return number
 
     def remove(self, number: int) -> None:
-        """Forgets an inverted picture; whoever asks for it again gets the seeds' subject."""
+        """Forgets a photo's subject; its number then means the seeds' subject."""
         self._inversions.pop(number, None)
         self._styles.cache_clear()
         self._blended.cache_clear()
@@ -80,7 +80,7 @@ class Subjects:
         )
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
-        """z_s of one seed with z_a of another; with equal seeds what `cips3d sample --count 1` draws."""
+        """z_s of one seed, z_a of another; with equal seeds, those of `cips3d sample --count 1`."""
         shape, appearance = (
             self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed)
         )

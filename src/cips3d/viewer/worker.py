@@ -1,4 +1,4 @@
-"""A thread that works for many clients: for each on its newest wish only, in turns, a small step at a time."""
+"""Threads that work for all clients: only each one's newest request, in turns, in small steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Work in small steps: every `next` does one and tells after how many seconds to go on.
+#: Work in small steps. Each `next` does one and yields the seconds to wait before the next.
 Steps = Generator[float, None, T]
 
 
-def at_once(steps: Steps[T]) -> T:
-    """Does all steps without a pause; what they return."""
+def run_all(steps: Steps[T]) -> T:
+    """Runs all steps without waiting and returns their result."""
     while True:
         try:
             next(steps)
@@ -30,13 +30,14 @@ class _Task:
 
 
 class Worker:
-    """Does the steps of every owner's newest wish in turns, in a thread of its own.
+    """Runs the steps of each owner's newest request in turns, in a thread of its own.
 
-    A new wish takes the place of the owner's last one, whatever of that is done: nothing piles up behind a moving mouse, and an
-    owner who wishes all the time has no more turns than the others. A wish that fails is reported on stderr and given up.
+    A new request replaces the owner's last one, however far that is. So nothing queues up behind a
+    moving mouse, and an owner with many requests gets no more turns than the others. A request that
+    fails is reported on stderr and dropped.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,24 +48,23 @@ class Worker:
         self._thread.start()
 
     def submit(self, owner: Hashable, steps: Iterator[float], delay: float = 0.0) -> None:
-        """Does these steps from now on for the owner, instead of what it wished before.
+        """Replaces the owner's request.
 
         Args:
-            delay: seconds to wait before the first.
+            delay: seconds to wait before the first step.
         """
         with self._wake:
-            self._tasks[owner] = _Task(
-                steps, time.monotonic() + delay
-            )  # an owner who has a place in the order keeps it
+            # an owner that is already in the order keeps its place
+            self._tasks[owner] = _Task(steps, time.monotonic() + delay)
             self._wake.notify()
 
     def forget(self, owner: Hashable) -> None:
-        """Does no more for the owner, but for the step that is being done."""
+        """Drops the owner's request; a step that is running still ends."""
         with self._wake:
             self._tasks.pop(owner, None)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Ends the thread after the step that is being done, for which it waits `timeout` seconds at most."""
+        """Ends the thread after the running step; waits at most `timeout` seconds for it."""
         with self._wake:
             self._closed = True
             self._tasks.clear()
@@ -76,19 +76,19 @@ class Worker:
             owner, task = turn
             try:
                 delay = next(task.steps, None)
-            except Exception:  # a fault of one wish must not end the others'
+            except Exception:  # one failed request must not end the others
                 traceback.print_exc()
                 delay = None
             with self._wake:
                 if self._tasks.get(owner) is not task:
-                    continue  # there is a newer one, or the owner has gone
+                    continue  # replaced or forgotten
                 if delay is None:
                     del self._tasks[owner]
                 else:
                     task.due = time.monotonic() + delay
 
     def _next_turn(self) -> tuple[Hashable, _Task] | None:
-        """Waits for a task that is due and moves it to the end of the order; None when the worker is closed."""
+        """Waits for a task that is due and moves it to the end of the order; None once closed."""
         with self._wake:
             while not self._closed:
                 now = time.monotonic()
@@ -96,7 +96,34 @@ class Worker:
                     if task.due <= now:
                         self._tasks[owner] = self._tasks.pop(owner)
                         return owner, task
-                self._wake.wait(
-                    min((task.due - now for task in self._tasks.values()), default=None)
-                )
+                due = min((task.due for task in self._tasks.values()), default=None)
+                self._wake.wait(None if due is None else due - now)
             return None
+
+
+class Workers:
+    """The threads that all clients share, one for each kind of work.
+
+    Attributes:
+        images, meshes, inversions: images on screen and saved; meshes and other files; photos.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.images = Worker(f"{name} images")
+        self.meshes = Worker(f"{name} meshes")
+        self.inversions = Worker(f"{name} inversions")
+
+    def forget(self, client: int) -> None:
+        """Drops all requests of a client, whose owners are (client, kind)."""
+        for worker, kinds in (
+            (self.images, ("image", "image file")),
+            (self.meshes, ("mesh", "mesh file", "subject file")),
+            (self.inversions, ("photo",)),
+        ):
+            for kind in kinds:
+                worker.forget((client, kind))
+
+    def close(self) -> None:
+        """Ends all threads."""
+        for worker in (self.images, self.meshes, self.inversions):
+            worker.close()
