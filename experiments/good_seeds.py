@@ -20,7 +20,8 @@ from torch import Tensor
 
 import cips3d
 from cips3d import pretrained
-from cips3d.export.media import image_grid, save_image
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.models.protocol import ImageGenerator
