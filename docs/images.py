@@ -20,13 +20,13 @@ from drawings import DRAWINGS
 HERE = Path(__file__).parent
 #: The commands that make each image; the last one writes it.
 COMMANDS = {
-    "samples.png": ["cips3d sample heads samples.png --seed 0 --resolution 96"],
+    "samples.png": ["cips3d sample heads samples.png --resolution 96"],
     "views.png": [
-        "cips3d render heads views.png --count 1 --seed 19 --views 5 --yaw 30 --resolution 96"
+        "cips3d render heads views.png --count 1 --seed 32 --views 5 --yaw 30 --resolution 96"
     ],
     "bundled.png": ["cips3d render heads bundled.png --count 6 --seed 0 --resolution 64"],
     "morph.gif": [
-        "cips3d render heads morph.gif --seeds 19 35 10 --yaw 0 --show image --resolution 128 "
+        "cips3d render heads morph.gif --seeds 32 97 38 --yaw 0 --show image --resolution 128 "
         "--seconds 4 --fps 12"
     ],
     "mixing.png": ["cips3d mix heads mixing.png --from-block 0"],

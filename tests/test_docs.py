@@ -25,12 +25,12 @@ from safetensors.torch import load_file
 import cips3d
 import tiny
 from cips3d import cli, pretrained
-from cips3d.cli import demo, train
+from cips3d.cli import demo, running
 from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
+from cips3d.training.loop import train as train_run
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.loop import train
 from cips3d.training.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,7 @@ PAGES = pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
 def brief() -> TrainConfig:
     """A run of two steps whose subjects have a surface."""
     config = tiny.config()
-    networks = replace(config.generator.networks, density_gain=40.0, density_blob=60.0)
-    solid = replace(config.generator, networks=networks)
+    solid = tiny.generator(config.generator, density_gain=40.0, density_blob=60.0)
     return replace(
         config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages)
     )
@@ -84,7 +83,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)},
         folder / "D.pth",
     )
-    train(Run(brief(), folder / "runs" / "mine"))
+    train_run(Run(brief(), folder / "runs" / "mine"))
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
     return folder
 
@@ -144,7 +143,7 @@ def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
             continue
         with monkeypatch.context() as patch:
             if command.reason is not None:
-                patch.setattr(train, "train_here", lambda *_: None)
+                patch.setattr(running, "train_here", lambda *_: None)
             make_way(command)
             try:
                 cli.main(command.small())
