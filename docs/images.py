@@ -24,7 +24,7 @@ COMMANDS = {
     "views.png": [
         "cips3d render heads views.png --count 1 --seed 32 --views 5 --yaw 30 --resolution 96"
     ],
-    "bundled.png": ["cips3d render heads bundled.png --count 6 --seed 0 --resolution 64"],
+    "bundled.jpg": ["cips3d render heads bundled.jpg --count 6 --seed 0 --resolution 96"],
     "morph.gif": [
         "cips3d render heads morph.gif --seeds 32 97 38 --yaw 0 --show image --resolution 128 "
         "--seconds 4 --fps 12"
