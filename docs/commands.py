@@ -1,6 +1,6 @@
-"""The commands that the pages show, and how each is run at small settings by tests/test_docs.py.
+"""The commands on the pages, and the small settings with which tests/test_docs.py runs them.
 
-python docs/commands.py        # lists them, as they stand and as they are run
+python docs/commands.py        # lists them, as shown and as run
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-#: Commands that no test can run, by how they start, and why. Their `cips3d` part is parsed all the same.
+#: Commands that no test can run, by their start, and why. Their `cips3d` part is still parsed.
 CANNOT_RUN = {
     "accelerate launch": "eight GPUs",
     "torchrun": "two machines",
@@ -22,7 +22,8 @@ CANNOT_RUN = {
     "cips3d view": "a server that runs until it is stopped",
 }
 
-#: What takes the place of an option's values, of any verb or of one; the latter are also given where a page does not.
+#: Values that replace those of an option, for any verb or for one. The latter are added where a
+#: page does not give the option.
 ANY_VERB = {
     "--resolution": "8",
     "--count": "1",
@@ -42,7 +43,7 @@ BY_VERB = {
     "data heads": {"--count": "2", "--resolution": "8"},
     "mesh": {"--resolution": "8"},
 }
-#: Inception has to be downloaded; the small network for the embedded heads stands for it.
+#: Inception has to be downloaded; the small network for the embedded heads replaces it.
 WORDS = {'metrics=["fid2k"]': 'metrics=["fd4_heads"]', "metrics_kimg=200": "metrics_kimg=1"}
 #: The same for the pages' Python.
 PYTHON = {
@@ -55,7 +56,7 @@ PYTHON = {
 
 @dataclass(frozen=True)
 class Command:
-    """A line of a page that a reader can type."""
+    """A line of a page that a reader can type in a shell."""
 
     page: str
     line: int
@@ -63,16 +64,16 @@ class Command:
 
     @property
     def reason(self) -> str | None:
-        """Why it cannot be run here, if so."""
+        """Why it cannot be run here; None if it can."""
         return next(
             (reason for start, reason in CANNOT_RUN.items() if self.text.startswith(start)), None
         )
 
     @property
     def words(self) -> list[str]:
-        """The words after `cips3d`, as they stand."""
+        """The words after `cips3d`."""
         after = re.split(r"(?:^|\s|/)cips3d\s", self.text, maxsplit=1)[1]
-        if after.count("'") % 2:  # the end of what srun gets
+        if after.count("'") % 2:  # the quote that ends srun's script
             after = after[: after.rindex("'")]
         return shlex.split(after, comments=True)
 
@@ -108,7 +109,7 @@ def commands(page: Path) -> list[Command]:
 
 
 def mentions(page: Path) -> list[str]:
-    """Commands within the prose of a page, with placeholders, such as `cips3d train RUN --seed S`."""
+    """Commands in the prose of a page, perhaps with placeholders: `cips3d train RUN --seed S`."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [" ".join(found.split()) for found in re.findall(r"`cips3d\s([^`]+)`", prose)]
 
@@ -122,7 +123,7 @@ def python(page: Path) -> list[str]:
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of blocks of code, fenced or indented, with their numbers; those that end in a backslash with the next."""
+    """Lines of code blocks, fenced or indented, with their numbers; backslashes join lines."""
     fenced, start, pending = False, 0, ""
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):

@@ -1,4 +1,4 @@
-"""The drawings of the page on cameras, from the package's own cameras and rays."""
+"""The drawings of docs/cameras.md, made with the package's own cameras and rays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from cips3d import Camera
 
-#: Same bytes for the same drawing; colours that are seen on white and on black.
+#: Reproducible bytes, and colours that are visible on white and on black.
 plt.rcParams |= {
     "svg.hashsalt": "cips3d",
     "font.size": 11,
@@ -26,7 +26,7 @@ RED, GREEN, BLUE, GREY, ORANGE = "#d1495b", "#3a9d5d", "#3a7ebf", "#8a8a8a", "#d
 
 
 def flat(points: np.ndarray) -> np.ndarray:
-    """World points (…, 3) on paper (…, 2): seen in parallel from in front, the right and above."""
+    """World points (…, 3) on paper (…, 2): a parallel projection from the front, right and top."""
     view = Camera.orbit(0.6, 0.35).cam_to_world[0, :3, :2].double().numpy()
     return np.asarray(points, dtype=float) @ view
 
@@ -118,7 +118,7 @@ def orbit(out: Path) -> None:
 
 
 def axes_of_cameras(out: Path) -> None:
-    """One camera, twice: axes of OpenGL and of OpenCV."""
+    """One camera with its axes of OpenGL and of OpenCV."""
     figure, both = plt.subplots(1, 2, figsize=(8, 3.6))
     camera = Camera.orbit(-0.5, 0.1)
     for axes, name, pose in zip(
@@ -139,20 +139,23 @@ def axes_of_cameras(out: Path) -> None:
 
 
 def pixels(out: Path) -> None:
-    """A column of four pixels from the side, with its rays, and with the authors'."""
+    """A column of four pixels from the side with its rays, ours and the authors'."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     count, camera = 4, Camera.orbit(0.0, fov=60.0)
     edge = math.tan(math.radians(30))
-    for axes, name, corner_aligned in zip(
-        both, ("pixel centres", "corner-aligned (the authors')"), (False, True), strict=True
-    ):
-        rays = camera.rays(count, 1, corner_aligned).directions[0].double().numpy()
+    grids = {
+        "pixel centres": camera,
+        "corner-aligned (the authors')": camera.from_corner_grid(count),
+    }
+    for axes, (name, seen) in zip(both, grids.items(), strict=True):
+        rays = seen.rays(count, 1).directions[0].double().numpy()
         axes.fill([0, 1, 1], [0, edge, -edge], color=GREY, alpha=0.15, lw=0)
         axes.plot([1, 0, 1], [edge, 0, -edge], color=GREY, lw=1, ls="--")
+        half = math.tan(math.radians(float(seen.fov[0]) / 2))
         for i in range(count + 1):
-            y = edge * (2 * i / count - 1)
+            y = half * (2 * i / count - 1)
             axes.plot([0.97, 1.03], [y, y], color="#777777", lw=1.5)
-        axes.plot([1, 1], [-edge, edge], color="#777777", lw=1.5)
+        axes.plot([1, 1], [-half, half], color="#777777", lw=1.5)
         for direction in rays:
             x, y = -direction[2], direction[1]
             axes.plot([0, 1.25], [0, 1.25 * y / x], color=ORANGE, lw=1.3)

@@ -1,7 +1,8 @@
 """A hook of mkdocs: links out of docs/ work on the site as they do in the repository.
 
-A link to a module (`../src/cips3d/camera.py`) leads to its part of the API pages; any other file of the repository that a page
-links to or shows (`../experiments/results/figure_7.png`) is put beside the pages.
+A link to a module (`../src/cips3d/camera.py`) leads to a page with its source. Any other file of
+the repository that a page links to or shows (`../experiments/results/figure_7.png`) is copied next
+to the pages.
 """
 
 from __future__ import annotations
@@ -16,34 +17,41 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _LINK = re.compile(r"(?<=\]\()\.\./(?!\.\.)([^)#\s]+)")
-_API = re.compile(r"^::: (cips3d[\w.]*)", re.MULTILINE)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the files outside docs/ that pages link to."""
+    """Adds the files outside docs/ that pages link to; modules as pages."""
     root = Path(config.docs_dir).parent
     pages = [file for file in files.documentation_pages() if "/" not in file.src_uri]
     wanted = {target for page in pages for target in _LINK.findall(page.content_string)}
-    for target in sorted(wanted - {module_path(name) for name in _api_pages(files)}):
-        if (root / target).is_file():  # what is missing stays a broken link, which --strict refuses
+    for target in sorted(wanted):
+        if not (root / target).is_file():
+            continue  # stays a broken link, which --strict refuses
+        if target.endswith(".py"):
+            content = source_page(target, (root / target).read_text())
+            files.append(File.generated(config, _page_name(target), content=content))
+        else:
             files.append(File.generated(config, target, abs_src_path=str(root / target)))
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, files: Files, **_: Any) -> str:
-    """The page with such links turned to where their targets are on the site."""
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """The page with such links changed to their targets on the site."""
     if "/" in page.file.src_uri:
         return markdown
-    modules = {module_path(name): f"{uri}#{name}" for name, uri in _api_pages(files).items()}
-    return _LINK.sub(lambda match: modules.get(match[1], posixpath.normpath(match[1])), markdown)
+
+    def on_site(match: re.Match[str]) -> str:
+        target = posixpath.normpath(match[1])
+        return _page_name(target) if target.endswith(".py") else target
+
+    return _LINK.sub(on_site, markdown)
 
 
-def module_path(name: str) -> str:
-    """Where a module's source is in the repository."""
-    return f"src/{name.replace('.', '/')}.py"
+def source_page(path: str, source: str) -> str:
+    """A page that shows a module, with line numbers, and that the search leaves out."""
+    head = "---\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n"
+    return f'{head}# {path}\n\n````python linenums="1"\n{source}````\n'
 
 
-def _api_pages(files: Files) -> dict[str, str]:
-    """The API page of each module that has one."""
-    pages = [file for file in files.documentation_pages() if file.src_uri.startswith("api/")]
-    return {name: page.src_uri for page in pages for name in _API.findall(page.content_string)}
+def _page_name(path: str) -> str:
+    return f"{path.removesuffix('.py')}.md"

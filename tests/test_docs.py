@@ -1,4 +1,4 @@
-"""The documentation: its commands, Python and pictures work, and the site builds without a warning."""
+"""The documentation: commands, Python and images work, and the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import cips3d
 import tiny
 from cips3d import cli, pretrained
 from cips3d.cli import demo, running
 from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
-from cips3d.training.loop import train
+from cips3d.training.loop import train as train_run
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import TrainConfig
 from cips3d.training.run import Run
@@ -43,9 +44,9 @@ PAGES = pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
 
 
 def brief() -> TrainConfig:
-    """A run of two steps, whose subjects have a surface."""
+    """A run of two steps whose subjects have a surface."""
     config = tiny.config()
-    solid = replace(config.generator, density_gain=40.0, density_blob=60.0)
+    solid = tiny.generator(config.generator, density_gain=40.0, density_blob=60.0)
     return replace(
         config, generator=solid, stages=tuple(replace(stage, kimg=0.004) for stage in config.stages)
     )
@@ -53,7 +54,7 @@ def brief() -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what readers have: pictures, a video, keyframes, the authors' checkpoint, finished runs."""
+    """A folder with what readers have: images, a video, keyframes, checkpoints, finished runs."""
     folder = tmp_path_factory.mktemp("reader")
     tiny.images(folder / "photos", size=16)
     shutil.copy(folder / "photos" / "0.png", folder / "face.png")
@@ -82,7 +83,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {key.removeprefix(prefix): x for key, x in recorded.items() if key.startswith(prefix)},
         folder / "D.pth",
     )
-    train(Run(brief(), folder / "runs" / "mine"))
+    train_run(Run(brief(), folder / "runs" / "mine"))
     shutil.copytree(folder / "runs" / "mine", folder / "runs" / "heads")
     return folder
 
@@ -99,7 +100,7 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors")
     )
     monkeypatch.setattr(demo, "_FRAMES", 2)
-    # Steps on shapes take long where every shape is checked; tests/test_plan.py is about them.
+    # Steps on shapes are slow while every shape is checked; tests/test_plan.py tests them.
     monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
     return tmp_path
@@ -135,7 +136,7 @@ def test_the_pages_commands_are_found(tmp_path: Path) -> None:
 
 @PAGES
 def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, as a reader types them; those that cannot be run here are parsed."""
+    """A page's commands in order, as a reader types them; those that cannot run here are parsed."""
     for command in shown.commands(page):
         if command.reason is not None and command.verb != "train":
             assert_options_exist(" ".join(command.words))
@@ -153,7 +154,7 @@ def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def make_way(command: shown.Command) -> None:
-    """Removes what was given to the page's reader and what this command makes."""
+    """Removes what the command is about to make."""
     words, made = command.words, None
     if command.verb == "train" and len(words) > 2 and command.reason is None:
         made = Path(words[1])
@@ -185,7 +186,7 @@ def test_scripts_and_targets_that_a_page_names_exist(page: Path) -> None:
 
 
 def assert_options_exist(text: str) -> None:
-    """What cannot be run for its placeholders or its length must at least have a verb, and options that the verb has."""
+    """Checks that a command's verb exists and has its options, placeholders or not."""
     verb = re.match(r"data( [a-z]+)?|[a-z-]+", text)
     if verb is None:  # an ellipsis, or the options of the program itself
         return
@@ -225,52 +226,77 @@ def test_python_works(page: Path, reader: Path) -> None:
         exec(compile(block, str(page), "exec"), names)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 @pytest.fixture
 def maker() -> Iterator[ModuleType]:
-    """docs/pictures.py"""
-    import pictures
+    """docs/images.py"""
+    import images
 
-    yield pictures
+    yield images
 
 
-def test_every_picture_is_made_by_the_script(maker: ModuleType) -> None:
+def test_every_image_is_made_by_the_script(maker: ModuleType) -> None:
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
-    pages += (DOCS.parent / "README.md").read_text().replace("](docs/", "](")
+    readme = (DOCS.parent / "README.md").read_text()
+    pages += readme.replace("](docs/", "](").replace("](experiments/", "](../experiments/")
     shown_ones = {
         name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", pages) if not name.startswith("../")
     }
-    made = {f"pictures/{name}" for name in [*maker.DRAWINGS, *maker.COMMANDS, *maker.SCREENSHOTS]}
-    assert shown_ones - made == maker.OF_RUNS
+    made = {f"images/{name}" for name in [*maker.DRAWN, *maker.COMMANDS, *maker.SCREENSHOTS]}
+    assert shown_ones - made == maker.OTHERS
     assert (
-        made
-        == {f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir()}
-        == made & shown_ones
+        made == {f"images/{path.name}" for path in (DOCS / "images").iterdir()} == made & shown_ones
     )
-    assert all(
-        text in pages for texts in maker.COMMANDS.values() for text in texts
-    )  # readers are told how
+    # readers see the commands
+    assert all(text in pages for texts in maker.COMMANDS.values() for text in texts)
     for name in shown_ones:
-        assert (DOCS / name).stat().st_size < (600_000 if name in made else 1_100_000)
+        assert (DOCS / name).stat().st_size < (600_000 if name in made else 1_500_000)
 
 
-def test_pictures_can_be_made(maker: ModuleType, reader: Path) -> None:
-    for name in [*maker.DRAWINGS, *maker.COMMANDS]:
+def test_images_can_be_made(maker: ModuleType, reader: Path) -> None:
+    for name in [*maker.DRAWN, *maker.COMMANDS]:
         out = maker.make(name, reader, small=True)
-        if out.suffix == ".png":
-            Image.open(out).verify()
-        else:
+        if out.suffix == ".svg":
             assert "<svg" in out.read_text()[:2000]
+        else:
+            Image.open(out).verify()
 
 
-def test_the_picture_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) -> None:
+def test_the_image_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) -> None:
     pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
-    picture = np.asarray(Image.open(maker.make("viewer.png", reader)).convert("L"), dtype=float)
-    image, mesh = picture[:, :476], picture[:, 800:]  # each without the panel
+    window = np.asarray(Image.open(maker.make("viewer.png", reader)).convert("L"), dtype=float)
+    image, mesh = window[:, :476], window[:, 800:]  # each without the panel
     assert image.mean() < 200  # the new model's grey, before which the window is white
     assert mesh.std() > 10
+
+
+def test_the_animation_shows_turning_subjects_above_their_meshes(reader: Path) -> None:
+    import turning
+
+    frames = [np.asarray(frame, dtype=float) for frame in turning.turning(16, frames=4, grid=16)]
+    assert {frame.shape for frame in frames} == {(32, 48, 3)}
+    images, meshes = np.split(np.stack(frames), 2, axis=1)
+    assert np.abs(images[1] - images[3]).max() > 0  # yaw to either side
+    assert np.abs(meshes[1] - meshes[3]).max() > 0
+
+
+def test_the_rasterizer_shows_the_nearest_surface() -> None:
+    import turning
+
+    # two squares that face the camera: a dark one, and a bright one closer and smaller
+    squares = ((2.0, 0.25, 1, 7), (1.0, 0.75, 2, 5))
+    corners = [
+        (y, x, depth, light)
+        for depth, light, low, high in squares
+        for y, x in ((low, low), (low, high), (high, high), (high, low))
+    ]
+    faces = np.array([(0, 1, 2), (0, 2, 3), (4, 5, 6), (4, 6, 7)])
+    seen = turning.rasterize(np.array(corners), faces, 8)
+    assert np.isnan(seen[0]).all() and np.isnan(seen[:, 7]).all()
+    np.testing.assert_allclose(seen[2:5, 2:5], 0.75)
+    np.testing.assert_allclose(seen[5:7, 1:7], 0.25)
 
 
 # ---------------------------------------------------------------- the site
@@ -292,11 +318,17 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "site"
-    assert (
-        'id="cips3d.models.generator.Generator.render_rays"'
-        in (site / "api" / "models.html").read_text()
-    )
+    models = (site / "api" / "models.html").read_text()
+    assert 'id="cips3d.models.generator.Generator.render_rays"' in models
+    api = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    for name in set(cips3d.__all__) - {"__version__"}:
+        home = getattr(cips3d, name)
+        full = home.__name__ if isinstance(home, ModuleType) else f"{home.__module__}.{name}"
+        assert f'id="{full}"' in api, full
     assert (site / "experiments" / "results" / "figure_7.png").is_file()
-    assert not re.search(
-        r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', (site / "index.html").read_text()
-    )  # works offline
+    source = (site / "src" / "cips3d" / "models" / "nerf.html").read_text()
+    assert "RadianceField" in source
+    index = (site / "index.html").read_text()
+    # works offline
+    assert not re.search(r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', index)
+    assert index.count("data-md-color-scheme=") >= 3  # light, dark, the system's
