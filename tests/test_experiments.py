@@ -336,7 +336,9 @@ def test_results_are_of_the_model_that_is_in_the_package() -> None:
     assert old and set(old.values()) == {now}, old
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("head_network", "good_seeds")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("head_network", "good_seeds")]
+)
 def test_a_claim_has_a_result_or_the_page_says_that_nobody_ran_it(name: str) -> None:
     lines = (FOLDER.parent / "docs" / "reproduction.md").read_text().splitlines()
     rows = [line for line in lines if f"`make experiments NAME={name}`" in line]
