@@ -28,8 +28,8 @@ from PIL import Image
 
 from cips3d import pretrained
 from cips3d.configuration import from_dict, to_dict
-from cips3d.export.media import image_grid, save_image
-from cips3d.export.sheets import orbit_cameras
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid, orbit_cameras
 from cips3d.files import atomic_path
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.evaluation import evaluate

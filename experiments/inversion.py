@@ -30,7 +30,8 @@ from torch import Tensor
 import cips3d
 from cips3d import Camera, pretrained
 from cips3d.editing.inversion import SPACES, Inversion, invert
-from cips3d.export.media import image_grid, save_image
+from cips3d.export.media import save_image
+from cips3d.export.sheets import image_grid
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.views import angle_between
 

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from cips3d.models.baselines import build_generator
 
 import tiny
 from cips3d import cli, pretrained
@@ -27,6 +26,7 @@ from cips3d.configuration import with_settings
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.protocol import MODEL_FILE
+from cips3d.models.registry import build_generator
 from cips3d.training.launch import default_processes, joined, run_in_processes
 from cips3d.training.loop import train
 from cips3d.training.presets import preset

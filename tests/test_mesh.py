@@ -89,7 +89,7 @@ FIXED = {"embedding": "fixed", "embedding_octaves": 2}
 def test_any_radiance_field_has_a_closed_mesh(changes: dict[str, Any]) -> None:
     generator = solid(**changes)
     z = generator.sample_latents(2, 0)
-    mesh = cips3d.extract_mesh(generator, z[0], 32)
+    mesh = cips3d.extract_mesh(generator, z[0], 32, psi=1.0)
     assert mesh.is_watertight and mesh.volume > 0
     assert mesh.visual.kind == "vertex" and mesh.visual.vertex_colors.shape == (
         len(mesh.vertices),

@@ -216,7 +216,7 @@ def test_an_imported_checkpoint_renders_the_recorded_images(
             cameras.append(network.config.poses.at(math.pi / 2 - yaw, math.pi / 2 - pitch))
         assert len(cameras) == (2 if i == 0 else 1)
         for camera in cameras:
-            rendering = network.render(codes, camera, sampling=sampling, draws=draws)
+            rendering = network.render(codes, camera, psi=1.0, sampling=sampling, draws=draws)
             for image, name in (rendering.image, "rgb"), (rendering.aux_image, "aux_rgb"):
                 expected = tensors[f"cam{i}/{mode}/{name}"].transpose(1, 2).unflatten(2, (16, 16))
                 assert expected.std() > 0.02

@@ -135,7 +135,7 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     words = capsys.readouterr().out
     (row,) = (line for line in words.splitlines() if line.startswith("8²"))
     assert "*!" in row  # a tenth of a MiB is too little
-    assert "dataset heads: 50,000 pictures" in words and "0.10 TFLOP/s (given)" in words
+    assert "dataset heads: 50,000 images" in words and "0.10 TFLOP/s (given)" in words
 
 
 def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
