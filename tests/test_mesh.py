@@ -326,7 +326,7 @@ def test_linear_light() -> None:
 
 def test_files_are_whole_or_not_there(mesh: trimesh.Trimesh, tmp_path: Path) -> None:
     for name in ("a.stl", "a", "a.ply.txt"):
-        with pytest.raises(UserError, match=r"end the name in \.ply, \.obj, \.glb"):
+        with pytest.raises(UserError, match=r"must end in \.ply, \.obj or \.glb"):
             save_mesh(tmp_path / name, mesh)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
