@@ -464,8 +464,8 @@ def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
         return sheet[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
 
     amounts = amounts_sheet(base, other, latents, 2, 8, psi=0.6, yaw=20, labels=False)
-    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6, labels=False)
-    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6, labels=False)
+    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6)
+    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6)
     mixed = mixing_sheet(base, latents[:1], latents[1:], 0, 8, psi=0.6, labels=False)
     for got, expected in (
         (cell(amounts, 1, 0), seen(base, 1, 20)), (cell(amounts, 0, 1), seen(other, 0, 20)),

@@ -101,7 +101,9 @@ def blend(
         finished(out, f"cips3d render {out} turn.mp4")
         return
     turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
-    save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))
+    labels = ("base", "blended", "other")
+    models = [first, blended, second]
+    save_image(out, views_sheet(models, codes, turn, views, side, psi=psi, labels=labels))
     finished(out, f"the same command with {out.stem}.safetensors, which saves the blended model")
 
 

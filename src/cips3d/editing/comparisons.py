@@ -41,14 +41,14 @@ def amounts_sheet(
     *,
     psi: Psi = DEFAULT_PSI,
     yaw: float = 0.0,
-    labels: Sequence[str] | bool = True,
+    labels: bool = True,
 ) -> Sheet:
     """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c).
 
     Args:
         resolution: side of a cell, pixels.
         yaw: of the camera, degrees.
-        labels: names of the subjects; True numbers them, False leaves out all labels of the sheet.
+        labels: whether rows and columns are labelled.
     """
     camera = orbit_cameras(base, [yaw])
     amounts = [j / max(1, steps - 1) for j in range(steps)]
@@ -59,7 +59,7 @@ def amounts_sheet(
             for i in range(len(codes)):
                 yield _cell(i, j, model, _styles(model, codes[i], psi), camera, resolution)
 
-    headings = [f"amount {amount:.2g}" for amount in amounts] if labels is not False else []
+    headings = [f"amount {amount:.2g}" for amount in amounts] if labels else []
     names = subject_names(len(codes), labels)
     return _grid(len(codes), steps, (resolution, resolution), cells(), names, headings)
 
@@ -72,33 +72,27 @@ def views_sheet(
     resolution: int,
     *,
     psi: Psi = DEFAULT_PSI,
-    labels: Sequence[str] | bool = True,
+    labels: Sequence[str] = (),
 ) -> Sheet:
     """For each subject a row per generator, seen from -yaw to yaw (Fig. 13b).
 
     Args:
         yaw: degrees; a single view is from yaw itself.
         resolution: side of a cell, pixels.
-        labels: names of the generators. True calls the first "base", the last "other" and those
-            between "blended"; False leaves out all labels of the sheet.
+        labels: names of the generators; without them the sheet has no labels at all.
     """
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
-    cameras = orbit_cameras(generators[0], yaws)
-    names = [] if isinstance(labels, bool) else labels
-    if labels is True:
-        names = ["base", *["blended"] * (len(generators) - 2), "other"][: len(generators)]
-    rows = [
-        (generator, _styles(generator, codes[i], psi))
-        for i in range(len(codes))
-        for generator in generators
-    ]
+    rows = [(g, _styles(g, codes[i], psi)) for i in range(len(codes)) for g in generators]
     cells = (
         _cell(i, j, generator, styles, orbit_cameras(generator, [angle]), resolution)
         for i, (generator, styles) in enumerate(rows)
         for j, angle in enumerate(yaws)
     )
-    headings = camera_labels(generators[0], cameras) if names else []
-    return _grid(len(rows), views, (resolution, resolution), cells, [*names] * len(codes), headings)
+    headings = []
+    if labels:
+        headings = camera_labels(generators[0], orbit_cameras(generators[0], yaws))
+    names = [*labels] * len(codes)
+    return _grid(len(rows), views, (resolution, resolution), cells, names, headings)
 
 
 def mixing_sheet(
@@ -150,8 +144,7 @@ def inversion_sheet(image: Tensor, found: Inversion) -> Sheet:
     steps = [*found.earlier, found]
     first = [step.generator.render(step.styles, step.camera, side).image for step in steps]
     blank = [torch.ones_like(image)] * (columns - 1 - len(steps))
-    cameras = orbit_cameras(found.generator, INVERSION_YAWS)
-    out = found.generator.render(found.styles, cameras, side)
+    out = found.generator.render(found.styles, orbit_cameras(found.generator, INVERSION_YAWS), side)
     depth = depth_map(out.depth, out.subject_opacity).to(out.image)
     cells = torch.cat([image, *first, *blank, out.image, depth])
     headings = {0: ["input", *SPACES[: len(steps)]], 1: [degrees(yaw) for yaw in INVERSION_YAWS]}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -51,10 +52,7 @@ _Steps = Annotated[int, Ge(0)]
 
 @dataclass(frozen=True)
 class InversionConfig(Configuration):
-    """Numbers of steps, learning rates and weights.
-
-    Weights are relative to the distance of colours, in units of [-1, 1].
-    """
+    """Numbers of steps, learning rates and weights relative to the distance of colours."""
 
     label: ClassVar[str] = "inversion"
 
@@ -81,21 +79,16 @@ class InversionConfig(Configuration):
 
 @dataclass(frozen=True)
 class Inversion:
-    """The subject and camera of an image.
-
-    Attributes:
-        camera: the camera that took it.
-        styles: of its subject.
-        generator: the model; after "tuned" with its own implicit network.
-        loss: distance of colours and weighted features to the image, in units of [-1, 1].
-        earlier: results of the earlier steps, "w" first.
-    """
+    """The subject and camera of an image."""
 
     camera: Camera
     styles: Styles
     generator: Generator
+    """the model; after "tuned" with its own implicit network"""
     loss: float
+    """distance of colours and weighted features to the image, in units of [-1, 1]"""
     earlier: tuple[Inversion, ...] = ()
+    """results of the earlier steps, "w" first"""
 
 
 def invert(
@@ -115,8 +108,8 @@ def invert(
     Args:
         generator: a model of architecture cips-3d; it is not changed.
         image: framed like the training images; resized to the model's resolution. A path, a PIL
-            image or an array (height, width, 3) of uint8, of which the central square is used; or
-            a square image with colours in [-1, 1]: an array of floats, or a tensor
+            image or an array (height, width, 3) of uint8, of which the central square is used; or a
+            square image with colours in [-1, 1]: an array of floats, or a tensor
             (1, 3, side, side).
         space: the last step, see the module.
         start: cameras to start from, such as a pose network's. Default: the camera that the
@@ -148,27 +141,24 @@ def invert(
         if progress is not None:
             progress(next(done) / total, current)
 
-    cameras = _start_cameras(target, start, discriminator)
+    cameras, small = _start_cameras(target, start, discriminator), min(_SMALL, target.side)
     found = nearest_subjects(target, StyleSpace(generator, draws), cameras, draws)
-    small = min(_SMALL, target.side)
-    fit(target, found, config, config.steps[0], small, 1.0, lambda: after_step("w"))
-    found = found.best(losses(target, found, config, small))
-    fit(target, found, config, config.steps[1], target.side, 0.5, lambda: after_step("w"))
-    result = _result(target, generator, *found.constants())
+    found = fit(target, found, config, config.steps[0], small, 1.0, partial(after_step, "w"))
+    found = found[losses(target, found, config, small).argmin()[None]]
+    found = fit(target, found, config, config.steps[1], target.side, 0.5, partial(after_step, "w"))
+    results = [_result(target, generator, found)]
     if space != "w":
-        found = found.per_block()
-        fit(target, found, config, config.steps[2], target.side, 0.5, lambda: after_step("w+"))
-        result = replace(_result(target, generator, *found.constants()), earlier=(result,))
+        after = partial(after_step, "w+")
+        found = fit(target, found.per_block(), config, config.steps[2], target.side, 0.5, after)
+        results.append(_result(target, generator, found))
     if space == "tuned":
-        camera, styles = found.constants()
         tuned = tune(
-            target, camera, styles, steps=config.steps[3], rate=config.tuning_rate,
+            target, found.camera(), found.styles(), steps=config.steps[3], rate=config.tuning_rate,
             keep_weight=config.keep_weight, mirror_weight=config.mirror_weight, draws=draws,
-            after_step=lambda: after_step("tuned"),
+            after_step=partial(after_step, "tuned"),
         )  # fmt: skip
-        earlier = (*result.earlier, replace(result, earlier=()))
-        result = replace(_result(target, tuned, camera, styles), earlier=earlier)
-    return result
+        results.append(_result(target, tuned, found))
+    return replace(results[-1], earlier=tuple(results[:-1]))
 
 
 def _start_cameras(
@@ -201,8 +191,7 @@ def nearest_subjects(
     assert isinstance(bank.appearance, Tensor)
     shape = space.shape.coordinates(bank.shape)[chosen]
     appearance = space.appearance.coordinates(bank.appearance)[chosen]
-    yaw, pitch = cameras.yaw_pitch()
-    return Hypotheses(space, yaw.clone(), pitch.clone(), shape, appearance[:, None])
+    return Hypotheses(*cameras.yaw_pitch(), shape, appearance[:, None], space)
 
 
 def fit(
@@ -213,27 +202,28 @@ def fit(
     side: int,
     rate: float,
     after_step: Callable[[], None],
-) -> None:
-    """Fits the hypotheses, independently of each other, with Adam and a cosine schedule.
+) -> Hypotheses:
+    """The hypotheses, fitted independently of each other with Adam and a cosine schedule.
 
     Args:
         side: of the rendered images, pixels.
         rate: factor of the configuration's learning rates.
     """
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [found.shape, found.appearance], "lr": config.style_rate * rate},
-            {"params": [found.yaw, found.pitch], "lr": config.camera_rate * rate},
-        ],
-        betas=(0.9, 0.99),
-    )
+    found = found.map(lambda x: x.detach().clone().requires_grad_())
+    styles, angles = [found.shape, found.appearance], [found.yaw, found.pitch]
+    groups = [
+        {"params": styles, "lr": config.style_rate * rate},
+        {"params": angles, "lr": config.camera_rate * rate},
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        losses(target, found, config, side).sum().backward(inputs=list(found.parameters()))
+        losses(target, found, config, side).sum().backward(inputs=[*styles, *angles])
         optimizer.step()
         schedule.step()
         after_step()
+    return found.map(Tensor.detach)
 
 
 def losses(
@@ -246,6 +236,7 @@ def losses(
 
 
 @torch.no_grad()
-def _result(target: Target, generator: Generator, camera: Camera, styles: Styles) -> Inversion:
+def _result(target: Target, generator: Generator, found: Hypotheses) -> Inversion:
+    camera, styles = found.camera(), found.styles()
     image = generator.render(styles, camera, target.side).image
     return Inversion(camera, styles, generator, float(target.distance(image)))
