@@ -106,7 +106,7 @@ def reddened(model: Generator, yaw: float) -> tuple[Target, Styles, Camera]:
     """An image of one of the model's own subjects, made redder."""
     styles, camera = model.map(model.sample_latents(1, 3), 0.7), Camera.orbit(yaw)
     image = model.render(styles, camera).image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-    return Target(model, image, None, 0.0), styles, camera
+    return Target(model, image, None, InversionConfig()), styles, camera
 
 
 def bundled(side: int) -> Generator:
@@ -129,10 +129,9 @@ def test_targets_of_other_views(front: float) -> None:
     model = turned(bundled(64), front)
     for yaw in (0.0, 0.4, -0.4):
         target, styles, camera = reddened(model, front + yaw)
+        target = replace(target, config=InversionConfig(keep_weight=0.25, mirror_weight=0.5))
         rays = random_rays(target, torch.Generator().manual_seed(0))
-        features, wanted, weight = other_views(
-            target, camera, styles, rays, keep_weight=0.25, mirror_weight=0.5
-        )
+        features, wanted, weight = other_views(target, camera, styles, rays)
         change = wanted - model.inr(features, styles.appearance)
         solid = rendered_features(model, styles, rays)[2] > 0.5
         shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
@@ -154,13 +153,12 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
         return torch.Generator().manual_seed(0)
 
     rays = random_rays(target, draws())
-    features, _, weight = other_views(target, camera, styles, rays, 0.3, mirror_weight=30.0)
+    strong = replace(target, config=InversionConfig(mirror_weight=30.0))
+    features, _, weight = other_views(strong, camera, styles, rays)
     before, hidden = model.inr(features, styles.appearance), weight == 30.0
     for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
-        tuned = tune(
-            target, camera, styles, steps=40, rate=InversionConfig().tuning_rate, keep_weight=keep,
-            mirror_weight=mirror, draws=draws(), after_step=lambda: None,
-        )  # fmt: skip
+        config = InversionConfig((0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror)
+        tuned = tune(replace(target, config=config), camera, styles, draws(), lambda: None)
         after = tuned.inr(features, styles.appearance)
         changes.append(float((after - before)[hidden][:, 0].mean()))
     free, kept, mirrored = changes

@@ -159,7 +159,7 @@ class Keyframe:
     def __post_init__(self) -> None:
         has_angles = (self.yaw, self.pitch, self.radius, self.fov) != (None,) * 4
         if (self.label is not None) == has_angles:
-            raise UserError("give either yaw, pitch, radius and fov, or a label of 25 numbers")
+            raise UserError("give either yaw (and pitch, radius, fov), or a label of 25 numbers")
         if self.label is not None and len(self.label) != 25:
             raise UserError(
                 f"the label has {len(self.label)} numbers; it must have 25 "
@@ -317,7 +317,7 @@ def nearest_turn(angle: float, to: float) -> float:
 
 
 def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarray, " knots"]:
-    """Different frame numbers from 0 to `last`, at least one per interval, proportional to times."""
+    """Different frame numbers from 0 to `last` (at least the intervals) proportional to times."""
     order = np.arange(len(times))
     frame = np.rint(times / times[-1] * last).astype(int)
     frame = np.maximum.accumulate(frame - order) + order  # each after the one before
@@ -348,7 +348,7 @@ def _through(
 def _turned(
     vectors: Float[np.ndarray, "keys 3"], knots: Int[np.ndarray, " knots"], loop: bool
 ) -> Float[np.ndarray, "frames 3"]:
-    """The rotations at every frame, each leg about one axis the shorter way, at continuous speed."""
+    """The rotations at every frame: each leg about one axis, the shorter way, without jolts."""
     from scipy.spatial.transform import Rotation, Slerp
 
     keys = Rotation.from_rotvec(np.concatenate([vectors, vectors[:1]]) if loop else vectors)

@@ -1,10 +1,14 @@
-"""Sheets of blended models and mixed styles, as in the paper's Fig. 13, and of inversions."""
+"""Sheets of blended models and mixed styles, as in the paper's Fig. 13, and of inversions.
+
+Cells have `resolution` pixels on a side; yaws are degrees from the mean of the camera prior.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.camera import Camera
@@ -43,13 +47,7 @@ def amounts_sheet(
     yaw: float = 0.0,
     labels: bool = True,
 ) -> Sheet:
-    """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c).
-
-    Args:
-        resolution: side of a cell, pixels.
-        yaw: of the camera, degrees.
-        labels: whether rows and columns are labelled.
-    """
+    """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c)."""
     camera = orbit_cameras(base, [yaw])
     amounts = [j / max(1, steps - 1) for j in range(steps)]
 
@@ -74,11 +72,9 @@ def views_sheet(
     psi: Psi = DEFAULT_PSI,
     labels: Sequence[str] = (),
 ) -> Sheet:
-    """For each subject a row per generator, seen from -yaw to yaw (Fig. 13b).
+    """For each subject a row per generator, seen from -yaw to yaw, or once from yaw (Fig. 13b).
 
     Args:
-        yaw: degrees; a single view is from yaw itself.
-        resolution: side of a cell, pixels.
         labels: names of the generators; without them the sheet has no labels at all.
     """
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
@@ -108,11 +104,7 @@ def mixing_sheet(
 ) -> Sheet:
     """Subjects of `content` on the left, of `style` at the top, and in each cell the two mixed.
 
-    Args:
-        from_block: first block that takes the style of the subject at the top.
-        resolution: side of a cell, pixels.
-        yaw: of the camera, degrees.
-        labels: whether rows and columns are labelled.
+    Blocks from `from_block` on take the style of the subject at the top.
     """
     camera = orbit_cameras(generator, [yaw])
     left = [_styles(generator, codes, psi) for codes in content]
@@ -134,12 +126,8 @@ def mixing_sheet(
 
 
 @torch.inference_mode()
-def inversion_sheet(image: Tensor, found: Inversion) -> Sheet:
-    """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`.
-
-    Args:
-        image: (1, 3, side, side) in [-1, 1].
-    """
+def inversion_sheet(image: Float[Tensor, "1 3 side side"], found: Inversion) -> Sheet:
+    """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`."""
     side, columns = image.shape[-1], len(INVERSION_YAWS)
     steps = [*found.earlier, found]
     first = [step.generator.render(step.styles, step.camera, side).image for step in steps]

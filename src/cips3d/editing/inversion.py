@@ -18,19 +18,17 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.configuration import Configuration, NonNegative
 from cips3d.editing.similarity import Distance, default_distance, pixel_distance
 from cips3d.editing.style_space import MAX_PITCH, Hypotheses, StyleSpace
-from cips3d.editing.target import Target, image_tensor
+from cips3d.editing.target import InversionConfig, Target, image_tensor
 from cips3d.editing.tuning import tune
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
@@ -47,34 +45,6 @@ _BANK = 48
 _START_YAWS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 #: Largest side of the small images that step 1 begins with.
 _SMALL = 32
-_Steps = Annotated[int, Ge(0)]
-
-
-@dataclass(frozen=True)
-class InversionConfig(Configuration):
-    """Numbers of steps, learning rates and weights relative to the distance of colours."""
-
-    label: ClassVar[str] = "inversion"
-
-    steps: tuple[_Steps, _Steps, _Steps, _Steps] = (60, 140, 40, 300)
-    """on small images from all start cameras; on the best one at full size; of w+; of tuning"""
-    style_rate: NonNegative = 0.08
-    """learning rate (Adam) of styles, in standard deviations"""
-    camera_rate: NonNegative = 0.015
-    """of camera angles, radians"""
-    tuning_rate: NonNegative = 2e-3
-    """of the weights in tuning, falling along a cosine"""
-    feature_weight: NonNegative = 0.5
-    """of the distance of features"""
-    prior_weight: NonNegative = 0.01
-    """of the mean squares of styles and camera in standard deviations of their prior"""
-    spread_weight: NonNegative = 0.02
-    """of the mean squared difference between the blocks' styles in w+"""
-    keep_weight: NonNegative = 0.3
-    """of changes, in tuning, to surfaces that neither the image nor its mirror image shows"""
-    mirror_weight: NonNegative = 0.3
-    """of the mirrored change, in tuning, on surfaces that only the mirror image shows; 0 for
-    asymmetric subjects, whose hidden side then stays as it was"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +103,7 @@ def invert(
     pixels = image_tensor(image, generator)
     if features is None and config.feature_weight:
         features = default_distance(discriminator, pixels.device, pixels.shape[-1])
-    target = Target(generator, pixels, features, config.feature_weight)
+    target = Target(generator, pixels, features, config)
     draws = torch.Generator().manual_seed(seed)
     done, total = itertools.count(1), sum(config.steps[: 2 + SPACES.index(space)])
 
@@ -143,20 +113,17 @@ def invert(
 
     cameras, small = _start_cameras(target, start, discriminator), min(_SMALL, target.side)
     found = nearest_subjects(target, StyleSpace(generator, draws), cameras, draws)
-    found = fit(target, found, config, config.steps[0], small, 1.0, partial(after_step, "w"))
-    found = found[losses(target, found, config, small).argmin()[None]]
-    found = fit(target, found, config, config.steps[1], target.side, 0.5, partial(after_step, "w"))
+    found = fit(target, found, config.steps[0], small, 1.0, partial(after_step, "w"))
+    found = found[losses(target, found, small).argmin()[None]]
+    found = fit(target, found, config.steps[1], target.side, 0.5, partial(after_step, "w"))
     results = [_result(target, generator, found)]
     if space != "w":
         after = partial(after_step, "w+")
-        found = fit(target, found.per_block(), config, config.steps[2], target.side, 0.5, after)
+        found = fit(target, found.per_block(), config.steps[2], target.side, 0.5, after)
         results.append(_result(target, generator, found))
     if space == "tuned":
-        tuned = tune(
-            target, found.camera(), found.styles(), steps=config.steps[3], rate=config.tuning_rate,
-            keep_weight=config.keep_weight, mirror_weight=config.mirror_weight, draws=draws,
-            after_step=partial(after_step, "tuned"),
-        )  # fmt: skip
+        after = partial(after_step, "tuned")
+        tuned = tune(target, found.camera(), found.styles(), draws, after)
         results.append(_result(target, tuned, found))
     return replace(results[-1], earlier=tuple(results[:-1]))
 
@@ -197,7 +164,6 @@ def nearest_subjects(
 def fit(
     target: Target,
     found: Hypotheses,
-    config: InversionConfig,
     steps: int,
     side: int,
     rate: float,
@@ -212,27 +178,25 @@ def fit(
     found = found.map(lambda x: x.detach().clone().requires_grad_())
     styles, angles = [found.shape, found.appearance], [found.yaw, found.pitch]
     groups = [
-        {"params": styles, "lr": config.style_rate * rate},
-        {"params": angles, "lr": config.camera_rate * rate},
+        {"params": styles, "lr": target.config.style_rate * rate},
+        {"params": angles, "lr": target.config.camera_rate * rate},
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        losses(target, found, config, side).sum().backward(inputs=[*styles, *angles])
+        losses(target, found, side).sum().backward(inputs=[*styles, *angles])
         optimizer.step()
         schedule.step()
         after_step()
     return found.map(Tensor.detach)
 
 
-def losses(
-    target: Target, found: Hypotheses, config: InversionConfig, side: int
-) -> Float[Tensor, " hypotheses"]:
+def losses(target: Target, found: Hypotheses, side: int) -> Float[Tensor, " hypotheses"]:
     """Distance to the target and penalties of unusual codes, at `side` pixels."""
     loss = target.distance(target.render(found.styles(), found.camera(), side))
-    loss = loss + config.prior_weight * found.prior_penalty()
-    return loss + config.spread_weight * found.spread_penalty()
+    loss = loss + target.config.prior_weight * found.prior_penalty()
+    return loss + target.config.spread_weight * found.spread_penalty()
 
 
 @torch.no_grad()

@@ -1,19 +1,21 @@
-"""The image that an inversion starts from, and how renderings are compared with it."""
+"""The image that an inversion starts from, the settings, and the distance to renderings."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from cips3d.camera import Camera
+from cips3d.configuration import Configuration, NonNegative
 from cips3d.data.images import FILTERS, central_square, read_image
 from cips3d.data.sources import upright_rgb
 from cips3d.editing.similarity import Distance, pixel_distance
@@ -22,6 +24,35 @@ from cips3d.models.cost import automatic_chunk, device_memory
 from cips3d.models.generator import Generator
 from cips3d.models.rays import as_images, checkpointed, paired
 from cips3d.models.types import Styles
+
+_Steps = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class InversionConfig(Configuration):
+    """Numbers of steps, learning rates and weights relative to the distance of colours."""
+
+    label: ClassVar[str] = "inversion"
+
+    steps: tuple[_Steps, _Steps, _Steps, _Steps] = (60, 140, 40, 300)
+    """on small images from all start cameras; on the best one at full size; of w+; of tuning"""
+    style_rate: NonNegative = 0.08
+    """learning rate (Adam) of styles, in standard deviations"""
+    camera_rate: NonNegative = 0.015
+    """of camera angles, radians"""
+    tuning_rate: NonNegative = 2e-3
+    """of the weights in tuning, falling along a cosine"""
+    feature_weight: NonNegative = 0.5
+    """of the distance of features"""
+    prior_weight: NonNegative = 0.01
+    """of the mean squares of styles and camera in standard deviations of their prior"""
+    spread_weight: NonNegative = 0.02
+    """of the mean squared difference between the blocks' styles in w+"""
+    keep_weight: NonNegative = 0.3
+    """of changes, in tuning, to surfaces that neither the image nor its mirror image shows"""
+    mirror_weight: NonNegative = 0.3
+    """of the mirrored change, in tuning, on surfaces that only the mirror image shows; 0 for
+    asymmetric subjects, whose hidden side then stays as it was"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +64,7 @@ class Target:
     """at the model's resolution, in [-1, 1]"""
     features: Distance | None
     """distance of features; None for colours alone"""
-    feature_weight: float
+    config: InversionConfig
 
     @property
     def side(self) -> int:
@@ -44,13 +75,13 @@ class Target:
         """Distance of colours and features between the target and images of any size."""
         target = F.interpolate(self.image, images.shape[2:], mode="area").expand_as(images)
         loss = pixel_distance(images, target)
-        if self.features is None or not self.feature_weight:
+        if self.features is None or not self.config.feature_weight:
             return loss
         # at full size: a discriminator's layers for small images date from its early stages
         images, target = (
             F.interpolate(x, self.image.shape[2:], mode="bilinear") for x in (images, target)
         )
-        return loss + self.feature_weight * self.features(images, target)
+        return loss + self.config.feature_weight * self.features(images, target)
 
     def render(
         self, styles: Styles, camera: Camera, side: int

@@ -34,30 +34,21 @@ def tune(
     target: Target,
     camera: Camera,
     styles: Styles,
-    *,
-    steps: int,
-    rate: float,
-    keep_weight: float,
-    mirror_weight: float,
     draws: torch.Generator,
     after_step: Callable[[], None],
 ) -> Generator:
     """A copy of the generator whose implicit network is fitted to the target image.
 
     Nothing else changes, so the radiance field is rendered once, and a step runs the implicit
-    network alone. The camera and styles stay as they are.
-
-    Args:
-        rate: of Adam, falling along a cosine.
-        keep_weight, mirror_weight: see `InversionConfig`.
-        draws: chooses rays of other views.
+    network alone. The camera and styles stay as they are; `draws` choose the rays of other views.
     """
     generator = copy.deepcopy(target.generator)
     parameters = list(generator.inr.requires_grad_(True).parameters())
-    optimizer = torch.optim.Adam(parameters, lr=rate)
+    steps = target.config.steps[3]
+    optimizer = torch.optim.Adam(parameters, lr=target.config.tuning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     rays, side = random_rays(target, draws), target.side
-    others, wanted, weights = other_views(target, camera, styles, rays, keep_weight, mirror_weight)
+    others, wanted, weights = other_views(target, camera, styles, rays)
     rays = camera.to(target.image).rays(side, side)
     here, _, _ = rendered_features(target.generator, styles, rays)
     features = torch.cat([here, others], dim=1)
@@ -76,12 +67,7 @@ def tune(
 
 @torch.no_grad()
 def other_views(
-    target: Target,
-    camera: Camera,
-    styles: Styles,
-    rays: Rays,
-    keep_weight: float,
-    mirror_weight: float,
+    target: Target, camera: Camera, styles: Styles, rays: Rays
 ) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays 3"], Float[Tensor, "1 rays"]]:
     """Rendered features, target colours and weights of rays from other cameras; see the module.
 
@@ -95,11 +81,12 @@ def other_views(
     own, shown = _change_at(target, points, view)
     reflected = _reflected(points, generator.config.poses.yaw_mean)
     other, mirrored = _change_at(target, reflected, view)
-    mirrored = mirrored & ~shown & (mirror_weight > 0)
+    mirrored = mirrored & ~shown & (target.config.mirror_weight > 0)
     change = own * shown[..., None] + other * mirrored[..., None]
     behind = (target.image - view.out.image).transpose(0, 1)[:, ~view.solid[:, 0]]
     if behind.shape[1]:
         change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
+    mirror_weight, keep_weight = target.config.mirror_weight, target.config.keep_weight
     weights = torch.where(mirrored, mirror_weight, keep_weight).masked_fill(shown, 1.0)
     return features, _colors(target, generator, features, styles) + change, weights
 

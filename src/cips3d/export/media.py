@@ -96,11 +96,7 @@ def robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
 
 # ---------------------------------------------------------------- files
 def save_image(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes a PNG, or a JPEG of quality 95, whole or not at all.
-
-    Raises:
-        UserError: if `path` has another suffix, a JPEG is too large, or the file cannot be written.
-    """
+    """Writes a PNG, or a JPEG of quality 95, whole or not at all."""
     is_jpeg = with_suffix_of(Path(path), *IMAGE_SUFFIXES).suffix.lower() != ".png"
     if is_jpeg and max(image.shape) > _JPEG_SIDE:
         raise UserError(
@@ -126,10 +122,6 @@ def save_frames(
             (256 colours per frame, endless, frame times rounded to hundredths of a second).
         frames: images of one size.
         fps: frames per second, 0.01 to 1000; at most 50 in a GIF, since players slow down beyond.
-
-    Raises:
-        UserError: if the suffix is another one, `fps` is out of range, there are no frames, their
-            sizes differ, or the file cannot be written.
     """
     suffix = with_suffix_of(Path(path), *_FPS).suffix.lower()
     rate = Fraction(validated(_FPS[suffix], fps, f"{path}: fps")).limit_denominator(1001)

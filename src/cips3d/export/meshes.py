@@ -17,8 +17,6 @@ from scipy.sparse import coo_array, diags_array
 from scipy.sparse.linalg import cg
 from torch import Tensor
 from trimesh.exchange.gltf import export_glb
-from trimesh.exchange.obj import export_obj
-from trimesh.exchange.ply import export_ply
 from trimesh.visual import ColorVisuals
 
 from cips3d.camera import Camera, Rays
@@ -135,9 +133,7 @@ def vertex_colors(
     """
     like = generator.shape_mean
     cameras = _distinct(cameras)
-    points, normals = (
-        torch.from_numpy(np.array(x)).to(like) for x in (mesh.vertices, mesh.vertex_normals)
-    )
+    points, normals = (like.new_tensor(x) for x in (mesh.vertices, mesh.vertex_normals))
     squareness = _squareness(points, normals, cameras)
     total, weights = like.new_zeros(len(points), 3), like.new_zeros(len(points), 1)
     for camera, share in zip(cameras, squareness, strict=True):
@@ -209,7 +205,7 @@ def _spread(
     given = neighbours[:, known] @ colors[known] + _MEAN_SHARE * average
     spread = colors.copy()
     for k in range(3):
-        spread[~known, k] = cg(system, given[:, k], np.full(len(given), average[k]), rtol=1e-4)[0]
+        spread[~known, k], _ = cg(system, given[:, k], np.full(len(given), average[k]), rtol=1e-4)
     return spread
 
 
@@ -219,16 +215,13 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
     PLY and OBJ store sRGB colours; OBJ stores them after the positions, where MeshLab and Blender
     read them. GLB stores linear colours, as glTF requires, and a matte material, since glTF's
     default is metal.
-
-    Raises:
-        UserError: if `path` does not end in .ply, .obj or .glb, or cannot be written.
     """
     suffix = with_suffix_of(Path(path), ".ply", ".obj", ".glb").suffix.lower()
     with atomic_path(path) as temporary:
         if suffix == ".ply":
-            temporary.write_bytes(export_ply(mesh, vertex_normal=True))
+            mesh.export(temporary, vertex_normal=True)
         elif suffix == ".obj":
-            temporary.write_text(export_obj(mesh, include_normals=True))
+            mesh.export(temporary, include_normals=True)
         else:
             temporary.write_bytes(glb(mesh))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +28,9 @@ Cells = tuple[int, int, Iterable[np.ndarray]]
 #: One label per column, above the first row; or such labels by the row that they are above.
 Headings = Sequence[str] | Mapping[int, Sequence[str]]
 
+Font = ImageFont.FreeTypeFont
+#: Pillow's own font of a size; it has ASCII, ° and · only.
+_sized: Callable[[int], Font] = cache(ImageFont.load_default)  # pyright: ignore
 _PAPER, _INK = 255, (45, 45, 45)
 #: Font sizes for small and large cells, and the smallest, for labels that would not fit.
 _SMALL, _LARGE, _SMALLEST = 11, 28, 9
@@ -56,9 +58,6 @@ def labelled_grid(
         row_labels: left of the rows. Labels may have several lines.
         headings: above the columns, or above single rows.
         progress: called with the share of the grid that is done, in (0, 1], after each strip.
-
-    Raises:
-        UserError: if there are no rows or no columns.
     """
     if rows < 1 or columns < 1:
         raise UserError(f"grid: {rows} rows and {columns} columns; give at least 1 of each")
@@ -110,11 +109,7 @@ def image_grid(
     row_labels: Sequence[str] = (),
     headings: Headings = (),
 ) -> Sheet:
-    """Images row by row in a `labelled_grid`: tensors in [-1, 1], or arrays of 8 bits.
-
-    Raises:
-        UserError: if there are no images or no columns.
-    """
+    """Images row by row in a `labelled_grid`: tensors in [-1, 1], or arrays of 8 bits."""
     if columns < 1 or len(images) == 0:
         raise UserError(f"grid: {len(images)} images in {columns} columns; give at least 1 of each")
     arrays = to_uint8(images) if isinstance(images, Tensor) else images
@@ -149,9 +144,6 @@ def view_sheet(
         labels: names of the subjects, such as "seed 3". True numbers them if there are several;
             False leaves out all labels of the sheet. A single image has none.
         progress: called with the share that is done, in (0, 1].
-
-    Raises:
-        UserError: if a value is out of range, or a camera is inside the sampled volume.
     """
     form = image_format(generator, resolution, show, supersample)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
@@ -249,17 +241,7 @@ def camera_labels(generator: ImageGenerator, cameras: Camera) -> list[str]:
 
 
 # ---------------------------------------------------------------- text
-@cache
-def _sized(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, which has ASCII, ° and · only."""
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "this Pillow has no scalable fonts"
-    return font
-
-
-def _font(
-    cell: tuple[int, int], labels: Sequence[str] = (), width: float = math.inf
-) -> ImageFont.FreeTypeFont:
+def _font(cell: tuple[int, int], labels: Sequence[str] = ("",), width: float = math.inf) -> Font:
     """The font for cells of this height and width, smaller where a label exceeds `width`."""
     size = round(min(max(_SMALL, 6 + min(cell) / 20), _LARGE))
     while size > _SMALLEST and _width(_sized(size), labels) > width:
@@ -267,24 +249,20 @@ def _font(
     return _sized(size)
 
 
-def _width(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
+def _width(font: Font, labels: Sequence[str]) -> int:
     """Pixels that the longest line needs."""
-    lines = (line for label in labels for line in label.split("\n"))
-    return math.ceil(max((font.getlength(line) for line in lines), default=0))
+    lines = "\n".join(labels).split("\n")
+    return math.ceil(max(map(font.getlength, lines)))
 
 
-def _height(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
+def _height(font: Font, labels: Sequence[str]) -> int:
     """Pixels that the label with the most lines needs."""
-    lines = max((label.count("\n") + 1 for label in labels), default=0)
+    lines = 1 + max(label.count("\n") for label in labels)
     return lines * (sum(font.getmetrics()) + _SPACING)
 
 
 def _write(
-    area: Sheet,
-    labels: Sequence[str],
-    centres: Sequence[float],
-    font: ImageFont.FreeTypeFont,
-    side: Literal["top", "left"],
+    area: Sheet, labels: Sequence[str], centres: Sequence[float], font: Font, side: str
 ) -> None:
     """Writes labels above columns or left of rows: all, or every Nth where they would overlap."""
     needed = _width(font, labels) + 2 if side == "top" else _height(font, labels)

@@ -22,6 +22,8 @@ from cips3d.models.types import Styles
 #: What an image shows: the INR's image, the auxiliary head's ("NeRF image"), or the depth map.
 Kind = Literal["image", "nerf", "depth"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+#: Depths of the brightest and the darkest colour, relative to the camera's distance.
+Range = tuple[float, float]
 #: Rays of a strip of narrow networks, where rays and outputs need most of the memory (about 200
 #: bytes a ray).
 _MOST_RAYS = 2**17
@@ -66,7 +68,7 @@ def image_strips(
     styles: Styles,
     cameras: Camera,
     form: ImageFormat,
-    depths: tuple[float, float] | None = None,
+    depths: Range | None = None,
 ) -> Iterator[UInt8[np.ndarray, "kinds batch rows width 3"]]:
     """Images from the top down, in strips of as many whole rows as one chunk of rays fills.
 
@@ -113,7 +115,7 @@ def whole_images(
     styles: Styles,
     cameras: Camera,
     form: ImageFormat,
-    depths: tuple[float, float] | None = None,
+    depths: Range | None = None,
 ) -> UInt8[np.ndarray, "kinds batch height width 3"]:
     """Whole images, strip by strip; arguments as in `image_strips`."""
     batch = max(len(styles), len(cameras))
@@ -134,9 +136,7 @@ def fill(
 
 
 @torch.no_grad()
-def depth_range(
-    generator: ImageGenerator, styles: Styles, cameras: Camera
-) -> tuple[float, float] | None:
+def depth_range(generator: ImageGenerator, styles: Styles, cameras: Camera) -> Range | None:
     """The 2nd to 98th percentile of solid pixels' depths in small images of up to eight cameras.
 
     Depths are relative to each camera's distance from the origin, negative in front of the origin.
