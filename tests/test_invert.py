@@ -252,7 +252,7 @@ def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) ->
 
 
 def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator) -> None:
-    """Coordinates of styles and back."""
+    """Styles survive the round trip through normal coordinates."""
     space = StyleSpace(generator, torch.Generator().manual_seed(0))
     styles = generator.map(generator.sample_latents(5, 1))
     assert isinstance(styles.appearance, torch.Tensor)
@@ -274,7 +274,7 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
         (torch.zeros(3, 8, 8), r"shape \(3, 8"),
     ],
 )
-def test_a_tensor_that_is_no_image_is_refused(
+def test_a_tensor_that_is_not_an_image_is_refused(
     generator: Generator, image: torch.Tensor, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -284,7 +284,7 @@ def test_a_tensor_that_is_no_image_is_refused(
 def test_an_image_is_a_path_a_pil_image_an_array_or_a_tensor(
     generator: Generator, tmp_path: Path
 ) -> None:
-    """All of one image find the same subject."""
+    """All forms of one image find the same subject."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "image.png")
@@ -367,7 +367,7 @@ def test_lpips_that_is_not_installed_is_reported_in_one_line(
 
 
 # ---------------------------------------------------------------- subjects as files
-def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
+def test_lpips_is_the_default_without_a_discriminator_if_installed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compared: list[torch.Size] = []
@@ -482,9 +482,7 @@ def folder(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_invert_writes_everything_that_is_needed_to_go_on(
-    folder: Path, generator: Generator
-) -> None:
+def test_invert_writes_everything_needed_to_continue(folder: Path, generator: Generator) -> None:
     out = folder / "found"
     cli.main(
         [
