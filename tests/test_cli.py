@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import av
 import numpy as np
@@ -33,8 +33,8 @@ import cips3d
 import tiny
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.cli import demo, output, running
-from cips3d.cli.loading import to_device
+from cips3d.cli import output, train
+from cips3d.cli.loading import load_model
 from cips3d.cli.options import PRESET_NAMES, RandomSubjects
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset
@@ -142,8 +142,8 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(importlib.import_module(f"cips3d.cli.{module}"), name)
     hints = get_type_hints(function, include_extras=True)
     for option, parameter in inspect.signature(function).parameters.items():
-        kind = get_args(hints[option])[:1] or (None,)
-        group = [field.name for field in fields(kind[0])] if is_dataclass(kind[0]) else [option]
+        kind = hints[option]
+        group = [field.name for field in fields(kind)] if is_dataclass(kind) else [option]
         for shown in group:
             dashed = shown.replace("_", "-")
             is_positional = parameter.kind is parameter.POSITIONAL_ONLY
@@ -827,7 +827,7 @@ def test_pictures_of_mixed_sizes_and_shapes_train(tmp_path: Path) -> None:
 def test_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_FRAMES", 3)
+    monkeypatch.setattr(train, "_FRAMES", 3)
     out = tmp_path / "demo"
     cli.main(
         ["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"]
@@ -1150,7 +1150,7 @@ def test_a_device_that_torch_was_built_for_and_that_is_not_there(
 ) -> None:
     monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    assert to_device(pretrained.load(model), "auto").shape_mean.device.type == "cpu"
+    assert load_model(model, "auto").shape_mean.device.type == "cpu"
 
 
 def test_a_terminal_without_the_letters(
@@ -1363,7 +1363,7 @@ def test_places_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr("cips3d.cli.inverting.find", None)  # it is said before the work
+    monkeypatch.setattr("cips3d.invert", None)  # it is said before the work
     for place in unwritable(tmp_path):
         for command in (
             ["train", place, "--preset", "tiny"],
@@ -1515,7 +1515,7 @@ def test_ctrl_c_ends_with_a_word(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "run_with_progress", interrupt)
+    monkeypatch.setattr(train, "run_with_progress", interrupt)
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", str(tmp_path / "run"), "--preset", "tiny"])
     assert caught.value.code == 130

@@ -44,16 +44,16 @@ def view(
         if error.name != "viser":
             raise
         raise UserError("the viewer needs viser: pip install 'cips3d[viewer]'") from None
-    from cips3d import pretrained
-    from cips3d.cli.loading import to_device
+    from cips3d.cli.loading import load_model
     from cips3d.editing.subject import Subject
     from cips3d.models.protocol import RayGenerator
+    from cips3d.pretrained import load_main_discriminator
     from cips3d.training.allocator import keep_freed_memory
 
     keep_freed_memory()
 
     def load(name: str) -> RayGenerator:
-        generator = to_device(pretrained.load(name), device)
+        generator = load_model(name, device)
         if not isinstance(generator, RayGenerator):
             architecture = generator.config.networks.architecture
             raise UserError(f"{name}: the viewer cannot show the architecture {architecture}")
@@ -62,7 +62,7 @@ def view(
     generator = load(model)
     other = None if blend is None else load(blend)
     first = None if subject is None else Subject.load(subject, generator)
-    discriminator = pretrained.load_main_discriminator(model)
+    discriminator = load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(generator.device)
     name = Path(model).name
