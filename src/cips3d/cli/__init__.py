@@ -57,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _dispatch(list(sys.argv[1:] if args is None else args))
     except (UserError, OSError, RuntimeError, MemoryError) as error:
-        line = error_line(error)
+        line = _error_line(error)
         if line is None:
             raise
         print(f"cips3d: error: {line}", file=sys.stderr)
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def error_line(error: Exception) -> str | None:
+def _error_line(error: Exception) -> str | None:
     """The line for an error of the user or the machine; None for a fault of the program."""
     if isinstance(error, UserError):  # from a data loading process, torch adds a traceback
         return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
@@ -112,13 +112,14 @@ def overview(group: str = "") -> str:
 
 
 def _no_such_verb(verb: str, group: str) -> str:
-    known = [name for name in VERBS if name.startswith(group)] + list(GROUPS)
-    if verb in ("", *GROUPS):
-        prefix = f"cips3d {verb}".strip()
-        return f"{prefix} needs a verb; see {prefix} --help"
-    near = get_close_matches(verb, known, 1)
+    prog = f"cips3d {group}".strip()
+    if verb == group:
+        return f"{prog} needs a verb; see {prog} --help"
+    near = get_close_matches(
+        verb, [name for name in (*VERBS, *GROUPS) if name.startswith(group)], 1
+    )
     hint = f"did you mean {near[0]}? See" if near else "see"
-    return f"there is no verb {verb}; {hint} cips3d {group or ''}{' ' * bool(group)}--help"
+    return f"there is no verb {verb}; {hint} {prog} --help"
 
 
 # ---------------------------------------------------------------- its options

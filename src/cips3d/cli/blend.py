@@ -85,9 +85,8 @@ def blend(
     codes = codes_of(first, subjects, subjects.seeds(base, count))
     side, psi = size_of(first, resolution), subjects.truncation
     if not given:
-        sheet = comparisons.amounts_sheet(
-            first, second, codes, views, side, psi=psi, yaw=yaw or 0.0
-        )
+        models = (first, second)
+        sheet = comparisons.amounts_sheet(*models, codes, views, side, psi=psi, yaw=yaw or 0.0)
         save_image(out, sheet)
         finished(out, f"cips3d blend {base} {other} half.safetensors --amount 0.5")
         return
@@ -98,11 +97,13 @@ def blend(
     if is_model:
         cips3d.save(blended, out, load_discriminators(base))
         finished(out, f"cips3d render {out} turn.mp4")
-        return
-    turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
-    models = [first, blended, second]
-    save_image(out, comparisons.views_sheet(models, codes, turn, views, side, psi=psi))
-    finished(out, f"the same command with {out.stem}.safetensors, which saves the blended model")
+    else:
+        models, turn = [first, blended, second], yaw or 0.0
+        if yaw is None and views > 1:
+            turn = _TURN
+        save_image(out, comparisons.views_sheet(models, codes, turn, views, side, psi=psi))
+        then = f"the same command with {out.stem}.safetensors, which saves the blended model"
+        finished(out, then)
 
 
 def mix(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge
 from tyro.conf import arg
@@ -16,9 +16,6 @@ from cips3d.cli.output import finished
 from cips3d.configuration import Amount, Count, Seed, read_json
 from cips3d.errors import UserError
 from cips3d.files import atomic_path
-
-if TYPE_CHECKING:
-    from cips3d.data import Dataset
 
 
 def evaluate_model(
@@ -79,7 +76,7 @@ def evaluate_model(
     generator = load_model(model, device if processes is None else str(processes.device))
     dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
-        metrics = _default_metrics(dataset, inception_weights is not None)
+        metrics = _default_metrics(dataset.truth() is not None, inception_weights is not None)
     judge = None if predictor is None else named_predictor(predictor)
     found = evaluate(generator, dataset, metrics, count, seed, psi, judge, inception_weights)
     if processes is not None:
@@ -95,19 +92,20 @@ def evaluate_model(
     finished(json_file, "docs/metrics.md explains each figure")
 
 
-def _default_metrics(dataset: Dataset, has_inception: bool) -> tuple[str, ...]:
+def _default_metrics(is_heads: bool, has_inception: bool) -> tuple[str, ...]:
     """The distances that can be measured without a download."""
-    from cips3d.metrics.features import feature_network
-
-    if dataset.truth() is not None:
-        return ("fd2k_heads", "kd2k_heads") + (("fid2k", "kid2k") if has_inception else ())
+    inception = ("fid2k", "kid2k")
+    if is_heads:
+        return ("fd2k_heads", "kd2k_heads", *(inception if has_inception else ()))
     if not has_inception:
+        from cips3d.metrics.features import feature_network
+
         try:
             feature_network("inception")
         except UserError as error:  # nobody asked for it: the rest can be measured without
             print(f"left out: {error}", file=sys.stderr)
             return ()
-    return ("fid2k", "kid2k")
+    return inception
 
 
 def _trained_on(model: str) -> str:

@@ -99,12 +99,12 @@ class _Named:
         return self.name
 
     def pose(self, images: Tensor) -> Any:  # `predicted_pose` checks it
-        return self._called("pose", images)
+        return self._call("pose", images)
 
     def identity(self, images: Tensor) -> Any:
-        return self._called("identity", images)
+        return self._call("identity", images)
 
-    def _called(self, method: str, images: Tensor) -> Any:
+    def _call(self, method: str, images: Tensor) -> Any:
         try:
             return getattr(self.predictor, method)(images)
         except Exception as error:  # the user's code may raise anything

@@ -20,7 +20,7 @@ from tyro.conf import arg
 
 from cips3d.configuration import MOST, Amount, Count, Positive, Seed, validated
 from cips3d.errors import UserError
-from cips3d.files import check_writable, with_suffix_of
+from cips3d.files import check_writable
 from cips3d.model_paths import good_seeds, local_file
 
 T = TypeVar("T")
@@ -34,7 +34,6 @@ PRESET_NAMES = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------- values
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path")
@@ -68,8 +67,10 @@ def _preset(name: str) -> str:
 
 def check_output(path: Path, *suffixes: str) -> Path:
     """The path, if its suffix is one of these (none: any) and a file can be written there."""
-    if suffixes:
-        with_suffix_of(path, *suffixes)
+    if suffixes and path.suffix.lower() not in suffixes:
+        *others, last = suffixes
+        choice = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{path}: the name must end in {choice}")
     check_writable(path)
     return path
 
@@ -106,20 +107,14 @@ CellSide = Annotated[
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 #: A positive number that can be computed with in other units too.
 Limited = Annotated[Positive, Le(MOST)]
-Psi = Annotated[
-    Amount | tuple[Amount, Amount] | None,
-    arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint=""),
-]
-Size = Annotated[
-    Side | tuple[Side, Side] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")
-]
+Psi = Annotated[Derived[Amount | tuple[Amount, Amount]], arg(metavar="PSI | SHAPE APPEARANCE")]
+Size = Annotated[Derived[Side | tuple[Side, Side]], arg(metavar="SIDE | HEIGHT WIDTH")]
 Kinds = Annotated[
     tuple[Literal["image", "nerf", "depth"], ...],
     arg(metavar="image|nerf|depth ...", help_behavior_hint=""),
 ]
 
 
-# ---------------------------------------------------------------- groups
 def unwrapped(docstring: str) -> str:
     """A docstring with each paragraph and each argument's text on one line, as tyro wants it."""
     return re.sub(r"(?<=\S)\n(?=\S)|\n {8,}", " ", inspect.cleandoc(docstring))
@@ -209,13 +204,8 @@ class RunOptions(_Group):
     processes: Derived[Count] = None
 
 
-# ---------------------------------------------------------------- validation
 def check_options(kind: Any, values: Mapping[str, Any]) -> None:
-    """Validates the values of a verb's or a group's options against their types.
-
-    Raises:
-        UserError: for the first value out of range.
-    """
+    """Raises UserError for the first option of a verb or a group that is out of range."""
     hints = get_type_hints(kind, include_extras=True)
     for name, value in values.items():
         if is_dataclass(value):

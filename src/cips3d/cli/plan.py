@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,8 +12,7 @@ from cips3d.configuration import Count, read_json, with_settings
 from cips3d.errors import UserError
 
 if TYPE_CHECKING:
-    from cips3d.training.planning import Mode, StepCost
-    from cips3d.training.recipe import Stage, TrainConfig
+    from cips3d.training.recipe import TrainConfig
 
 _HEADER = """
 stage       kimg  batch   TFLOP/     GiB per GPU, by gradients         images/s    days
@@ -80,30 +79,24 @@ def plan(
             for mode in get_args(planning.Mode)
         }
         rate = gpus * speed / costs[stage.gradients].flops
-        most = stage.kimg if stage.minutes is None else rate * stage.minutes * 60 / 1000
+        most = math.inf if stage.minutes is None else rate * stage.minutes * 60 / 1000
         kimg = min(stage.kimg, most)
-        shown, days = shown + kimg, days + kimg * 1000 / rate / 86_400
-        print(_row(replace(stage, kimg=kimg), gpus, costs, limit, rate))
+        stage_days = kimg * 1000 / rate / 86_400
+        shown, days = shown + kimg, days + stage_days
+        row = f"{f'{stage.resolution}²':<8}{kimg:>8,.0f}{stage.batch // gpus:>7}"
+        row += f"{costs[stage.gradients].flops / 1e12:>9.3f}"
+        for mode, cost in costs.items():
+            marks = "*" * (mode == stage.gradients) + "!" * (cost.peak_bytes > limit)
+            row += f"{cost.peak_bytes / 2**30:>10.2f}{marks:<2}"
+        print(f"{row}{rate:>11,.1f}{stage_days:>8.2f}")
     print(
         "* the stage's own gradients; ! exceeds the memory. "
         "Partial: the stage's number of gradient rays, or a quarter."
     )
     print(f"total: {shown:,.0f} thousand images shown in {days:,.2f} days")
     print(_dataset(config, shown))
-    start = f"--preset {what}" if is_preset(what) else ""
-    print(f"try next: cips3d train {'runs/mine' if start else path.parent} {start}".rstrip())
-
-
-def _row(stage: Stage, gpus: int, costs: dict[Mode, StepCost], limit: float, rate: float) -> str:
-    """A stage's line of the table."""
-    cells = ""
-    for mode, cost in costs.items():
-        marks = "*" * (mode == stage.gradients) + "!" * (cost.peak_bytes > limit)
-        cells += f"{cost.peak_bytes / 2**30:>10.2f}{marks:<2}"
-    days = stage.kimg * 1000 / rate / 86_400
-    flops = costs[stage.gradients].flops / 1e12
-    side, batch = f"{stage.resolution}²", stage.batch // gpus
-    return f"{side:<8}{stage.kimg:>8,.0f}{batch:>7}{flops:>9.3f}{cells}{rate:>11,.1f}{days:>8.2f}"
+    run = f"runs/mine --preset {what}" if is_preset(what) else path.parent
+    print(f"try next: cips3d train {run}")
 
 
 def _dataset(config: TrainConfig, kimg: float) -> str:

@@ -28,7 +28,6 @@ from cips3d.configuration import Amount, Count, FieldOfView, Seed
 from cips3d.errors import UserError
 
 if TYPE_CHECKING:
-    from cips3d.camera import Camera
     from cips3d.models.protocol import ImageGenerator
 
 _PATHS = ("arc", "orbit", "figure-eight", "dolly-zoom")
@@ -84,7 +83,6 @@ def sample(
         cameras = generator.config.poses.sample(count, draws)
     else:
         cameras = sheets.orbit_cameras(generator, [yaw] * count, pitch or 0.0)
-    turn = f"cips3d render {model} turn.mp4 --seed {seeds[0]}"
     if not separate:
         with progress("sampling") as report:
             grid = sheets.subject_grid(
@@ -92,14 +90,14 @@ def sample(
                 labels=[f"seed {seed}" for seed in seeds], progress=report,
             )  # fmt: skip
         media.save_image(out, grid)
-        finished(out, turn)
-        return
-    form = strips.image_format(generator, resolution, "image", size.supersample)
-    for i in tracked(range(count), "sampling", count):
-        styles = generator.map(latents[i], psi)
-        image = strips.whole_images(generator, styles, cameras[i], form)[0, 0]
-        media.save_image(out / f"{i:04d}.png", image)
-    finished(f"{count} images in {out}", turn)
+    else:
+        form = strips.image_format(generator, resolution, "image", size.supersample)
+        for i in tracked(range(count), "sampling", count):
+            styles = generator.map(latents[i], psi)
+            image = strips.whole_images(generator, styles, cameras[i], form)[0, 0]
+            media.save_image(out / f"{i:04d}.png", image)
+    wrote = f"{count} images in {out}" if separate else out
+    finished(wrote, f"cips3d render {model} turn.mp4 --seed {seeds[0]}")
 
 
 def render(
@@ -156,8 +154,8 @@ def render(
     if is_grid and seconds is not None:
         raise UserError(f"--seconds: {out} is a grid; leave it out, or write an .mp4 or .gif")
     if path not in _PATHS and not is_file:
-        choices = ", ".join(_PATHS)
-        raise UserError(f"--path is {path}; choose {choices} or a .json file with keyframes")
+        paths = ", ".join(_PATHS)
+        raise UserError(f"--path is {path}; choose {paths} or a .json file with keyframes")
     if is_file and (yaw is not None or pitch):
         raise UserError(f"--yaw and --pitch: {path} sets the cameras already; leave them out")
     if is_file and not Path(path).exists():
@@ -216,7 +214,7 @@ def _path_cameras(
     yaw: float | None,
     pitch: float,
     fov: float | None,
-) -> Camera:
+) -> cips3d.Camera:
     """The cameras of a path, by default at the model's radius and field of view.
 
     Args:
@@ -224,15 +222,14 @@ def _path_cameras(
         yaw, pitch: degrees from the mean of the model's prior. Keyframes use the world's axes.
     """
     paths, poses = cips3d.trajectories, generator.config.poses
-    own = {"radius": poses.radius, "fov": poses.fov if fov is None else fov}
+    own = {"radius": poses.radius, "fov": fov or poses.fov}
     if frames is None or path.lower().endswith(".json"):
         return paths.keyframes(path, frames, fps, **own)
-    is_fixed = path == "dolly-zoom" or frames == 1
-    turn = math.radians((0.0 if is_fixed else _TURN) if yaw is None else yaw)
-    tilt = math.radians(pitch) + poses.pitch_mean
+    if yaw is None:
+        yaw = 0.0 if path == "dolly-zoom" or frames == 1 else _TURN
+    turn, tilt = math.radians(yaw), math.radians(pitch) + poses.pitch_mean
     if path == "dolly-zoom":
-        end = _DOLLY_FOV if fov is None else fov
-        cameras = paths.dolly_zoom(frames, end, turn, tilt, poses.radius, poses.fov)
+        cameras = paths.dolly_zoom(frames, fov or _DOLLY_FOV, turn, tilt, poses.radius, poses.fov)
     elif path == "arc" or frames == 1:
         cameras = paths.arc(frames, turn, tilt, **own)
     elif path == "orbit":
