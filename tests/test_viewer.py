@@ -44,8 +44,8 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.generator import Generator
 from cips3d.models.types import Sampling
 from cips3d.viewer import rendering
+from cips3d.viewer.cameras import Pose, camera_from_viser, keyframe, prior_cameras, viser_pose
 from cips3d.viewer.limits import PoseLimits, soft_clamp
-from cips3d.viewer.photos import LONGEST_FILE, read_upload
 from cips3d.viewer.rendering import (
     RenderSpeed,
     finer_sides,
@@ -55,20 +55,7 @@ from cips3d.viewer.rendering import (
     preview_side,
     strips,
 )
-from cips3d.viewer.requests import (
-    LARGEST_PSI,
-    LARGEST_SEED,
-    MODES,
-    SIDES,
-    Choice,
-    Pose,
-    camera_from_viser,
-    keyframe,
-    prior_cameras,
-    view_from,
-    viser_pose,
-)
-from cips3d.viewer.saving import saved_size
+from cips3d.viewer.requests import BOUNDS, MODES, Choice, view_from
 from cips3d.viewer.subject_cache import Subjects
 from cips3d.viewer.worker import Steps, Worker, run_all
 
@@ -76,12 +63,15 @@ pytest.importorskip("viser")
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from viewer_client import Client
 
-from cips3d.viewer import photos, saving, server, session
+from cips3d.viewer import server, session, transfer
 from cips3d.viewer.server import Viewer
 from cips3d.viewer.session import Session
+from cips3d.viewer.transfer import LONGEST_FILE, read_upload, saved_size
 
 CONFIG = tiny.GENERATOR
 UNTRAINED = Generator(CONFIG)
+#: Side of the refined image.
+SIDE = 4 * CONFIG.resolution
 #: OpenCV axes at +z that look at the origin upright: x stays, y and z turn round.
 FRONT = Pose((0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0), math.radians(12), 300, 300)
 
@@ -261,19 +251,7 @@ def test_cameras_in_the_trained_range_are_left_alone() -> None:
 
 
 # ---------------------------------------------------------------- nonsense
-NAMES = (
-    "mode",
-    "shape_seed",
-    "appearance_seed",
-    "psi_shape",
-    "psi_appearance",
-    "mix_seed",
-    "mix_from",
-    "blend",
-    "side",
-    "coarse",
-    "fine",
-)
+NAMES = ("mode", "mix_from", *BOUNDS)
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -293,18 +271,10 @@ ANYTHING = st.one_of(
 def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, height: int) -> None:
     view = view_from(controls, replace(FRONT, width=width, height=height), UNTRAINED)
     assert view is not None
-    choice = view.choice
-    assert view.mode in MODES and SIDES[0] <= view.side <= SIDES[1]
-    assert 0.25 <= view.aspect <= view.canvas_aspect <= 4
-    for seed in (choice.shape_seed, choice.appearance_seed, choice.mix_seed):
-        assert type(seed) is int and 0 <= seed <= LARGEST_SEED
-    assert type(choice.mix_from) is int and 0 <= choice.mix_from <= CONFIG.networks.inr_blocks
-    assert (
-        0 <= choice.psi_shape <= LARGEST_PSI
-        and 0 <= choice.psi_appearance <= LARGEST_PSI
-        and 0 <= choice.blend <= 1
-    )
-    assert 3 <= view.sampling.coarse <= 96 and 0 <= view.sampling.fine <= 96
+    assert view.mode in MODES and 0.25 <= view.aspect <= view.canvas_aspect <= 4
+    made = {**vars(view.choice), **vars(view.sampling), "side": view.side}
+    for name, (low, high) in {**BOUNDS, "mix_from": (0, CONFIG.networks.inr_blocks)}.items():
+        assert type(made[name]) is type(low) and low <= made[name] <= high
 
 
 def test_values_in_range_are_kept() -> None:
@@ -623,12 +593,12 @@ def expected_image(
 
 
 def assert_shown(client: Client, generator: Generator, subject: Subject) -> None:
-    expected = pixels_of(generator.render(subject.styles, subject.camera, 16), "image")
+    expected = pixels_of(generator.render(subject.styles, subject.camera, SIDE), "image")
     np.testing.assert_allclose(client.image, expected, atol=1)
 
 
 def test_a_client_is_shown_its_view(viewer: Viewer, generator: Generator) -> None:
-    side = 2 * generator.config.resolution
+    side = SIDE
     with Client(viewer.url, Camera.orbit(0.45)) as client:
         client.rest()
         np.testing.assert_allclose(
@@ -671,14 +641,14 @@ def test_yaw_and_pitch_are_limited_unless_the_switch_is_off(generator: Generator
         client.look(far)
         client.rest()
         limited = PoseLimits.of(generator.config.poses).limited(far)
-        expected = expected_image(generator, limited, 16)
+        expected = expected_image(generator, limited, SIDE)
         np.testing.assert_allclose(client.image.astype(int), expected.astype(int), atol=4)
         pulled = camera_from_viser(seen.pose, 0.12)  # the browser's camera follows
         assert pulled is not None and 0.6 < float(pulled.yaw_pitch()[0]) < 0.8
         client.set("Limit angles", False)
         client.look(far)
         client.rest()
-        np.testing.assert_allclose(client.image, expected_image(generator, far, 16), atol=1)
+        np.testing.assert_allclose(client.image, expected_image(generator, far, SIDE), atol=1)
         client.set("Limit angles", True)
         until(lambda: seen.pose.position[0] < 0.9)
         client.rest()
@@ -826,7 +796,7 @@ def test_a_photo_is_opened_and_its_subject_found(
         )
         return found[-1]
 
-    monkeypatch.setattr(photos, "invert", invert)
+    monkeypatch.setattr(session, "invert", invert)
     with (
         Viewer(generator, port=0, discriminator=discriminator) as viewer,
         Client(viewer.url) as client,
@@ -850,7 +820,7 @@ def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Gen
             client.look(camera)
         for client, camera in zip(clients, cameras, strict=True):
             client.rest(silence=0.5)
-            np.testing.assert_allclose(client.image, expected_image(generator, camera, 16), atol=1)
+            np.testing.assert_allclose(client.image, expected_image(generator, camera, SIDE), atol=1)
         assert len(viewer.sessions) == 10
     until(lambda: not viewer.sessions)
 
@@ -866,7 +836,7 @@ def test_clients_that_vanish_do_no_harm(viewer: Viewer, generator: Generator) ->
         stays.look(Camera.orbit(0.4))
         stays.rest()
         np.testing.assert_allclose(
-            stays.image, expected_image(generator, Camera.orbit(0.4), 16), atol=1
+            stays.image, expected_image(generator, Camera.orbit(0.4), SIDE), atol=1
         )
         until(lambda: len(viewer.sessions) == 1)
 
@@ -894,7 +864,7 @@ def test_nonsense_on_the_wire_does_no_harm(viewer: Viewer, generator: Generator)
     with Client(viewer.url, Camera.orbit(0.2)) as client:
         client.rest()
         np.testing.assert_allclose(
-            client.image, expected_image(generator, Camera.orbit(0.2), 16), atol=1
+            client.image, expected_image(generator, Camera.orbit(0.2), SIDE), atol=1
         )
     assert shown > 0
 
@@ -951,7 +921,7 @@ def test_the_image_that_is_saved_is_the_one_that_was_seen_then(
     with Client(viewer.url, Camera.orbit(0.45)) as client:
         client.rest()
         (seen,) = viewer.sessions
-        viewer._workers.images.submit("another", busy())
+        viewer._shared.images.submit("another", busy())
         client.set("Save", "Image")
         client.look(Camera.orbit(-0.5))
         until(lambda: seen.pose.position[0] < 0)
@@ -1021,7 +991,7 @@ def test_a_mesh_is_saved_and_a_subject_without_the_model_that_was_given(
         meshed.append(styles.shape)
         return trimesh.creation.icosphere(subdivisions=1)
 
-    monkeypatch.setattr(saving, "extract_mesh", extract_mesh)
+    monkeypatch.setattr(transfer, "extract_mesh", extract_mesh)
     with Client(viewer.url) as client:
         client.rest()
         saved(client, "Subject", tmp_path, "subject.safetensors")
@@ -1047,9 +1017,9 @@ def test_a_file_is_of_the_subject_that_was_shown_though_another_photo_came(
     with Viewer(generator, port=0, subject=first) as viewer, Client(viewer.url) as client:
         client.rest()
         (seen,) = viewer.sessions
-        viewer._workers.meshes.submit("another", busy())
+        viewer._shared.meshes.submit("another", busy())
         client.set("Save", "Subject")
-        until(lambda: (seen._id, "subject file") in viewer._workers.meshes._tasks)
+        until(lambda: (seen._client.client_id, "subject file") in viewer._shared.meshes._tasks)
         seen._show_inversion(generator, second.styles, second.camera)
         hold.set()
         client.wait_for(lambda client: "subject.safetensors" in files(client))
@@ -1145,7 +1115,7 @@ def test_a_second_photo_takes_the_place_of_one_whose_subject_is_not_found_yet(
         finished.append(is_first)
         return Inversion(subject.camera, subject.styles, other, loss=0.0)
 
-    monkeypatch.setattr(photos, "invert", invert)
+    monkeypatch.setattr(session, "invert", invert)
     with Client(viewer.url) as client:
         client.rest()
         upload(client, "dark.png", 50)
@@ -1352,8 +1322,12 @@ def test_the_page_in_a_browser(
         subject = Subject.load(downloaded(page, "Subject"), generator)
         again = generator.map(generator.sample_latents(1, 0), (1.5, 0.7))
         torch.testing.assert_close(subject.styles.shape, again.shape)
-        now = float(camera_from_viser(viewer.sessions[0].pose, 0.12).yaw_pitch()[0])
-        assert float(subject.camera.yaw_pitch()[0]) == pytest.approx(now, abs=1e-3) != 0
+        now = camera_from_viser(viewer.sessions[0].pose, 0.12)
+        assert now is not None
+        seen = PoseLimits.of(generator.config.poses).limited(now)
+        torch.testing.assert_close(
+            subject.camera.cam_to_world, seen.cam_to_world, atol=1e-3, rtol=0.0
+        )
         show(page, "depth")
         depth = shot(page)
         assert differs(turned, depth)
@@ -1395,7 +1369,7 @@ def test_a_photo_in_a_browser(
         styles = generator.map(generator.sample_latents(1, 77))
         return Inversion(Camera.orbit(0.4), styles, generator, loss=0.0)
 
-    monkeypatch.setattr(photos, "invert", invert)
+    monkeypatch.setattr(session, "invert", invert)
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "good.png").write_bytes(png(Image.new("RGB", (20, 30), (200, 200, 200))))
     with a_page(browser, viewer) as page:

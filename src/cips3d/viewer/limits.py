@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cips3d.camera import Camera, PoseDistribution, below_pole
+from cips3d.trajectories import nearest_turn
 
-#: Limits an offset from the middle of a range, given half the range's width; radians.
-Clamp = Callable[[float, float], float]
 #: Standard deviations of a Gaussian prior that count as trained.
 _DEVIATIONS = 2.0
 #: Share of the range in which the limit changes nothing.
@@ -20,12 +19,7 @@ _AHEAD = 2.0
 
 @dataclass(frozen=True)
 class PoseLimits:
-    """The trained range of yaw and pitch, approached softly.
-
-    Attributes:
-        yaw, pitch: middle of the range, radians.
-        yaw_reach, pitch_reach: half its width, radians.
-    """
+    """The middle (`yaw`, `pitch`) and half the width of the trained range, radians."""
 
     yaw: float
     yaw_reach: float
@@ -42,55 +36,39 @@ class PoseLimits:
 
     def limited(self, camera: Camera) -> Camera:
         """The camera within the range: unchanged well inside, softly stopped near the ends."""
-        return self._bent(camera, soft_clamp)
+        return self._bent(camera, math.tanh)
 
     def reined_in(self, camera: Camera) -> Camera:
-        """The camera no further outside than needed, so that dragging back has an effect at once.
-
-        Its limited camera is nearly the same.
-        """
-        return self._bent(camera, _hard_clamp)
+        """A nearer camera with about the same limited one, so that dragging back acts at once."""
+        return self._bent(camera, lambda excess: min(excess, _AHEAD))
 
     def contains(self, camera: Camera) -> bool:
         """Whether the limit leaves the camera where it is."""
         return self.limited(camera) is camera
 
-    def _bent(self, camera: Camera, clamp: Clamp) -> Camera:
+    def _bent(self, camera: Camera, bend: Callable[[float], float]) -> Camera:
+        """The camera, rotated about the origin, with yaw and pitch bent by `soft_clamp`."""
         yaw, pitch = (float(angle) for angle in camera.yaw_pitch())
-        new_yaw = self.yaw + clamp(_nearest_turn(yaw - self.yaw), self.yaw_reach)
-        new_pitch = self.pitch + clamp(pitch - self.pitch, self.pitch_reach)
-        if abs(_nearest_turn(new_yaw - yaw)) < 1e-6 and abs(new_pitch - pitch) < 1e-6:
+        yaw = nearest_turn(yaw, self.yaw)
+        new_yaw = self.yaw + soft_clamp(yaw - self.yaw, self.yaw_reach, bend)
+        new_pitch = self.pitch + soft_clamp(pitch - self.pitch, self.pitch_reach, bend)
+        if abs(new_yaw - yaw) < 1e-6 and abs(new_pitch - pitch) < 1e-6:
             return camera
-        return _turned(camera, (yaw, pitch), (new_yaw, new_pitch))
+        moved = camera.cam_to_world.clone()
+        yaws, pitches = moved.new_tensor([[yaw, new_yaw], [pitch, new_pitch]])
+        before, after = Camera.orbit(yaws, below_pole(pitches)).cam_to_world[:, :3, :3]
+        moved[:, :3] = after @ before.mT @ moved[:, :3]
+        return Camera(moved, camera.fov)
 
 
-def soft_clamp(offset: float, reach: float) -> float:
-    """The identity within 80 % of the reach; beyond, it approaches the reach without a kink."""
-    return _beyond_free(offset, reach, math.tanh)
+def soft_clamp(offset: float, reach: float, bend: Callable[[float], float] = math.tanh) -> float:
+    """The identity within 80 % of the reach; beyond, it approaches the reach without a kink.
 
-
-def _hard_clamp(offset: float, reach: float) -> float:
-    return _beyond_free(offset, reach, lambda excess: min(excess, _AHEAD))
-
-
-def _beyond_free(offset: float, reach: float, bend: Callable[[float], float]) -> float:
-    """Bends the part beyond the free range; `bend` maps widths of the soft zone."""
-    free, zone = _FREE * reach, (1 - _FREE) * reach
-    if abs(offset) <= free or reach >= math.pi:  # a whole turn has no ends
+    `bend` maps what lies beyond the 80 %, in widths of the rest.
+    """
+    zone = (1 - _FREE) * reach
+    excess = abs(offset) - _FREE * reach
+    if excess <= 0 or reach >= math.pi:  # a whole turn has no ends
         return offset
-    return math.copysign(free + zone * bend((abs(offset) - free) / zone), offset) if zone else 0.0
-
-
-def _nearest_turn(angle: float) -> float:
-    """The same direction in [-π, π]."""
-    return math.remainder(angle, math.tau)
-
-
-def _turned(camera: Camera, old: tuple[float, float], new: tuple[float, float]) -> Camera:
-    """The camera, rotated about the origin as a camera on a sphere moves from `old` to `new`."""
-    pose = camera.cam_to_world
-    yaws, pitches = pose.new_tensor([old, new]).unbind(1)
-    before, after = Camera.orbit(yaws, below_pole(pitches)).cam_to_world[:, :3, :3]
-    moved = pose.clone()
-    moved[:, :3] = after @ before.mT @ pose[:, :3]
-    return Camera(moved, camera.fov)
+    # subtracted from the reach, so that rounding cannot exceed it
+    return math.copysign(reach - zone * (1 - bend(excess / zone)), offset) if zone else 0.0

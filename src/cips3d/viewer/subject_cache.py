@@ -20,13 +20,7 @@ _KEPT_STYLES, _KEPT_BLENDS = 32, 8
 class Subjects:
     """Finds what a subject is rendered with, and remembers the last few.
 
-    Args:
-        generator: the model.
-        other: a second model to blend with.
-        discriminator: the model's discriminator, for inversion.
-
-    Raises:
-        UserError: if the two cannot be blended.
+    The discriminator helps with photos. Raises UserError if the two models cannot be blended.
     """
 
     def __init__(
@@ -49,11 +43,11 @@ class Subjects:
         self._inversions[number] = generator, styles
         return number
 
-    def remove(self, number: int) -> None:
+    def remove(self, number: int | None) -> None:
         """Forgets a photo's subject; its number then means the seeds' subject."""
-        self._inversions.pop(number, None)
-        self._styles.cache_clear()
-        self._blended.cache_clear()
+        if self._inversions.pop(number, None) is not None:
+            self._styles.cache_clear()
+            self._blended.cache_clear()
 
     def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
         """The generator and the styles of one subject."""
@@ -71,20 +65,13 @@ class Subjects:
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if choice.mix_from >= generator.style_blocks:
             return content
-        return mix_styles(
-            generator,
-            content,
-            self._latents(choice.shape_seed, choice.mix_seed),
-            choice.mix_from,
-            psi,
-        )
+        second = self._latents(choice.shape_seed, choice.mix_seed)
+        return mix_styles(generator, content, second, choice.mix_from, psi)
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
         """z_s of one seed, z_a of another; with equal seeds, those of `cips3d sample --count 1`."""
-        shape, appearance = (
-            self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed)
-        )
-        return Latents(shape.shape, appearance.appearance)
+        sample = self.generator.sample_latents
+        return Latents(sample(1, shape_seed).shape, sample(1, appearance_seed).appearance)
 
     def _blend(self, base: RayGenerator, amount: float) -> RayGenerator:
         return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)
