@@ -44,8 +44,15 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.generator import Generator
 from cips3d.models.types import Sampling
 from cips3d.viewer import rendering
-from cips3d.viewer.cameras import Pose, camera_from_viser, keyframe, prior_cameras, viser_pose
-from cips3d.viewer.limits import PoseLimits, soft_clamp
+from cips3d.viewer.cameras import (
+    Pose,
+    PoseLimits,
+    camera_from_viser,
+    keyframe,
+    prior_cameras,
+    soft_clamp,
+    viser_pose,
+)
 from cips3d.viewer.rendering import (
     RenderSpeed,
     finer_sides,
@@ -55,7 +62,7 @@ from cips3d.viewer.rendering import (
     preview_side,
     strips,
 )
-from cips3d.viewer.requests import BOUNDS, MODES, Choice, view_from
+from cips3d.viewer.requests import BOUNDS, MODES, Choice, PhotoSubject, view_from
 from cips3d.viewer.subject_cache import Subjects
 from cips3d.viewer.worker import Steps, Worker, run_all
 
@@ -278,14 +285,15 @@ def test_nonsense_controls_make_a_view(controls: dict[str, Any], width: int, hei
 
 
 def test_values_in_range_are_kept() -> None:
+    photo = PhotoSubject(UNTRAINED, UNTRAINED.map(UNTRAINED.sample_latents(1, 0)))
     controls = {
         "mode": "depth", "shape_seed": 3, "appearance_seed": 4, "psi_shape": 0.5,
         "psi_appearance": 1.2, "mix_seed": 5, "mix_from": 1, "blend": 0.25, "side": 48,
-        "coarse": 7, "fine": 9, "inversion": 2,
+        "coarse": 7, "fine": 9, "photo": photo,
     }  # fmt: skip
     view = view_from(controls, replace(FRONT, width=600), UNTRAINED)
     assert view is not None
-    assert view.choice == Choice(3, 4, 0.5, 1.2, 5, 1, 0.25, 2)
+    assert view.choice == Choice(3, 4, 0.5, 1.2, 5, 1, 0.25, photo)
     assert (view.mode, view.side, view.sampling, view.aspect) == ("depth", 48, Sampling(7, 9), 2.0)
 
 
@@ -336,19 +344,22 @@ def test_few_blends_are_kept(generator: Generator) -> None:
     assert sum(blend() is not None for blend in made) == 8
 
 
-def test_a_photos_subject_lasts_until_it_is_removed(generator: Generator) -> None:
-    subjects = Subjects(generator)
-    w = generator.map(generator.sample_latents(1, 9))
-    number = subjects.add(generator, replace(w, appearance=[w.appearance, w.appearance + 1]))
-    _, whole = subjects.find(Choice(inversion=number))
+def test_a_photos_subject_can_be_changed_and_is_forgotten(generator: Generator) -> None:
+    subjects, w = Subjects(generator), generator.map(generator.sample_latents(1, 9))
+    tuned = copy.deepcopy(generator)
+    photo = PhotoSubject(tuned, replace(w, appearance=[w.appearance, w.appearance + 1]))
+    found, whole = subjects.find(Choice(photo=photo))
+    assert found is tuned
     torch.testing.assert_close(whole.shape, w.shape)
     torch.testing.assert_close(whole.appearance[1], w.appearance + 1)
-    _, mean = subjects.find(Choice(inversion=number, psi_shape=0.0, psi_appearance=0.0))
+    _, mean = subjects.find(Choice(photo=photo, psi_shape=0.0, psi_appearance=0.0))
     torch.testing.assert_close(mean.shape[0], generator.shape_mean)
     torch.testing.assert_close(mean.appearance[1][0], generator.appearance_mean)
-    subjects.remove(number)
-    _, gone = subjects.find(Choice(inversion=number))
-    torch.testing.assert_close(gone.shape, subjects.find(Choice())[1].shape)
+    subjects.forget()
+    kept = weakref.ref(photo)
+    del tuned, photo, found
+    gc.collect()
+    assert kept() is None
 
 
 # ---------------------------------------------------------------- images in steps
@@ -638,17 +649,18 @@ def test_yaw_and_pitch_are_limited_unless_the_switch_is_off(generator: Generator
     with Viewer(generator, port=0) as viewer, Client(viewer.url) as client:
         client.rest()
         (seen,) = viewer.sessions
+        client.set("Pixels", 16)
         client.look(far)
         client.rest()
         limited = PoseLimits.of(generator.config.poses).limited(far)
-        expected = expected_image(generator, limited, SIDE)
+        expected = expected_image(generator, limited, 16)
         np.testing.assert_allclose(client.image.astype(int), expected.astype(int), atol=4)
         pulled = camera_from_viser(seen.pose, 0.12)  # the browser's camera follows
         assert pulled is not None and 0.6 < float(pulled.yaw_pitch()[0]) < 0.8
         client.set("Limit angles", False)
         client.look(far)
         client.rest()
-        np.testing.assert_allclose(client.image, expected_image(generator, far, SIDE), atol=1)
+        np.testing.assert_allclose(client.image, expected_image(generator, far, 16), atol=1)
         client.set("Limit angles", True)
         until(lambda: seen.pose.position[0] < 0.9)
         client.rest()
@@ -820,7 +832,9 @@ def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Gen
             client.look(camera)
         for client, camera in zip(clients, cameras, strict=True):
             client.rest(silence=0.5)
-            np.testing.assert_allclose(client.image, expected_image(generator, camera, SIDE), atol=1)
+            np.testing.assert_allclose(
+                client.image, expected_image(generator, camera, SIDE), atol=1
+            )
         assert len(viewer.sessions) == 10
     until(lambda: not viewer.sessions)
 
@@ -921,7 +935,7 @@ def test_the_image_that_is_saved_is_the_one_that_was_seen_then(
     with Client(viewer.url, Camera.orbit(0.45)) as client:
         client.rest()
         (seen,) = viewer.sessions
-        viewer._shared.images.submit("another", busy())
+        viewer._shared.workers["images"].submit("another", busy())
         client.set("Save", "Image")
         client.look(Camera.orbit(-0.5))
         until(lambda: seen.pose.position[0] < 0)
@@ -1017,9 +1031,13 @@ def test_a_file_is_of_the_subject_that_was_shown_though_another_photo_came(
     with Viewer(generator, port=0, subject=first) as viewer, Client(viewer.url) as client:
         client.rest()
         (seen,) = viewer.sessions
-        viewer._shared.meshes.submit("another", busy())
+        viewer._shared.workers["meshes"].submit("another", busy())
         client.set("Save", "Subject")
-        until(lambda: (seen._client.client_id, "subject file") in viewer._shared.meshes._tasks)
+        until(
+            lambda: (
+                (seen._client.client_id, "subject file") in viewer._shared.workers["meshes"]._tasks
+            )
+        )
         seen._show_inversion(generator, second.styles, second.camera)
         hold.set()
         client.wait_for(lambda client: "subject.safetensors" in files(client))

@@ -9,7 +9,7 @@ import viser
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI
 from cips3d.viewer.cameras import FOVS
-from cips3d.viewer.requests import BOUNDS, modes_of, within
+from cips3d.viewer.requests import BOUNDS, MODES, within
 
 #: Side of the refined image: a multiple of the model's resolution, up to a number of pixels.
 _REFINEMENT, _REFINED_SIDE = 4, 256
@@ -22,11 +22,6 @@ class Controls:
 
     The main panel has what most visits need. Everything else is in tabs of a second panel, which
     narrow windows show collapsed.
-
-    Args:
-        gui: the client's own, so that clients do not share their controls.
-        has_other: whether there is a second model to blend with.
-        seed: the first subject's.
 
     Attributes:
         inputs: inputs that images depend on, by the names that `view_from` takes, without the mode.
@@ -48,7 +43,7 @@ class Controls:
             self._add_quality(generator)
 
     def _add_main_panel(self, generator: ImageGenerator) -> None:
-        gui, modes = self._gui, modes_of(generator)
+        gui, modes = self._gui, MODES if generator.has_density else MODES[:1]
         is_invertible = bool(generator.geometry_parts)
         hint = "Find the subject of a photo that is framed like the model's images"
         icon = viser.Icon.PHOTO_UP
@@ -59,7 +54,7 @@ class Controls:
         self.show_inversion = gui.add_checkbox("Photo's subject", False, hint=hint, visible=False)
         hint = "Image, low-resolution NeRF image, depth map (near is bright) or mesh"
         self.mode = gui.add_dropdown("Show", modes, hint=hint)
-        hint = "Random: a new subject. Reset view: back to the front"
+        hint = "A random subject; back to the front"
         self.actions = gui.add_button_group("Actions", ("Random", "Reset view"), hint=hint)
         hint = (
             "Image: PNG at the window's size. Mesh: GLB with colors. Subject: safetensors for "
@@ -76,8 +71,7 @@ class Controls:
         self._add_slider("psi_shape", "Shape ψ", 0.05, DEFAULT_PSI, hint)
         self._add_slider("psi_appearance", "Color ψ", 0.05, DEFAULT_PSI, hint)
         if has_other:
-            hint = "Weight of the second model: 0 shows the first model, 1 the second"
-            self._add_slider("blend", "Blend", 0.05, 0.0, hint)
+            self._add_slider("blend", "Blend", 0.05, 0.0, "0: the first model. 1: the second")
         if blocks:
             self._add_seed("mix_seed", "Mixed seed", 1, "Seed of a second appearance for mixing")
             hint = f"First block with the second appearance; {blocks} turns style mixing off"
@@ -102,9 +96,9 @@ class Controls:
         side, sampling = generator.config.resolution, generator.config.sampling
         side = max(side, min(_REFINEMENT * side, _REFINED_SIDE))
         self._add_slider("side", "Pixels", 16, side, "Shorter side of the image at rest")
-        hint = "Samples per ray, evenly spread"
+        hint = "Evenly spread samples per ray"
         self._add_slider("coarse", "Coarse samples", 1, sampling.coarse, hint)
-        hint = "Samples per ray near the surface that the coarse samples find"
+        hint = "Samples per ray near the surface"
         self._add_slider("fine", "Fine samples", 1, sampling.fine, hint)
 
     def _add_slider(self, name: str, label: str, step: float, value: Any, hint: str) -> None:

@@ -1,7 +1,6 @@
 """The viewer's page over HTTP: its title, and answers to HEAD requests.
 
-viser has no setting for either. Both use the extension points of `websockets`, whose server viser
-starts.
+viser has no setting for them, so both use extension points of `websockets`, on which it stands.
 """
 
 from __future__ import annotations

@@ -62,11 +62,10 @@ class RenderSpeed:
 def measured_speed(generator: RayGenerator) -> RenderSpeed:
     """The speed of coarse images, after a first one that loads and compiles what it needs."""
     styles = generator.map(generator.sample_latents(1, 0))
-    camera = front_camera(generator.config.poses)
-    sampling, speed = preview_sampling(generator.sampling), RenderSpeed()
+    camera, sampling = front_camera(generator.config.poses), preview_sampling(generator.sampling)
+    speed = RenderSpeed()
     generator.render(styles, camera, _SMALLEST_SIDE, sampling=sampling)
-    size = (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE)
-    run_all(strips(generator, styles, camera, size, sampling, speed))
+    run_all(strips(generator, styles, camera, (48, 48), sampling, speed))
     return speed
 
 
@@ -79,8 +78,8 @@ def preview_sampling(sampling: Sampling) -> Sampling:
 def preview_side(view: View, speed: RenderSpeed, last: int = 0) -> int:
     """Shorter side of the coarse image: a simple fraction of the refined one's.
 
-    It is the largest that fits in `FRAME_SECONDS`. One larger than the `last` coarse image's needs
-    some reserve, so that the side does not alternate between two values.
+    It is the largest that fits in `FRAME_SECONDS`. A side above the `last` one needs some reserve,
+    so that it does not alternate between two values.
     """
     rays = speed.rays_within(FRAME_SECONDS, preview_sampling(view.sampling))
     least = min(_SMALLEST_SIDE, view.side)
@@ -144,9 +143,10 @@ def on_canvas(
     refined.
     """
     height, width = view.size(max(min(pixels.shape[:2]), min(view.side, _LARGEST_COARSE)))
-    if pixels.shape[:2] != (height, width):
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
+    # a copy if it has this size
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     across = max(0, round((height * view.canvas_aspect - width) / 2))
     above = max(0, round((width / view.canvas_aspect - height) / 2))
-    return np.pad(pixels, ((above, above), (across, across), (0, 0)), constant_values=grey)
+    return np.pad(
+        np.asarray(image), ((above, above), (across, across), (0, 0)), constant_values=grey
+    )

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from cips3d.camera import Camera
-from cips3d.models.protocol import ImageGenerator
-from cips3d.models.types import Sampling
-from cips3d.viewer.cameras import Pose, camera_from_viser
-from cips3d.viewer.limits import PoseLimits
+from cips3d.models.protocol import ImageGenerator, RayGenerator
+from cips3d.models.types import Sampling, Styles
+from cips3d.viewer.cameras import Pose, PoseLimits, camera_from_viser
 
 Mode = Literal["image", "NeRF image", "depth", "mesh"]
 Number = TypeVar("Number", int, float)
@@ -35,6 +34,14 @@ CANVAS_SIDES = (1, 2**14)
 _ASPECTS = (0.25, 4.0)
 
 
+@dataclass(frozen=True, eq=False)
+class PhotoSubject:
+    """What was found in a photo; its generator may be tuned to it."""
+
+    generator: RayGenerator
+    styles: Styles
+
+
 @dataclass(frozen=True)
 class Choice:
     """The chosen subject; equal choices share what was computed for them.
@@ -43,7 +50,7 @@ class Choice:
         mix_seed: seed of the appearance of the blocks from `mix_from` on.
         mix_from: first block with the second appearance; the number of blocks for none.
         blend: weight of the second model.
-        inversion: number of the inverted photo that is shown instead of the seeds, or None.
+        photo: shown instead of the seeds' subject.
     """
 
     shape_seed: int = 0
@@ -53,7 +60,7 @@ class Choice:
     mix_seed: int = 1
     mix_from: int = 10**6
     blend: float = 0.0
-    inversion: int | None = None
+    photo: PhotoSubject | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,6 @@ class View:
         return replace(self.camera, fov=(2 * tangent.atan()).rad2deg())
 
 
-def modes_of(generator: ImageGenerator) -> tuple[Mode, ...]:
-    """What can be shown of a generator; one without a radiance field only has images."""
-    return MODES if generator.has_density else MODES[:1]
-
-
 def within(value: Any, bounds: tuple[Number, Number], otherwise: Number) -> Number:
     """`value`, or `otherwise` if it is not a number, clamped to the bounds and of their type."""
     is_number = isinstance(value, int | float) and value == value
@@ -111,7 +113,7 @@ def view_from(
     """The view of controls and camera; None for an unusable camera.
 
     Clamps values out of range, and takes the default for values that are missing or no numbers.
-    `controls` has values by the names of `BOUNDS`, and "mix_from", "mode" and "inversion".
+    `controls` has values by the names of `BOUNDS`, and "mix_from", "mode" and "photo".
     """
     config, blocks = generator.config, generator.style_blocks
     camera = camera_from_viser(pose, config.networks.extent)
@@ -129,7 +131,7 @@ def view_from(
     mode = controls.get("mode")
     return View(
         mode=mode if mode in MODES else MODES[0],
-        choice=Choice(**values, inversion=controls.get("inversion")),
+        choice=Choice(**values, photo=controls.get("photo")),
         camera=camera if limits is None else limits.limited(camera),
         aspect=canvas_aspect if is_plain else 1.0,
         canvas_aspect=canvas_aspect,

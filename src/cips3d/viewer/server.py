@@ -33,10 +33,10 @@ class Viewer:
     Args:
         generator: the model; it renders where it is.
         other: a second model to blend it with.
-        discriminator: the model's discriminator, for photos (see `cips3d.editing.inversion`).
+        discriminator: the model's, which helps with photos (see `cips3d.editing.inversion`).
         host: address to listen on. Others than 127.0.0.1 can be reached from other machines.
         port: port to listen on; 0 for any free one.
-        name: name of the model, shown in the panel and the browser's tab.
+        name: the model's, shown in the panel and the browser's tab.
         subject: first subject of every client, or its seed (below 2^31).
 
     Attributes:
@@ -67,9 +67,8 @@ class Viewer:
         if port not in (0, self._server.get_port()):  # viser took the next one
             self._stop_server()
             raise _taken(host, port)
-        kinds = ("images", "meshes", "inversions")
-        workers = {kind: Worker(f"viewer {name} {kind}") for kind in kinds}
-        self._shared = Shared(subjects, speed, **workers, first=subject)
+        workers = {kind: Worker(f"viewer {name} {kind}") for kind in ("images", "meshes", "photos")}
+        self._shared = Shared(subjects, speed, workers, subject)
         self._set_scene(generator)
         self._server.on_client_connect(self._open)
         self._server.on_client_disconnect(self._close)
@@ -91,7 +90,7 @@ class Viewer:
         """Stops listening and ends all threads. A running mesh or inversion may take a while."""
         for session in self.sessions:
             session.close()
-        for worker in (self._shared.images, self._shared.meshes, self._shared.inversions):
+        for worker in self._shared.workers.values():
             worker.close()
         self._stop_server()
 
@@ -106,10 +105,10 @@ class Viewer:
         server.scene.world_axes.visible = False
         server.gui.configure_theme(show_logo=False, show_share_button=False)
         server.gui.main_panel.dock_right()  # next to the image, not in front of it
-        server.initial_camera.position = viser_pose(front_camera(poses))[1]
-        server.initial_camera.look_at = (0.0, 0.0, 0.0)
-        server.initial_camera.up = (0.0, 1.0, 0.0)
-        server.initial_camera.fov = math.radians(poses.fov)
+        camera = server.initial_camera
+        camera.position = viser_pose(front_camera(poses))[1]
+        camera.look_at, camera.up = (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+        camera.fov = math.radians(poses.fov)
 
     def _open(self, client: viser.ClientHandle) -> None:
         self._sessions[client.client_id] = Session(client, self._shared)
@@ -139,16 +138,12 @@ def _check_address(host: str, port: int) -> None:
     except PermissionError:
         raise UserError(f"port is {port}, which needs privileges; use one above 1023") from None
     except (socket.gaierror, UnicodeError):
-        raise UserError(
-            f"host is {host!r}, which is no address of this machine; {advice}"
-        ) from None
+        raise UserError(f"host is {host!r}, which is no address; {advice}") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise _taken(host, port) from None
-        reason = os.strerror(error.errno or 0)
-        raise UserError(
-            f"host is {host}, which cannot be listened on ({reason}); {advice}"
-        ) from None
+        reason = os.strerror(error.errno or 0).lower()
+        raise UserError(f"host is {host}, which cannot be used: {reason}; {advice}") from None
 
 
 def _taken(host: str, port: int) -> UserError:

@@ -25,8 +25,7 @@ from cips3d.models.types import Styles
 from cips3d.viewer import cameras, rendering, transfer
 from cips3d.viewer.canvas import Canvas
 from cips3d.viewer.controls import Controls
-from cips3d.viewer.limits import PoseLimits
-from cips3d.viewer.requests import SEEDS, Choice, View, view_from
+from cips3d.viewer.requests import SEEDS, Choice, PhotoSubject, View, view_from
 from cips3d.viewer.subject_cache import Subjects
 from cips3d.viewer.worker import Steps, Worker, run_all
 
@@ -45,15 +44,13 @@ class Shared:
     """What all clients share.
 
     Attributes:
-        images, meshes, inversions: threads for images, for meshes and subjects, for photos.
+        workers: threads for "images", for "meshes" and subjects, for "photos".
         first: first subject of each client, or its seed.
     """
 
     subjects: Subjects
     speed: rendering.RenderSpeed
-    images: Worker
-    meshes: Worker
-    inversions: Worker
+    workers: dict[str, Worker]
     first: Subject | int
 
 
@@ -75,21 +72,20 @@ class Session:
     def __init__(self, client: viser.ClientHandle, shared: Shared) -> None:
         self._client, self._shared, self._subjects = client, shared, shared.subjects
         self._generator, self._config = self._subjects.generator, self._subjects.generator.config
-        self._limits = PoseLimits.of(self._config.poses)
+        self._limits = cameras.PoseLimits.of(self._config.poses)
         self._canvas = Canvas(client)
         self._meshed: Choice | None = None
         self._mesh_radius: float | None = None  # once a mesh is shown
         self._was_within = False
         self.coarse_side = 0
         self._keyframes: list[dict[str, Any]] = []
-        self._photo: torch.Tensor | None = None
+        self._photo: torch.Tensor | None = None  # whose subject is being found
         self._drawing: asyncio.Future[None] | None = None
-        self._inversion: int | None = None
+        self._found: PhotoSubject | None = None
         self._shows_inversion, self._other_psi = False, dict(_FULL_PSI)
         self.pose = self._canvas.pose
-        first = shared.first
+        first, has_other = shared.first, self._subjects.other is not None
         seed = 0 if isinstance(first, Subject) else first
-        has_other = self._subjects.other is not None
         self.controls = Controls(client.gui, self._generator, has_other, seed)
         self._connect()
         self._rein_in()
@@ -101,12 +97,13 @@ class Session:
     def close(self) -> None:
         """Stops all work for the client."""
         self._canvas.closed = True
-        self._subjects.remove(self._inversion)
+        if self._found is not None:
+            self._subjects.forget()
 
     # ---------------------------------------------------------------- callbacks
     def _connect(self) -> None:
         """Registers the callbacks. They run in the event loop, in order with movements."""
-        controls, meshes = self.controls, self._shared.meshes
+        controls = self.controls
 
         def callback(action: Callable[[], None]) -> Any:
             async def call(_: viser.GuiEvent) -> None:
@@ -136,8 +133,8 @@ class Session:
             "Random": self._draw_subject,
             "Reset view": self._reset_view,
             "Image": self._save_image,
-            "Mesh": lambda: self._save(meshes, "mesh file", transfer.mesh_file),
-            "Subject": lambda: self._save(meshes, "subject file", subject),
+            "Mesh": lambda: self._save("meshes", "mesh file", transfer.mesh_file),
+            "Subject": lambda: self._save("meshes", "subject file", subject),
             "Add view": self._add_keyframe,
             "Save": lambda: self._download(transfer.path_file(self._keyframes)),
             "Clear": lambda: self._set_path([]),
@@ -156,24 +153,25 @@ class Session:
                 upload = controls.upload.value
                 side = self._config.resolution
                 self._photo = transfer.read_upload(upload.name, upload.content, side)
-                self._submit(self._shared.inversions, "photo", self._invert(self._photo))
+                self._submit("photos", "photo", self._invert(self._photo))
 
-    def _submit(self, worker: Worker, kind: str, steps: Steps[None], delay: float = 0.0) -> None:
-        worker.submit((self._client.client_id, kind), self._canvas.guarded(steps), delay)
+    def _submit(self, worker: str, kind: str, steps: Steps[None], delay: float = 0.0) -> None:
+        owner = self._client.client_id, kind
+        self._shared.workers[worker].submit(owner, self._canvas.guarded(steps), delay)
 
     # ---------------------------------------------------------------- images
     def _view(self) -> View | None:
-        shown = self._inversion if self.controls.show_inversion.value else None
-        values = {**self.controls.values(), "inversion": shown}
+        shown = self._found if self.controls.show_inversion.value else None
+        values = {**self.controls.values(), "photo": shown}
         limits = self._limits if self.controls.limit.value else None
         return view_from(values, self.pose, self._generator, limits)
 
     def _request(self) -> None:
         """Requests a new image or mesh."""
         if self._canvas.has_mesh:
-            self._submit(self._shared.meshes, "mesh", self._mesh_steps(), MESH_STILL_SECONDS)
+            self._submit("meshes", "mesh", self._mesh_steps(), MESH_STILL_SECONDS)
         else:
-            self._submit(self._shared.images, "image", self._image_steps())
+            self._submit("images", "image", self._image_steps())
 
     def _image_steps(self) -> Steps[None]:
         """A coarse image of the current view, then finer ones once the camera rests."""
@@ -215,8 +213,8 @@ class Session:
 
     def _switch(self, for_mesh: bool) -> None:
         """Clears the window, for a mesh or for images."""
-        self._shared.images.forget((self._client.client_id, "image"))
-        self._shared.meshes.forget((self._client.client_id, "mesh"))
+        self._shared.workers["images"].forget((self._client.client_id, "image"))
+        self._shared.workers["meshes"].forget((self._client.client_id, "mesh"))
         self._canvas.clear(for_mesh)
         self._meshed = self._mesh_radius = None
         self._reset_view()
@@ -334,12 +332,9 @@ class Session:
             notification.remove()
 
     def _show_inversion(self, generator: RayGenerator, styles: Styles, camera: Camera) -> None:
-        """Shows a photo's subject from the photo's camera, in place of the last photo's."""
-        last, self._inversion = self._inversion, self._subjects.add(generator, styles)
-        self._subjects.remove(last)
-        if self._canvas.closed:
-            self._subjects.remove(self._inversion)
-            return
+        """Shows a photo's subject from its camera, in place of the last photo's."""
+        self._found = PhotoSubject(generator, styles)
+        self._subjects.forget()
         if self._shows_inversion:
             self.controls.set(**_FULL_PSI)
         else:
@@ -361,7 +356,7 @@ class Session:
         self._keyframes = keyframes
         self.controls.path.label = f"Path ({len(keyframes)})" if keyframes else "Path"
 
-    def _save(self, worker: Worker, kind: str, make: Callable[..., Steps[transfer.Files]]) -> None:
+    def _save(self, worker: str, kind: str, make: Callable[..., Steps[transfer.Files]]) -> None:
         if (view := self._view()) is None:
             return
         # found now: another photo's subject may replace it before the worker gets to it
@@ -375,7 +370,7 @@ class Session:
     def _save_image(self) -> None:
         if not self._canvas.has_mesh:
             make = partial(transfer.image_file, speed=self._shared.speed)
-            self._save(self._shared.images, "image file", make)
+            self._save("images", "image file", make)
         elif self._drawing is None or self._drawing.done():
             # neither here, where it would block its own answer, nor in a worker, which has others
             loop = asyncio.get_running_loop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 
 import torch
 
@@ -32,35 +31,25 @@ class Subjects:
         if other is not None:
             check_same_geometry(generator, other)
         self.generator, self.other, self.discriminator = generator, other, discriminator
-        self._inversions: dict[int | None, tuple[RayGenerator, Styles]] = {}
-        self._numbers = itertools.count()
         self._styles = functools.lru_cache(_KEPT_STYLES)(self._find_styles)
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
-    def add(self, generator: RayGenerator, styles: Styles) -> int:
-        """Adds a photo's subject; returns its number for `Choice.inversion`."""
-        number = next(self._numbers)
-        self._inversions[number] = generator, styles
-        return number
-
-    def remove(self, number: int | None) -> None:
-        """Forgets a photo's subject; its number then means the seeds' subject."""
-        if self._inversions.pop(number, None) is not None:
-            self._styles.cache_clear()
-            self._blended.cache_clear()
-
     def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
         """The generator and the styles of one subject."""
-        base, _ = self._inversions.get(choice.inversion, (self.generator, None))
+        base = choice.photo.generator if choice.photo else self.generator
         return self._blended(base, choice.blend), self._styles(choice)
+
+    def forget(self) -> None:
+        """Frees the memory of photos' subjects that no client shows."""
+        self._styles.cache_clear()
+        self._blended.cache_clear()
 
     @torch.no_grad()
     def _find_styles(self, choice: Choice) -> Styles:
-        psi = (choice.psi_shape, choice.psi_appearance)
-        base, inverted = self._inversions.get(choice.inversion, (self.generator, None))
-        generator = self._blended(base, choice.blend)
-        if inverted is not None:
-            content = base.truncate(inverted, psi)
+        psi, photo = (choice.psi_shape, choice.psi_appearance), choice.photo
+        generator = self._blended(photo.generator if photo else self.generator, choice.blend)
+        if photo:
+            content = photo.generator.truncate(photo.styles, psi)
         else:
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if choice.mix_from >= generator.style_blocks:

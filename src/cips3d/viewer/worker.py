@@ -32,9 +32,8 @@ class _Task:
 class Worker:
     """Runs the steps of each owner's newest request in turns, in a thread of its own.
 
-    A new request replaces the owner's last one, however far that is. So nothing queues up behind a
-    moving mouse, and an owner with many requests gets no more turns than the others. A request that
-    fails is reported on stderr and dropped.
+    A new request replaces the owner's last one, however far that is, so nothing queues up behind a
+    moving mouse. A request that fails is reported on stderr and dropped.
     """
 
     def __init__(self, name: str) -> None:
