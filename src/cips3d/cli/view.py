@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from cips3d.cli.options import Derived, Device, InputFile, Model
+from cips3d.cli.options import Derived, Device, InputFile, Model, RandomSubjects
 from cips3d.errors import UserError
 
 
@@ -29,7 +29,7 @@ def view(
 
     Args:
         blend: Second model to blend with, made from the first by `cips3d finetune`.
-        subject: First subject, a file of `cips3d invert`. Default: a random subject.
+        subject: First subject, a file written by `cips3d invert`. Default: that of `cips3d sample`.
         open: Start the browser.
         host: Address to listen on. With 0.0.0.0, everyone on the network can use the viewer.
         port: Port to listen on; 0 for any free one.
@@ -61,12 +61,13 @@ def view(
 
     generator = load(model)
     other = None if blend is None else load(blend)
-    first = None if subject is None else Subject.load(subject, generator)
+    (seed,) = RandomSubjects().seeds(model, 1)
+    first = seed if subject is None else Subject.load(subject, generator)
     discriminator = load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(generator.device)
     name = Path(model).name
-    with Viewer(generator, other, discriminator, host, port, name, subject=first) as viewer:
+    with Viewer(generator, other, discriminator, host, port, name, first) as viewer:
         print(f"{model}: {viewer.url}   (stop with Ctrl-C)", flush=True)
         if open and not webbrowser.open(viewer.url):
             print("No browser found; open the address yourself.", flush=True)
