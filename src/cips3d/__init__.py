@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """cips3d: a 3D-aware image generator that learns from single-view images (CIPS-3D, Zhou 2021)."""
 
 from importlib import import_module

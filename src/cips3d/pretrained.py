@@ -18,7 +18,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from cips3d.configuration import from_dict, to_dict
+from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError, first_line
 from cips3d.files import atomic_path
 from cips3d.model_paths import BUNDLED, MODEL_FILE, SUFFIX, local_file
@@ -51,9 +51,7 @@ def save(
     entry: dict[str, Any] = {"generator": to_dict(generator.config)}
     tensors: dict[str, Tensor] = dict(generator.state_dict())
     if discriminators is not None:
-        entry["discriminators"] = {
-            key: to_dict(part.config) for key, part in discriminators.items()
-        }
+        entry["discriminators"] = {key: to_dict(d.config) for key, d in discriminators.items()}
         tensors |= {f"{_PREFIX}{key}": value for key, value in discriminators.state_dict().items()}
     if path.suffix.lower() == SUFFIX:
         write_tensors(path, tensors, _KEY, entry)
@@ -120,7 +118,8 @@ def load_discriminators(name: str | Path) -> nn.ModuleDict | None:
     entry, weights = _read(path, prefix=_PREFIX)
     if entry.get("discriminators") is None:
         return None
-    configs = from_dict(dict[str, DiscriminatorConfig], entry["discriminators"], str(path))
+    kind = dict[str, DiscriminatorConfig]
+    configs = validated(kind, entry["discriminators"], f"{path}: discriminators")
     found = nn.ModuleDict({key: ProgressiveDiscriminator(c) for key, c in configs.items()})
     load_weights(found, weights, str(path))
     return found.eval().requires_grad_(False)
