@@ -51,9 +51,7 @@ def small(
     generator = build_generator(config).to(dtype)
     assert isinstance(generator, RayGenerator)
     for name, parameter in generator.named_parameters():
-        if (
-            "to_rgb" in name or "nerf.colour" in name
-        ):  # initial weights are too small to tell pixels apart
+        if "to_rgb" in name or "nerf.colour" in name:  # too small to tell pixels apart
             nn.init.normal_(parameter)
     generator.update_style_means(100)
     return generator

@@ -83,11 +83,7 @@ class Camera(TensorRecord):
         up: Positions | None = None,
         fov: Numbers = 12.0,
     ) -> Camera:
-        """Cameras at `position` that look at `target`, by default the origin.
-
-        Args:
-            up: the direction that is upward in the image, by default +y.
-            fov: full field of view, degrees.
+        """Cameras at `position` that look at `target` (the origin), with `up` (+y) upward.
 
         Raises:
             UserError: if a camera is at its target, or looks along `up`.
@@ -123,12 +119,9 @@ class Camera(TensorRecord):
 
         Args:
             yaw: radians; positive moves the camera towards +x.
-            pitch: radians, |pitch| < π/2; positive moves the camera up.
+            pitch: radians, |pitch| < π/2 (a UserError otherwise); positive moves the camera up.
             radius: distance from the origin, world units, > 0.
             fov: full field of view, degrees.
-
-        Raises:
-            UserError: if a pitch lies beyond the poles.
         """
         given = yaw, pitch, radius, fov
         tensors = [x for x in given if torch.is_tensor(x) and x.is_floating_point()]
@@ -177,12 +170,9 @@ class Camera(TensorRecord):
         return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
     def rays(self, height: int, width: int, window: Window = WHOLE) -> Rays:
-        """One ray per pixel centre, row by row from the top left.
+        """One ray per pixel centre of an image or of a window of it, row by row from the top left.
 
-        Args:
-            height, width: image size in pixels, each ≥ 1. Pixels are square; the field of view
-                spans the height.
-            window: the rows and columns of the image whose rays are made.
+        Pixels are square; the field of view spans the height.
 
         Raises:
             UserError: if a size is below 1 or no pixel lies in the window.
@@ -248,8 +238,7 @@ class Camera(TensorRecord):
         """Cameras from 25-number labels; inverse of `to_label`.
 
         Raises:
-            UserError: if a pose is not rigid, or intrinsics are off-centre or of unequal focal
-                lengths.
+            UserError: unless all labels are `is_rigid` and `is_centred`.
         """
         if not bool(is_rigid(label).all()):
             raise UserError(

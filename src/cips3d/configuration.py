@@ -66,10 +66,8 @@ def validated(kind: Any, value: Any, name: str) -> Any:
 
 
 def _validated(adapter: TypeAdapter, value: Any, name: str, separator: str = ".") -> Any:
-    value = _plain(value)
     try:
-        _refuse_long_numbers(value)
-        return adapter.validate_python(value)
+        return adapter.validate_python(_plain(value))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except ValidationError as error:
@@ -85,12 +83,22 @@ def _adapters(kind: type) -> dict[str, TypeAdapter]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's, also in lists and mappings; the rest as it is."""
+    """Python's numbers for those of numpy and torch, also in lists and mappings.
+
+    Raises:
+        UserError: for numbers that JSON can hold and tensors cannot.
+    """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return value.item()
+        value = value.item()
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"a number of {value.bit_length()} bits is too large; give one below 2^63")
+    if isinstance(value, float) and 1e100 < abs(value) < math.inf:
+        raise UserError(f"{value:g} is too large; give a number below 1e100")
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def _line(source: str, error: ValidationError, separator: str) -> str:
@@ -115,18 +123,6 @@ def _line(source: str, error: ValidationError, separator: str) -> str:
         case "tuple_type" | "list_type":
             return f'{name} is {given}; give a list in JSON, such as ["a", "b"]'
     return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]} (got {given})"
-
-
-def _refuse_long_numbers(values: Any) -> None:
-    """Raises UserError for numbers that JSON can hold and tensors cannot."""
-    if isinstance(values, int) and not -(2**63) <= values < 2**63:
-        raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
-    if isinstance(values, float) and 1e100 < abs(values) < math.inf:
-        raise UserError(f"{values:g} is too large; give a number below 1e100")
-    if isinstance(values, dict):
-        values = list(values.values())
-    for entry in values if isinstance(values, list) else ():
-        _refuse_long_numbers(entry)
 
 
 # ---------------------------------------------------------------- JSON

@@ -222,12 +222,10 @@ class ProgressiveDiscriminator(nn.Module):
         return self.judge(images, alpha, cameras).logits
 
     def judge(self, images: Images, alpha: float = 1.0, cameras: Labels | None = None) -> Judgement:
-        """Logits and, with a pose head, poses.
+        """Logits and, with a pose head, poses of images in [-1, 1].
 
         Args:
-            images: square images in [-1, 1] at any resolution of the configuration.
-            alpha: fade-in of the block at this resolution: 0 uses only the halved image, 1 only the
-                block.
+            alpha: fade-in: 0 uses only the halved image, 1 only the block at this resolution.
             cameras: labels (see `Camera.to_label`); needed with `camera_label`, else ignored.
         """
         x = self._hidden(images, alpha)
