@@ -25,13 +25,7 @@ from cips3d.training.cameras import CameraSource
 
 @dataclass(frozen=True)
 class FakeDraws:
-    """What one batch of generated images is made from.
-
-    Attributes:
-        latents: shape and appearance codes.
-        camera: one per image.
-        rays: jitter, importance draws and density noise of all rays.
-    """
+    """What a batch of generated images is made from: codes, one camera each, random rays."""
 
     latents: Latents
     camera: Camera
@@ -98,10 +92,6 @@ class StepDraws:
         generator = torch.Generator().manual_seed(image_seed(*self.key, "rays"))
         return torch.randperm(self.resolution**2, generator=generator)[:count].to(self.device)
 
-    def mirrored(self, positions: Sequence[int]) -> Bool[Tensor, " batch"]:
-        """Which real images are shown mirrored: an independent half of them."""
-        return mirrored(self.key, positions)
-
 
 def _batched(rays: list[RayDraws]) -> RayDraws:
     """The draws of several images in one batch (`cat` would join their rays)."""
@@ -117,7 +107,7 @@ def image_seed(*key: int | str) -> int:
 
 
 def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor, " batch"]:
-    """Which real images of a step are shown mirrored."""
+    """Which real images of a step are shown mirrored: an independent half."""
     return torch.tensor([image_seed(*key, "mirror", position) % 2 == 1 for position in positions])
 
 

@@ -37,10 +37,10 @@ class Networks:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True) -> None:
+        parts = {"main": config.discriminator, "aux": config.aux_discriminator}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = build_generator(config.generator).to(device)
-            parts = {"main": config.discriminator, "aux": config.aux_discriminator}
             self.discriminators = nn.ModuleDict(
                 {name: ProgressiveDiscriminator(part) for name, part in parts.items()}
             ).to(device)
@@ -50,11 +50,10 @@ class Networks:
         self.poses: LearnedPoses | None = None
         if config.cameras == "learned":
             self.poses = LearnedPoses(config.generator.poses).to(device)
-        #: Whether a logit depends on its image alone.
-        self.judges_each_alone = all(part.stddev_group == 0 for part in parts.values())
-        self.averaged = AveragedModel(
-            self.generator, multi_avg_fn=ramped_average(config.ema_decay)
-        ).requires_grad_(False)
+        #: Whether a logit depends on other images of the batch (minibatch standard deviation).
+        self.mixes_batch = any(part.stddev_group > 0 for part in parts.values())
+        average = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay))
+        self.averaged = average.requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": device.type != "meta"}
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
@@ -72,9 +71,8 @@ class Networks:
                     f"set generator.networks.{name} to it"
                 )
         for name, other in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
-            own = self.discriminators[name]
-            if other.config == own.config:
-                own.load_state_dict(other.state_dict())
+            if other.config == self.discriminators[name].config:
+                self.discriminators[name].load_state_dict(other.state_dict())
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -88,7 +86,7 @@ class Networks:
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers that a checkpoint contains, by name."""
+        """The optimisers, by their names in a checkpoint."""
         return {
             "generator_optimizer": self.generator_optimizer,
             "discriminator_optimizer": self.discriminator_optimizer,
@@ -113,10 +111,8 @@ class Networks:
         for discriminator in self.discriminators.children():
             assert isinstance(discriminator, ProgressiveDiscriminator)
             freeze_blocks(discriminator, stage.resolution, frozen_blocks)
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = stage.generator_lr * rate_scale
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"] = stage.discriminator_lr * rate_scale
+        self.generator_optimizer.param_groups[0]["lr"] = stage.generator_lr * rate_scale
+        self.discriminator_optimizer.param_groups[0]["lr"] = stage.discriminator_lr * rate_scale
 
     def judge(
         self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
