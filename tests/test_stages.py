@@ -20,13 +20,14 @@ from cips3d.errors import UserError
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
 from cips3d.training import loop
+from cips3d.training import step as training_step
 from cips3d.training.checkpoint import checkpoints
 from cips3d.training.loop import train
 from cips3d.training.objective import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
-from cips3d.training.step import Game, render_fakes
+from cips3d.training.step import render_fakes
 from steps import context, generator_step
 
 
@@ -55,15 +56,15 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(
     trainer = Run(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
     between: dict[str, Tensor] = {}
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         if not between and trainer.counters.stage == 1:
             between.update(generator_weights(trainer))
-        return game_step(self, *args)
+        return one_step(*args)
 
     before = generator_weights(trainer)
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     train(trainer)
     after = generator_weights(trainer)
     for name, value in between.items():
@@ -77,9 +78,9 @@ def test_a_stage_can_start_from_the_average(
     trainer = Run(with_last_stage(tiny.config(data), from_average=True), tmp_path)
     seen: list[bool] = []
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         averaged = dict(trainer.networks.ema.named_parameters())
         seen.append(
             all(
@@ -87,9 +88,9 @@ def test_a_stage_can_start_from_the_average(
                 for name, value in generator_weights(trainer).items()
             )
         )
-        return game_step(self, *args)
+        return one_step(*args)
 
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     train(trainer)
     assert seen == [i in (0, 1, 4) for i in range(12)]  # the first average of all is a copy
 
@@ -191,17 +192,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Run, steps: Iterable[int]) -
     """Makes the generator's gradients NaN at the given steps, each as often as it is given; returns the steps that ran."""
     left, ran = list(steps), []
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
-        result = game_step(self, *args)
+    def step(*args: Any) -> Any:
+        result = one_step(*args)
         ran.append(trainer.counters.step)
         if trainer.counters.step in left:
             left.remove(trainer.counters.step)
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     return ran
 
 
@@ -276,18 +277,18 @@ def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
 def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Game.generator_step
+    one_step = training_step.generator_step
     trainer = Run(tiny.config(data), tmp_path)
 
-    def always_spoilt(self: Game, *args: Any) -> Any:
-        result = step(self, *args)
+    def always_spoilt(*args: Any) -> Any:
+        result = one_step(*args)
         if (
             trainer.counters.step >= 7
         ):  # the checkpoint after eight steps would begin in the middle of it
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(Game, "generator_step", always_spoilt)
+    monkeypatch.setattr(training_step, "generator_step", always_spoilt)
     with pytest.raises(UserError, match=r"even with learning rates times 0\.00390625"):
         train(trainer)
     assert [int(path.stem) for path in checkpoints(tmp_path / "checkpoints")] == [16]

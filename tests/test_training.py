@@ -32,6 +32,7 @@ from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.types import RenderOutput
 from cips3d.training import loop
 from cips3d.training import objective as losses
+from cips3d.training import step as training_step
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.batches import real_batches
 from cips3d.training.draws import StepDraws, mirrored, real_order
@@ -40,7 +41,7 @@ from cips3d.training.networks import Networks, ramped_average
 from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
-from cips3d.training.step import Game, StepContext, StepResult, render_fakes
+from cips3d.training.step import StepContext, StepResult, render_fakes
 from steps import PLAIN, context, discriminator_step, generator_step
 
 
@@ -112,7 +113,7 @@ class Linear(ProgressiveDiscriminator):
 def linear_networks() -> Networks:
     networks = Networks.__new__(Networks)
     networks.discriminators = nn.ModuleDict({"main": Linear(0.1), "aux": Linear(0.2)})
-    networks.judges_each_alone = True
+    networks.mixes_batch = False
     return networks
 
 
@@ -277,7 +278,7 @@ def test_a_term_on_the_rendering_reaches_the_generator_besides_the_images() -> N
     opacity = torch.rand(4, 1, 4, 4).requires_grad_()
     fake = replace(rendered(image, torch.zeros(4, 3, 4, 4)), opacity=opacity)
     objective = Objective(r1=None, transmittance=Transmittance(3.0, 1.0))
-    figures = generator_step(networks, fake, objective, auxiliary=False, share=0.5)
+    figures = generator_step(networks, fake, objective, auxiliary=False, accumulate=2)
     torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3 / 64))
     of_image = -0.5 * networks.discriminators["main"].w.detach() / 4
     torch.testing.assert_close(image.grad, (0.5 * of_image).expand_as(image))
@@ -572,15 +573,15 @@ def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
 ) -> None:
     trainer, usual = Run(tiny.config(data), tmp_path), signal.getsignal(number)
 
-    game_step = Game.discriminator_step
+    one_step = training_step.discriminator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         if trainer.counters.step == 5:
             os.kill(os.getpid(), number)
-        return game_step(self, *args)
+        return one_step(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Game, "discriminator_step", step)
+        patch.setattr(training_step, "discriminator_step", step)
         train(trainer)
     assert signal.getsignal(number) is usual
     resumed = Run(tiny.config(data), tmp_path)
@@ -607,17 +608,17 @@ def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
 ) -> None:
     trainer = Run(tiny.config(data), tmp_path)
 
-    game_step = Game.discriminator_step
+    one_step = training_step.discriminator_step
 
-    def step(self: Game, *args: Any) -> Any:
-        result = game_step(self, *args)
+    def step(*args: Any) -> Any:
+        result = one_step(*args)
         if trainer.counters.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("the second one was ignored")
         return result
 
-    monkeypatch.setattr(Game, "discriminator_step", step)
+    monkeypatch.setattr(training_step, "discriminator_step", step)
     with pytest.raises(KeyboardInterrupt):
         train(trainer)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
@@ -649,16 +650,6 @@ def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None
 
 
 # ---------------------------------------------------------------- learning
-def real_batches_of(
-    trainer: Run, stage: Stage, positions: range
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """What the trainer's loop would be fed with."""
-    images = trainer.counters.images
-    return real_batches(
-        trainer.dataset, trainer.config, images, stage.batch, positions, pin_memory=False
-    )
-
-
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
         logits = n.judge([real, real], 1.0)[0], n.judge([fake.image, fake.aux_image], 1.0)[0]
@@ -669,7 +660,7 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
     config = tiny.config(data)
     trainer, stage = Run(config, tmp_path), config.stages[1]
     n, positions = trainer.networks, range(4)
-    real = next(real_batches_of(trainer, stage, positions))[0].float() / 127.5 - 1
+    real = next(real_batches(trainer, stage))[0].float() / 127.5 - 1
     draws = loop.step_draws(trainer, stage)
     drawn, of_step = draws.fakes(positions, "D"), context(stage)
     fake = render_fakes(n.generator, drawn, draws, of_step)
@@ -759,7 +750,7 @@ def gradients(trainer: Run, average: bool) -> dict[str, Tensor]:
     stage, n = trainer.config.stages[0], trainer.networks
     positions = trainer.positions(stage.batch)
     trainer.dataset = loop.open_dataset(trainer.config.data, stage.resolution)
-    real = next(real_batches_of(trainer, stage, positions))[0].double() / 127.5 - 1
+    real = next(real_batches(trainer, stage))[0].double() / 127.5 - 1
     draws = loop.step_draws(trainer, stage)
     fake = render_fakes(n.generator, draws.fakes(positions, "D"), draws, context(stage))
     discriminator_step(n, real, fake, Objective(r1=R1(10.0)), alpha=0.5)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,8 +46,8 @@ class Batch:
     def pieces(self, count: int) -> list[Batch]:
         """The batch in `count` equal pieces, whose gradients add up to one step."""
         parts = ray_choices.chunks(len(self.positions), len(self.positions) // count)
-        values = [*vars(self).values()]
-        return [Batch(*(None if v is None else v[part] for v in values)) for part in parts]
+        values: list[Any] = [*vars(self).values()]
+        return [Batch(*(v if v is None else v[part] for v in values)) for part in parts]
 
 
 @dataclass(frozen=True)
