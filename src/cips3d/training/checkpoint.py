@@ -50,11 +50,7 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     counters: Counters,
 ) -> None:
-    """Writes the whole training state to `path`.
-
-    Raises:
-        UserError: if it cannot be written; an older file of that name is then untouched.
-    """
+    """Writes the whole training state; an older file stays as it is if that fails (UserError)."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= _prefixed(name, module.state_dict())
@@ -70,7 +66,7 @@ def load_state(
     """Restores a training state in place and returns its counters.
 
     Raises:
-        UserError: if the file is damaged, or was made with another configuration.
+        UserError: if the file is damaged or does not fit the configuration.
     """
     remedy = "delete it to resume from the one before it"
     entry, tensors = read_tensors(path, _KEY, "a checkpoint", remedy)

@@ -40,9 +40,9 @@ Result = TypeVar("Result")
 def default_processes(stages: Iterable[Stage]) -> int:
     """How many processes of this machine should train these stages together.
 
-    One where there is an accelerator, or where a launcher such as `accelerate launch` has already
-    started several. Otherwise at most one per thread that torch would use, so that every batch
-    divides and each process gets at least `LEAST_LOCAL_BATCH` images.
+    At most one per thread of torch, so that every batch divides and each process gets at least
+    `LEAST_LOCAL_BATCH` images. One where there is an accelerator, or where a launcher such as
+    `accelerate launch` has already started several.
     """
     started = torch.accelerator.is_available() or "WORLD_SIZE" in os.environ
     if started or not torch.distributed.is_available():
@@ -57,10 +57,8 @@ def default_processes(stages: Iterable[Stage]) -> int:
 def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -> Result:
     """Runs `work(*arguments)` in this process and in `count` − 1 new ones, as one job on CPUs.
 
-    This process is the main one; its result is returned. All share the threads of torch.
-
-    Args:
-        work: a module-level function, with arguments that can be pickled.
+    This process is the main one; its result is returned. All share the threads of torch. `work` is
+    a module-level function, and its arguments can be pickled.
 
     Raises:
         UserError: that of any of the processes.
@@ -120,7 +118,7 @@ def joined(precision: str = "no") -> Accelerator:
 
     Raises:
         UserError: if the device does not have the precision, or the launcher's processes find no
-            device and so do not find each other.
+            GPU, without which they do not find each other.
     """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()

@@ -136,7 +136,7 @@ class Board:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
         self._add(Event(step=images, summary=Summary(value=values)))
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Any) -> None:
         event.wall_time = time.time()
         self.records.write(event.SerializeToString())
         self.records.flush()

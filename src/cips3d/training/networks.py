@@ -27,10 +27,8 @@ class Networks:
     Initial weights are the same on every process.
 
     Args:
-        config: architectures, Adam's β₂, the seed, and the model to start from.
-        device: where they live.
-        fresh: take the weights of that model; False leaves them random, for the caller to replace
-            by those of a checkpoint.
+        fresh: take the weights of the model that the configuration starts from; False leaves them
+            random, for the caller to replace by those of a checkpoint.
 
     Raises:
         UserError: if the model to start from cannot be read or has other networks.
@@ -100,12 +98,7 @@ class Networks:
         return module
 
     def prepare(self, stage: Stage, frozen_blocks: int = 0, rate_scale: float = 1.0) -> None:
-        """Sets what trains in a stage, and at which rates.
-
-        Args:
-            frozen_blocks: blocks of each discriminator that stay frozen (FreezeD).
-            rate_scale: factor of the learning rates.
-        """
+        """Sets what trains in a stage, and at which rates; freezes blocks as `freeze_blocks`."""
         for name, part in self.generator.named_children():
             part.requires_grad_(name not in stage.frozen)
         for discriminator in self.discriminators.children():
@@ -117,15 +110,12 @@ class Networks:
     def judge(
         self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
     ) -> tuple[Float[Tensor, "logits 1"], list[Float[Tensor, "batch 2"]]]:
-        """Logits and predicted poses of the discriminators.
+        """All logits, the main discriminator's first; predicted poses of those with a `pose_head`.
 
         Args:
             images: the main discriminator's and, where it takes part, the auxiliary one's.
             alpha: fade-in of the resolution.
             cameras: labels, for discriminators that see them.
-
-        Returns:
-            All logits, the main discriminator's first; the poses of those with a `pose_head`.
         """
         logits, poses = [], []
         for name, batch in zip(("main", "aux")[: len(images)], images, strict=True):

@@ -84,7 +84,7 @@ ADVERSARIAL = {
 
 # ---------------------------------------------------------------- terms
 class Term(Configuration):
-    """Base of the terms; a loss that a term does not have is None."""
+    """Base of the terms; a loss that a term does not add is None."""
 
     #: Whether its loss differentiates logits with respect to real or to generated images.
     needs_real_gradient: ClassVar[bool] = False
@@ -203,12 +203,7 @@ class Objective(Configuration):
 
 # ---------------------------------------------------------------- mathematics
 def mean_squared_gradient(logits: Tensor, images: list[Tensor]) -> Float[Tensor, ""]:
-    """Average of |∂D/∂x|² over the images of all discriminators, differentiable.
-
-    Args:
-        logits: of all discriminators, each with as many as it has images.
-        images: leaves that require a gradient.
-    """
+    """Average of |∂D/∂x|² over the images of all discriminators, differentiable."""
     parts = zip(logits.split(len(images[0])), images, strict=True)
     with without_autocast(logits.device):
         return torch.cat([squared_gradient(part, image) for part, image in parts]).mean()

@@ -165,10 +165,7 @@ def measured_speed(config: TrainConfig, processes: int = 1) -> float:
     """Operations per second of a generator's forward and backward pass on this machine.
 
     In the run's own precision: of one small image on a CPU, of enough to keep an accelerator busy.
-
-    Args:
-        processes: that share the machine's cores, where it has no accelerator; the speed is that of
-            one of them.
+    On a CPU it is the speed of one of `processes` that share the cores.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     on_cpu, threads = device.type == "cpu", torch.get_num_threads()

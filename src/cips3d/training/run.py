@@ -53,15 +53,13 @@ class Run:
             their figures are logged.
 
     Attributes:
-        networks: what trains.
         counters: how far it is.
         cameras: where the cameras of generated images come from.
         dataset: of the current stage.
 
     Raises:
-        UserError: if a metric cannot be measured, the data cannot be read or its labels do not fit,
-            the directory cannot be written or holds another run, a checkpoint is damaged, or the
-            device does not have the precision.
+        UserError: if the data, its labels, a metric, the directory, a checkpoint or the device does
+            not fit the configuration.
     """
 
     def __init__(
@@ -165,8 +163,8 @@ class Run:
     def averaged_model(self) -> ImageGenerator:
         """The averaged generator, ready to be saved or measured.
 
-        With the resolution of the last stage, the camera prior that is learned or that labels have,
-        and mean styles for truncation. A transferred model keeps its mean shape.
+        It has the resolution of the last stage, the camera prior that is learned or that labels
+        have, and mean styles for truncation. A transferred model keeps its mean shape.
         """
         ema, counters, config = self.networks.ema, self.counters, self.config
         last = max(0, counters.stage - (counters.stage_images == 0))
@@ -209,9 +207,6 @@ class Run:
     def roll_back(self, skipped_steps: int) -> None:
         """Restores the newest checkpoint, with half the learning rates.
 
-        Args:
-            skipped_steps: steps in a row without finite gradients, for the error line.
-
         Raises:
             UserError: if there is no checkpoint, or rolling back did not help.
         """
@@ -250,11 +245,7 @@ class Run:
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Raises UserError if the configuration cannot run in a directory.
-
-    It may hold another run, or other files, or be read-only; or Weights & Biases is asked for and
-    not installed.
-    """
+    """Raises UserError if a directory is not for this run, or if wandb is needed and missing."""
     path = run_dir / CONFIG_FILE
     if path.exists():
         if read_json(TrainConfig, path) != config:

@@ -45,9 +45,11 @@ class Batch:
 
     def pieces(self, count: int) -> list[Batch]:
         """The batch in `count` equal pieces, whose gradients add up to one step."""
-        parts = ray_choices.chunks(len(self.positions), len(self.positions) // count)
-        values: list[Any] = [*vars(self).values()]
-        return [Batch(*(v if v is None else v[part] for v in values)) for part in parts]
+        pieces = []
+        for part in ray_choices.chunks(len(self.positions), len(self.positions) // count):
+            values: list[Any] = [v if v is None else v[part] for v in vars(self).values()]
+            pieces.append(Batch(*values))
+        return pieces
 
 
 @dataclass(frozen=True)
