@@ -58,7 +58,7 @@ def test_a_plane_is_flat_and_heads_are_not() -> None:
 
 
 class Turning(Generator):
-    """Renders a bright column that moves with the yaw; if mirrored, equally for both signs of it."""
+    """Renders a bright column that moves with the yaw; if mirrored, alike for both signs of it."""
 
     def __init__(self, mirrored: bool) -> None:
         super().__init__(tiny.GENERATOR)

@@ -134,8 +134,8 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def train_and_look(config: TrainConfig, run: Path) -> None:
-    def look(*_: object) -> None:
+def train_and_disturb(config: TrainConfig, run: Path) -> None:
+    def disturb(*_: object) -> None:
         if os.environ["RANK"] == "1":  # the main process has rank 1 itself as a child
             loading = multiprocessing.active_children()
             assert len(loading) == config.workers
@@ -143,14 +143,14 @@ def train_and_look(config: TrainConfig, run: Path) -> None:
                 # a scheduler's signal reaches these as well, and the step needs them
                 os.kill(process.pid or 0, signal.SIGTERM)
 
-    train(Run(config, run), look)
+    train(Run(config, run), disturb)
 
 
 def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
     config = tiny.config(
         tiny.images(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
     )
-    run_in_processes(2, train_and_look, config, tmp_path / "run")
+    run_in_processes(2, train_and_disturb, config, tmp_path / "run")
     assert (tmp_path / "run" / MODEL_FILE).exists()
     assert not multiprocessing.active_children()
 
@@ -278,8 +278,9 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """The preset's curriculum with few images a stage and narrow networks."""
     config = with_settings(
         preset("heads-64"),
-        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.networks.nerf_width=8", "generator.networks.inr_width=8", "sampling.coarse=3",
-         "sampling.fine=0", "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
+        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.networks.nerf_width=8",
+         "generator.networks.inr_width=8", "sampling.coarse=3", "sampling.fine=0",
+         "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
         "test",
     )  # fmt: skip
     assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]

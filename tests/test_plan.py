@@ -155,7 +155,8 @@ def test_a_plan_lists_each_stage_and_reports_faulty_data(
     ("words", "named"),
     [
         (["nothing"], "nothing"), (["heads-32", "--gpus", "0"], "--gpus"),
-        (["heads-32", "--gpus", "3"], "does not divide"), (["heads-32", "--tflops", "-1"], "--tflops"), (["heads-32", "--memory", "nan"], "--memory"),
+        (["heads-32", "--gpus", "3"], "does not divide"),
+        (["heads-32", "--tflops", "-1"], "--tflops"), (["heads-32", "--memory", "nan"], "--memory"),
         (["heads-32", "--set", "stages.0.batch=0"], "batch"),
     ],
 )  # fmt: skip

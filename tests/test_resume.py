@@ -43,9 +43,9 @@ processes.set_forkserver_preload(["cips3d.training.loop", "tiny", "torch._dynamo
 
 
 def killed(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
-    """The run that gets killed: two stages, a checkpoint every 4th step, the share done sent each step.
+    """The run that gets killed: two stages, a checkpoint every 4th step; sends its progress.
 
-    Given `die_in_file`, it kills itself halfway through that file; models and checkpoints alternate.
+    Given `die_in_file`, it dies halfway through that file; models and checkpoints alternate.
     """
     torch.set_num_threads(1)
     stages = (

@@ -679,7 +679,8 @@ def two_process_config(data: str) -> TrainConfig:
     """A configuration with everything that processes have to agree on."""
     return tiny.config(
         data, mirror=True, sampling=Sampling(4, 2), cameras="learned", augment_target=-0.9,
-        augment_kimg=0.04, objective=Objective(r1=R1(10.0, 3), transmittance=Transmittance(0.5, 1.0)),
+        augment_kimg=0.04,
+        objective=Objective(r1=R1(10.0, 3), transmittance=Transmittance(0.5, 1.0)),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Transfer keeps the NeRF bit-exactly; blending takes weights of both models; styles mix by block."""
+"""Transfer keeps the NeRF bit-exactly; blends take weights of both models; styles mix by block."""
 
 from __future__ import annotations
 
