@@ -95,7 +95,7 @@ class OurProgram:
     def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
         self.run = prepared(Run(config, folder))
         networks = self.run.networks
-        checkpoint.load_state(trained, networks.modules, networks.optimizers)
+        checkpoint.load_state(trained, networks)
         networks.prepare(config.stages[0])  # the checkpoint has no learning rates
 
     def step(self, real: torch.Tensor) -> None:
@@ -149,7 +149,7 @@ class BaselineProgram(Baseline):
 
     def __init__(self, config: TrainConfig, trained: Path) -> None:
         networks = Networks(config, torch.device("cpu"))
-        checkpoint.load_state(trained, networks.modules, networks.optimizers)
+        checkpoint.load_state(trained, networks)
         super().__init__(config, config.stages[0], networks.generator, networks.discriminators)
 
     def parts(self, real: torch.Tensor) -> Parts:

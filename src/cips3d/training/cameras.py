@@ -80,10 +80,12 @@ class DatasetCameras:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
         name = dataset.description()["name"]
         dataset.check_cameras()
-        cameras = self._some()
+        cameras = self._sampled()
         radius, fov = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
         if max(abs(radius / prior.radius - 1), abs(fov / prior.fov - 1)) > _TOLERANCE:
-            scale = _visible_height(radius, fov) / _visible_height(prior.radius, prior.fov)
+            # what a camera sees around the origin is proportional to radius · tan(fov / 2)
+            tangents = [math.tan(math.radians(degrees) / 2) for degrees in (fov, prior.fov)]
+            scale = radius * tangents[0] / (prior.radius * tangents[1])
             raise UserError(
                 f"{name}: its labels' cameras are at {radius:.3g} with a field of view of "
                 f"{fov:.4g} degrees, the model's at {prior.radius:g} with {prior.fov:g}; set "
@@ -106,19 +108,14 @@ class DatasetCameras:
 
     def distribution(self) -> PoseDistribution:
         """A normal prior with the mean and spread of the labels' angles, for the saved model."""
-        yaw, pitch = self._some().yaw_pitch()
+        yaw, pitch = self._sampled().yaw_pitch()
         names = ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")
         values = yaw.mean(), yaw.std(correction=0), pitch.mean(), pitch.std(correction=0)
         fitted = {name: float(value) for name, value in zip(names, values, strict=True)}
         return replace(self.prior, kind="gaussian", **fitted)
 
-    def _some(self) -> Camera:
+    def _sampled(self) -> Camera:
         return self.camera(self.draw(_ENOUGH, torch.Generator().manual_seed(0)))
-
-
-def _visible_height(radius: float, fov: float) -> float:
-    """Height of what a camera at that distance sees around the origin."""
-    return 2 * radius * math.tan(math.radians(fov) / 2)
 
 
 CameraSource = PoseDistribution | LearnedPoses | DatasetCameras

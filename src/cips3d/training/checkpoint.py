@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cips3d.configuration import from_dict, to_dict
 from cips3d.storage import load_weights, read_tensors, write_tensors
+from cips3d.training.networks import Networks
 
-#: Their folder in a run's.
+#: Folder of the checkpoints in a run's directory.
 FOLDER = "checkpoints"
 #: Checkpoints kept on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
@@ -44,25 +44,18 @@ class Counters:
     """images shown when the metrics were last measured"""
 
 
-def save_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    counters: Counters,
-) -> None:
+def save_state(path: Path, networks: Networks, counters: Counters) -> None:
     """Writes the whole training state; an older file stays as it is if that fails (UserError)."""
     tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
+    for name, module in networks.modules.items():
         tensors |= _prefixed(name, module.state_dict())
-    for name, optimizer in optimizers.items():
+    for name, optimizer in networks.optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= _prefixed(f"{name}/{index}", moments)
     write_tensors(path, tensors, _KEY, to_dict(counters))
 
 
-def load_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> Counters:
+def load_state(path: Path, networks: Networks) -> Counters:
     """Restores a training state in place and returns its counters.
 
     Raises:
@@ -71,9 +64,9 @@ def load_state(
     remedy = "delete it to resume from the one before it"
     entry, tensors = read_tensors(path, _KEY, "a checkpoint", remedy)
     counters = from_dict(Counters, entry, str(path))
-    for name, module in modules.items():
+    for name, module in networks.modules.items():
         load_weights(module, _below(tensors, name), f"{path} ({name})")
-    for name, optimizer in optimizers.items():
+    for name, optimizer in networks.optimizers.items():
         state: dict[int, dict[str, Any]] = {}
         for key, value in _below(tensors, name).items():
             index, moment = key.split("/")

@@ -56,6 +56,18 @@ class Networks:
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
+        #: What a checkpoint contains, by name.
+        self.modules: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "averaged": self.averaged,
+            "discriminators": self.discriminators,
+        }
+        if self.poses is not None:
+            self.modules["poses"] = self.poses
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
 
     def _start_from(self, model: str) -> None:
         """Takes a model's weights, and those of its discriminators that have our configuration."""
@@ -71,24 +83,6 @@ class Networks:
         for name, other in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
             if other.config == self.discriminators[name].config:
                 self.discriminators[name].load_state_dict(other.state_dict())
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint contains, by name."""
-        modules: dict[str, nn.Module] = {
-            "generator": self.generator,
-            "averaged": self.averaged,
-            "discriminators": self.discriminators,
-        }
-        return modules if self.poses is None else modules | {"poses": self.poses}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers, by their names in a checkpoint."""
-        return {
-            "generator_optimizer": self.generator_optimizer,
-            "discriminator_optimizer": self.discriminator_optimizer,
-        }
 
     @property
     def ema(self) -> ImageGenerator:

@@ -101,7 +101,9 @@ class Run:
             # refuses labels unlike the model's
             labelled = DatasetCameras(self.dataset, config.mirror, config.generator.poses)
             self.cameras = labelled if config.cameras == "labels" else self.cameras
-        self.counters = checkpoint.Counters() if saved is None else self._restored(saved)
+        self.counters = checkpoint.Counters()
+        if saved is not None:
+            self.counters = checkpoint.load_state(saved, self.networks)
         # not before, so that what was refused can be corrected in the same folder
         if self.is_main:
             write_config(self.run_dir, config)
@@ -190,9 +192,9 @@ class Run:
         """Writes the model, then a checkpoint, and deletes old ones (main process only)."""
         self.save_model()  # first: a run that is stopped in between resumes and writes it again
         if self.is_main:
-            folder, networks = self.run_dir / checkpoint.FOLDER, self.networks
+            folder = self.run_dir / checkpoint.FOLDER
             path = checkpoint.checkpoint_path(folder, self.counters.images)
-            checkpoint.save_state(path, networks.modules, networks.optimizers, self.counters)
+            checkpoint.save_state(path, self.networks, self.counters)
             checkpoint.prune(folder)
             for half_written in self.run_dir.glob(".model*.safetensors"):  # by a killed process
                 half_written.unlink(missing_ok=True)
@@ -224,7 +226,7 @@ class Run:
                 f"learning rates times {2 * scale:g}; look for damaged images (cips3d data check), "
                 "or start again with other settings"
             )
-        restored = self._restored(saved)
+        restored = checkpoint.load_state(saved, self.networks)
         restored.rate_scale, restored.skipped = scale, counters.skipped
         restored.skipped_in_a_row = 0
         self.counters = restored
@@ -233,9 +235,6 @@ class Run:
                 f"{counters.images} images: no finite gradients in {skipped_steps} steps in a row; "
                 f"back to the checkpoint at {restored.images}, learning rates times {scale:g}"
             )
-
-    def _restored(self, saved: Path) -> checkpoint.Counters:
-        return checkpoint.load_state(saved, self.networks.modules, self.networks.optimizers)
 
     def _newest_checkpoint(self) -> Path | None:
         folder = self.run_dir / checkpoint.FOLDER
