@@ -71,7 +71,8 @@ class Stage(Configuration):
         if self.gradient_rays is not None and self.gradient_rays > most:
             yield f"gradient_rays is {self.gradient_rays}; it must be at most {most}"
         if self.batch % self.accumulate:
-            yield f"batch {self.batch} does not divide into {self.accumulate} equal pieces; change one"
+            pieces = f"{self.accumulate} equal pieces"
+            yield f"batch {self.batch} does not divide into {pieces}; change one of them"
         if unknown:
             yield f"frozen names {', '.join(sorted(unknown))}; generators have {', '.join(PARTS)}"
         if self.warm_up_kimg >= self.kimg:
