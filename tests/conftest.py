@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
-# Must come before the first import of the package. An int passes where a float is annotated, as in
-# PEP 484. Functions that numba compiles carry @typing.no_type_check above @kernel, since numba cannot
-# compile the checking wrapper.
+# Must come before the first import of the package. An int passes where a float is annotated, as
+# in PEP 484. Functions that numba compiles carry @typing.no_type_check above @kernel, since numba
+# cannot compile the checking wrapper.
 install_import_hook("cips3d", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
