@@ -101,7 +101,8 @@ def _paint(parts, index, tints, x, y, z, color):
     """Writes a part's unlit colour at a point into `color`; returns the effect of light, 0 to 1."""
     part = parts[index]
     material = part[rc.MATERIAL]
-    color[:] = part[rc.COLOR : rc.COLOR + 3]
+    for k in range(3):
+        color[k] = part[rc.COLOR + k]
     if material == rc.SKIN:
         for i in range(tints.shape[0]):
             tint = tints[i]
@@ -243,15 +244,15 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
             top, left, count = row * supersampling, column * supersampling, 0
             even = not cartoon and _is_even(parts, owner, side, top, left, supersampling)
             step = supersampling if even else 1
-            total[:] = 0.0
+            total[0], total[1], total[2] = 0.0, 0.0, 0.0
             for i in range(top, top + supersampling, step):
                 for j in range(left, left + supersampling, step):
                     count += 1
                     index = owner[i, j]
                     if cartoon and ink[i, j]:
-                        color[:] = _INK
+                        color[0], color[1], color[2] = _INK, _INK, _INK
                     elif index < 0:
-                        color[:] = background
+                        color[0], color[1], color[2] = background[0], background[1], background[2]
                     else:  # at the centre of the sample, or of the pixel if one colour is enough
                         gx, gy = (2 * j + step - width) / height, -(2 * i + step - height) / height
                         t = 0.0
