@@ -126,14 +126,11 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     ) -> HeadBatch:
         """Renders the heads at `indices` with everything that is known about them.
 
-        Args:
-            cameras: one camera per index, outside the heads. Default: the images' own.
-            resolution: side of the images, pixels. Default: the dataset's.
+        Cameras (one per index) and resolution are the dataset's own by default.
 
         Raises:
             IndexError: if an index is outside the dataset.
-            UserError: if the number of cameras is wrong, one is inside the heads, or the resolution
-                is below 1.
+            UserError: if the number of cameras is wrong, or one is inside the heads.
         """
         draw = self._draws(indices)
         side = self.resolution if resolution is None else resolution

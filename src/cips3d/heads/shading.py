@@ -220,9 +220,8 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
     """Draws one image into `image`, (3, height, width) uint8.
 
     Args:
-        parts, tints: (parts, PART_COLUMNS) and (tints, TINT_COLUMNS) float64.
-        pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
-        fov: full field of view over the height, degrees.
+        parts, pose, fov: as in `raycast.cast`.
+        tints: (tints, TINT_COLUMNS) float64.
         depth, owner, side: results of `raycast.cast`, with n samples per pixel along each side.
         background: (3,) colour in [0, 1].
         cartoon: flat tones and ink lines instead of natural light.

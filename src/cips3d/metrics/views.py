@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,12 +135,8 @@ def warp(source: View, target: View) -> tuple[Images, Mask]:
     return lookup(source.out.image), target.solid & solid & inside & visible
 
 
-def sample_image(
-    image: Float[Tensor, "batch channels height width"],
-    grid: Float[Tensor, "batch rows columns 2"],
-    mode: Literal["bilinear", "nearest"] = "bilinear",
-) -> Float[Tensor, "batch channels rows columns"]:
-    """`torch.nn.functional.grid_sample` with the edge's values beyond the edge."""
+def sample_image(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values of an image (B, C, H, W) at `grid` (B, h, w, 2), with the edge's values beyond it."""
     size = torch.tensor(image.shape[:1:-1]).to(grid)  # width, height
     edge = 1 - 1 / size
     # Apple's GPUs lack grid_sample's own border mode before torch 2.13
