@@ -134,7 +134,7 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def train(config: TrainConfig, run: Path) -> None:
+def train_and_look(config: TrainConfig, run: Path) -> None:
     def look(*_: object) -> None:
         if os.environ["RANK"] == "1":  # the main process has that of rank 1 besides
             loading = multiprocessing.active_children()
@@ -151,7 +151,7 @@ def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_p
     config = tiny.config(
         tiny.images(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
     )
-    run_in_processes(2, train, config, tmp_path / "run")
+    run_in_processes(2, train_and_look, config, tmp_path / "run")
     assert (tmp_path / "run" / MODEL_FILE).exists()
     assert not multiprocessing.active_children()
 
@@ -195,7 +195,7 @@ def test_a_process_that_the_system_ends_or_that_lacks_memory_is_told_of() -> Non
         UserError, match=f"a training process was ended by signal {signal.SIGKILL:d}; resume"
     ):
         run_in_processes(2, end_on, 1, "kill")
-    with pytest.raises(UserError, match="there is not enough memory"):
+    with pytest.raises(UserError, match="not enough memory"):
         run_in_processes(2, end_on, 1, "memory")
     assert not multiprocessing.active_children()
 
@@ -281,7 +281,7 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """The preset's curriculum with few pictures a stage and narrow networks."""
     config = with_settings(
         preset("heads-64"),
-        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.nerf_width=8", "generator.inr_width=8", "sampling.coarse=3",
+        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.networks.nerf_width=8", "generator.networks.inr_width=8", "sampling.coarse=3",
          "sampling.fine=0", "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
         "test",
     )  # fmt: skip
