@@ -354,8 +354,6 @@ def test_a_zip_bomb_is_refused(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(("offset", "value"), [(6, 84), (9, 8)])  # future version; UTF-8 name
-    ("offset", "value"), [(6, 84), (9, 8)]
-)  # a future version; a name in UTF-8
 def test_a_damaged_directory_of_a_zip(tmp_path, offset, value):
     path = write_zip(tmp_path, {"a\xff.png": encoded(noise(8, 8))})
     content = bytearray(path.read_bytes())
