@@ -28,7 +28,7 @@ ANY_VERB = {
     "--resolution": "8",
     "--count": "1",
     "--views": "2",
-    "--seconds": "0.5",
+    "--seconds": "1.5",
     "--gpus": "2",
     "--kimg": "0.016",
 }

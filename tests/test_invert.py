@@ -533,7 +533,7 @@ def test_options_reach_the_search(
         asked.update(options)
         raise UserError("asked")
 
-    monkeypatch.setattr("cips3d.cli.inverting.find", find)
+    monkeypatch.setattr("cips3d.invert", find)
     model = str(folder / "model.safetensors")
     options = ["--yaw", "-20", "--pitch", "5", "--mirror", "0", "--effort", "0.5", "--seed", "4"]
     with pytest.raises(SystemExit):
@@ -687,7 +687,7 @@ def test_unwritable_results_are_reported_before_the_search(
     (tmp_path / "inversion.json").touch()
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).mkdir()
-    monkeypatch.setattr("cips3d.cli.inverting.find", None)
+    monkeypatch.setattr("cips3d.invert", None)
     with pytest.raises(SystemExit) as exit:
         cli.main(
             ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path)]

@@ -19,10 +19,7 @@ class _NotWritten(Exception):
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises the error of `atomic_path` before the work whose result the file will contain.
-
-    Leaves no trace.
-    """
+    """Raises the error that `atomic_path` would raise, before the work; leaves no trace."""
     made = [folder for folder in Path(os.path.realpath(path)).parents if not os.path.exists(folder)]
     try:
         with contextlib.suppress(_NotWritten), atomic_path(path):
@@ -68,19 +65,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def with_suffix_of(path: Path, *suffixes: str) -> Path:
-    """`path`, if it ends in one of the suffixes in any case.
-
-    Raises:
-        UserError: if it does not.
-    """
-    if path.suffix.lower() not in suffixes:
-        *others, last = suffixes
-        choice = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"{path}: the name must end in {choice}")
-    return path
 
 
 def png(image: Image.Image) -> bytes:

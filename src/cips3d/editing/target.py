@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cips3d.camera import Camera
 from cips3d.configuration import Configuration, NonNegative
-from cips3d.data.images import FILTERS, central_square, read_image
+from cips3d.data.images import central_square, read_image
 from cips3d.data.sources import upright_rgb
 from cips3d.editing.similarity import Distance, pixel_distance
 from cips3d.errors import UserError
@@ -119,7 +119,7 @@ def image_tensor(image: Any, generator: Generator) -> Float[Tensor, "1 3 side si
         image = _from_array(image)
     if isinstance(image, Image.Image):
         try:
-            square = central_square(upright_rgb(image), side, FILTERS["lanczos"])
+            square = central_square(upright_rgb(image), side)
         except (OSError, ValueError) as error:  # decoded only now, or without a range
             raise UserError(f"image: cannot be read ({error}); give another") from None
         image = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -1,7 +1,6 @@
 """Volume rendering (paper Eq. 4, Section 3.1): where to sample a ray and how to composite.
 
-Pure functions on tensors. Depths t are in world units along unit directions. Samples are the last
-axis throughout.
+Depths t are in world units along unit directions. Samples are the last axis throughout.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Bound = Float[Tensor, "*rays 1"]
+Samples = Float[Tensor, "*rays samples"]
+Fine = Float[Tensor, "*rays fine"]
+
 #: The authors' stand-in for an endless last interval: any density there makes the ray opaque.
 ENDLESS = 1e10
 
 
 def stratified_depths(
-    near: Float[Tensor, "*rays 1"],
-    far: Float[Tensor, "*rays 1"],
-    count: int,
-    jitter: Float[Tensor, "*rays samples"] | None = None,
-) -> Float[Tensor, "*rays samples"]:
-    """Evenly spaced depths from near to far, both included, each jittered by up to half a spacing.
+    near: Bound, far: Bound, count: int, jitter: Samples | None = None
+) -> Samples:
+    """`count` ≥ 2 evenly spaced depths from near to far, each jittered by up to half a spacing.
 
     Args:
-        near, far: bounds of each ray.
-        count: samples per ray, ≥ 2.
-        jitter: draws in [0, 1); ½ leaves a depth as it is. None: no jitter.
+        jitter: draws in [0, 1); ½ leaves a depth as it is, and None all of them.
     """
     steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
     t = torch.lerp(near, far, steps)
@@ -34,36 +32,24 @@ def stratified_depths(
     return t + (jitter - 0.5) * ((far - near) / (count - 1))
 
 
-def importance_depths(
-    t: Float[Tensor, "*rays samples"],
-    weights: Float[Tensor, "*rays samples"],
-    u: Float[Tensor, "*rays fine"],
-) -> Float[Tensor, "*rays fine"]:
-    """Depths distributed like the coarse weights: inverse CDF over the mid-points of their depths.
+@torch.no_grad()
+def importance_depths(t: Samples, weights: Samples, u: Fine) -> Fine:
+    """Depths distributed like the weights of sorted coarse depths t, for draws u in [0, 1].
 
-    The first and last weight are dropped and 1e-5 is added, as in NeRF and the authors' code. No
-    gradient flows through.
-
-    Args:
-        t: sorted coarse depths, at least 3.
-        weights: compositing weights of the coarse samples.
-        u: draws in [0, 1].
+    The inverse CDF runs over the mid-points of t. The first and last weight are dropped and 1e-5 is
+    added, as in NeRF and the authors' code.
     """
-    with torch.no_grad():
-        return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
+    return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
 
 
 def invert_cdf(
-    edges: Float[Tensor, "*rays edges"],
-    weights: Float[Tensor, "*rays bins"],
-    u: Float[Tensor, "*rays draws"],
-) -> Float[Tensor, "*rays draws"]:
-    """Positions at which the piecewise linear CDF of a histogram reaches u.
+    edges: Float[Tensor, "*rays edges"], weights: Float[Tensor, "*rays bins"], u: Fine
+) -> Fine:
+    """Positions at which the piecewise linear CDF of a histogram reaches u in [0, 1].
 
     Args:
         edges: sorted bin edges, one more than weights.
         weights: histogram, ≥ 0; 1e-5 is added to every bin, so that none is empty.
-        u: values of the CDF in [0, 1].
     """
     density = weights + 1e-5
     cdf = torch.cumsum(density / density.sum(dim=-1, keepdim=True), dim=-1)
@@ -79,18 +65,12 @@ def invert_cdf(
     return edge_low + fraction * (edge_high - edge_low)
 
 
-def compositing_weights(
-    t: Float[Tensor, "*rays samples"],
-    sigma: Float[Tensor, "*rays samples"],
-    end: Float[Tensor, "*rays 1"] | float,
-) -> Float[Tensor, "*rays samples"]:
-    """w_i = α_i T_i of the quadrature of Eq. 4.
-
-    α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
+def compositing_weights(t: Samples, sigma: Samples, end: Bound | float) -> Samples:
+    """w_i = α_i T_i of the quadrature of Eq. 4, α = 1 − exp(−δ relu(σ)), T_i = Π_{j<i} (1 − α_j).
 
     Args:
         t: sorted depths.
-        sigma: raw densities (noise already added), per world unit.
+        sigma: raw densities, noise included, per world unit.
         end: end of the last interval; `ENDLESS` for the authors' endless one.
     """
     last = t[..., :1]
@@ -98,7 +78,7 @@ def compositing_weights(
     # a jittered last sample may lie past the end; its interval is then empty
     delta = torch.diff(t, dim=-1, append=torch.maximum(ends, t[..., -1:]))
     transparency = torch.exp(-delta * torch.relu(sigma))
-    # exp(cumsum(log)) rather than cumprod, whose backward pass is slow on CPUs
+    # exp(cumsum(log)) rather than cumprod, whose backward pass is slow on CPUs; 1e-10 as in NeRF
     attenuation = torch.log(transparency + 1e-10)
     transmittance = torch.exp(torch.cumsum(attenuation, dim=-1) - attenuation)
     return (1 - transparency) * transmittance
@@ -109,15 +89,11 @@ def visible_samples(
 ) -> Int[Tensor, "batch visible"]:
     """Indices of the samples that can affect each image, into its flattened (ray, sample) pairs.
 
-    Where the density is not positive, weight and gradient are exactly 0 (the positive part has no
-    slope there). Behind an opaque surface both are below the rounding of the sum. So only samples
-    whose weight exceeds the machine epsilon need a feature and gradients: a third or fewer once
-    there are surfaces. An image with fewer of them than another is filled up with samples of its
-    own that have no effect, so no index occurs twice.
-
-    Args:
-        weights: compositing weights.
-        assumed_share: visible share on the meta device, whose tensors have no values.
+    Where the density is not positive, weight and gradient are exactly 0. Behind an opaque surface
+    both are below the rounding of the sum. So only samples whose weight exceeds the machine epsilon
+    need a feature and gradients: a third or fewer once there are surfaces. Images with fewer of
+    them than others are filled up with samples that have no effect. `assumed_share` is the visible
+    share on the meta device, whose tensors have no values.
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
     count = visible.shape[1]
@@ -132,7 +108,7 @@ def visible_samples(
 def sum_by_ray(
     values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
 ) -> Float[Tensor, "batch rays channels"]:
-    """Sums of the values that belong to each ray of each image."""
+    """Sums of the values of each ray; `ray` gives the ray that each value belongs to."""
     batch, _, channels = values.shape
     row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
     sums = values.new_zeros(batch * rays, channels)
