@@ -67,6 +67,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def suffix_of(path: str | os.PathLike[str], *allowed: str) -> str:
+    """The suffix of `path` in lower case.
+
+    Raises:
+        UserError: if it is none of the allowed ones.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in allowed:
+        *others, last = allowed
+        choice = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{path}: the name must end in {choice}")
+    return suffix
+
+
 def png(image: Image.Image) -> bytes:
     """An image as a PNG file."""
     file = io.BytesIO()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from cips3d.editing.blending import interpolate, mix_styles
 from cips3d.editing.inversion import SPACES, Inversion
 from cips3d.export.media import depth_map
 from cips3d.export.sheets import (
+    DEFAULT_SIDE,
     Cells,
     Sheet,
     camera_labels,
@@ -127,8 +129,12 @@ def mixing_sheet(
 
 @torch.inference_mode()
 def inversion_sheet(image: Float[Tensor, "1 3 side side"], found: Inversion) -> Sheet:
-    """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`."""
-    side, columns = image.shape[-1], len(INVERSION_YAWS)
+    """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`.
+
+    Cells have `DEFAULT_SIDE` pixels or more, whatever the side on which the image was fitted.
+    """
+    side, columns = max(image.shape[-1], DEFAULT_SIDE), len(INVERSION_YAWS)
+    image = F.interpolate(image, size=side, mode="bicubic", antialias=True).clamp(-1, 1)
     steps = [*found.earlier, found]
     first = [step.generator.render(step.styles, step.camera, side).image for step in steps]
     blank = [torch.ones_like(image)] * (columns - 1 - len(steps))
