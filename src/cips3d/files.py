@@ -67,6 +67,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def checked_suffix(path: str | os.PathLike[str], *suffixes: str) -> str:
+    """The lower-case suffix of a path; UserError if it is not one of `suffixes`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in suffixes:
+        *others, last = suffixes
+        choice = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(f"{path}: the name must end in {choice}")
+    return suffix
+
+
 def png(image: Image.Image) -> bytes:
     """An image as a PNG file."""
     file = io.BytesIO()

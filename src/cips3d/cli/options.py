@@ -20,7 +20,7 @@ from tyro.conf import arg
 
 from cips3d.configuration import MOST, Amount, Count, Positive, Seed, validated
 from cips3d.errors import UserError
-from cips3d.files import check_writable
+from cips3d.files import check_writable, checked_suffix
 from cips3d.model_paths import good_seeds, local_file
 
 T = TypeVar("T")
@@ -67,10 +67,8 @@ def _preset(name: str) -> str:
 
 def check_output(path: Path, *suffixes: str) -> Path:
     """The path, if its suffix is one of these (none: any) and a file can be written there."""
-    if suffixes and path.suffix.lower() not in suffixes:
-        *others, last = suffixes
-        choice = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"{path}: the name must end in {choice}")
+    if suffixes:
+        checked_suffix(path, *suffixes)
     check_writable(path)
     return path
 

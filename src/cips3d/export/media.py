@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated
 
 import av
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from cips3d.configuration import validated
 from cips3d.errors import UserError
-from cips3d.files import atomic_path, with_suffix_of
+from cips3d.files import atomic_path, checked_suffix
 from cips3d.models.types import to_uint8 as to_uint8
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -97,7 +96,7 @@ def robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
 # ---------------------------------------------------------------- files
 def save_image(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes a PNG, or a JPEG of quality 95, whole or not at all."""
-    is_jpeg = with_suffix_of(Path(path), *IMAGE_SUFFIXES).suffix.lower() != ".png"
+    is_jpeg = checked_suffix(path, *IMAGE_SUFFIXES) != ".png"
     if is_jpeg and max(image.shape) > _JPEG_SIDE:
         raise UserError(
             f"{path}: a JPEG has sides of at most {_JPEG_SIDE} pixels and this image is "
@@ -123,7 +122,7 @@ def save_frames(
         frames: images of one size.
         fps: frames per second, 0.01 to 1000; at most 50 in a GIF, since players slow down beyond.
     """
-    suffix = with_suffix_of(Path(path), *_FPS).suffix.lower()
+    suffix = checked_suffix(path, *_FPS)
     rate = Fraction(validated(_FPS[suffix], fps, f"{path}: fps")).limit_denominator(1001)
     encoder = _gif_encoder if suffix == ".gif" else _mp4_encoder
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from cips3d.export.isosurface import (
     surface_level,
 )
 from cips3d.export.media import to_uint8
-from cips3d.files import atomic_path, with_suffix_of
+from cips3d.files import atomic_path, checked_suffix
 from cips3d.models.layers import without_autocast
 from cips3d.models.protocol import ImageGenerator, RayGenerator
 from cips3d.models.rays import in_chunks
@@ -216,7 +215,7 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
     read them. GLB stores linear colours, as glTF requires, and a matte material, since glTF's
     default is metal.
     """
-    suffix = with_suffix_of(Path(path), ".ply", ".obj", ".glb").suffix.lower()
+    suffix = checked_suffix(path, ".ply", ".obj", ".glb")
     with atomic_path(path) as temporary:
         if suffix == ".ply":
             mesh.export(temporary, vertex_normal=True)
