@@ -500,7 +500,7 @@ def test_invert_writes_everything_needed_to_continue(folder: Path, generator: Ge
         float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3
     )
     headings = {0: ["input", "w", "w+", "tuned"], 1: ["-40°", "-20°", "0°", "20°", "40°"]}
-    expected = sheets.labelled_grid(3, 5, (8, 8), [], ["", "views", "depth"], headings)
+    expected = sheets.labelled_grid(3, 5, (256, 256), [], ["", "views", "depth"], headings)
     assert np.asarray(Image.open(out / "report.png")).shape == expected.shape
     width, height = Image.open(out / "views.png").size
     assert 7 * 256 < width < 9 * 256 and 2 * 256 < height < 3 * 256
