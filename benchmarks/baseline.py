@@ -135,10 +135,10 @@ def implicit_network(inr: ImplicitNetwork, x: Tensor, w: Tensor) -> Tensor:
     for i, block in enumerate(inr.blocks):
         y = F.leaky_relu(modulated_linear(block.first, x, w), 0.2, inplace=True)
         y = F.leaky_relu(modulated_linear(block.second, y, w), 0.2, inplace=True)
-        x = x + y if i >= inr.residual_from else y
-        if i >= inr.rgb_from:
-            rgb = rgb + inr.to_rgb[i - inr.rgb_from](x)
-    return torch.tanh(rgb) if inr.tanh else rgb
+        x = x + y if i >= inr.config.residual_from_block else y
+        if i >= inr.config.rgb_from_block:
+            rgb = rgb + inr.to_rgb[i - inr.config.rgb_from_block](x)
+    return torch.tanh(rgb) if inr.config.rgb_tanh else rgb
 
 
 def generate(

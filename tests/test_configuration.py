@@ -82,7 +82,7 @@ def changed(**networks: Any) -> dict[str, Any]:
         (changed(extent=0), "c.json: networks: extent is 0; it must be above 0"),
         (changed(extent=float("nan")), "c.json: networks: extent is nan; give a finite number"),
         (changed(embedding="x"), "c.json: networks: embedding is 'x'; choose 'film', 'learned'"),
-        (changed(rgb_from_block=9), "c.json: networks: rgb_from_block is 9; it must lie in 0 to 1"),
+        (changed(rgb_from_block=9), "c.json: networks: rgb_from_block is 9; it must lie between 0 and 1"),
         (changed(extent=1.0), "networks.extent is 1, half the depth of the volume"),
         (changed(inr_width=2**70), "c.json: a number of 71 bits is too large"),
         (changed(architecture="pi-gan"), "networks: pi-gan has no appearance_style_dim; to change"),

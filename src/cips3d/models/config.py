@@ -1,4 +1,4 @@
-"""What fixes a generator: its networks, how its rays are sampled, and the camera prior."""
+"""A generator's configuration: its networks, the samples per ray and the camera prior."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Background = Literal["endless", "last", "white", "plain"]
 
 @dataclass(frozen=True)
 class Sampling(Configuration):
-    """Where a ray is sampled."""
+    """Samples per ray."""
 
     label: ClassVar[str] = "sampling"
 
     coarse: int = 12
-    """stratified samples per ray; at least 3, or 2 without importance samples"""
+    """stratified samples; at least 3, or 2 without importance samples"""
     fine: int = 12
-    """importance samples per ray; 0 for none"""
+    """importance samples; 0 for none"""
 
     def check(self) -> None:
         if self.coarse < (3 if self.fine else 2) or self.fine < 0:
@@ -37,7 +37,7 @@ class Sampling(Configuration):
 
 @dataclass(frozen=True)
 class NetworkConfig(Configuration):
-    """Base of the networks' configurations, one for each architecture of the registry."""
+    """Base of the networks' configurations, one per architecture of the registry."""
 
     label: ClassVar[str] = "networks"
 
@@ -61,21 +61,21 @@ class FieldConfig(NetworkConfig):
     """width of the mapped shape code w_s"""
     shape_mapping_layers: Layers = 4
     embedding: Embedding = "film"
-    """coordinate embedding: the first FiLM-SIREN layer itself, a fully connected layer with a sine
-    of its own, or positional encoding"""
+    """coordinate embedding: the first FiLM-SIREN layer itself ("film"), a separate fully connected
+    layer with a sine ("learned"), or positional encoding ("fixed")"""
     embedding_octaves: Octaves = 10
     """L of the positional encoding (Eq. 5)"""
     view_direction: bool = False
-    """feed the ray direction to the layer behind the density (Table 2)"""
+    """feed the viewing direction d to the layer behind the density (Table 2)"""
     nerf_width: Annotated[int, Ge(2)] = 128
     nerf_layers: Layers = 2
     """FiLM-SIREN layers before the density"""
     density_gain: Finite = 1.0
-    """factor of the density head, per world unit. At 1 (the authors') a head has to grow weights
-    near 50 before a surface is opaque, which takes thousands of steps."""
+    """factor of the density head, per world unit. With the authors' 1, weights have to grow to near
+    50 before a surface is opaque, which takes thousands of steps."""
     density_blob: Finite = 0.0
-    """density added at the centre, per world unit, falling as 1 − (r/r₀)² with r₀ half the extent:
-    training then starts from a round body in empty space instead of fog"""
+    """density added at the centre, per world unit. It falls as 1 − (r/r₀)² with r₀ half the extent,
+    so training starts from a round body in empty space instead of fog."""
     background: Background = "endless"
     """"endless": the last interval has no end, so any density there is opaque (the authors');
     "last": the last sample takes the remaining transmittance; "white": a feature of ones; "plain":
@@ -99,8 +99,8 @@ class InrConfig(NetworkConfig):
     rgb_from_block: int = 3
     """first INR block index with a tRGB layer (the paper's text: 0)"""
     residual_from_block: Annotated[int, Ge(1)] = 4
-    """first INR block index with a residual addition, ≥ 1 since the first block's input is a
-    feature; inr_blocks for none (the paper's text)"""
+    """first INR block index with a residual addition, ≥ 1 since block 0 changes the width;
+    inr_blocks for none (the paper's text)"""
     rgb_tanh: bool = True
     """squash the sum of the tRGB layers (the paper's text: no)"""
 
@@ -109,7 +109,7 @@ class InrConfig(NetworkConfig):
         if not 0 <= self.rgb_from_block < self.inr_blocks:
             raise UserError(
                 f"rgb_from_block is {self.rgb_from_block}; "
-                f"it must lie in 0 to {self.inr_blocks - 1} (inr_blocks - 1)"
+                f"it must lie between 0 and {self.inr_blocks - 1} (inr_blocks - 1)"
             )
 
 
@@ -118,7 +118,7 @@ class Cips3dNetworks(InrConfig, FieldConfig):
     """CIPS-3D's networks. The defaults are the paper's size with the authors' settings."""
 
     architecture: Literal["cips-3d"] = "cips-3d"
-    # again, since InrConfig inherits other defaults
+    # InrConfig inherits other defaults of these two
     shape_dim: Count = 256
     background: Background = "endless"
 
@@ -154,7 +154,7 @@ class GeneratorConfig(Configuration):
     sampling: Sampling = field(default_factory=Sampling)
     """samples per ray, unless a rendering asks for others"""
     resolution: Count = 256
-    """side in pixels of the images it was last trained on, and that it renders by default"""
+    """side in pixels of the images that it was last trained on and renders by default"""
     poses: PoseDistribution = field(default_factory=PoseDistribution)
     """the camera prior it was trained with"""
 

@@ -1,7 +1,4 @@
-"""What a configuration costs: parameters, floating-point operations and memory, on shapes only.
-
-Everything is counted by running the code itself on torch's meta device.
-"""
+"""Parameters, operations and memory of a configuration, counted on torch's meta device."""
 
 from __future__ import annotations
 
@@ -26,16 +23,18 @@ from cips3d.models.types import Styles
 
 
 class Account(TorchDispatchMode):
-    """Counts operations, and adds up the storages that they make for as long as these live.
+    """Counts operations and the bytes of the storages that they allocate, until these are freed.
 
-    torch's FlopCounterMode does the first, but its hooks refuse the second derivative that R1
-    takes; its formulas serve here.
-
-    Attributes:
-        flops: operations of matrix products and convolutions so far (2 per multiply-add).
-        live: bytes of the storages that are alive.
-        peak: the largest `live` so far.
+    torch's FlopCounterMode has hooks that refuse R1's second derivatives, so only its formulas are
+    used.
     """
+
+    flops: int
+    """operations of matrix products and convolutions so far (2 per multiply-add)"""
+    live: int
+    """bytes of the storages that are alive"""
+    peak: int
+    """largest `live` so far"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,24 +66,17 @@ class Account(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one image.
-
-    Attributes:
-        parameters: trainable numbers.
-        flops: operations of matrix products and convolutions (2 per multiply-add) of a forward
-            pass, per image.
-        saved_bytes: float32 activations that a forward pass keeps for its backward pass, per image.
-
-    A generator's figures are upper bounds: every sample counts as visible.
-    """
+    """Cost of one image. A generator's is an upper bound: every sample counts as visible."""
 
     parameters: int
     flops: int
+    """operations of matrix products and convolutions of a forward pass (2 per multiply-add)"""
     saved_bytes: int
+    """float32 activations that a forward pass keeps for its backward pass"""
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Trainable numbers of a module."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -101,25 +93,22 @@ def generator_cost(config: GeneratorConfig, resolution: int) -> Cost:
 
 
 def discriminator_cost(config: DiscriminatorConfig, resolution: int) -> Cost:
-    """Cost of judging one image of `resolution`² pixels.
-
-    Weights that a forward pass scales once for the whole batch are not counted.
-    """
+    """Cost of judging one image of `resolution`² pixels."""
     with torch.device("meta"):
         discriminator = ProgressiveDiscriminator(config)
         images, labels = torch.empty(2, 3, resolution, resolution), torch.empty(2, 25)
     accounts = []
+    # the difference of two batch sizes leaves out weights that are scaled once per forward pass
     for count in (1, 2):
         with torch.enable_grad(), Account() as account:
-            cameras = labels[:count] if config.camera_label else None
-            kept = discriminator(images[:count], cameras=cameras)
+            kept = discriminator(images[:count], cameras=labels[:count])
         accounts.append((account.flops, account.live if len(kept) else 0))
     (_, one), (flops, two) = accounts
     return Cost(parameter_count(discriminator), flops // 2, two - one)
 
 
 def automatic_chunk(config: GeneratorConfig, batch: int, sampling: Sampling, memory: int) -> int:
-    """Rays of each of `batch` images whose activations fill a quarter of `memory` bytes at most."""
+    """Rays per image of a batch whose activations fill at most a quarter of `memory` bytes."""
     per_ray = _bytes_per_ray(replace(config, sampling=sampling))
     return max(1, int(memory / 4 / (per_ray * batch)))
 
@@ -131,7 +120,7 @@ def _bytes_per_ray(config: GeneratorConfig) -> float:
 
 
 def device_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes of memory of a GPU, or of each of `processes` that share this machine's."""
+    """Bytes of a GPU's memory, or of this machine's for each of `processes` that share it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return psutil.virtual_memory().total // processes

@@ -1,7 +1,6 @@
-"""The progressive residual discriminator (paper Section 4.1).
+"""StyleGAN2's residual discriminator with an entry at every resolution (paper Section 4.1).
 
-It is StyleGAN2's, with an entry at every resolution and fade-in. The main and the auxiliary
-discriminator are two instances with different widths.
+The main and the auxiliary discriminator are two instances with different widths.
 """
 
 from __future__ import annotations
@@ -21,6 +20,10 @@ from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.models.layers import LEAKY_SLOPE
 
+Images = Float[Tensor, "batch 3 res res"]
+Labels = Float[Tensor, "batch 25"]
+Maps, Maps2 = Float[Tensor, "batch c height width"], Float[Tensor, "batch c2 height2 width2"]
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(Configuration):
@@ -33,8 +36,7 @@ class DiscriminatorConfig(Configuration):
     )
     """width at each resolution: powers of two from 4 up to the largest entry"""
     downsample_first: bool = False
-    """downsample in a block's first convolution (the authors' auxiliary discriminator), not its
-    second"""
+    """downsample in a block's first convolution (the authors' auxiliary one), not its second"""
     stddev_group: Annotated[int, Ge(0)] = 0
     """group size of the minibatch standard deviation; 0 for none"""
     camera_label: bool = False
@@ -52,33 +54,23 @@ class DiscriminatorConfig(Configuration):
 
 
 class Judgement(NamedTuple):
-    """What a discriminator predicts for each image.
+    """What a discriminator predicts for each image."""
 
-    Attributes:
-        logits: (B, 1); higher is more real.
-        pose: (B, 2) yaw and pitch in radians; None without a pose head.
-    """
-
-    logits: Tensor
-    pose: Tensor | None
-
-
-def _blur_kernel() -> Tensor:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    kernel = torch.outer(taps, taps)
-    return kernel / kernel.sum()
+    logits: Float[Tensor, "batch 1"]
+    """higher is more real"""
+    pose: Float[Tensor, "batch 2"] | None
+    """yaw and pitch in radians; None without a pose head"""
 
 
 class EqualConv(nn.Module):
     """Convolution with equalised learning rate (weights times 1/√fan_in), then activation.
 
-    The activation is gain·√2·LeakyReLU(0.2)(x + bias). It is positively homogeneous, so all
-    constants fold into weights and bias: only the convolution and an in-place LeakyReLU touch the
-    images.
+    The activation is gain·√2·LeakyReLU(0.2)(x + bias). It is positively homogeneous, so constants
+    are folded into weights and bias, which are smaller than the images.
 
     Args:
         downsample: blur and halve the resolution.
-        activate: bias and activation, or (for the skip connection) neither.
+        activate: bias and activation; neither for skip connections.
         gain: constant factor of the result.
     """
 
@@ -98,11 +90,11 @@ class EqualConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_dim)) if activate else None
         self.downsample = downsample
         self.scale = gain * (math.sqrt(2) if activate else 1.0)
-        self.register_buffer("kernel", _blur_kernel() if downsample else None, persistent=False)
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        kernel = torch.outer(taps, taps) if downsample else None
+        self.register_buffer("kernel", kernel, persistent=False)
 
-    def forward(
-        self, x: Float[Tensor, "batch in height width"]
-    ) -> Float[Tensor, "batch out height2 width2"]:
+    def forward(self, x: Maps) -> Maps2:
         size = self.weight.shape[-1]
         weight = self.weight * (self.scale / math.sqrt(self.weight[0].numel()))
         bias = None if self.bias is None else self.bias * self.scale
@@ -119,25 +111,20 @@ class EqualConv(nn.Module):
 class Blur(torch.autograd.Function):
     """A convolution of every channel with one constant kernel.
 
-    In R1's backward pass torch's own, with a group per channel, computes the kernel's gradient even
-    though nothing needs it, by a convolution per channel: thousands of tiny ones per step of the
-    large presets.
+    In R1's backward pass, torch's own also computes the kernel's gradient, by a tiny convolution
+    per channel: thousands of them per step of the large presets.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Float[Tensor, "batch channels height width"],
-        kernel: Float[Tensor, "k k"],
-        padding: int,
-        stride: int,
-    ) -> Float[Tensor, "batch channels height2 width2"]:
+        ctx: Any, x: Maps, kernel: Float[Tensor, "k k"], padding: int, stride: int
+    ) -> Maps2:
         ctx.save_for_backward(kernel)
         ctx.geometry = padding, stride, x.shape[2:]
         return F.conv2d(x, _grouped(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return BlurAdjoint.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
 
 
@@ -159,13 +146,11 @@ class BlurAdjoint(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return Blur.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
 
 
-def _grouped(
-    kernel: Float[Tensor, "k k"], x: Float[Tensor, "batch channels h w"]
-) -> Float[Tensor, "channels 1 k k"]:
+def _grouped(kernel: Tensor, x: Tensor) -> Float[Tensor, "channels 1 k k"]:
     return kernel.to(x).expand(x.shape[1], 1, -1, -1)
 
 
@@ -174,17 +159,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, downsample_first: bool) -> None:
         super().__init__()
+        half = math.sqrt(0.5)
         self.conv1 = EqualConv(in_dim, in_dim, 3, downsample=downsample_first)
-        self.conv2 = EqualConv(
-            in_dim, out_dim, 3, downsample=not downsample_first, gain=math.sqrt(0.5)
-        )
-        self.skip = EqualConv(
-            in_dim, out_dim, 1, downsample=True, activate=False, gain=math.sqrt(0.5)
-        )
+        self.conv2 = EqualConv(in_dim, out_dim, 3, downsample=not downsample_first, gain=half)
+        self.skip = EqualConv(in_dim, out_dim, 1, downsample=True, activate=False, gain=half)
 
-    def forward(
-        self, x: Float[Tensor, "batch in height width"]
-    ) -> Float[Tensor, "batch out height2 width2"]:
+    def forward(self, x: Maps) -> Maps2:
         return self.conv2(self.conv1(x)) + self.skip(x)
 
 
@@ -203,28 +183,28 @@ class EqualLinear(nn.Module):
 
 
 class CameraEmbedding(nn.Module):
-    """Camera labels as vectors of mean square 1, onto which an image's features are projected.
-
-    The form is StyleGAN2-ADA's.
-    """
+    """Camera labels as vectors of mean square 1, as in StyleGAN2-ADA."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.first = EqualLinear(25, dim, activate=True)
         self.second = EqualLinear(dim, dim, activate=False)
 
-    def forward(self, labels: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch dim"]:
+    def forward(self, labels: Labels) -> Float[Tensor, "batch dim"]:
         x = self.second(self.first(labels))
         return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 class ProgressiveDiscriminator(nn.Module):
-    """From-RGB at the image's resolution, residual blocks to 4×4, a convolution, linear layers."""
+    """From-RGB at the image's resolution, residual blocks to 4×4, a convolution, linear layers.
+
+    Methods raise UserError for images at a resolution without an entry.
+    """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.channels
+        channels, width = config.channels, config.channels[4]
         self.from_rgb = nn.ModuleDict({str(r): EqualConv(3, c, 1) for r, c in channels.items()})
         self.blocks = nn.ModuleDict(
             {
@@ -233,28 +213,19 @@ class ProgressiveDiscriminator(nn.Module):
                 if r > 4
             }
         )
-        self.final_conv = EqualConv(channels[4] + (1 if config.stddev_group else 0), channels[4], 3)
-        self.hidden = EqualLinear(channels[4] * 16, channels[4], activate=True)
-        width = channels[4]
+        self.final_conv = EqualConv(width + (1 if config.stddev_group else 0), width, 3)
+        self.hidden = EqualLinear(width * 16, width, activate=True)
         self.logit = EqualLinear(width, width if config.camera_label else 1, activate=False)
         self.label = CameraEmbedding(width) if config.camera_label else None
         self.pose = EqualLinear(width, 2, activate=False) if config.pose_head else None
 
     def forward(
-        self,
-        images: Float[Tensor, "batch 3 res res"],
-        alpha: float = 1.0,
-        cameras: Float[Tensor, "batch 25"] | None = None,
+        self, images: Images, alpha: float = 1.0, cameras: Labels | None = None
     ) -> Float[Tensor, "batch 1"]:
         """The logits of `judge`."""
         return self.judge(images, alpha, cameras).logits
 
-    def judge(
-        self,
-        images: Float[Tensor, "batch 3 res res"],
-        alpha: float = 1.0,
-        cameras: Float[Tensor, "batch 25"] | None = None,
-    ) -> Judgement:
+    def judge(self, images: Images, alpha: float = 1.0, cameras: Labels | None = None) -> Judgement:
         """Logits and, with a pose head, poses.
 
         Args:
@@ -262,9 +233,6 @@ class ProgressiveDiscriminator(nn.Module):
             alpha: fade-in of the block at this resolution: 0 uses only the halved image, 1 only the
                 block.
             cameras: labels (see `Camera.to_label`); needed with `camera_label`, else ignored.
-
-        Raises:
-            UserError: if the resolution has no block.
         """
         x = self._hidden(images, alpha)
         logit = self.logit(x)
@@ -274,21 +242,11 @@ class ProgressiveDiscriminator(nn.Module):
             logit = projection / math.sqrt(logit.shape[1])
         return Judgement(logit, None if self.pose is None else self.pose(x))
 
-    def predicted_poses(
-        self, images: Float[Tensor, "batch 3 res res"]
-    ) -> Float[Tensor, "batch 2"] | None:
-        """Yaw and pitch in radians of images without known cameras; None without a pose head.
-
-        Images larger than the largest entry are reduced first.
-
-        Raises:
-            UserError: if the resolution has no block.
-        """
+    def predicted_poses(self, images: Images) -> Float[Tensor, "batch 2"] | None:
+        """Yaw and pitch in radians of `reduced` images; None without a pose head."""
         return None if self.pose is None else self.pose(self._hidden(self.reduced(images), 1.0))
 
-    def reduced(
-        self, images: Float[Tensor, "batch 3 res res"]
-    ) -> Float[Tensor, "batch 3 res2 res2"]:
+    def reduced(self, images: Images) -> Float[Tensor, "batch 3 res2 res2"]:
         """Images in the network's precision, no larger than its largest entry."""
         largest = max(self.config.channels)
         images = images.to(self.hidden.weight.dtype)
@@ -296,26 +254,18 @@ class ProgressiveDiscriminator(nn.Module):
             return images
         return F.interpolate(images, (largest, largest), mode="area")
 
-    def _hidden(
-        self, images: Float[Tensor, "batch 3 res res"], alpha: float
-    ) -> Float[Tensor, "batch channels"]:
+    def _hidden(self, images: Images, alpha: float) -> Float[Tensor, "batch channels"]:
         x = self.features(images, alpha)[-1]
         if self.config.stddev_group:
             x = torch.cat([x, _minibatch_stddev(x, self.config.stddev_group)], dim=1)
         return self.hidden(self.final_conv(x).flatten(1))
 
-    def features(
-        self, images: Float[Tensor, "batch 3 res res"], alpha: float = 1.0
-    ) -> list[Float[Tensor, "batch channels height width"]]:
-        """Activations after from-RGB and after each block, down to 4×4; arguments as in `judge`.
-
-        Raises:
-            UserError: if the resolution has no block.
-        """
-        resolution = images.shape[-1]
-        if resolution not in self.config.channels or images.shape[-2] != resolution:
+    def features(self, images: Images, alpha: float = 1.0) -> list[Tensor]:
+        """Activations (B, C, H, W) after from-RGB and after each block, down to 4×4."""
+        height, resolution = images.shape[-2:]
+        if resolution not in self.config.channels or height != resolution:
             raise UserError(
-                f"discriminator: no entry for {images.shape[-2]}x{resolution} images; "
+                f"discriminator: no entry for {height}x{resolution} images; "
                 f"it has {sorted(self.config.channels)}"
             )
         # faster convolutions on CPUs and tensor cores
@@ -324,7 +274,7 @@ class ProgressiveDiscriminator(nn.Module):
         while resolution > 4:
             x = self.blocks[str(resolution)](activations[-1])
             resolution //= 2
-            if alpha < 1 and resolution * 2 == images.shape[-1]:
+            if alpha < 1 and len(activations) == 1:
                 halved = F.interpolate(
                     images, scale_factor=0.5, mode="bilinear", align_corners=False
                 )
@@ -333,7 +283,7 @@ class ProgressiveDiscriminator(nn.Module):
         return activations
 
 
-def _minibatch_stddev(x: Float[Tensor, "batch c h w"], group: int) -> Float[Tensor, "batch 1 h w"]:
+def _minibatch_stddev(x: Maps, group: int) -> Float[Tensor, "batch 1 height width"]:
     """StyleGAN2's minibatch standard deviation: one number per group of images, as a map."""
     batch, _, height, width = x.shape
     group = math.gcd(batch, group)

@@ -13,10 +13,7 @@ from cips3d.models.ops.sine import sine
 
 
 def positional_encoding(x: Float[Tensor, "*shape 3"], octaves: int) -> Float[Tensor, "*shape out"]:
-    """T(x; L) of Eq. 7: x, then sin(2^l π x_k), cos(2^l π x_k) for l < L = `octaves`.
-
-    3 + 6·L numbers per point.
-    """
+    """T(x; L) of Eq. 7: x, then sin(2^l π x_k) and cos(2^l π x_k) for l < L = `octaves`."""
     frequencies = math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device)
     angles = x[..., None] * frequencies
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1)
@@ -36,13 +33,9 @@ class FixedEmbedding(nn.Module):
 
 
 class LearnedEmbedding(nn.Module):
-    """A fully connected layer and a sine, the same for every style (Section 3.3).
+    """sin(30 (W x + b)): a fully connected layer and a sine, independent of style (Section 3.3).
 
-    The first-layer frequency of 30 is SIREN's.
-
-    Args:
-        out_dim: number of sines.
-        in_dim: number of coordinates, which span about [-1, 1].
+    The coordinates x span about [-1, 1]. The factor of 30 is SIREN's.
     """
 
     def __init__(self, out_dim: int, in_dim: int = 3) -> None:

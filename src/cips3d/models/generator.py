@@ -1,6 +1,6 @@
 """CIPS-3D's generator (paper Fig. 2): latents → styles → rays → pixels.
 
-A pixel sees its ray and the styles, and nothing else.
+A pixel depends on its ray and the styles, and on nothing else.
 """
 
 from __future__ import annotations
@@ -12,15 +12,46 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
-from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
+from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import MappingNetwork, rgb_head, without_autocast
-from cips3d.models.nerf import FieldOutput, ShallowNerf
+from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
 from cips3d.models.protocol import RayGenerator
-from cips3d.models.types import Latents, RayDraws, RayOutput, Styles
+from cips3d.models.types import Latents, Points, RayDraws, RayOutput, Samples, StyleCodes, Styles
 
 
-class Generator(RayGenerator):
+class FieldGenerator(RayGenerator):
+    """Base of generators with a radiance field and a background behind it."""
+
+    has_density = True
+    networks: FieldConfig
+    nerf: RadianceField
+    background: nn.Module | None
+    """w_s ↦ the feature behind the samples, for the background "plain" """
+
+    def render_features(
+        self, shape_style: StyleCodes, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> FieldOutput:
+        """The NeRF half of `render_rays` (Eq. 4): rendered features V_r with the background."""
+        field = self.nerf.render(shape_style, rays, sampling, draws)
+        transmittance = (1 - field.opacity)[..., None]
+        if self.networks.background == "white":
+            return field._replace(feature=field.feature + transmittance)
+        if self.background is None:
+            return field
+        with without_autocast(self.device):
+            behind = self.background(shape_style.to(rays.origins.dtype))[:, None]
+        return field._replace(feature=field.feature + transmittance * behind)
+
+    def density(self, points: Points, styles: Styles) -> Float[Tensor, "batch points"]:
+        sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
+        return sigma
+
+    def density_along(self, rays: Rays, t: Samples, styles: Styles) -> Samples:
+        return self.nerf.density_along(rays, t, styles.shape)
+
+
+class Generator(FieldGenerator):
     """CIPS-3D: mapping networks, shallow NeRF, implicit network and auxiliary colour head.
 
     `save_pretrained` and `push_to_hub` are the Hugging Face hub's; `from_pretrained` is
@@ -30,14 +61,12 @@ class Generator(RayGenerator):
     Networks = Cips3dNetworks
     parts = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
     geometry_parts = ("nerf", "shape_mapping", "background")
-    has_density = True
     has_aux_image = True
+    networks: Cips3dNetworks
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__(config)
-        c = self.config.networks
-        assert isinstance(c, Cips3dNetworks)
-        self.networks = c
+        c = self.networks
         self.shape_mapping = MappingNetwork(
             c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False
         )
@@ -63,54 +92,18 @@ class Generator(RayGenerator):
     def render_rays(
         self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
     ) -> RayOutput:
-        """See `RayGenerator.render_rays`."""
+        """Renders any rays; see `RayGenerator.render_rays`."""
         field = self.render_features(styles.shape, rays, sampling, draws)
         return RayOutput(
             rgb=self.inr(field.feature, styles.appearance),
             aux_rgb=torch.tanh(self.aux_head(field.feature)),
-            depth=field.depth,
-            opacity=field.opacity,
-            last_weight=field.last_weight,
-            feature=field.feature,
+            **field._asdict(),
         )
-
-    def render_features(
-        self,
-        shape_style: Float[Tensor, "batch ws"],
-        rays: Rays,
-        sampling: Sampling,
-        draws: RayDraws | None = None,
-    ) -> FieldOutput:
-        """The NeRF half of `render_rays` (Eq. 4): rendered features V_r with the background."""
-        field = self.nerf.render(shape_style, rays, sampling, draws)
-        transmittance = (1 - field.opacity)[..., None]
-        if self.networks.background == "white":
-            return field._replace(feature=field.feature + transmittance)
-        if self.background is None:
-            return field
-        with without_autocast(self.device):
-            behind = self.background(shape_style.to(rays.origins.dtype))[:, None]
-        return field._replace(feature=field.feature + transmittance * behind)
-
-    def density(
-        self, points: Float[Tensor, "batch points 3"], styles: Styles
-    ) -> Float[Tensor, "batch points"]:
-        """Raw density σ at world points, per world unit."""
-        sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
-        return sigma
-
-    def density_along(
-        self, rays: Rays, t: Float[Tensor, "batch rays samples"], styles: Styles
-    ) -> Float[Tensor, "batch rays samples"]:
-        """`density` at depths t of each ray, without gradients."""
-        return self.nerf.density_along(rays, t, styles.shape)
 
     @property
     def style_blocks(self) -> int:
-        """Blocks of the implicit network."""
         return self.networks.inr_blocks
 
     def activations_per_ray(self, sampling: Sampling) -> int:
-        """Hidden activations of the field's samples or of the implicit network."""
         samples = sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)

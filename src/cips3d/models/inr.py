@@ -29,19 +29,18 @@ class InrBlock(nn.Module):
 
 
 class ImplicitNetwork(nn.Module):
-    """V_r, w_a → rgb: blocks of two ModFC layers with summed tRGB outputs, pixel by pixel."""
+    """(V_r, w_a) ↦ rgb, pixel by pixel: blocks of two ModFC layers, whose tRGB layers add up."""
 
     def __init__(self, config: InrConfig) -> None:
         super().__init__()
-        self.rgb_from, self.residual_from = config.rgb_from_block, config.residual_from_block
-        self.tanh = config.rgb_tanh
-        width = config.inr_width
-        in_dims = [config.feature_dim] + [width] * (config.inr_blocks - 1)
+        self.config = config
+        width, count = config.inr_width, config.inr_blocks
+        in_dims = [config.feature_dim] + [width] * (count - 1)
         self.blocks = nn.ModuleList(
             InrBlock(in_dim, width, config.appearance_style_dim) for in_dim in in_dims
         )
         self.to_rgb = nn.ModuleList(
-            rgb_head(width, 100) for _ in range(self.rgb_from, config.inr_blocks)
+            rgb_head(width, 100) for _ in range(config.rgb_from_block, count)
         )
 
     def forward(
@@ -49,19 +48,14 @@ class ImplicitNetwork(nn.Module):
         x: Float[Tensor, "batch rays feature"],
         w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]],
     ) -> Float[Tensor, "batch rays 3"]:
-        """Colours, in [-1, 1] with tanh.
-
-        Args:
-            x: rendered features V_r.
-            w: one appearance style for all blocks, or one per block (style mixing).
-        """
+        """Colours, in [-1, 1] with tanh, from features V_r and one style, or one per block."""
         styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
         rgb: Tensor | None = None
         for i, (block, style) in enumerate(zip(self.blocks, styles, strict=True)):
             y = block(x, style)
-            x = x + y if i >= self.residual_from else y
-            if i >= self.rgb_from:
-                part = self.to_rgb[i - self.rgb_from](x)
+            x = x + y if i >= self.config.residual_from_block else y
+            if i >= self.config.rgb_from_block:
+                part = self.to_rgb[i - self.config.rgb_from_block](x)
                 rgb = part if rgb is None else rgb + part
-        assert rgb is not None  # InrConfig guarantees rgb_from < blocks
-        return torch.tanh(rgb) if self.tanh else rgb
+        assert rgb is not None  # InrConfig guarantees rgb_from_block < inr_blocks
+        return torch.tanh(rgb) if self.config.rgb_tanh else rgb

@@ -1,4 +1,4 @@
-"""Modulated layers and mapping networks (paper Eq. 2, Fig. 2a, 2d and 4)."""
+"""Mapping networks, FiLM-SIREN and ModFC layers (paper Eq. 2, Fig. 2a, 2d and 4)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 class MappingNetwork(nn.Module):
     """m_s or m_a: maps a latent code z to a style code w (paper Fig. 2a, 2d).
 
-    z is normalised to unit mean square. Linear layers follow, with LeakyReLU(0.2) between them.
-
-    Args:
-        in_dim: width of z.
-        out_dim: width of w and of every hidden layer.
-        layers: number of linear layers, ≥ 1.
-        norm: put a LayerNorm after every linear layer, before its activation, as the authors do for
-            the appearance code.
+    z is normalised to unit mean square. `layers` linear layers follow, with LeakyReLU(0.2) between
+    them. With `norm`, a LayerNorm follows each of them, as in the authors' appearance mapping.
     """
 
     def __init__(self, in_dim: int, out_dim: int, layers: int, norm: bool) -> None:
@@ -58,12 +52,8 @@ class MappingNetwork(nn.Module):
 class FilmSiren(nn.Module):
     """sin(γ ⊙ (W x + b) + β) with γ = 15·A_γ(w) + 30 and β = A_β(w) (paper Eq. 2).
 
-    The constants are the authors'. The sine's argument is large (gains near 30), so it is always
-    computed in the parameters' own precision: call this outside autocast.
-
-    Args:
-        in_dim, out_dim: widths of x and of the result.
-        style_dim: width of w.
+    The constants are the authors'. The sine's argument is large (gains near 30) and needs the
+    parameters' own precision: call this outside autocast.
     """
 
     def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
@@ -80,7 +70,7 @@ class FilmSiren(nn.Module):
     def folded(
         self, w: Float[Tensor, "batch w"]
     ) -> tuple[Float[Tensor, "batch in_dim out"], Float[Tensor, "batch 1 out"]]:
-        """Weights M and offset c such that the layer is sin(x M + c): γ folded in, per style."""
+        """M and c of each style that make the layer sin(x M + c), with γ folded in."""
         gain = 15 * self.gain(w) + 30
         matrix = self.linear.weight.t() * gain[:, None, :]
         offset = gain * self.linear.bias + self.phase(w)
@@ -95,14 +85,7 @@ class FilmSiren(nn.Module):
 
 
 class ModulatedLinear(nn.Module):
-    """ModFC (paper Section 3.2, Fig. 4): a linear layer with style-scaled, demodulated weights.
-
-    s = A(w) + 1, W' = W ⊙ s over the inputs, W'' = W' · rsqrt(Σ_in W'² + ε), y = x W''.
-
-    Args:
-        in_dim, out_dim: widths of x and y.
-        style_dim: width of w.
-    """
+    """ModFC (paper Section 3.2, Fig. 4): s = A(w) + 1, W' = W ⊗ s, Y = X W'' by bmm."""
 
     def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
         super().__init__()
@@ -112,7 +95,7 @@ class ModulatedLinear(nn.Module):
         nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
 
     def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in_dim out"]:
-        """W'' for each style."""
+        """W'' = W' ⊗ (Σ_in W'² + ε)^(−1/2), the demodulated weights of each style."""
         weight = self.weight * (self.affine(w) + 1)[:, :, None]
         return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
 
@@ -123,7 +106,7 @@ class ModulatedLinear(nn.Module):
 
 
 def rgb_head(in_dim: int, divisor: float) -> nn.Linear:
-    """A linear layer to three colours with small initial weights, U(±√(6/in_dim)/divisor)."""
+    """A linear layer to three colours with initial weights from U(±√(6/in_dim)/divisor)."""
     head = nn.Linear(in_dim, 3)
     bound = math.sqrt(6 / in_dim) / divisor
     nn.init.uniform_(head.weight, -bound, bound)

@@ -15,44 +15,41 @@ from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, without_autocast
 from cips3d.models.ops.sine import sine_, sine_along
 from cips3d.models.rays import chunks
-from cips3d.models.types import RayDraws
+from cips3d.models.types import Points, RayDraws, Samples, StyleCodes
 
-#: Samples whose density `density_along` computes at a time, on other devices and on CPUs, where
-#: activations then stay in the caches.
+#: Samples whose density `density_along` computes at a time: on other devices, and on CPUs, whose
+#: caches then hold the activations.
 CHUNK_SAMPLES = (2**20, 2**13)
 
 
 class FieldOutput(NamedTuple):
-    """What a radiance field renders along rays.
+    """What a radiance field renders along rays."""
 
-    Attributes:
-        feature: (B, N, F) Σ w v.
-        depth: (B, N) Σ w t + (1 − Σ w)·far, world units.
-        opacity: (B, N) Σ w.
-        last_weight: (B, N) the deepest sample's weight.
-    """
-
-    feature: Tensor
-    depth: Tensor
-    opacity: Tensor
-    last_weight: Tensor
+    feature: Float[Tensor, "batch rays feature"]
+    """V_r = Σ w v"""
+    depth: Float[Tensor, "batch rays"]
+    """Σ w t + (1 − Σ w)·far, world units"""
+    opacity: Float[Tensor, "batch rays"]
+    """Σ w"""
+    last_weight: Float[Tensor, "batch rays"]
+    """the deepest sample's weight"""
 
 
 class RadianceField(nn.Module):
-    """g(x, w_s) → (σ, v): FiLM-SIREN layers, a density head, and one more layer for the feature.
+    """g(x, w_s) ↦ (σ, v) (Eq. 3): FiLM-SIREN layers, a density head, one more layer for v.
 
-    The last linear layer h → v commutes with the weighted sum along the ray. So it is a method of
-    its own (`project`), applied once per ray: Σ w (A h + a) = A Σ w h + a Σ w.
+    The last linear layer h ↦ v commutes with the weighted sum along a ray. So it is a method of its
+    own (`project`), applied once per ray: Σ w (A h + a) = A Σ w h + a Σ w.
 
     Args:
         config: sizes, embedding, volume and background.
-        head_width: width of the FiLM-SIREN layer behind the density.
+        head_width: width of h, the FiLM-SIREN layer behind the density.
     """
 
     def __init__(self, config: FieldConfig, head_width: int) -> None:
         super().__init__()
         self.config = config
-        width = config.nerf_width
+        width, style_dim = config.nerf_width, config.shape_style_dim
         embeddings = {
             "film": None,
             "learned": LearnedEmbedding(width),
@@ -61,25 +58,20 @@ class RadianceField(nn.Module):
         self.embedding = embeddings[config.embedding]
         in_dim = 3 if self.embedding is None else self.embedding.out_dim
         in_dims = [in_dim] + [width] * (config.nerf_layers - 1)
-        style_dim = config.shape_style_dim
         self.layers = nn.ModuleList(FilmSiren(in_dim, width, style_dim) for in_dim in in_dims)
         self.density = nn.Linear(width, 1)
         in_dim = width + (3 if config.view_direction else 0)
         self.feature_layer = FilmSiren(in_dim, head_width, style_dim)
 
     def forward(
-        self,
-        points: Float[Tensor, "batch points 3"],
-        directions: Float[Tensor, "batch points 3"] | None,
-        w: Float[Tensor, "batch w"],
+        self, points: Points, directions: Points | None, w: StyleCodes
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points hidden"]]:
         """Raw density σ and hidden feature h at world points.
 
-        σ may be negative; compositing takes its positive part. `project` turns (sums of) h into
-        features v.
+        σ may be negative; compositing takes its positive part. `project` turns (sums of) h into v.
 
         Args:
-            directions: unit viewing directions, used only with `view_direction`.
+            directions: unit viewing directions d, used only with `view_direction`.
         """
         x = points / self.config.extent
         if self.embedding is not None:
@@ -101,10 +93,7 @@ class RadianceField(nn.Module):
     def _raw_density(
         self, x: Float[Tensor, "*points hidden"], squared_radius: Float[Tensor, "*points"]
     ) -> Float[Tensor, "*points"]:
-        """σ from the last hidden activations, with the blob around the centre.
-
-        DreamFusion (Poole et al. 2022) has a similar blob.
-        """
+        """σ from the last hidden activations, with a blob as in DreamFusion (Poole et al. 2022)."""
         sigma = self.config.density_gain * self.density(x)[..., 0]
         if self.config.density_blob:
             falloff = 1 - squared_radius / (self.config.extent / 2) ** 2
@@ -112,24 +101,21 @@ class RadianceField(nn.Module):
         return sigma
 
     @torch.no_grad()
-    def density_along(
-        self, rays: Rays, t: Float[Tensor, "batch rays samples"], w: Float[Tensor, "batch w"]
-    ) -> Float[Tensor, "batch rays samples"]:
+    def density_along(self, rays: Rays, t: Samples, w: StyleCodes) -> Samples:
         """σ at depths t of each ray, without gradients; equal to `forward`'s up to rounding.
 
-        The first layer is affine in t, W(o + t d) = W o + t W d, so its matrix products are per
-        ray instead of per sample.
+        The first layer is affine in t, W(o + t d) = W o + t W d, so its matrix products are per ray
+        instead of per sample.
         """
         folded = [layer.folded(w) for layer in self.layers if isinstance(layer, FilmSiren)]
+        o, d = rays.origins, rays.directions
         start = slope = None
         if self.embedding is None:
             (matrix, offset), *folded = folded
             matrix = matrix / self.config.extent
-            start = torch.baddbmm(offset, rays.origins, matrix)
-            slope = torch.bmm(rays.directions, matrix)
-        o, d = rays.origins, rays.directions
+            start, slope = torch.baddbmm(offset, o, matrix), torch.bmm(d, matrix)
         oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
-        size = CHUNK_SAMPLES[rays.origins.device.type == "cpu"] // (t.shape[0] * t.shape[2])
+        size = CHUNK_SAMPLES[o.is_cpu] // (t.shape[0] * t.shape[2])
         parts = []
         for part in chunks(rays.count, size):
             depth = t[:, part]
@@ -147,43 +133,32 @@ class RadianceField(nn.Module):
 
     # ---------------------------------------------------------------- volume rendering
     def render(
-        self,
-        w: Float[Tensor, "batch w"],
-        rays: Rays,
-        sampling: Sampling,
-        draws: RayDraws | None = None,
+        self, w: StyleCodes, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
     ) -> FieldOutput:
         """Composited features along rays (Eq. 4), without the background behind them.
 
-        Densities of all samples are computed first, without gradients; then the samples that can
-        be seen are evaluated again, with features and gradients. Sample depths are constants to the
-        gradient.
-
-        Args:
-            w: shape styles, one per batch entry.
-            sampling: samples per ray.
-            draws: this rendering's random numbers; None: no jitter, no noise, evenly spread
-                importance samples.
+        Densities of all samples are computed first, without gradients. The visible samples are then
+        evaluated again, with features and gradients. Depths are constants to the gradient.
         """
         w = w.to(rays.origins.dtype)  # autocast computes the mapping network in 16 bits
+        draws = RayDraws.even(rays, sampling) if draws is None else draws
+        noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):
             with torch.no_grad():
                 # not `norm`, which takes ten times as long on CPUs
                 distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
                 near, far = distance - self.config.extent, distance + self.config.extent
-                end = volume.ENDLESS if self.config.background == "endless" else far
-                t, sigma = self._sampled_density(w, rays, near, far, end, sampling, draws)
-                noise = 0.0 if draws is None or draws.noise is None else draws.noise
-                share = 1.0 if draws is None else draws.visible_share
-                index = volume.visible_samples(self._weights(t, sigma + noise, end), share)
+                t, sigma = self._sampled_density(w, rays, near, far, sampling, draws)
+                weights = self._weights(t, sigma + noise, far)
+                index = volume.visible_samples(weights, draws.visible_share)
             ray = index // t.shape[-1]
-            points = rays.at(t).flatten(1, 2).gather(1, _per_channel(index, 3))
+            points = torch.take_along_dim(rays.at(t).flatten(1, 2), index[..., None], dim=1)
             directions = None
             if self.config.view_direction:
-                directions = rays.directions.gather(1, _per_channel(ray, 3))
+                directions = torch.take_along_dim(rays.directions, ray[..., None], dim=1)
             visible_sigma, hidden = self(points, directions, w)
             sigma = sigma.flatten(1).scatter(1, index, visible_sigma).view_as(t)
-            weights = self._weights(t, sigma + noise, end)
+            weights = self._weights(t, sigma + noise, far)
             weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
             depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
@@ -191,39 +166,23 @@ class RadianceField(nn.Module):
         return FieldOutput(feature, depth, opacity, weights[..., -1])
 
     def _sampled_density(
-        self,
-        w: Tensor,
-        rays: Rays,
-        near: Tensor,
-        far: Tensor,
-        end: Tensor | float,
-        sampling: Sampling,
-        draws: RayDraws | None,
-    ) -> tuple[Float[Tensor, "batch rays samples"], Float[Tensor, "batch rays samples"]]:
-        """Depths of all samples of each ray, sorted, and σ there."""
-        jitter = None if draws is None else draws.jitter
-        t = volume.stratified_depths(near, far, sampling.coarse, jitter)
+        self, w: Tensor, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
+    ) -> tuple[Samples, Samples]:
+        """Sorted depths of the coarse and fine samples of each ray, and σ there."""
+        t = volume.stratified_depths(near, far, sampling.coarse, draws.jitter)
         sigma = self.density_along(rays, t, w)
         if not sampling.fine:
             return t, sigma
-        noise = None if draws is None else draws.coarse_noise
-        noisy = sigma if noise is None else sigma + noise
-        coarse_weights = volume.compositing_weights(t, noisy, end)
-        if draws is None:
-            even = torch.arange(sampling.fine, dtype=t.dtype, device=t.device) + 0.5
-            importance = (even / sampling.fine).expand(*t.shape[:-1], -1)
-        else:
-            importance = draws.importance
-        fine_t = volume.importance_depths(t, coarse_weights, importance)
+        noisy = sigma if draws.coarse_noise is None else sigma + draws.coarse_noise
+        fine_t = volume.importance_depths(t, self._weights(t, noisy, far), draws.importance)
         fine_sigma = self.density_along(rays, fine_t, w)
         t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
         return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
 
-    def _weights(
-        self, t: Tensor, sigma: Tensor, end: Tensor | float
-    ) -> Float[Tensor, "batch rays samples"]:
+    def _weights(self, t: Samples, sigma: Samples, far: Float[Tensor, "batch rays 1"]) -> Samples:
         """Compositing weights of sorted samples; with the background "last" they sum to 1."""
-        weights = volume.compositing_weights(t, sigma, end)
+        endless = self.config.background == "endless"
+        weights = volume.compositing_weights(t, sigma, volume.ENDLESS if endless else far)
         if self.config.background != "last":
             return weights
         last = weights[..., -1:] + 1 - weights.sum(dim=-1, keepdim=True)
@@ -242,10 +201,4 @@ class ShallowNerf(RadianceField):
     def project(
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays feature"]:
-        """Σ w v from Σ w h and Σ w."""
         return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
-
-
-def _per_channel(index: Tensor, count: int) -> Tensor:
-    """The index, repeated for every channel, as `gather` wants it."""
-    return index[..., None].expand(-1, -1, count)

@@ -16,15 +16,24 @@ from torch import Tensor, nn
 from cips3d.camera import WHOLE, Camera, Rays, Window
 from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError
+from cips3d.model_paths import MODEL_FILE
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
-from cips3d.models.types import DEFAULT_PSI, Latents, Psi, RayDraws, RayOutput, RenderOutput, Styles
+from cips3d.models.types import (
+    DEFAULT_PSI,
+    Latents,
+    Points,
+    Psi,
+    RayDraws,
+    RayOutput,
+    RenderOutput,
+    Samples,
+    Styles,
+)
 from cips3d.storage import write_tensors
 
-#: File of a model in a folder of its own: a run's, an inversion's, the hub's form.
-MODEL_FILE = "model.safetensors"
-#: Bytes of hidden activations that one chunk of rays may need when `render` chooses the chunk size:
-#: on other devices, where many small chunks would only wait, and on CPUs.
+#: Bytes of hidden activations that `render` allows a chunk of rays by default: on other devices,
+#: where many small chunks would be slow, and on CPUs.
 CHUNK_BYTES = (2**30, 64 * 2**20)
 
 
@@ -34,7 +43,7 @@ class ImageGenerator(
     library_name="cips3d",
     tags=["3d-aware-gan", "nerf", "image-generation"],
 ):
-    """Base of all generators: codes, mean styles, storage; `map` and `render` by architecture.
+    """Base of all generators: codes, mean styles and storage.
 
     Args:
         config: the configuration, or the dictionary of it in a config.json.
@@ -47,14 +56,14 @@ class ImageGenerator(
     Networks: ClassVar[type[NetworkConfig]]
     #: Its networks by attribute name. A training stage can freeze them.
     parts: ClassVar[tuple[str, ...]]
-    #: Those that decide shape and pose. Without any, shape and appearance are one, so a model
-    #: can be neither transferred, blended nor inverted.
+    #: Those that decide shape and pose. A model without any can be neither transferred, blended nor
+    #: inverted.
     geometry_parts: ClassVar[tuple[str, ...]] = ()
     #: Whether there is a 3D density, so that `density` works and views from all sides differ.
     has_density: ClassVar[bool] = False
     #: Whether `aux_image` is an image of its own.
     has_aux_image: ClassVar[bool] = False
-    #: Finds a model by name. `cips3d.pretrained` sets it, since this room knows no files.
+    #: Finds a model by name. `cips3d.pretrained` sets it.
     find: ClassVar[Callable[[str | Path], ImageGenerator] | None] = None
 
     shape_mean: Tensor
@@ -66,6 +75,7 @@ class ImageGenerator(
             config = from_dict(GeneratorConfig, config, "config.json")
         self._check_architecture(config)
         self.config = config
+        self.networks = config.networks
 
     @classmethod
     def _check_architecture(cls, config: GeneratorConfig) -> None:
@@ -101,19 +111,12 @@ class ImageGenerator(
     ) -> RenderOutput:
         """Images of the codes from the cameras; see `RayGenerator.render`."""
 
-    def density(
-        self, points: Float[Tensor, "batch points 3"], styles: Styles
-    ) -> Float[Tensor, "batch points"]:
-        """Raw density σ at world points, per world unit; there is nothing where it is ≤ 0.
-
-        Only where `has_density`.
-        """
+    def density(self, points: Points, styles: Styles) -> Float[Tensor, "batch points"]:
+        """Raw density σ at world points, per world unit, where `has_density`; empty where ≤ 0."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def density_along(
-        self, rays: Rays, t: Float[Tensor, "batch rays samples"], styles: Styles
-    ) -> Float[Tensor, "batch rays samples"]:
+    def density_along(self, rays: Rays, t: Samples, styles: Styles) -> Samples:
         """`density` at depths t of each ray, without gradients."""
         return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
 
@@ -134,25 +137,17 @@ class ImageGenerator(
         return self.config.sampling
 
     def sample_latents(self, count: int, seed: int | np.integer | torch.Generator) -> Latents:
-        """`count` random latents on the parameters' device.
-
-        Args:
-            seed: equal seeds give equal latents, whatever the device.
-        """
-        networks = self.config.networks
+        """`count` random latents on the parameters' device; the seed alone decides their values."""
         if isinstance(seed, torch.Generator):
             generator = seed
         else:
             generator = torch.Generator().manual_seed(int(seed))
-        shape = torch.randn(count, networks.shape_dim, generator=generator)
-        appearance = torch.randn(count, networks.appearance_dim, generator=generator)
+        shape = torch.randn(count, self.networks.shape_dim, generator=generator)
+        appearance = torch.randn(count, self.networks.appearance_dim, generator=generator)
         return Latents(shape, appearance).to(self.shape_mean)
 
     def map(self, latents: Latents, psi: Psi = 1.0) -> Styles:
         """Mapped codes, truncated towards the stored means: w̄ + ψ (w − w̄).
-
-        Args:
-            psi: one ψ, or one each for shape and appearance; 1 leaves w as it is.
 
         Raises:
             UserError: if these are not latents, or another model's.
@@ -162,8 +157,7 @@ class ImageGenerator(
                 f"latents: {type(latents).__name__} given; pass what sample_latents returns, or to "
                 "render what map returns"
             )
-        networks = self.config.networks
-        expected = networks.shape_dim, networks.appearance_dim
+        expected = self.networks.shape_dim, self.networks.appearance_dim
         given = latents.shape.shape[-1], latents.appearance.shape[-1]
         if given != expected:
             raise UserError(
@@ -173,10 +167,8 @@ class ImageGenerator(
         return self.truncate(self.mapped(latents), psi)
 
     def truncate(self, styles: Styles, psi: Psi) -> Styles:
-        """Styles moved towards the stored means; `psi` as in `map`."""
-        psi_shape, psi_appearance = (
-            float(x) for x in (psi if isinstance(psi, tuple) else [psi] * 2)
-        )
+        """Styles moved towards the stored means, see `map`."""
+        psi_shape, psi_appearance = map(float, psi if isinstance(psi, tuple) else (psi, psi))
 
         def towards(mean: Tensor, w: Tensor, amount: float) -> Tensor:
             # not lerp at ψ = 1: training must neither round through the mean nor depend on it
@@ -196,8 +188,8 @@ class ImageGenerator(
         """Stores the mean styles of `count` latents, for truncation; rendering never calls it.
 
         Args:
-            include_shape: False leaves the mean shape style as it is, bit-exactly, where another
-                machine would round it differently.
+            include_shape: False keeps the mean shape style bit-exactly, where another machine would
+                round it differently.
         """
         styles = self.map(self.sample_latents(count, seed))
         if include_shape:
@@ -219,14 +211,9 @@ class ImageGenerator(
         return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # the mixin writes this as config.json afterwards
-        self._hub_mixin_config = self.config
-        write_tensors(
-            save_directory / MODEL_FILE,
-            self.state_dict(),
-            "cips3d",
-            {"generator": to_dict(self.config)},
-        )
+        self._hub_mixin_config = self.config  # which the mixin writes as config.json afterwards
+        entry = {"generator": to_dict(self.config)}
+        write_tensors(save_directory / MODEL_FILE, self.state_dict(), "cips3d", entry)
 
 
 class RayGenerator(ImageGenerator):
@@ -242,13 +229,12 @@ class RayGenerator(ImageGenerator):
             styles: one per batch entry of `rays`.
             rays: (B, N) rays.
             sampling: samples per ray.
-            draws: this rendering's random numbers; None: no jitter, no noise, evenly spread
-                importance samples.
+            draws: this rendering's random numbers; None: see `RayDraws.even`.
         """
 
     @abstractmethod
     def activations_per_ray(self, sampling: Sampling) -> int:
-        """Hidden activations that a ray needs at one time."""
+        """Hidden activations of a ray's samples, or of its pixel if these are more."""
 
     def forward(
         self,
@@ -278,9 +264,9 @@ class RayGenerator(ImageGenerator):
         """Images of any size from any cameras, or a part of them.
 
         Args:
-            codes: latents, or styles that are used as they are. One code goes with all cameras, and
-                one camera with all codes.
-            camera: the batch of cameras.
+            codes: latents, or styles that are used as they are. A single code goes with all
+                cameras.
+            camera: the cameras. A single one goes with all codes.
             resolution: side of a square image, or (height, width), in pixels; by default the
                 training resolution.
             psi: truncation of latents, see `map`.
@@ -288,7 +274,7 @@ class RayGenerator(ImageGenerator):
             draws: random numbers of all rays that are rendered, see `render_rays`.
             chunk: rays rendered at a time; changes memory, not pixels. Default: as many as fit
                 `CHUNK_BYTES`.
-            window: rows and columns, such as `numpy.s_[:64, 100:200]`: only that part of the image.
+            window: rows and columns to render, such as `numpy.s_[:64, 100:200]`.
 
         Raises:
             UserError: if an argument is of another type, the resolution or chunk is below 1, no

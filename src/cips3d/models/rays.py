@@ -1,13 +1,15 @@
 """Every choice of rays: all at once, in chunks, a subset with gradients, all in little memory.
 
-Pixels are independent, so an image can be assembled from rays that were rendered in different ways.
-All functions return the same values for the same draws. They differ in the gradients, and in the
-memory that they hold until the backward pass:
+Pixels are independent, so rays of one image may be rendered in different ways. All functions return
+the same values for the same draws. They differ in the gradients, and in the memory that they hold
+until the backward pass:
 
 - `full`: gradients of all rays; holds the activations of all rays.
 - `in_chunks`: for inference; holds one chunk's activations.
 - `partial`: the paper's (Section 3.2, Fig. 3). Gradients of n_r rays, the others are constants.
 - `checkpointed`: gradients of all rays; holds one chunk's activations, for one more forward pass.
+
+`size` is the number of rays per image in a chunk. It changes memory, not pixels.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from cips3d.errors import UserError
 from cips3d.models.config import Sampling
 from cips3d.models.types import RayDraws, RayOutput, RenderOutput, Styles
 
-#: `render_rays` of a generator whose pixels are independent.
+#: `render_rays` of a generator.
 RenderRays = Callable[[Styles, Rays, Sampling, RayDraws | None], RayOutput]
+#: `RayOutput.stacked`.
+Stacked = Float[Tensor, "batch rays 9"]
 
 
 def chunks(count: int, size: int) -> list[slice]:
@@ -36,8 +40,8 @@ def chunks(count: int, size: int) -> list[slice]:
 
 def full(
     render: RenderRays, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None
-) -> Float[Tensor, "batch rays 9"]:
-    """`RayOutput.stacked` of all rays in one go."""
+) -> Stacked:
+    """All rays in one go."""
     return render(styles, rays, sampling, draws).stacked()
 
 
@@ -48,8 +52,8 @@ def in_chunks(
     sampling: Sampling,
     draws: RayDraws | None,
     size: int,
-) -> Float[Tensor, "batch rays 9"]:
-    """As `full`, `size` rays of each image at a time."""
+) -> Stacked:
+    """All rays, chunk by chunk."""
     parts = [
         full(render, styles, rays[part], sampling, _part(draws, part))
         for part in chunks(rays.count, size)
@@ -65,8 +69,8 @@ def partial(
     draws: RayDraws,
     index: Int[Tensor, " gradient_rays"],
     size: int,
-) -> Float[Tensor, "batch rays 9"]:
-    """As `full`, with gradients of the rays at `index` only; main and auxiliary image alike.
+) -> Stacked:
+    """All rays, with gradients of those at `index` only (partial gradient backpropagation).
 
     On average over random subsets, the gradient of a loss is n_r/(H·W) times the full one (to first
     order: a mapping network's gradient is a sum over rays as well). It is not scaled up, as in the
@@ -74,7 +78,7 @@ def partial(
 
     Args:
         index: n_r different ray indices, the same for all images of the batch.
-        size: rays per chunk of those without gradients; changes memory only.
+        size: chunk size of the other rays.
     """
     chosen = torch.zeros(rays.count, dtype=torch.bool, device=index.device)
     chosen = chosen.index_fill_(0, index, True)
@@ -95,16 +99,13 @@ def checkpointed(
     sampling: Sampling,
     draws: RayDraws | None,
     size: int,
-) -> Float[Tensor, "batch rays 9"]:
-    """As `full`, holding the activations of `size` rays of each image at a time.
-
-    The gradients are those of `full` up to the order of summation.
-    """
+) -> Stacked:
+    """All rays, with the gradients of `full` up to the order of summation."""
 
     def rendered(part: slice, _: Tensor) -> Tensor:
         return full(render, styles, rays[part], sampling, _part(draws, part))
 
-    # rendering draws nothing, so no random state is kept; the styles tell checkpoint the device
+    # rendering draws nothing, so no random state is kept; checkpoint reads the device of the styles
     parts = [
         checkpoint(rendered, part, styles.shape, use_reentrant=False, preserve_rng_state=False)
         for part in chunks(rays.count, size)
@@ -116,17 +117,17 @@ def _part(draws: RayDraws | None, part: slice) -> RayDraws | None:
     return None if draws is None else draws[part]
 
 
-def as_images(stacked: Float[Tensor, "batch rays 9"], height: int, width: int) -> RenderOutput:
-    """Images from the stacked outputs of their rays, row by row."""
+def as_images(stacked: Stacked, height: int, width: int) -> RenderOutput:
+    """Images from the outputs of their rays, row by row."""
     image = stacked.transpose(1, 2).unflatten(2, (height, width))
     return RenderOutput(*image.split([3, 3, 1, 1, 1], dim=1))
 
 
 def paired(styles: Styles, rays: Rays) -> tuple[Styles, Rays]:
-    """Styles and rays of one batch size: a single one of either is repeated for the other.
+    """Styles and rays with one batch size: a single one of either is repeated for the other.
 
     Raises:
-        UserError: if their numbers do not go together.
+        UserError: if both are several and differ in number.
     """
     codes, cameras = len(styles), len(rays)
     if codes == cameras:

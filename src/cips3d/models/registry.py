@@ -14,16 +14,12 @@ GENERATORS: dict[str, type[ImageGenerator]] = {
     "pi-gan": PiGan,
     "cips-2d": Cips2d,
 }
-#: Networks of all generators that a stage can freeze.
+#: Parts of all generators. A training stage can freeze them.
 PARTS = tuple(dict.fromkeys(part for kind in GENERATORS.values() for part in kind.parts))
 
 
 def generator_class(architecture: str) -> type[ImageGenerator]:
-    """The class of an architecture.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
+    """The class of an architecture; raises UserError if there is none of that name."""
     if architecture not in GENERATORS:
         raise UserError(
             f"architecture: {architecture} is unknown; choose one of {', '.join(GENERATORS)}"

@@ -1,4 +1,4 @@
-"""What goes into a rendering and what comes out: codes, styles, random draws, rays and images."""
+"""Inputs and outputs of a rendering: codes, styles, random draws, rays and images."""
 
 from __future__ import annotations
 
@@ -11,66 +11,63 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from cips3d.camera import Rays
 from cips3d.models.config import Sampling
 from cips3d.records import TensorRecord
+
+# Shapes that occur all over the models.
+Points = Float[Tensor, "batch points 3"]
+Samples = Float[Tensor, "batch rays samples"]
+StyleCodes = Float[Tensor, "batch w"]
 
 #: A pixel shows the subject where the subject absorbs more of the light than this.
 SOLID = 0.5
 #: Truncation: one ψ, or one each for shape and appearance.
 Psi = float | tuple[float, float]
-#: Truncation of everything that shows subjects to people, in Python and on the command line.
+#: Truncation wherever people look at subjects, in Python and on the command line.
 DEFAULT_PSI = 0.7
 
 
 @dataclass(frozen=True)
 class Latents(TensorRecord):
-    """A batch of latent codes, each a sample of a standard normal distribution.
-
-    Attributes:
-        shape: (B, shape_dim) codes z_s.
-        appearance: (B, appearance_dim) codes z_a.
-    """
+    """A batch of latent codes, samples of a standard normal distribution."""
 
     shape: Float[Tensor, "batch zs"]
+    """codes z_s"""
     appearance: Float[Tensor, "batch za"]
+    """codes z_a"""
 
 
 @dataclass(frozen=True)
 class Styles(TensorRecord):
-    """A batch of mapped codes.
-
-    Attributes:
-        shape: (B, shape_style_dim) codes w_s.
-        appearance: (B, appearance_style_dim) codes w_a for all blocks, or a sequence of them, one
-            per block of the implicit network.
-    """
+    """A batch of mapped codes."""
 
     shape: Float[Tensor, "batch ws"]
+    """codes w_s"""
     appearance: Float[Tensor, "batch wa"] | Sequence[Float[Tensor, "batch wa"]]
+    """codes w_a for all blocks of the implicit network, or a sequence with one for each"""
 
 
 @dataclass(frozen=True)
 class RayDraws(TensorRecord):
-    """Every random number of a rendering, drawn beforehand.
+    """Every random number of a rendering, so that a ray's colour is independent of its neighbours.
 
-    So a ray's colour never depends on its neighbours. Indexing selects rays.
-
-    Attributes:
-        jitter: (B, N, coarse) uniform draws that move the stratified samples.
-        importance: (B, N, fine) uniform draws for the importance samples.
-        coarse_noise: (B, N, coarse) density noise of the coarse pass, scaled, or None.
-        noise: (B, N, coarse + fine) density noise of all samples by depth, scaled, or None.
-        visible_share: share of the samples that counts as visible where tensors have no values
-            (torch's meta device, on which costs are counted).
+    Indexing selects rays.
     """
 
     axis: ClassVar[int] = 1
 
     jitter: Float[Tensor, "batch rays coarse"]
+    """uniform draws that move the stratified samples"""
     importance: Float[Tensor, "batch rays fine"]
+    """uniform draws for the importance samples"""
     coarse_noise: Float[Tensor, "batch rays coarse"] | None = None
+    """density noise of the coarse pass, per world unit"""
     noise: Float[Tensor, "batch rays all"] | None = None
+    """density noise of all samples in order of depth, per world unit"""
     visible_share: float = 1.0
+    """share of the samples that counts as visible where tensors have no values (torch's meta
+    device, on which costs are counted)"""
 
     @staticmethod
     def sample(
@@ -99,27 +96,33 @@ class RayDraws(TensorRecord):
         noise = torch.randn(batch, rays, coarse + fine, **like) * noise_std
         return RayDraws(jitter, importance, coarse_noise, noise)
 
+    @staticmethod
+    def even(rays: Rays, sampling: Sampling) -> RayDraws:
+        """No jitter, no noise, evenly spread importance samples: the meaning of `draws=None`."""
+        origins = rays.origins
+        spread = torch.arange(sampling.fine, dtype=origins.dtype, device=origins.device) + 0.5
+        return RayDraws(
+            jitter=origins.new_full((*origins.shape[:2], sampling.coarse), 0.5),
+            importance=(spread / sampling.fine).expand(*origins.shape[:2], -1),
+        )
+
 
 @dataclass(frozen=True)
 class RayOutput(TensorRecord):
-    """What is known of each ray.
-
-    Attributes:
-        rgb: (B, N, 3) colours of the INR.
-        aux_rgb: (B, N, 3) colours of the auxiliary head on the rendered feature.
-        depth: (B, N) expected depth along the ray, Σ w t + (1 − Σ w)·far, world units.
-        opacity: (B, N) Σ w in [0, 1].
-        last_weight: (B, N) the deepest sample's part of Σ w; near 1 where the ray sees the far
-            plane only.
-        feature: (B, N, feature_dim) rendered features V_r.
-    """
+    """What a generator renders for each ray."""
 
     rgb: Float[Tensor, "batch rays 3"]
+    """colours of the INR"""
     aux_rgb: Float[Tensor, "batch rays 3"]
+    """colours of the auxiliary head on the rendered feature"""
     depth: Float[Tensor, "batch rays"]
+    """expected depth along the ray, Σ w t + (1 − Σ w)·far, world units"""
     opacity: Float[Tensor, "batch rays"]
+    """Σ w in [0, 1]"""
     last_weight: Float[Tensor, "batch rays"]
+    """the deepest sample's part of Σ w; near 1 where the ray sees nothing but the far plane"""
     feature: Float[Tensor, "batch rays feature"]
+    """rendered features V_r"""
 
     def stacked(self) -> Float[Tensor, "batch rays 9"]:
         """rgb, aux_rgb, depth, opacity and last_weight side by side."""
@@ -138,16 +141,12 @@ def to_uint8(
 
 @dataclass(frozen=True)
 class RenderOutput(TensorRecord):
-    """A batch of images.
-
-    Attributes:
-        image: (B, 3, H, W) INR images in [-1, 1] (not clamped).
-        aux_image: (B, 3, H, W) images of the auxiliary head.
-        depth, opacity, last_weight: (B, 1, H, W), as in `RayOutput`.
-    """
+    """A batch of images. Depth, opacity and last_weight are as in `RayOutput`."""
 
     image: Float[Tensor, "batch 3 height width"]
+    """INR images in [-1, 1], not clamped"""
     aux_image: Float[Tensor, "batch 3 height width"]
+    """images of the auxiliary head"""
     depth: Float[Tensor, "batch 1 height width"]
     opacity: Float[Tensor, "batch 1 height width"]
     last_weight: Float[Tensor, "batch 1 height width"]
@@ -179,10 +178,6 @@ class RenderOutput(TensorRecord):
 
         from PIL import Image
 
-        images = self.to_pil()
-        row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-        for i, image in enumerate(images):
-            row.paste(image, (i * image.width, 0))
         file = io.BytesIO()
-        row.save(file, "png")
+        Image.fromarray(np.concatenate([*to_uint8(self.image)], axis=1)).save(file, "png")
         return file.getvalue()

@@ -1,7 +1,6 @@
 """Volume rendering (paper Eq. 4, Section 3.1): where to sample a ray and how to composite.
 
-Pure functions on tensors. Depths t are in world units along unit directions. Samples are the last
-axis throughout.
+Depths t are in world units along unit directions. Samples are the last axis throughout.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ def stratified_depths(
     count: int,
     jitter: Float[Tensor, "*rays samples"] | None = None,
 ) -> Float[Tensor, "*rays samples"]:
-    """Evenly spaced depths from near to far, both included, each jittered by up to half a spacing.
+    """`count` ≥ 2 evenly spaced depths from near to far, each jittered by up to half a spacing.
 
     Args:
-        near, far: bounds of each ray.
-        count: samples per ray, ≥ 2.
-        jitter: draws in [0, 1); ½ leaves a depth as it is. None: no jitter.
+        jitter: draws in [0, 1); ½ leaves a depth as it is, and None all of them.
     """
     steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
     t = torch.lerp(near, far, steps)
@@ -34,23 +31,23 @@ def stratified_depths(
     return t + (jitter - 0.5) * ((far - near) / (count - 1))
 
 
+@torch.no_grad()
 def importance_depths(
     t: Float[Tensor, "*rays samples"],
     weights: Float[Tensor, "*rays samples"],
     u: Float[Tensor, "*rays fine"],
 ) -> Float[Tensor, "*rays fine"]:
-    """Depths distributed like the coarse weights: inverse CDF over the mid-points of their depths.
+    """Depths distributed like the coarse weights, constant to the gradient.
 
-    The first and last weight are dropped and 1e-5 is added, as in NeRF and the authors' code. No
-    gradient flows through.
+    The inverse CDF runs over the mid-points of the coarse depths. The first and last weight are
+    dropped and 1e-5 is added, as in NeRF and the authors' code.
 
     Args:
         t: sorted coarse depths, at least 3.
-        weights: compositing weights of the coarse samples.
+        weights: their compositing weights.
         u: draws in [0, 1].
     """
-    with torch.no_grad():
-        return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
+    return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
 
 
 def invert_cdf(
@@ -109,11 +106,10 @@ def visible_samples(
 ) -> Int[Tensor, "batch visible"]:
     """Indices of the samples that can affect each image, into its flattened (ray, sample) pairs.
 
-    Where the density is not positive, weight and gradient are exactly 0 (the positive part has no
-    slope there). Behind an opaque surface both are below the rounding of the sum. So only samples
-    whose weight exceeds the machine epsilon need a feature and gradients: a third or fewer once
-    there are surfaces. An image with fewer of them than another is filled up with samples of its
-    own that have no effect, so no index occurs twice.
+    Where the density is not positive, weight and gradient are exactly 0. Behind an opaque surface
+    both are below the rounding of the sum. So only samples whose weight exceeds the machine epsilon
+    need a feature and gradients: a third or fewer once there are surfaces. Images with fewer of
+    them than others are filled up with samples that have no effect, so no index occurs twice.
 
     Args:
         weights: compositing weights.
@@ -132,7 +128,7 @@ def visible_samples(
 def sum_by_ray(
     values: Float[Tensor, "batch n channels"], ray: Int[Tensor, "batch n"], rays: int
 ) -> Float[Tensor, "batch rays channels"]:
-    """Sums of the values that belong to each ray of each image."""
+    """Sums of the values of each ray; `ray` gives the ray that each value belongs to."""
     batch, _, channels = values.shape
     row = ray + rays * torch.arange(batch, device=ray.device)[:, None]
     sums = values.new_zeros(batch * rays, channels)

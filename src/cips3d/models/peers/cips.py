@@ -38,12 +38,8 @@ class CipsNetworks(InrConfig):
 def image_coordinates(rays: Rays, fov: float) -> Float[Tensor, "batch rays 2"]:
     """Where each ray passes through the image of a camera that looks at the origin, +y upward.
 
-    Args:
-        rays: seen from anywhere but the y axis, along which up has no meaning (x and y are 0).
-        fov: full field of view across the image's height, degrees.
-
-    Returns:
-        (x, y), x to the right and y upward, in [-1, 1] across the height of the field of view.
+    x points right and y up, in [-1, 1] across the full field of view `fov` (degrees) of the image's
+    height. On the y axis, where up has no meaning, both are 0.
     """
     backward = F.normalize(rays.origins, dim=-1)
     up = backward.new_tensor([0.0, 1.0, 0.0]).expand_as(backward)
@@ -54,25 +50,22 @@ def image_coordinates(rays: Rays, fov: float) -> Float[Tensor, "batch rays 2"]:
 
 
 class Cips2d(RayGenerator):
-    """CIPS: any size, no third dimension. There is one code, z_a.
+    """CIPS: any image size, no third dimension. There is one code, z_a.
 
-    The pixel's place in the image, found from its ray and the camera prior's field of view, is
-    embedded as sines and painted by the implicit network. Samples and draws of a rendering have no
-    effect. Depth is the camera's distance from the origin, opacity 1, the last weight 0, both
-    images are equal.
+    A pixel's coordinates, found from its ray and the camera prior's field of view, are embedded as
+    sines and turned into colour by the implicit network. Samples and draws have no effect. Depth is
+    the camera's distance from the origin, opacity 1 and the last weight 0. Both images are equal.
 
-    CIPS draws the frequencies of the sines from U(±√(9/2)), ±2.12; `LearnedEmbedding` for two
-    coordinates has ±2.08.
+    CIPS draws the frequencies of the sines from U(±√(9/2)), ±2.12; `LearnedEmbedding` from ±2.08.
     """
 
     Networks = CipsNetworks
     parts = ("appearance_mapping", "embedding", "inr")
+    networks: CipsNetworks
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__(config)
-        c = self.config.networks
-        assert isinstance(c, CipsNetworks)
-        self.networks = c
+        c = self.networks
         self.appearance_mapping = MappingNetwork(
             c.appearance_dim,
             c.appearance_style_dim,
@@ -90,7 +83,7 @@ class Cips2d(RayGenerator):
     def render_rays(
         self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
     ) -> RayOutput:
-        """See `RayGenerator.render_rays`; the feature is the embedding."""
+        """Renders any rays; the feature is the embedding."""
         with without_autocast(rays.origins.device):
             feature = self.embedding(image_coordinates(rays, self.config.poses.fov))
             depth = rays.origins.square().sum(dim=-1).sqrt()
@@ -99,9 +92,7 @@ class Cips2d(RayGenerator):
 
     @property
     def style_blocks(self) -> int:
-        """Blocks of the implicit network."""
         return self.networks.inr_blocks
 
     def activations_per_ray(self, sampling: Sampling) -> int:
-        """Hidden activations of the implicit network."""
         return self.networks.inr_width * 4

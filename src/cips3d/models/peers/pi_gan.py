@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cips3d.camera import Rays
 from cips3d.models.config import FieldConfig, GeneratorConfig, Sampling
-from cips3d.models.layers import FilmSiren, MappingNetwork, rgb_head, without_autocast
+from cips3d.models.generator import FieldGenerator
+from cips3d.models.layers import FilmSiren, MappingNetwork, rgb_head
 from cips3d.models.nerf import RadianceField
-from cips3d.models.protocol import RayGenerator
-from cips3d.models.types import Latents, RayDraws, RayOutput, Styles
+from cips3d.models.types import Latents, Points, RayDraws, RayOutput, StyleCodes, Styles
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class ColourField(RadianceField):
             nn.init.uniform_(first.linear.weight, -1 / 3, 1 / 3)
 
     def forward(
-        self,
-        points: Float[Tensor, "batch points 3"],
-        directions: Float[Tensor, "batch points 3"] | None,
-        w: Float[Tensor, "batch w"],
+        self, points: Points, directions: Points | None, w: StyleCodes
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points 3"]]:
         """Raw density σ, and colours in [-1, 1] of every sample."""
         sigma, hidden = super().forward(points, directions, w)
@@ -58,28 +55,24 @@ class ColourField(RadianceField):
     def project(
         self, hidden: Float[Tensor, "batch rays 3"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays 3"]:
-        """Σ w c as it is."""
-        return hidden
+        return hidden  # Σ w c already
 
 
-class PiGan(RayGenerator):
+class PiGan(FieldGenerator):
     """pi-GAN. There is one code, z_s.
 
-    Both images are Σ w c and, where light passes, the background: "white"; "plain", a colour that
-    w_s gives; none with "endless" and "last". The authors' code differs: no background is black
-    there and medium grey here (0 of [-1, 1]), their mapping network does not normalise z, and it
-    has an activation after its last layer too.
+    Both images are Σ w c and, where light passes, the background: "white"; "plain", a colour from
+    w_s; none with "endless" and "last". The authors' code differs: no background is black there and
+    medium grey here (0 of [-1, 1]), their mapping network does not normalise z, and it has an
+    activation after its last layer too.
     """
 
     Networks = PiGanNetworks
     parts = ("shape_mapping", "nerf", "background")
-    has_density = True
 
     def __init__(self, config: GeneratorConfig | dict[str, Any]) -> None:
         super().__init__(config)
-        c = self.config.networks
-        assert isinstance(c, PiGanNetworks)
-        self.networks = c
+        c = self.networks
         self.shape_mapping = MappingNetwork(
             c.shape_dim, c.shape_style_dim, c.shape_mapping_layers, norm=False
         )
@@ -96,30 +89,9 @@ class PiGan(RayGenerator):
     def render_rays(
         self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
     ) -> RayOutput:
-        """See `RayGenerator.render_rays`; the feature is the colour."""
-        field = self.nerf.render(styles.shape, rays, sampling, draws)
-        colour, transmittance = field.feature, (1 - field.opacity)[..., None]
-        if self.networks.background == "white":
-            colour = colour + transmittance
-        elif self.background is not None:
-            with without_autocast(self.device):
-                behind = self.background(styles.shape.to(rays.origins.dtype))[:, None]
-            colour = colour + transmittance * behind
-        return RayOutput(colour, colour, field.depth, field.opacity, field.last_weight, colour)
-
-    def density(
-        self, points: Float[Tensor, "batch points 3"], styles: Styles
-    ) -> Float[Tensor, "batch points"]:
-        """Raw density σ at world points, per world unit."""
-        sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
-        return sigma
-
-    def density_along(
-        self, rays: Rays, t: Float[Tensor, "batch rays samples"], styles: Styles
-    ) -> Float[Tensor, "batch rays samples"]:
-        """`density` at depths t of each ray, without gradients."""
-        return self.nerf.density_along(rays, t, styles.shape)
+        """Renders any rays; the feature is the colour."""
+        field = self.render_features(styles.shape, rays, sampling, draws)
+        return RayOutput(rgb=field.feature, aux_rgb=field.feature, **field._asdict())
 
     def activations_per_ray(self, sampling: Sampling) -> int:
-        """Hidden activations of the field's samples."""
         return (sampling.coarse + sampling.fine) * self.networks.nerf_width * 2
