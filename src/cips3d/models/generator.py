@@ -16,6 +16,8 @@ from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, S
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import MappingNetwork, rgb_head, without_autocast
 from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
+from cips3d.models.ops.precision import Precision
+from cips3d.models.prepared import PreparedSubject
 from cips3d.models.protocol import RayGenerator
 from cips3d.models.types import Latents, Points, RayDraws, RayOutput, Samples, StyleCodes, Styles
 
@@ -34,14 +36,20 @@ class FieldGenerator(RayGenerator):
     ) -> FieldOutput:
         """The NeRF half of `render_rays` (Eq. 4): rendered features V_r with the background."""
         field = self.nerf.render(shape_style, rays, sampling, draws)
-        transmittance = (1 - field.opacity)[..., None]
-        if self.networks.background == "white":
-            return field._replace(feature=field.feature + transmittance)
-        if self.background is None:
+        behind = self.feature_behind(shape_style)
+        if behind is None:
             return field
+        transmittance = (1 - field.opacity)[..., None]
+        return field._replace(feature=field.feature + transmittance * behind[:, None])
+
+    def feature_behind(self, shape_style: StyleCodes) -> Float[Tensor, "batch feature"] | None:
+        """The feature behind all samples of a ray; None where there is none."""
+        if self.networks.background == "white":
+            return self.shape_mean.new_ones(1, 1)
+        if self.background is None:
+            return None
         with without_autocast(self.device):
-            behind = self.background(shape_style.to(rays.origins.dtype))[:, None]
-        return field._replace(feature=field.feature + transmittance * behind)
+            return self.background(shape_style.to(self.shape_mean))
 
     def density(self, points: Points, styles: Styles) -> Float[Tensor, "batch points"]:
         sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
@@ -107,3 +115,11 @@ class Generator(FieldGenerator):
     def activations_per_ray(self, sampling: Sampling) -> int:
         samples = sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)
+
+    def prepare(self, styles: Styles, precision: Precision = "auto") -> PreparedSubject:
+        """One subject made ready for many views: pass it to `render` in the place of styles.
+
+        Raises:
+            UserError: if there is more than one style.
+        """
+        return PreparedSubject(self, styles, precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,3 +59,33 @@ class ImplicitNetwork(nn.Module):
                 rgb = part if rgb is None else rgb + part
         assert rgb is not None  # InrConfig guarantees rgb_from_block < inr_blocks
         return torch.tanh(rgb) if self.config.rgb_tanh else rgb
+
+    def folded(
+        self, w: Float[Tensor, "one w"] | Sequence[Float[Tensor, "one w"]], dtype: torch.dtype
+    ) -> Callable[[Float[Tensor, "rays feature"]], Float[Tensor, "rays 3"]]:
+        """The network of a single style with modulation folded into plain weights, in `dtype`.
+
+        Hidden layers are computed in `dtype`, colours and their sum in the parameters' precision.
+        """
+        styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
+        layers = [
+            [layer.modulated_weight(style)[0].to(dtype) for layer in (block.first, block.second)]
+            for block, style in zip(self.blocks, styles, strict=True)
+        ]
+        heads = [(head.weight.t().contiguous(), head.bias) for head in self.to_rgb]
+        config, full = self.config, self.to_rgb[0].weight.dtype
+
+        def paint(feature: Float[Tensor, "rays feature"]) -> Float[Tensor, "rays 3"]:
+            x = feature.to(dtype)
+            rgb = feature.new_zeros(len(feature), 3, dtype=full)
+            for i, matrices in enumerate(layers):
+                y = x
+                for matrix in matrices:
+                    y = F.leaky_relu_(y @ matrix, LEAKY_SLOPE)
+                x = x + y if i >= config.residual_from_block else y
+                if i >= config.rgb_from_block:
+                    matrix, bias = heads[i - config.rgb_from_block]
+                    rgb = rgb.addmm_(x.to(full), matrix).add_(bias)
+            return rgb.tanh_() if config.rgb_tanh else rgb
+
+        return paint

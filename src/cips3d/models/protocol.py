@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,18 @@ from cips3d.storage import write_tensors
 #: Bytes of hidden activations that `render` allows a chunk of rays by default: on other devices,
 #: where many small chunks would be slow, and on CPUs.
 CHUNK_BYTES = (2**30, 64 * 2**20)
+
+
+class Prepared(ABC):
+    """A subject of one generator, made ready for many views; `Generator.prepare` makes it."""
+
+    styles: Styles
+
+    @abstractmethod
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
+        """`RayGenerator.render_rays` of this subject, without gradients; `styles` are ignored."""
 
 
 class ImageGenerator(
@@ -99,7 +111,7 @@ class ImageGenerator(
     @abstractmethod
     def render(
         self,
-        codes: Latents | Styles,
+        codes: Latents | Styles | Prepared,
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
@@ -251,7 +263,7 @@ class RayGenerator(ImageGenerator):
 
     def render(
         self,
-        codes: Latents | Styles,
+        codes: Latents | Styles | Prepared,
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
@@ -264,8 +276,8 @@ class RayGenerator(ImageGenerator):
         """Images of any size from any cameras, or a part of them.
 
         Args:
-            codes: latents, or styles that are used as they are. A single code goes with all
-                cameras.
+            codes: latents, styles that are used as they are, or what `prepare` returns. A single
+                code goes with all cameras.
             camera: the cameras. A single one goes with all codes.
             resolution: side of a square image, or (height, width), in pixels; by default the
                 training resolution.
@@ -290,13 +302,17 @@ class RayGenerator(ImageGenerator):
         height, width = validated(tuple[int, int], sides, "resolution")
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk: {chunk} rays; take at least 1")
-        styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
+        render_rays = self.render_rays
+        if isinstance(codes, Prepared):
+            render_rays, styles = codes.render_rays, codes.styles
+        else:
+            styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
         rays = camera.to(self.shape_mean).rays(height, width, window)
         height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
         styles, rays = ray_choices.paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)
-        stacked = ray_choices.in_chunks(self.render_rays, styles, rays, sampling, draws, chunk)
+        stacked = ray_choices.in_chunks(render_rays, styles, rays, sampling, draws, chunk)
         return ray_choices.as_images(stacked, height, width)
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
