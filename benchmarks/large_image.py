@@ -21,7 +21,7 @@ from measuring import in_process, peak
 
 import cips3d
 from cips3d.export.media import to_uint8
-from cips3d.export.strips import PictureFormat, fill, picture_strips, pictures
+from cips3d.export.strips import ImageFormat, fill, image_strips, whole_images
 
 SIDE, LIMIT, STRIPS = 2048, 1.5 * 1024**3 / 1e6, 32
 CROPS = (np.s_[900:1100, 700:1000], np.s_[:1, :], np.s_[2047:, 2047:], np.s_[512:1024, 31:32])
@@ -53,8 +53,8 @@ def by_strips(connection: Connection) -> None:
     prepare()
     generator = cips3d.load("heads")
     styles = subject(generator)
-    form = PictureFormat(SIDE, SIDE)
-    images, figures = measured(lambda: pictures(generator, styles, camera(), form))
+    form = ImageFormat(SIDE, SIDE)
+    images, figures = measured(lambda: whole_images(generator, styles, camera(), form))
     count = differing = 0
     for window in CROPS:
         crop = to_uint8(generator.render(styles, camera(), SIDE, window=window).image)[0]
@@ -85,9 +85,9 @@ def some_strips(name: str, supersample: int, connection: Connection) -> None:
     bundled = name == "bundled"
     generator = cips3d.load("heads") if bundled else cips3d.Generator(cips3d.GeneratorConfig())
     styles = subject(generator.eval())
-    form = PictureFormat(SIDE, SIDE, supersample=supersample)
+    form = ImageFormat(SIDE, SIDE, supersample=supersample)
     image = np.ones((1, 1, SIDE, SIDE, 3), dtype=np.uint8)
-    strips = islice(picture_strips(generator, styles, camera(fov=4.0), form), STRIPS)
+    strips = islice(image_strips(generator, styles, camera(fov=4.0), form), STRIPS)
     _, figures = measured(lambda: fill(image, strips))
     connection.send(figures)
 

@@ -14,7 +14,7 @@ def take_step(run: Run, real: Tensor) -> None:
     stage, counters, networks = run.config.stages[0], run.counters, run.networks
     positions = run.positions(stage.batch)
     draws = step_draws(run, stage)
-    batch = real_batch(run, draws, positions, real[: len(positions)], None)
+    batch = real_batch(run, draws, real[: len(positions)], None)
     training_step(networks, batch, draws, run.config.objective, step_context(run, stage))
     networks.averaged.update_parameters(networks.generator)
     counters.step += 1

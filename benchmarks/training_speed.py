@@ -39,11 +39,10 @@ from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.launch import run_in_processes
 from cips3d.training.loop import real_batch, step_context, step_draws, train, update
 from cips3d.training.networks import Networks
-from cips3d.training.objective import Term
 from cips3d.training.presets import for_a_few_minutes, preset
 from cips3d.training.recipe import TrainConfig, with_minutes
 from cips3d.training.run import Run
-from cips3d.training.step import Game, render_fakes
+from cips3d.training.step import discriminator_step, generator_step, render_fakes
 
 THREADS, TURNS, REPEATS = 2, 3, 4
 #: Name: (ours or the baseline, one batch of fakes for both steps, freed memory kept, processes).
@@ -96,7 +95,7 @@ class OurProgram:
     def __init__(self, config: TrainConfig, folder: str, trained: Path) -> None:
         self.run = prepared(Run(config, folder))
         networks = self.run.networks
-        checkpoint.load_state(trained, networks.modules, networks.optimizers)
+        checkpoint.load_state(trained, networks)
         networks.prepare(config.stages[0])  # the checkpoint has no learning rates
 
     def step(self, real: torch.Tensor) -> None:
@@ -106,9 +105,10 @@ class OurProgram:
         """What a step consists of, to be timed one by one; the same as the baseline's."""
         run, networks, stage = self.run, self.run.networks, self.run.config.stages[0]
         draws, context = step_draws(run, stage), step_context(run, stage)
-        batch = real_batch(run, draws, run.positions(stage.batch), real, None)
+        batch = real_batch(run, draws, real[: len(run.positions(stage.batch))], None)
         fakes = draws.fakes(batch.positions, "D")
-        objective = run.config.objective
+        objective, penalised = run.config.objective, replace(context, step=0)
+        plain = replace(objective, r1=None)
 
         def forward() -> Any:
             return render_fakes(networks.generator, fakes, draws, context)
@@ -120,9 +120,6 @@ class OurProgram:
         def both() -> None:
             out = forward()
             backward(out.image, out.aux_image)
-
-        def game(terms: dict[str, Term]) -> Game:
-            return Game(networks, objective, terms, context, batch, draws, 1.0)
 
         fake = forward()
         image, aux_image = (x.detach().requires_grad_() for x in (fake.image, fake.aux_image))
@@ -138,9 +135,11 @@ class OurProgram:
             "fakes for D alone": constant_images,
             "forward": forward,
             "both": both,
-            "D": lambda: game({}).discriminator_step(fake, fakes),
-            "D with R1": lambda: game(objective.terms()).discriminator_step(fake, fakes),
-            "D for G": lambda: game({}).generator_step(leaf, fakes),
+            "D": lambda: discriminator_step(networks, batch, fake, fakes, plain, context),
+            "D with R1": lambda: discriminator_step(
+                networks, batch, fake, fakes, objective, penalised
+            ),
+            "D for G": lambda: generator_step(networks, batch, leaf, fakes, plain, context),
             "update": update_all,
         }
 
@@ -150,7 +149,7 @@ class BaselineProgram(Baseline):
 
     def __init__(self, config: TrainConfig, trained: Path) -> None:
         networks = Networks(config, torch.device("cpu"))
-        checkpoint.load_state(trained, networks.modules, networks.optimizers)
+        checkpoint.load_state(trained, networks)
         super().__init__(config, config.stages[0], networks.generator, networks.discriminators)
 
     def parts(self, real: torch.Tensor) -> Parts:

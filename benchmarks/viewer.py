@@ -27,6 +27,8 @@ from cips3d.viewer import rendering
 from cips3d.viewer.server import Viewer
 
 THREADS, SECONDS, STOPS = 2, 8.0, 5
+#: Shorter side of the refined image, pixels.
+SIDE = 128
 CAMERA_SECONDS = 0.02
 
 
@@ -37,6 +39,8 @@ def orbit(phase: float) -> Camera:
 def client_process(url: str, size: tuple[int, int], pipe: Connection) -> None:
     """Orbits for `SECONDS`, then stops `STOPS` times; sends the frame rate and the median wait."""
     with Client(url, size=size) as client:
+        client.rest()
+        client.set("Pixels", SIDE)
         client.rest()
         started, before = time.perf_counter(), client.images
         while time.perf_counter() - started < SECONDS:
@@ -78,9 +82,9 @@ def main() -> None:
     usual = rendering.FRAME_SECONDS
     for size, frame_seconds in (((720, 720), usual), ((1280, 720), usual), ((720, 720), 10.0)):
         rate, refined, coarse = measure(size, frame_seconds)
-        width = round(128 * size[0] / size[1])
+        width = round(SIDE * size[0] / size[1])
         print(
-            f"{width}x128: {rate:5.1f} images/s while orbiting, of {coarse:g} rows; "
+            f"{width}x{SIDE}: {rate:5.1f} images/s while orbiting, of {coarse:g} rows; "
             f"refined {refined:.2f} s after the last movement"
         )
 

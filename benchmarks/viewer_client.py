@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from cips3d.camera import Camera
-from cips3d.viewer.requests import viser_pose
+from cips3d.viewer.cameras import viser_pose
 
 
 class Client:

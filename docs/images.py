@@ -24,12 +24,12 @@ COMMANDS = {
     "views.png": [
         "cips3d render heads views.png --count 1 --seed 32 --views 5 --yaw 30 --resolution 96"
     ],
-    "bundled.jpg": ["cips3d render heads bundled.jpg --count 6 --seed 0 --resolution 96"],
+    "bundled.jpg": ["cips3d render heads bundled.jpg --count 6 --seed 0 --resolution 88"],
     "morph.gif": [
         "cips3d render heads morph.gif --seeds 32 97 38 --yaw 0 --show image --resolution 128 "
         "--seconds 4 --fps 12"
     ],
-    "mixing.png": ["cips3d mix heads mixing.png --from-block 0"],
+    "mixing.jpg": ["cips3d mix heads mixing.jpg --from-block 0"],
     "inversion.png": [
         "cips3d data heads faces --count 1 --resolution 64 --seed 7",
         "cips3d invert faces/00000/img00000000.png heads found",

@@ -1,6 +1,9 @@
-"""The screenshot of the viewer: the image and the panel, and the mesh to the right of them.
+"""A screenshot of the viewer with the bundled model.
 
 Needs playwright and a Chromium (Debian: `apt-get install chromium`).
+
+python docs/screenshot.py docs/images/viewer.png
+python docs/screenshot.py phone.png --mode mesh --window 390 844
 """
 
 from __future__ import annotations
@@ -10,49 +13,43 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tyro
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import cips3d
 from chromium import CHROMIUM, FLAGS
 from cips3d.export.media import save_image
+from cips3d.model_paths import good_seeds
 from cips3d.viewer.server import Viewer
 
-_WINDOW = {"width": 800, "height": 500}
-_PANEL = 476  # pixels from the left where the panel begins
-_SEED = 5
 
+def viewer(out: Path, /, mode: str = "image", window: tuple[int, int] = (1280, 720)) -> None:
+    """Writes the screenshot.
 
-def viewer(out: Path) -> None:
-    """Writes the screenshot, with the bundled model."""
-    with Viewer(cips3d.load("heads"), port=0, name="heads") as served, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            halves = _halves(browser, served)
-        finally:
-            browser.close()
-    save_image(out, np.concatenate(halves, axis=1))
-
-
-def _halves(browser: Browser, served: Viewer) -> list[np.ndarray]:
-    page = browser.new_page(viewport=_WINDOW)
-    page.set_default_timeout(60_000)
-    page.goto(served.url)
-    page.get_by_text("samples,").wait_for()
-    for button in page.locator(".mantine-Notification-closeButton").all():
-        button.click()  # a warning that there is no GPU
-    served.sessions[0].controls.set(shape_seed=_SEED, appearance_seed=_SEED)
-    page.mouse.move(300, 250)
-    page.mouse.down()
-    page.mouse.move(350, 250, steps=10)
-    page.mouse.up()
-    image = _settled(page)
-    page.get_by_role("combobox", name="Show").click()
-    page.get_by_role("option", name="mesh", exact=True).click()
-    page.get_by_text("triangles").wait_for()
-    page.mouse.move(20, 480)  # away from the tooltips
-    return [image, _settled(page)[:, :_PANEL]]
+    Args:
+        mode: What the viewer shows.
+        window: Width and height, pixels.
+    """
+    width, height = window
+    first, *_ = good_seeds("heads")
+    generator = cips3d.load("heads")
+    with (
+        Viewer(generator, port=0, name="heads", subject=first) as served,
+        sync_playwright() as driver,
+        driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
+    ):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(60_000)
+        page.goto(served.url)
+        page.get_by_text("samples,").wait_for()
+        for button in page.locator(".mantine-Notification-closeButton").all():
+            button.click()  # a warning that there is no GPU
+        served.sessions[0].controls.mode.value = mode
+        if mode == "mesh":
+            page.get_by_text("triangles").wait_for()
+        save_image(out, _settled(page))
 
 
 def _settled(page: Page) -> np.ndarray:
@@ -65,3 +62,7 @@ def _settled(page: Page) -> np.ndarray:
             return now
         last = now
     raise RuntimeError("the viewer's page keeps changing")
+
+
+if __name__ == "__main__":
+    tyro.cli(viewer)

@@ -149,9 +149,18 @@ def draw(look: str, base: ImageGenerator, transferred: ImageGenerator) -> None:
     latents = base.sample_latents(HEADS, 1)
     swapped = swap_layers(base, transferred, from_block=base.style_blocks // 2)
     sheets = {
-        "transfer": views_sheet([base, transferred], latents, YAW, VIEWS, SIDE),
+        "transfer": views_sheet(
+            [base, transferred], latents, YAW, VIEWS, SIDE, labels=("base", "transferred")
+        ),
         "blend": amounts_sheet(base, transferred, latents, VIEWS, SIDE),
-        "swap": views_sheet([base, swapped, transferred], latents[:2], YAW, VIEWS, SIDE),
+        "swap": views_sheet(
+            [base, swapped, transferred],
+            latents[:2],
+            YAW,
+            VIEWS,
+            SIDE,
+            labels=("base", "swapped", "transferred"),
+        ),
     }
     for kind, sheet in sheets.items():
         save_image(RESULTS / f"{kind}_{look}.png", sheet)

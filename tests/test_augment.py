@@ -1,4 +1,4 @@
-"""DiffAugment: equal to the authors' with their draws, differentiable, the same for real and generated pictures."""
+"""DiffAugment: equal to the authors', differentiable, the same for real and generated images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_equals_the_authors() -> None:
         for key, value in np.load(Path(__file__).parent / "data" / "units.npz").items()
     }
     colour = torch.cat([units[f"diffaug.draw{i}.rand"].flatten(1) for i in range(3)], dim=1)
-    # their integer draws as the middle of the interval of [0, 1) that gives them: shifts in -2…2, offsets in 0…15
+    # their integer draws as the middle of the interval of [0, 1) that gives them: shifts in -2…2,
+    # offsets in 0…15
     shift = torch.cat(
         [(units[f"diffaug.draw{i}.randint"].flatten(1) + 2.5) / 5 for i in (3, 4)], dim=1
     )

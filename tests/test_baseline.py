@@ -18,7 +18,7 @@ from cips3d.training.draws import FakeDraws, StepDraws
 from cips3d.training.networks import Networks
 from cips3d.training.objective import R1, Objective
 from cips3d.training.recipe import TrainConfig
-from cips3d.training.step import Batch, Game, StepContext
+from cips3d.training.step import Batch, StepContext, discriminator_step, generator_step
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import baseline
@@ -49,12 +49,10 @@ def networks(config: TrainConfig) -> Networks:
     return networks
 
 
-def step_draws(config: TrainConfig, seed: int) -> StepDraws:
-    return StepDraws(config.generator, SAMPLING, 8, 0.7, (seed, 0), CPU, config.generator.poses)
-
-
 def draws(config: TrainConfig, seed: int) -> FakeDraws:
-    drawn = step_draws(config, seed).fakes(range(4), "D")
+    poses = config.generator.poses
+    step = StepDraws(config.generator, SAMPLING, 8, 0.7, (seed, 0), CPU, poses)
+    drawn = step.fakes(range(4), "D")
     return FakeDraws(
         drawn.latents.to(torch.float64),
         drawn.camera.to(torch.float64),
@@ -62,13 +60,9 @@ def draws(config: TrainConfig, seed: int) -> FakeDraws:
     )
 
 
-def game(config: TrainConfig, networks: Networks, real: Tensor, penalised: bool) -> Game:
-    """Our step between generator and discriminators, on these real images."""
+def context(config: TrainConfig) -> StepContext:
     stage = replace(config.stages[-1], auxiliary=True, fade_kimg=0.0)
-    context = StepContext(stage, 0, 1.0, False, True, 0, nullcontext, lambda _: True)
-    terms = config.objective.terms() if penalised else {}
-    batch = Batch(range(4), real)
-    return Game(networks, config.objective, terms, context, batch, step_draws(config, 0), 1.0)
+    return StepContext(stage, 0, 1.0, False, True, 0, nullcontext, lambda _: True)
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -109,19 +103,21 @@ def test_discriminator_step(config: TrainConfig, networks: Networks, r1_weight: 
     with torch.no_grad():
         ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
         image, aux_image = baseline.generate(networks.generator, drawn, 8, SAMPLING)
-    our_loss = game(config, networks, real, r1_weight > 0).discriminator_step(ours, drawn)["d_loss"]
+    objective = config.objective if r1_weight else replace(config.objective, r1=None)
+    batch = Batch(range(4), real)
+    figures = discriminator_step(networks, batch, ours, drawn, objective, context(config))
     our_gradients = gradients(networks.discriminators)
     loss = baseline.discriminator_loss(networks.discriminators, real, image, aux_image, r1_weight)
     loss.backward()
-    torch.testing.assert_close(loss, our_loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(loss, figures["d_loss"], rtol=1e-9, atol=0)
     assert_same(our_gradients, gradients(networks.discriminators))
 
 
 def test_generator_step(config: TrainConfig, networks: Networks) -> None:
     drawn = draws(config, 3)
     ours = networks.generator(drawn.latents, drawn.camera, 8, drawn.rays, SAMPLING)
-    real = torch.zeros(4, 3, 8, 8, dtype=torch.float64)
-    our_loss = game(config, networks, real, False).generator_step(ours, drawn)["g_loss"]
+    batch = Batch(range(4), torch.zeros(4, 3, 8, 8, dtype=torch.float64))
+    figures = generator_step(networks, batch, ours, drawn, config.objective, context(config))
     our_gradients = gradients(networks.generator)
     assert not gradients(networks.discriminators), "this step does not train them"
     assert len(our_gradients) == len(list(networks.generator.parameters()))
@@ -129,7 +125,7 @@ def test_generator_step(config: TrainConfig, networks: Networks) -> None:
         networks.discriminators, *baseline.generate(networks.generator, drawn, 8, SAMPLING)
     )
     loss.backward()
-    torch.testing.assert_close(loss, our_loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(loss, figures["g_loss"], rtol=1e-9, atol=0)
     assert_same(our_gradients, gradients(networks.generator))
 
 

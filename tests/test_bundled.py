@@ -18,7 +18,7 @@ from cips3d.metrics.views import Subjects, View
 from cips3d.models.protocol import ImageGenerator, RayGenerator
 
 COUNT = 32
-#: Of 256 subjects, so that 32 have somewhat other figures.
+#: Measured on 256 subjects; 32 give slightly different values.
 TABLE = json.loads(
     (Path(__file__).parents[1] / "experiments" / "results" / "bundled.json").read_text()
 )["values"]["values"]

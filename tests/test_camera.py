@@ -324,7 +324,7 @@ def test_a_wide_distribution_stays_off_the_poles(kind: str) -> None:
     assert yaw.abs().max() < 1e-3, "none has gone over the pole to the other side"
 
 
-def test_a_patch_that_reaches_over_the_pole_ends_there() -> None:
+def test_a_patch_beyond_the_pole_ends_at_the_pole() -> None:
     draws = torch.tensor([[0.5, 0.0], [0.5, 1.0]])
     _, pitch = PoseDistribution("spherical", pitch_mean=1.0, pitch_std=1.0).angles(draws)
     assert pitch.tolist() == pytest.approx([0.0, math.pi / 2], abs=2e-3)
@@ -360,7 +360,7 @@ def test_impossible_cameras_are_one_clear_line(make) -> None:
 
 
 @pytest.mark.parametrize("pitch", [90.0, -90.0, 2.0, torch.tensor([0.1, 45.0])])
-def test_angles_beyond_the_poles_are_refused_with_the_unit(pitch) -> None:
+def test_angles_beyond_the_poles_are_refused(pitch) -> None:
     with pytest.raises(UserError, match=r"beyond the pole; give angles in radians") as error:
         Camera.orbit(0.0, pitch)
     assert "\n" not in str(error.value)

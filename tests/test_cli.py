@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import av
 import numpy as np
@@ -33,8 +33,8 @@ import cips3d
 import tiny
 from cips3d import cli, pretrained, trajectories
 from cips3d.camera import Camera, PoseDistribution
-from cips3d.cli import demo, output, running
-from cips3d.cli.loading import to_device
+from cips3d.cli import output, train
+from cips3d.cli.loading import load_model
 from cips3d.cli.options import PRESET_NAMES, RandomSubjects
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset
@@ -59,12 +59,15 @@ from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
 from cips3d.training.run import write_config
 
+Refusal = Callable[[str], str]
 #: Factor on CPU times, for a machine that others keep busy.
 SLACK = 2.0
 
 
 @pytest.fixture(autouse=True)
-def presets(monkeypatch: pytest.MonkeyPatch) -> None:
+def presets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Small presets; commands run in the test's folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config())
     monkeypatch.setitem(PRESETS, "heads-32", lambda: tiny.config())
 
@@ -91,12 +94,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
+def execute(words: str) -> None:
+    """Runs a command, such as "render heads a.png"."""
+    cli.main(words.split())
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
     """The line that a command answers with: the only one, but for progress before it."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(arg) for arg in args])
-    assert caught.value.code == 2
-    return the_error_line(capsys.readouterr().err)
+
+    def line(words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            execute(words)
+        assert caught.value.code == 2
+        return the_error_line(capsys.readouterr().err)
+
+    return line
 
 
 def the_error_line(text: str) -> str:
@@ -122,7 +136,7 @@ def names(folder: Path) -> list[str]:
 def help_of(verb: str, width: int, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setenv("COLUMNS", str(width))
-        cli.main([*verb.split(), "--help"])
+        execute(f"{verb} --help")
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -142,8 +156,8 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     function = getattr(importlib.import_module(f"cips3d.cli.{module}"), name)
     hints = get_type_hints(function, include_extras=True)
     for option, parameter in inspect.signature(function).parameters.items():
-        kind = get_args(hints[option])[:1] or (None,)
-        group = [field.name for field in fields(kind[0])] if is_dataclass(kind[0]) else [option]
+        kind = hints[option]
+        group = [field.name for field in fields(kind)] if is_dataclass(kind) else [option]
         for shown in group:
             dashed = shown.replace("_", "-")
             is_positional = parameter.kind is parameter.POSITIONAL_ONLY
@@ -156,7 +170,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("group", ["", "data"])
 def test_a_line_for_every_verb(group: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main([*group.split(), "--help"])
+    execute(f"{group} --help")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     for verb, (_, summary) in cli.VERBS.items():
@@ -165,7 +179,7 @@ def test_a_line_for_every_verb(group: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["--version"])
+    execute("--version")
     assert capsys.readouterr().out.split() == ["cips3d", cips3d.__version__]
 
 
@@ -263,15 +277,9 @@ def test_presets_are_listed() -> None:
 
 # ---------------------------------------------------------------- what the verbs do
 def test_sample(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, options in (
-        ("a", []),
-        ("b", []),
-        ("c", ["--seed", "1"]),
-        ("d", ["--yaw", "30"]),
-        ("e", ["--psi", "0"]),
-    ):
-        cli.main(["sample", model, str(tmp_path / f"{name}.png"), "--count", "4", *options])
-    assert str(tmp_path / "e.png") in capsys.readouterr().out
+    for name, options in zip("abcde", ("", "", "--seed 1", "--yaw 30", "--psi 0"), strict=True):
+        execute(f"sample {model} {name}.png --count 4 {options}")
+    assert "wrote e.png" in capsys.readouterr().out
     a, b, c, d, e = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcde")
     assert holds(a, 2, 2, 256)
     assert np.array_equal(a, b)
@@ -279,47 +287,17 @@ def test_sample(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sample_separate_files(model: str, tmp_path: Path) -> None:
-    cli.main(
-        ["sample", model, str(tmp_path / "new"), "--count", "3", "--separate", "--resolution", "12"]
-    )
+    execute(f"sample {model} new --count 3 --separate --resolution 12")
     assert names(tmp_path / "new") == ["0000.png", "0001.png", "0002.png"]
     assert Image.open(tmp_path / "new" / "0002.png").size == (12, 12)
 
 
 def test_render(model: str, tmp_path: Path) -> None:
-    cli.main(
-        [
-            "render",
-            model,
-            str(tmp_path / "a.png"),
-            "--count",
-            "2",
-            "--views",
-            "3",
-            "--yaw",
-            "20",
-            "--pitch",
-            "5",
-        ]
-    )
+    execute(f"render {model} a.png --count 2 --views 3 --yaw 20 --pitch 5")
     assert holds(np.asarray(Image.open(tmp_path / "a.png")), 6, 3, 256)
     for suffix in (".mp4", ".gif"):
         out = tmp_path / f"a{suffix}"
-        cli.main(
-            [
-                "render",
-                model,
-                str(out),
-                "--count",
-                "2",
-                "--seconds",
-                "0.5",
-                "--fps",
-                "10",
-                "--resolution",
-                "16",
-            ]
-        )
+        execute(f"render {model} {out} --count 2 --seconds 0.5 --fps 10 --resolution 16")
         with av.open(str(out)) as container:
             frames = list(container.decode(video=0))
         assert len(frames) == 5
@@ -328,14 +306,9 @@ def test_render(model: str, tmp_path: Path) -> None:
 
 
 def test_sample_of_any_size_and_both_truncations(model: str, tmp_path: Path) -> None:
-    options = ["--count", "2", "--yaw", "10", "--resolution", "6", "9", "--supersample", "2"]
-    for name, psi in (
-        ("a", ["0.7"]),
-        ("b", ["0.7", "0.7"]),
-        ("c", ["0.7", "0"]),
-        ("d", ["0", "0.7"]),
-    ):
-        cli.main(["sample", model, str(tmp_path / f"{name}.png"), *options, "--psi", *psi])
+    options = "--count 2 --yaw 10 --resolution 6 9 --supersample 2"
+    for name, psi in zip("abcd", ("0.7", "0.7 0.7", "0.7 0", "0 0.7"), strict=True):
+        execute(f"sample {model} {name}.png {options} --psi {psi}")
     a, b, c, d = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcd")
     assert holds(a, 2, 1, (6, 9))
     assert np.array_equal(a, b)
@@ -349,14 +322,14 @@ def video(path: Path) -> list[np.ndarray]:
 
 def test_render_one_large_picture(model: str, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
-    one = ["--count", "1", "--views", "1", "--show", "image", "--resolution", "40", "60"]
-    cli.main(["render", model, str(out), *one, "--yaw", "20", "--pitch", "5", "--psi", "0.5", "1"])
+    one = "--count 1 --views 1 --show image --resolution 40 60"
+    execute(f"render {model} {out} {one} --yaw 20 --pitch 5 --psi 0.5 1")
     generator = pretrained.load(model)
     camera = Camera.orbit(np.radians(20).item(), np.radians(5).item())
     alone = generator.render(generator.sample_latents(1, 0), camera, (40, 60), psi=(0.5, 1.0)).image
     assert np.abs(np.asarray(Image.open(out)).astype(int) - to_uint8(alone)[0]).max() <= 1
-    cli.main(["render", model, str(tmp_path / "b.png"), *one])
-    cli.main(["render", model, str(tmp_path / "c.png"), *one, "--path", "orbit", "--yaw", "0"])
+    execute(f"render {model} b.png {one}")
+    execute(f"render {model} c.png {one} --path orbit --yaw 0")
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()  # from the front
 
 
@@ -367,49 +340,32 @@ def test_angles_count_from_the_middle_of_the_models_prior(tmp_path: Path) -> Non
     generator.config = replace(generator.config, poses=poses)
     pretrained.save(generator, model)
 
-    def written(verb: str, *options: str) -> np.ndarray:
-        cli.main(
-            [
-                verb,
-                str(model),
-                str(tmp_path / "a.png"),
-                "--count",
-                "1",
-                "--resolution",
-                "24",
-                "--psi",
-                "1",
-                *options,
-            ]
-        )
-        return np.asarray(Image.open(tmp_path / "a.png")).astype(int)
+    def written(verb: str, options: str) -> np.ndarray:
+        execute(f"{verb} {model} a.png --count 1 --resolution 24 --psi 1 {options}")
+        return np.asarray(Image.open("a.png")).astype(int)
 
-    alone = ["render", "--views", "1", "--show", "image"]
-    turned = ["--yaw", "20", "--pitch", "-5"]
-    for options, yaw, pitch in (
-        (alone, 0, 0),
-        ([*alone, "--path", "orbit", "--yaw", "0"], 0, 0),
-        ([*alone, "--path", "dolly-zoom"], 0, 0),
-        ([*alone, *turned], 20, -5),
-        (["sample", "--yaw", "0"], 0, 0),
-        (["sample", *turned], 20, -5),
-    ):  # fmt: skip
+    alone = "--views 1 --show image"
+    for verb, options, yaw, pitch in (
+        ("render", alone, 0, 0),
+        ("render", f"{alone} --path orbit --yaw 0", 0, 0),
+        ("render", f"{alone} --path dolly-zoom", 0, 0),
+        ("render", f"{alone} --yaw 20 --pitch -5", 20, -5),
+        ("sample", "--yaw 0", 0, 0),
+        ("sample", "--yaw 20 --pitch -5", 20, -5),
+    ):
         camera = poses.at(0.4 + math.radians(yaw), 0.2 + math.radians(pitch))
         image = generator.render(generator.sample_latents(1, 0), camera, 24, psi=1.0).image
         expected = to_uint8(image)[0].astype(int)
-        assert np.abs(written(*options) - expected).max() <= 1, options
+        assert np.abs(written(verb, options) - expected).max() <= 1, (verb, options)
 
 
 @pytest.mark.parametrize("path", ["arc", "orbit", "figure-eight", "dolly-zoom", "KEYS.json"])
 def test_render_along_a_path(path: str, solid_model: str, tmp_path: Path) -> None:
     keys = tmp_path / "KEYS.json"
     keys.write_text(json.dumps([{"yaw": -30, "seconds": 0.5}, {"yaw": 30, "pitch": 10}]))
-    given = path.replace("KEYS", str(tmp_path / "KEYS"))
-    common = ["--path", given, "--count", "1", "--resolution", "16", "--show", "image", "depth"]
-    cli.main(
-        ["render", solid_model, str(tmp_path / "a.gif"), *common, "--fps", "10"]
-        + ([] if "KEYS" in path else ["--seconds", "0.6"])
-    )
+    common = f"--path {path} --count 1 --resolution 16 --show image depth"
+    length = "" if "KEYS" in path else "--seconds 0.6"
+    execute(f"render {solid_model} a.gif {common} --fps 10 {length}")
     frames = video(tmp_path / "a.gif")
     assert len(frames) == 6 and frames[0].shape == (16, 32, 3)
     assert any((frame != frames[0]).any() for frame in frames)
@@ -433,59 +389,32 @@ def test_render_along_a_path(path: str, solid_model: str, tmp_path: Path) -> Non
         assert name != path or apart.max() < 6  # a GIF has 256 colours
         far[name] = float(apart.mean())
     assert min(distance for name, distance in far.items() if name != path) > 2 * far[path], far
-    cli.main(["render", solid_model, str(tmp_path / "a.png"), *common, "--views", "3"])
+    execute(f"render {solid_model} a.png {common} --views 3")
     assert holds(np.asarray(Image.open(tmp_path / "a.png")), 2, 3, 16)
 
 
 def test_render_from_seed_to_seed(model: str, tmp_path: Path) -> None:
     """Each seed's frame is that subject, alone; the video is back at the first after the last."""
-    same = ["--yaw", "0", "--resolution", "16", "--fps", "4"]
-    cli.main(["render", model, str(tmp_path / "a.gif"), "--seeds", "3", "1", "4", *same])
+    same = "--yaw 0 --resolution 16 --fps 4"
+    execute(f"render {model} a.gif --seeds 3 1 4 {same}")
     frames = video(tmp_path / "a.gif")
     assert len(frames) == 3 * 2 * 4
     for i, seed in enumerate((3, 1, 4)):
         out = tmp_path / f"{seed}.gif"
-        cli.main(
-            [
-                "render",
-                model,
-                str(out),
-                "--seed",
-                str(seed),
-                "--count",
-                "1",
-                "--seconds",
-                "0.5",
-                *same,
-            ]
-        )
+        execute(f"render {model} {out} --seed {seed} --count 1 --seconds 0.5 {same}")
         assert np.array_equal(video(out)[0], frames[8 * i])
     assert not np.array_equal(frames[0], frames[8])
-    cli.main(
-        [
-            "render",
-            model,
-            str(tmp_path / "a.png"),
-            "--seeds",
-            "3",
-            "1",
-            "4",
-            "--show",
-            "image",
-            "--views",
-            "2",
-        ]
-    )
+    execute(f"render {model} a.png --seeds 3 1 4 --show image --views 2")
     assert holds(np.asarray(Image.open(tmp_path / "a.png")), 3, 2, 256)
 
 
 def test_render_refuses_keyframes_that_are_none(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, refusal: Refusal
 ) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text('[{"yaw": 0}, {"yow": 1}]')
     for out in ("a.mp4", "a.png"):
-        line = refusal(capsys, "render", model, tmp_path / out, "--path", keys)
+        line = refusal(f"render {model} {out} --path {keys}")
         assert str(keys) in line and "keyframe 2: yow" in line
     assert names(tmp_path) == ["keys.json"]
 
@@ -493,17 +422,17 @@ def test_render_refuses_keyframes_that_are_none(
 def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = {}
     for name, options in (
-        ("a.ply", []), ("b.ply", []), ("c.ply", ["--seed", "1"]), ("d.ply", ["--psi", "0"]),
-        ("e.ply", ["--level", "50"]), ("f.ply", ["--no-colors"]), ("g.ply", ["--resolution", "20"]),
-        ("h.OBJ", []), ("i.glb", ["--all-parts"]),
+        ("a.ply", ""), ("b.ply", ""), ("c.ply", "--seed 1"), ("d.ply", "--psi 0"),
+        ("e.ply", "--level 50"), ("f.ply", "--no-colors"), ("g.ply", "--resolution 20"),
+        ("h.OBJ", ""), ("i.glb", "--all-parts"),
     ):  # fmt: skip
-        cli.main(["mesh", solid_model, str(tmp_path / name), "--resolution", "16", *options])
+        execute(f"mesh {solid_model} {name} --resolution 16 {options}")
         lines = capsys.readouterr().out.splitlines()
         assert re.fullmatch(
             r"[\d,]+ vertices, [\d,]+ faces; 0\.\d+ × 0\.\d+ × 0\.\d+ world units; level [\d.]+",
             lines[0],
         )
-        assert lines[1:3] == ["watertight: yes", f"wrote {tmp_path / name}"]
+        assert lines[1:3] == ["watertight: yes", f"wrote {name}"]
         lengths[name[0]] = (tmp_path / name).stat().st_size
     a, b, c, d, e, f, g = ((tmp_path / f"{name}.ply").read_bytes() for name in "abcdefg")
     assert a == b and a not in (c, d, e, f, g)
@@ -518,22 +447,8 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     )
     turned, out = tmp_path / "turned.safetensors", tmp_path / "found.json"
     pretrained.save(generator, turned)
-    few = ["--count", "3", "--metrics", "fd4_heads"]
-    cli.main(
-        [
-            "eval",
-            str(turned),
-            *few,
-            "--seed",
-            "5",
-            "--psi",
-            "0.5",
-            "--resolution",
-            "16",
-            "--json-file",
-            str(out),
-        ]
-    )
+    few = "--count 3 --metrics fd4_heads"
+    execute(f"eval {turned} {few} --seed 5 --psi 0.5 --resolution 16 --json-file {out}")
     found = json.loads(out.read_text())["values"]
     subjects = Subjects.generated(generator, generator.sample_latents(3, 5), 16, 0.5)
     view, network = subjects.from_prior(5), load_head_network()
@@ -568,7 +483,7 @@ def test_a_runs_model_is_measured_against_its_own_pictures(model: str, tmp_path:
     (run / "config.json").write_text(json.dumps(to_dict(tiny.config(data))))
     out = tmp_path / "found.json"
     for place, name in ((str(run / "model.safetensors"), data), (model, "synthetic heads")):
-        cli.main(["eval", place, "--count", "2", "--metrics", "fd4_heads", "--json-file", str(out)])
+        execute(f"eval {place} --count 2 --metrics fd4_heads --json-file {out}")
         assert json.loads(out.read_text())["record"]["dataset"]["name"] == name
 
 
@@ -585,16 +500,12 @@ def test_weights_in_16_bits_are_rendered_in_32(model: str, tmp_path: Path) -> No
     torch.testing.assert_close(*pictures)
 
 
-def test_models_without_a_surface(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "there is no surface" in refusal(
-        capsys, "mesh", model, tmp_path / "a.ply", "--resolution", "16"
-    )
+def test_models_without_a_surface(model: str, tmp_path: Path, refusal: Refusal) -> None:
+    assert "there is no surface" in refusal(f"mesh {model} a.ply --resolution 16")
     torch.manual_seed(0)
     flat = tmp_path / "flat.safetensors"
     pretrained.save(build_generator(tiny.generator(architecture="cips-2d")), flat)
-    assert "cips-2d has no density" in refusal(capsys, "mesh", flat, tmp_path / "a.ply")
+    assert "cips-2d has no density" in refusal(f"mesh {flat} a.ply")
     assert names(tmp_path) == ["flat.safetensors"]
 
 
@@ -603,8 +514,8 @@ def test_eval(
 ) -> None:
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "found.json"
-    few = ["--metrics", "fd20_heads", "kd20_heads", "--count", "3"]
-    cli.main(["eval", model, *few, "--json-file", str(out)])
+    few = "--metrics fd20_heads kd20_heads --count 3"
+    execute(f"eval {model} {few} --json-file {out}")
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(out.read_text())
     assert lines[0].split() == ["model", "true", "heads"] and lines[-2] == f"wrote {out}"
@@ -613,22 +524,14 @@ def test_eval(
     assert set(found["true_heads"]) == set(MEASURES)
     assert found["record"]["dataset"]["resolution"] == 8
     assert found["record"]["predictor"] == "heads"
-    other = [
-        "--data",
-        tiny.images(tmp_path / "data"),
-        "--metrics",
-        "fd4_heads",
-        "--count",
-        "2",
-        "--json-file",
-        str(out),
-    ]
-    cli.main(["eval", model, *other])
+    data = tiny.images(tmp_path / "data")
+    other = f"--data {data} --metrics fd4_heads --count 2 --json-file {out}"
+    execute(f"eval {model} {other}")
     assert json.loads(out.read_text())["record"]["predictor"] is None  # nothing saw poses in these
     text = capsys.readouterr().out
     assert "warp_error" in text and "pose_error" not in text and "true heads" not in text
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as it is without the extra
-    cli.main(["eval", model, *other[:2], "--count", "2"])
+    execute(f"eval {model} --data {data} --count 2")
     told = capsys.readouterr()
     assert "warp_error" in told.out and "fid2k" not in told.out
     assert (
@@ -637,7 +540,7 @@ def test_eval(
     )
     sight = "test_cli:SIGHT"
     monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(SIGHT=SIGHT))
-    cli.main(["eval", model, *few, "--predictor", sight, "--json-file", str(out)])
+    execute(f"eval {model} {few} --predictor {sight} --json-file {out}")
     values = json.loads(out.read_text())["values"]
     expected = (
         Generator(tiny.GENERATOR)
@@ -650,20 +553,7 @@ def test_eval(
         "identity_between"
     ] == pytest.approx(1)
     assert json.loads(out.read_text())["record"]["predictor"] == sight
-    cli.main(
-        [
-            "eval",
-            model,
-            "--metrics",
-            "fd4_heads",
-            "--count",
-            "2",
-            "--predictor",
-            "heads",
-            "--json-file",
-            str(out),
-        ]
-    )
+    execute(f"eval {model} --metrics fd4_heads --count 2 --predictor heads --json-file {out}")
     assert json.loads(out.read_text())["record"]["predictor"] == "heads"
 
 
@@ -681,12 +571,9 @@ def test_inceptions_weights_are_used_where_they_are_given(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pth").touch()
     data = tiny.images(tmp_path / "data")
-    for options in (
-        [],
-        ["--inception-weights", "x.pth"],
-        ["--data", data, "--inception-weights", "x.pth"],
-    ):
-        cli.main(["eval", model, *options])
+    weights = "--inception-weights x.pth"
+    for options in ("", weights, f"--data {data} {weights}"):
+        execute(f"eval {model} {options}")
     assert asked == [
         ("fd2k_heads", "kd2k_heads"),
         ("fd2k_heads", "kd2k_heads", "fid2k", "kid2k"),
@@ -715,42 +602,42 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--metrics", "fvd"], "metric fvd: unknown"),
+        ("--metrics fvd", "metric fvd: unknown"),
         (
-            ["--inception-weights", __file__],
+            f"--inception-weights {__file__}",
             "--inception-weights: none of --metrics uses Inception",
         ),
-        (["--metrics", "fid8"], r"pip install 'cips3d\[fidelity\]'"),
-        (["--predictor", "nowhere:faces"], "--predictor nowhere:faces: No module named"),
-        (["--predictor", "json:loads"], "--predictor json:loads: has no methods"),
+        ("--metrics fid8", r"pip install 'cips3d\[fidelity\]'"),
+        ("--predictor nowhere:faces", "--predictor nowhere:faces: No module named"),
+        ("--predictor json:loads", "--predictor json:loads: has no methods"),
         (
-            ["--predictor", "test_cli:COLUMN"],
+            "--predictor test_cli:COLUMN",
             r"predictor: pose returned \(2, 1\) and \(2, 1\) for 2 images; return yaw and pitch",
         ),
         (
-            ["--predictor", "test_cli:STACKED"],
+            "--predictor test_cli:STACKED",
             r"predictor: pose returned \(2, 2\) for 2 images; return yaw and pitch",
         ),
         (
-            ["--predictor", "test_cli:WORDY"],
+            "--predictor test_cli:WORDY",
             "--predictor test_cli:WORDY: pose raised RuntimeError: Error.* in loading",
         ),
         (
-            ["--predictor", "test_cli:ARRAYS"],
+            "--predictor test_cli:ARRAYS",
             "predictor: pose returned ndarray and ndarray for 2 images; return .* a tensor each",
         ),
         (
-            ["--predictor", "test_cli:FAILING"],
+            "--predictor test_cli:FAILING",
             "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing",
         ),
-        (["--count", "1"], "--count is 1; it must be at least 2"),
-        (["--data", "nowhere.zip"], "nowhere.zip: no such folder"),
-        (["--psi", "nan"], "--psi"),
-        (["--json-file", "/"], "cannot write /: it exists and is no ordinary file"),
+        ("--count 1", "--count is 1; it must be at least 2"),
+        ("--data nowhere.zip", "nowhere.zip: no such folder"),
+        ("--psi nan", "--psi"),
+        ("--json-file /", "cannot write /: it exists and is no ordinary file"),
     ],
 )
 def test_eval_refuses(
-    model: str, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    model: str, options: list[str], says: str, refusal: Refusal, monkeypatch: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(
@@ -760,15 +647,13 @@ def test_eval_refuses(
             COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING, ARRAYS=ARRAYS, WORDY=WORDY
         ),
     )
-    assert re.search(
-        says, refusal(capsys, "eval", model, "--metrics", "fd4_heads", "--count", "2", *options)
-    )
+    assert re.search(says, refusal(f"eval {model} --metrics fd4_heads --count 2 {options}"))
 
 
 def test_a_model_in_the_hubs_form(model: str, tmp_path: Path) -> None:
     pretrained.load(model).save_pretrained(tmp_path / "hub")
     for name, source in (("a", model), ("b", tmp_path / "hub")):
-        cli.main(["sample", str(source), str(tmp_path / f"{name}.png"), "--count", "1"])
+        execute(f"sample {source} {name}.png --count 1")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert pretrained.load_main_discriminator(tmp_path / "hub") is None
 
@@ -777,28 +662,11 @@ def test_data_heads_and_training_on_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "heads.zip"
-    cli.main(
-        ["data", "heads", str(out), "--count", "5", "--resolution", "16", "--style", "cartoon"]
-    )
+    execute(f"data heads {out} --count 5 --resolution 16 --style cartoon")
     dataset = ImageDataset(out, 8)
     assert len(dataset) == 5 and dataset.labels is not None
     run = tmp_path / "run"
-    cli.main(
-        [
-            "train",
-            str(run),
-            "--preset",
-            "tiny",
-            "--data",
-            str(out),
-            "--batch",
-            "2",
-            "--kimg",
-            "0.01",
-            "--seed",
-            "3",
-        ]
-    )
+    execute(f"train {run} --preset tiny --data {out} --batch 2 --kimg 0.01 --seed 3")
     config = json.loads((run / "config.json").read_text())
     assert (config["data"], config["seed"]) == (str(out), 3)
     assert [stage["batch"] for stage in config["stages"]] == [2, 2]
@@ -806,12 +674,12 @@ def test_data_heads_and_training_on_them(
     assert f"wrote {run / 'model.safetensors'}" in capsys.readouterr().out
     model = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").unlink()
-    cli.main(["train", str(run)])  # without options it goes on with the run's own configuration
+    execute(f"train {run}")  # without options it goes on with the run's own configuration
     assert (run / "model.safetensors").read_bytes() == model
 
 
 def test_train_for_some_time(tmp_path: Path) -> None:
-    cli.main(["train", str(tmp_path / "run"), "--minutes", "0.001", "--preset", "tiny"])
+    execute("train run --minutes 0.001 --preset tiny")
     stages = json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
     assert [stage["minutes"] for stage in stages] == [0.0005, 0.0005]
 
@@ -820,18 +688,16 @@ def test_pictures_of_mixed_sizes_and_shapes_train(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for i, size in enumerate([(8, 8), (9, 20), (30, 8), (64, 64)]):
         Image.new("RGB", size, (40 * i, 0, 0)).save(tmp_path / "data" / f"{i}.png")
-    cli.main(["train", str(tmp_path / "run"), "--preset", "tiny", "--data", str(tmp_path / "data")])
+    execute("train run --preset tiny --data data")
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_demo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_FRAMES", 3)
+    monkeypatch.setattr(train, "_FRAMES", 3)
     out = tmp_path / "demo"
-    cli.main(
-        ["demo", str(out), "--minutes", "0.01", "--heads", "2", "--resolution", "16", "--seed", "4"]
-    )
+    execute(f"demo {out} --minutes 0.01 --heads 2 --resolution 16 --seed 4")
     assert json.loads((out / "config.json").read_text())["seed"] == 4
     assert {
         "heads.png",
@@ -848,10 +714,10 @@ def test_demo(
 
 
 def test_info(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["info", "tiny"])
+    execute("info tiny")
     preset = capsys.readouterr().out
     assert "tiny at 8²" in preset and "auxiliary" in preset
-    cli.main(["info", model, "--geometry", "--resolution", "16"])
+    execute(f"info {model} --geometry --resolution 16")
     of_model = capsys.readouterr().out
     parameters = sum(p.numel() for p in Generator(tiny.GENERATOR).parameters())
     assert f"{parameters:,}" in of_model and "at 16²" in of_model
@@ -863,7 +729,7 @@ def test_the_real_presets_can_be_counted(
 ) -> None:
     monkeypatch.undo()
     for name, side, auxiliary in (("heads-32", 32, True), ("ffhq-512", 512, False)):
-        cli.main(["info", name])
+        execute(f"info {name}")
         out = capsys.readouterr().out
         assert f"{name} at {side}²" in out and ("auxiliary" in out) is auxiliary
 
@@ -879,166 +745,155 @@ def test_the_real_presets_can_be_counted(
         ("train OUT --preset tiny --set sede=1", "did you mean seed?"),
     ],
 )
-def test_typos_are_answered_with_the_nearest_name(
-    words: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert near in refusal(capsys, *words.replace("OUT", str(tmp_path / "run")).split())
+def test_typos_are_answered_with_the_nearest_name(words: str, near: str, refusal: Refusal) -> None:
+    assert near in refusal(words)
 
 
 def test_images_may_be_jpegs(model: str, tmp_path: Path) -> None:
-    cli.main(["sample", model, str(tmp_path / "a.jpg"), "--count", "1", "--resolution", "16"])
+    execute(f"sample {model} a.jpg --count 1 --resolution 16")
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
 
 
 @pytest.mark.parametrize(
-    "args",
+    "words",
     [
-        [],
-        ["fly"],
-        ["sample"],
-        ["sample", "model", "out.png", "--bogus", "1"],
-        ["sample", "model", "out.png", "--count", "many"],
-        ["sample", "model", "out.png", "--yaw", "left"],
-        ["sample", "model", "out.png", "--psi", "1", "1", "1"],
-        ["render", "model", "out.png", "--show", "mesh"],
-        ["data", "heads", "out.zip", "--style", "oil"],
+        "",
+        "fly",
+        "sample",
+        "sample model out.png --bogus 1",
+        "sample model out.png --count many",
+        "sample model out.png --yaw left",
+        "sample model out.png --psi 1 1 1",
+        "render model out.png --show mesh",
+        "data heads out.zip --style oil",
     ],
 )
-def test_the_parser_refuses(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(args)
-    assert caught.value.code == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err + printed.out
-    assert "--help" in printed.err
+def test_the_parser_refuses(words: str, refusal: Refusal) -> None:
+    assert "--help" in refusal(words)
 
 
 # ---------------------------------------------------------------- values out of range
 @pytest.mark.parametrize(
-    "args, option",
+    "words, option",
     [
-        (["sample", "MODEL", "OUT.png", "--count", "0"], "--count"),
-        (["sample", "MODEL", "OUT.png", "--count", "-3"], "--count"),
-        (["sample", "MODEL", "OUT.png", "--resolution", "0"], "--resolution"),
-        (["sample", "MODEL", "OUT.png", "--yaw", "nan"], "--yaw"),
-        (["sample", "MODEL", "OUT.png", "--pitch", "inf"], "--pitch"),
-        (["sample", "MODEL", "OUT.png", "--yaw", "0", "--pitch", "90"], "pitch"),
-        (["sample", "MODEL", "OUT.png", "--psi", "nan"], "--psi"),
-        (["sample", "MODEL", "OUT.png", "--psi", "1e300"], "--psi"),
-        (["blend", "MODEL", "MODEL", "OUT.png", "--amount", "1e300"], "--amount"),
-        (["blend", "MODEL", "MODEL", "OUT.png", "--weights", "nan"], "--weights"),
-        (["render", "MODEL", "OUT.png", "--seconds", "2"], "--seconds"),
-        (["sample", "MODEL", "OUT.png", "--seed", "-1"], "--seed"),
-        (["sample", "MODEL", "OUT.png", "--seed", str(2**64)], "--seed"),
-        (["sample", "MODEL", "OUT.png", "--device", "abacus"], "--device abacus"),
-        (["sample", "MODEL", "OUT.png", "--device", "meta"], "--device meta"),
+        ("sample MODEL OUT.png --count 0", "--count"),
+        ("sample MODEL OUT.png --count -3", "--count"),
+        ("sample MODEL OUT.png --resolution 0", "--resolution"),
+        ("sample MODEL OUT.png --yaw nan", "--yaw"),
+        ("sample MODEL OUT.png --pitch inf", "--pitch"),
+        ("sample MODEL OUT.png --yaw 0 --pitch 90", "pitch"),
+        ("sample MODEL OUT.png --psi nan", "--psi"),
+        ("sample MODEL OUT.png --psi 1e300", "--psi"),
+        ("blend MODEL MODEL OUT.png --amount 1e300", "--amount"),
+        ("blend MODEL MODEL OUT.png --weights nan", "--weights"),
+        ("render MODEL OUT.png --seconds 2", "--seconds"),
+        ("sample MODEL OUT.png --seed -1", "--seed"),
+        (f"sample MODEL OUT.png --seed {2**64}", "--seed"),
+        ("sample MODEL OUT.png --device abacus", "--device abacus"),
+        ("sample MODEL OUT.png --device meta", "--device meta"),
         (
-            ["sample", "MODEL", "OUT.png", "--count", "1" + 20 * "0"],
+            f"sample MODEL OUT.png --count {'1' + 20 * '0'}",
             "--count: a number of 67 bits is too large",
         ),
         (
-            ["sample", "MODEL", "OUT.png", "--resolution", "2000000000"],
+            "sample MODEL OUT.png --resolution 2000000000",
             "--resolution is 2000000000; it must be at most 65536",
         ),
-        (["sample", "MODEL", "OUT.gif"], "OUT.gif"),
-        (["sample", "MODEL", "OUT.png", "--psi", "1", "inf"], "--psi"),
-        (["sample", "MODEL", "OUT.png", "--resolution", "8", "-8"], "--resolution"),
-        (["sample", "MODEL", "OUT.png", "--supersample", "0"], "--supersample"),
+        ("sample MODEL OUT.gif", "OUT.gif"),
+        ("sample MODEL OUT.png --psi 1 inf", "--psi"),
+        ("sample MODEL OUT.png --resolution 8 -8", "--resolution"),
+        ("sample MODEL OUT.png --supersample 0", "--supersample"),
         (
-            ["mesh", "nobody/nothing", "OUT.stl"],
+            "mesh nobody/nothing OUT.stl",
             "OUT.stl: the name must end in .ply, .obj or .glb",
         ),  # before the model is looked for
-        (["mesh", "MODEL", "OUT"], "the name must end in"),
-        (["mesh", "MODEL", "OUT.ply", "--resolution", "7"], "--resolution"),
-        (["mesh", "MODEL", "OUT.ply", "--resolution", "100000"], "--resolution"),
-        (["mesh", "MODEL", "OUT.ply", "--level", "0"], "--level"),
-        (["mesh", "MODEL", "OUT.ply", "--level", "nan"], "--level"),
-        (["mesh", "MODEL", "OUT.ply", "--level", "1e9", "--resolution", "8"], "level"),
-        (["mesh", "MODEL", "OUT.ply", "--psi", "inf"], "--psi"),
-        (["mesh", "MODEL", "OUT.ply", "--seed", "-1"], "--seed"),
-        (["mesh", "MODEL", "OUT.ply", "--device", "abacus"], "--device abacus"),
-        (["render", "MODEL", "OUT.txt"], "OUT.txt"),
-        (["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--yaw", "3"], "--yaw and --pitch"),
+        ("mesh MODEL OUT", "the name must end in"),
+        ("mesh MODEL OUT.ply --resolution 7", "--resolution"),
+        ("mesh MODEL OUT.ply --resolution 100000", "--resolution"),
+        ("mesh MODEL OUT.ply --level 0", "--level"),
+        ("mesh MODEL OUT.ply --level nan", "--level"),
+        ("mesh MODEL OUT.ply --level 1e9 --resolution 8", "level"),
+        ("mesh MODEL OUT.ply --psi inf", "--psi"),
+        ("mesh MODEL OUT.ply --seed -1", "--seed"),
+        ("mesh MODEL OUT.ply --device abacus", "--device abacus"),
+        ("render MODEL OUT.txt", "OUT.txt"),
+        ("render MODEL OUT.mp4 --path keys.json --yaw 3", "--yaw and --pitch"),
         (
-            ["render", "MODEL", "OUT.mp4", "--path", "keys.json", "--pitch", "3"],
+            "render MODEL OUT.mp4 --path keys.json --pitch 3",
             "--yaw and --pitch",
         ),
-        (["finetune", "MODEL", "OUT", "--data", "heads", "--batch", "0"], "--batch"),
-        (["finetune", "MODEL", "OUT", "--data", "heads", "--processes", "-1"], "--processes"),
-        (["sample", "MODEL", "OUT.png", "--pitch", "20"], "--pitch"),
-        (["invert", "MODEL", "MODEL", "OUT", "--pitch", "3"], "--pitch"),
-        (["invert", "MODEL", "MODEL", "OUT", "--space", "w", "--mirror", "0"], "--mirror"),
-        (["render", "MODEL", "OUT.mp4", "--supersample", "-1"], "--supersample"),
-        (["render", "MODEL", "OUT.mp4", "--psi", "nan", "1"], "--psi"),
-        (["render", "MODEL", "OUT.mp4", "--seeds", "1", "-1"], "--seeds"),
+        ("finetune MODEL OUT --data heads --batch 0", "--batch"),
+        ("finetune MODEL OUT --data heads --processes -1", "--processes"),
+        ("sample MODEL OUT.png --pitch 20", "--pitch"),
+        ("invert MODEL MODEL OUT --pitch 3", "--pitch"),
+        ("invert MODEL MODEL OUT --space w --mirror 0", "--mirror"),
+        ("render MODEL OUT.mp4 --supersample -1", "--supersample"),
+        ("render MODEL OUT.mp4 --psi nan 1", "--psi"),
+        ("render MODEL OUT.mp4 --seeds 1 -1", "--seeds"),
         (
-            ["render", "MODEL", "OUT.mp4", "--seeds", "1", "2", "3", "--seconds", "0.01"],
+            "render MODEL OUT.mp4 --seeds 1 2 3 --seconds 0.01",
             "2 frames for 3 subjects",
         ),
-        (["render", "MODEL", "OUT.mp4", "--fov", "0"], "--fov is 0.0; it must be above 0"),
-        (["render", "MODEL", "OUT.mp4", "--fov", "nan"], "--fov"),
+        ("render MODEL OUT.mp4 --fov 0", "--fov is 0.0; it must be above 0"),
+        ("render MODEL OUT.mp4 --fov nan", "--fov"),
         (
-            ["render", "MODEL", "OUT.mp4", "--path", "dolly-zoom", "--fov", "120"],
+            "render MODEL OUT.mp4 --path dolly-zoom --fov 120",
             "camera: it comes within",
         ),
-        (["render", "MODEL", "OUT.mp4", "--pitch", "95"], "pitch reaches 95"),
-        (["render", "MODEL", "OUT.mp4", "--path", "spiral"], "--path is spiral"),
-        (["render", "MODEL", "OUT.mp4", "--path", "OUT.json"], "OUT.json"),
-        (["render", "MODEL", "OUT.mp4", "--seconds", "1e300"], "--seconds"),
-        (["render", "MODEL", "OUT.mp4", "--resolution", "0"], "--resolution"),
-        (["render", "MODEL", "OUT.mp4", "--yaw", "nan"], "--yaw"),
-        (["render", "MODEL", "OUT.mp4", "--seconds", "0"], "--seconds"),
-        (["render", "MODEL", "OUT.mp4", "--seconds", "nan"], "--seconds"),
-        (["render", "MODEL", "OUT.gif", "--fps", "0"], "--fps"),
-        (["render", "MODEL", "OUT.gif", "--fps", "1000"], "fps"),
+        ("render MODEL OUT.mp4 --pitch 95", "pitch reaches 95"),
+        ("render MODEL OUT.mp4 --path spiral", "--path is spiral"),
+        ("render MODEL OUT.mp4 --path OUT.json", "OUT.json"),
+        ("render MODEL OUT.mp4 --seconds 1e300", "--seconds"),
+        ("render MODEL OUT.mp4 --resolution 0", "--resolution"),
+        ("render MODEL OUT.mp4 --yaw nan", "--yaw"),
+        ("render MODEL OUT.mp4 --seconds 0", "--seconds"),
+        ("render MODEL OUT.mp4 --seconds nan", "--seconds"),
+        ("render MODEL OUT.gif --fps 0", "--fps"),
+        ("render MODEL OUT.gif --fps 1000", "fps"),
         (
-            ["render", "MODEL", "OUT.gif", "--fps", 400 * "9"],
+            f"render MODEL OUT.gif --fps {400 * '9'}",
             "--fps: a number of 1329 bits is too large",
         ),
-        (["render", "MODEL", "OUT.png", "--views", "0"], "--views"),
-        (["render", "MODEL", "OUT.png", "--count", "-1"], "--count"),
-        (["view", "MODEL", "--port", "70000"], "port"),
-        (["view", "MODEL", "--subject", "OUT.safetensors"], "OUT.safetensors"),
-        (["mix", "MODEL", "OUT.gif"], "OUT.gif"),
-        (["view", "MODEL", "--port", "-1"], "port"),
-        (["data", "heads", "OUT.zip", "--count", "0"], "--count"),
-        (["data", "heads", "OUT.zip", "--resolution", "0"], "--resolution"),
-        (["data", "heads", "OUT", "--seed", "-1"], "--seed"),
-        (["info", "MODEL", "--resolution", "0"], "--resolution"),
-        (["info", "tiny", "--resolution", "7"], "7"),
-        (["info", "tiny", "--geometry"], "--geometry"),
-        (["import-official", "MODEL", "OUT.safetensors", "--resolution", "0"], "--resolution"),
-        (["import-official", "MODEL", "OUT.pth"], "OUT.pth: the name must end in .safetensors"),
-        (["plan", "tiny", "--memory", "1e300"], "--memory"),
-        (["plan", "tiny", "--tflops", "0"], "--tflops"),
-        (["train", "OUT", "--set", "sample_kimg=1e306"], "--set: 1e+306 is too large"),
+        ("render MODEL OUT.png --views 0", "--views"),
+        ("render MODEL OUT.png --count -1", "--count"),
+        ("view MODEL --port 70000", "port"),
+        ("view MODEL --subject OUT.safetensors", "OUT.safetensors"),
+        ("mix MODEL OUT.gif", "OUT.gif"),
+        ("view MODEL --port -1", "port"),
+        ("data heads OUT.zip --count 0", "--count"),
+        ("data heads OUT.zip --resolution 0", "--resolution"),
+        ("data heads OUT --seed -1", "--seed"),
+        ("info MODEL --resolution 0", "--resolution"),
+        ("info tiny --resolution 7", "7"),
+        ("info tiny --geometry", "--geometry"),
+        ("import-official MODEL OUT.safetensors --resolution 0", "--resolution"),
+        ("import-official MODEL OUT.pth", "OUT.pth: the name must end in .safetensors"),
+        ("plan tiny --memory 1e300", "--memory"),
+        ("plan tiny --tflops 0", "--tflops"),
+        ("train OUT --set sample_kimg=1e306", "--set: 1e+306 is too large"),
         (
-            ["train", "OUT", "--processes", "3"],
+            "train OUT --processes 3",
             "--processes: batch 4 of the stage at 4 does not divide among 3",
         ),
-        (["demo", "OUT", "--minutes", "0"], "--minutes"),
-        (["demo", "OUT", "--minutes", "nan"], "--minutes"),
-        (["demo", "OUT", "--heads", "0"], "--heads"),
-        (["demo", "OUT", "--resolution", "0"], "--resolution"),
-        (["demo", "OUT", "--seed", "-1"], "--seed"),
-        (["train", "OUT", "--minutes", "0"], "--minutes"),
-        (["train", "OUT", "--minutes", "nan"], "--minutes"),
-        (["train", "OUT", "--minutes", "inf"], "--minutes"),
-        (["train", "OUT", "--kimg", "nan"], "kimg"),
-        (["train", "OUT", "--kimg", "-1"], "kimg"),
-        (["train", "OUT", "--batch", "0"], "batch"),
-        (["train", "OUT", "--seed", str(2**64)], "--seed"),
-        (["train", "OUT", "--preset", "heads-33"], "--preset"),
+        ("demo OUT --minutes 0", "--minutes"),
+        ("demo OUT --minutes nan", "--minutes"),
+        ("demo OUT --heads 0", "--heads"),
+        ("demo OUT --resolution 0", "--resolution"),
+        ("demo OUT --seed -1", "--seed"),
+        ("train OUT --minutes 0", "--minutes"),
+        ("train OUT --minutes nan", "--minutes"),
+        ("train OUT --minutes inf", "--minutes"),
+        ("train OUT --kimg nan", "kimg"),
+        ("train OUT --kimg -1", "kimg"),
+        ("train OUT --batch 0", "batch"),
+        (f"train OUT --seed {2**64}", "--seed"),
+        ("train OUT --preset heads-33", "--preset"),
     ],
 )
 def test_values_out_of_range(
-    args: list[str], option: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, option: str, model: str, tmp_path: Path, refusal: Refusal
 ) -> None:
-    line = refusal(
-        capsys,
-        *(model if arg == "MODEL" else re.sub(r"^OUT", str(tmp_path / "OUT"), arg) for arg in args),
-    )
-    assert option in line
+    assert option in refusal(words.replace("MODEL", model))
     assert names(tmp_path) == []
 
 
@@ -1063,70 +918,58 @@ def damaged_models(folder: Path, model: str) -> list[str]:
     return [*contents, "empty-folder", "cut-folder"]
 
 
-def test_damaged_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_models(model: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "models").mkdir()
     for name in damaged_models(tmp_path / "models", model):
-        line = refusal(capsys, "sample", tmp_path / "models" / name, tmp_path / "out.png")
+        line = refusal(f"sample models/{name} out.png")
         assert name.split(".")[0] in line or "config.json" in line, (name, line)
         assert "of a run" not in line
     assert names(tmp_path) == ["models"]
 
 
-def test_the_folder_of_a_run_is_no_model(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_folder_of_a_run_is_no_model(model: str, tmp_path: Path, refusal: Refusal) -> None:
     write_config(tmp_path / "run", tiny.config())
     pretrained.save(pretrained.load(model), tmp_path / "run" / "model.safetensors")
-    assert f"give the model in it, {tmp_path}/run/model.safetensors" in refusal(
-        capsys, "sample", tmp_path / "run", tmp_path / "out.png"
-    )
+    assert "give the model in it, run/model.safetensors" in refusal("sample run out.png")
 
 
-def test_a_blend_replaces_no_model(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_blend_replaces_no_model(model: str, tmp_path: Path, refusal: Refusal) -> None:
     write_config(tmp_path / "run", tiny.config())
     for out in (Path(model), tmp_path / "run" / "model.safetensors"):
         for words in (
-            ["blend", model, model, out, "--amount", "0.5"],
-            ["mix", model, out],
-            ["import-official", model, out],
+            f"blend {model} {model} {out} --amount 0.5",
+            f"mix {model} {out}",
+            f"import-official {model} {out}",
         ):
-            assert f"{out}: is " in refusal(capsys, *words)
+            assert f"{out}: is " in refusal(words)
     assert names(tmp_path / "run") == ["config.json"]
     subject = tmp_path / "subject.safetensors"
-    cli.main(["mix", model, str(subject)])
-    assert f"{subject}: is an input" in refusal(capsys, "mix", model, subject, "--style", subject)
-    cli.main(
-        ["blend", model, model, str(tmp_path / "run" / "half.safetensors"), "--amount", "0.5"]
-    )  # harms nobody
+    execute(f"mix {model} {subject}")
+    assert f"{subject}: is an input" in refusal(f"mix {model} {subject} --style {subject}")
+    execute(f"blend {model} {model} run/half.safetensors --amount 0.5")  # harms nobody
 
 
 @pytest.mark.parametrize("verb", ["sample", "render", "info", "import-official"])
 @pytest.mark.parametrize(
     "name", ["nothing", "no/such/model", "no-such-folder/model.safetensors", "x" * 300]
 )
-def test_missing_models(
-    verb: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = {"info": [], "import-official": [tmp_path / "out.safetensors"]}.get(
-        verb, [tmp_path / "out.png"]
-    )
-    assert name in refusal(capsys, verb, name, *out)
+def test_missing_models(verb: str, name: str, tmp_path: Path, refusal: Refusal) -> None:
+    out = {"info": "", "import-official": "out.safetensors"}.get(verb, "out.png")
+    assert name in refusal(f"{verb} {name} {out}")
     assert names(tmp_path) == []
 
 
 def test_a_model_that_the_hub_does_not_have(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "nobody/nothing" in refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
+    assert "nobody/nothing" in refusal("sample nobody/nothing out.png")
 
     def unknown(*_: Any, **__: Any) -> str:  # as where there is a network
         raise HfHubHTTPError("404", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
 
     monkeypatch.setattr(pretrained, "hf_hub_download", unknown)
-    line = refusal(capsys, "sample", "nobody/nothing", tmp_path / "out.png")
+    line = refusal("sample nobody/nothing out.png")
     assert (
         "nobody/nothing: is neither a file, a folder nor a model on the Hugging Face hub (404)"
         in line
@@ -1150,7 +993,7 @@ def test_a_device_that_torch_was_built_for_and_that_is_not_there(
 ) -> None:
     monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    assert to_device(pretrained.load(model), "auto").shape_mean.device.type == "cpu"
+    assert load_model(model, "auto").shape_mean.device.type == "cpu"
 
 
 def test_a_terminal_without_the_letters(
@@ -1158,7 +1001,7 @@ def test_a_terminal_without_the_letters(
 ) -> None:
     with open(tmp_path / "out.txt", "w", encoding="ascii") as narrow:
         monkeypatch.setattr(sys, "stdout", narrow)
-        cli.main(["info", model])
+        execute(f"info {model}")
     assert "at 8?" in (tmp_path / "out.txt").read_text()
 
 
@@ -1198,11 +1041,9 @@ def bad_dataset(kind: str, folder: Path) -> Path:
         ("one pixel", "1.png: is 1x1"),
     ],
 )
-def test_bad_datasets(
-    kind: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_datasets(kind: str, words: str, tmp_path: Path, refusal: Refusal) -> None:
     path = bad_dataset(kind, tmp_path / "data")
-    line = refusal(capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", path)
+    line = refusal(f"train run --preset tiny --data {path}")
     assert words in line
     assert names(tmp_path) == ["data"]
 
@@ -1211,16 +1052,14 @@ def test_bad_datasets(
 def test_a_picture_that_turns_out_damaged_in_training(
     workers: int,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(PRESETS, "tiny", lambda: tiny.config(workers=workers))
     tiny.images(tmp_path / "data", count=3)
     content = (tmp_path / "data" / "1.png").read_bytes()
     (tmp_path / "data" / "1.png").write_bytes(content[:-80])  # its header is whole
-    line = refusal(
-        capsys, "train", tmp_path / "run", "--preset", "tiny", "--data", tmp_path / "data"
-    )
+    line = refusal("train run --preset tiny --data data")
     assert "1.png" in line and "damaged" in line
 
 
@@ -1228,7 +1067,7 @@ def test_a_picture_that_turns_out_damaged_in_training(
 @pytest.fixture
 def run(tmp_path: Path, pictures: str) -> Path:
     """The directory of a finished run."""
-    cli.main(["train", str(tmp_path / "run"), "--preset", "tiny", "--data", pictures])
+    execute(f"train run --preset tiny --data {pictures}")
     return tmp_path / "run"
 
 
@@ -1236,29 +1075,23 @@ def newest_checkpoint(run: Path) -> Path:
     return sorted((run / "checkpoints").iterdir())[-1]
 
 
-def test_a_run_directory_with_another_configuration(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_directory_with_another_configuration(run: Path, refusal: Refusal) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    capsys.readouterr()
-    assert "another configuration" in refusal(
-        capsys, "train", run, "--preset", "tiny", "--seed", "5"
-    )
+    assert "another configuration" in refusal(f"train {run} --preset tiny --seed 5")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_damaged_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints(run: Path, refusal: Refusal) -> None:
     model = (run / "model.safetensors").read_bytes()
     newest = newest_checkpoint(run)
     whole = newest.read_bytes()
-    capsys.readouterr()
     for content in (whole[: len(whole) // 2], whole[:50], b"", b"no checkpoint"):
         newest.write_bytes(content)
-        line = refusal(capsys, "train", run)
+        line = refusal(f"train {run}")
         assert newest.name in line and "delete it" in line
     newest.unlink()
     (run / "model.safetensors").unlink()
-    cli.main(["train", str(run)])  # as the line says
+    execute(f"train {run}")  # as the line says
     assert (run / "model.safetensors").read_bytes() == model
 
 
@@ -1266,19 +1099,18 @@ def test_a_checkpoint_of_another_configuration(
     run: Path,
     tmp_path: Path,
     pictures: str,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wider = tiny.config(generator=tiny.generator(inr_width=24))
     monkeypatch.setitem(PRESETS, "wider", lambda: wider)
-    cli.main(["train", str(tmp_path / "wider"), "--preset", "wider", "--data", pictures])
+    execute(f"train wider --preset wider --data {pictures}")
     newest = newest_checkpoint(run)
     newest.write_bytes(newest_checkpoint(tmp_path / "wider").read_bytes())
-    capsys.readouterr()
-    line = refusal(capsys, "train", run)
+    line = refusal(f"train {run}")
     assert newest.name in line and "another configuration" in line
     newest.write_bytes((run / "model.safetensors").read_bytes())
-    assert newest.name in refusal(capsys, "train", run)
+    assert newest.name in refusal(f"train {run}")
 
 
 @pytest.mark.parametrize(
@@ -1295,56 +1127,45 @@ def test_a_checkpoint_of_another_configuration(
         '{"stages": [{"resolution": 0, "kimg": 1}]}',
     ],
 )
-def test_garbage_in_config_json(
-    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_garbage_in_config_json(content: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "config.json").write_text(content)
-    for options in ([], ["--preset", "tiny"]):
-        assert "config.json" in refusal(capsys, "train", tmp_path, *options)
+    for options in ("", "--preset tiny"):
+        assert "config.json" in refusal(f"train {tmp_path} {options}")
     assert names(tmp_path) == ["config.json"]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe}\n", b'{"step": 1}\n{"no step": 2}\n', b"[1}\n"])
-def test_garbage_in_the_log(content: bytes, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_garbage_in_the_log(content: bytes, run: Path, refusal: Refusal) -> None:
     (run / "log.jsonl").write_bytes(content)
-    capsys.readouterr()
-    assert "log.jsonl" in refusal(capsys, "train", run)
+    assert "log.jsonl" in refusal(f"train {run}")
 
 
-def test_a_folder_that_holds_other_things(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_holds_other_things(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     (tmp_path / ".DS_Store").write_text("x")  # which alone would be no hindrance
-    for verb in (["train", tmp_path, "--preset", "tiny"], ["demo", tmp_path]):
-        assert "not empty" in refusal(capsys, *verb)
+    for verb in (f"train {tmp_path} --preset tiny", f"demo {tmp_path}"):
+        assert "not empty" in refusal(verb)
     assert names(tmp_path) == [".DS_Store", "thesis.txt"]
-    assert "is a file" in refusal(capsys, "train", tmp_path / "thesis.txt", "--preset", "tiny")
+    assert "is a file" in refusal("train thesis.txt --preset tiny")
     (tmp_path / "thesis.txt").unlink()
-    assert "nowhere" in refusal(
-        capsys, "train", tmp_path, "--preset", "tiny", "--set", "start=nowhere.safetensors"
-    )
+    assert "nowhere" in refusal(f"train {tmp_path} --preset tiny --set start=nowhere.safetensors")
     assert names(tmp_path) == [".DS_Store"]  # so that another start can be tried in the same folder
 
 
 def test_a_batch_that_does_not_divide_among_the_processes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 3)
-    assert "does not divide among 3" in refusal(
-        capsys, "train", tmp_path / "run", "--preset", "tiny"
-    )
+    assert "does not divide among 3" in refusal("train run --preset tiny")
     assert names(tmp_path) == []
 
 
 def test_a_launcher_decides_about_processes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--processes: a launcher" in refusal(
-        capsys, "train", tmp_path / "run", "--preset", "tiny", "--processes", "2"
-    )
-    assert "but none finds a GPU" in refusal(capsys, "train", tmp_path / "run", "--preset", "tiny")
+    assert "--processes: a launcher" in refusal("train run --preset tiny --processes 2")
+    assert "but none finds a GPU" in refusal("train run --preset tiny")
     assert names(tmp_path) == []
 
 
@@ -1360,32 +1181,32 @@ def test_places_that_cannot_be_written(
     solid_model: str,
     pictures: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr("cips3d.cli.inverting.find", None)  # it is said before the work
+    monkeypatch.setattr("cips3d.invert", None)  # it is said before the work
     for place in unwritable(tmp_path):
         for command in (
-            ["train", place, "--preset", "tiny"],
-            ["demo", place],
-            ["sample", model, place / "a.png", "--count", "1"],
-            ["sample", model, place, "--count", "1", "--separate"],
-            ["render", model, place / "a.png", "--count", "1", "--views", "1"],
-            ["render", model, place / "a.mp4", "--count", "1", "--seconds", "0.1"],
-            ["mesh", solid_model, place / "a.glb", "--resolution", "8", "--no-colors"],
-            ["blend", model, model, place / "a.png"],
-            ["mix", model, place / "a.png"],
-            ["invert", Path(pictures) / "0.png", model, place / "a"],
-            ["data", "heads", place / "a.zip", "--count", "1", "--resolution", "8"],
-            ["data", "heads", place / "a", "--count", "1", "--resolution", "8"],
+            f"train {place} --preset tiny",
+            f"demo {place}",
+            f"sample {model} {place}/a.png --count 1",
+            f"sample {model} {place} --count 1 --separate",
+            f"render {model} {place}/a.png --count 1 --views 1",
+            f"render {model} {place}/a.mp4 --count 1 --seconds 0.1",
+            f"mesh {solid_model} {place}/a.glb --resolution 8 --no-colors",
+            f"blend {model} {model} {place}/a.png",
+            f"mix {model} {place}/a.png",
+            f"invert {pictures}/0.png {model} {place}/a",
+            f"data heads {place}/a.zip --count 1 --resolution 8",
+            f"data heads {place}/a --count 1 --resolution 8",
         ):
-            assert str(place) in refusal(capsys, *command), command
+            assert str(place) in refusal(command), command
     assert names(tmp_path) == ["file"]
 
 
-def test_heads_never_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_never_overwrite(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "a.zip").write_text("precious")
-    assert "it exists" in refusal(capsys, "data", "heads", tmp_path / "a.zip", "--count", "1")
+    assert "it exists" in refusal("data heads a.zip --count 1")
     assert (tmp_path / "a.zip").read_text() == "precious"
 
 
@@ -1413,48 +1234,26 @@ def leave_room(disk: Path, size: int) -> None:
     os.truncate(disk / "filler", (disk / "filler").stat().st_size - size)
 
 
-def test_full_disk(
-    small_disk: Path, model: str, solid_model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk(small_disk: Path, model: str, solid_model: str, refusal: Refusal) -> None:
     leave_room(small_disk, 0)
     for command in (
-        ["sample", model, small_disk / "a.png", "--count", "16", "--resolution", "64"],
-        ["render", model, small_disk / "a.png", "--count", "2", "--resolution", "64"],
-        [
-            "render",
-            model,
-            small_disk / "a.gif",
-            "--count",
-            "2",
-            "--seconds",
-            "0.2",
-            "--resolution",
-            "64",
-        ],
-        [
-            "render",
-            model,
-            small_disk / "a.mp4",
-            "--count",
-            "2",
-            "--seconds",
-            "0.2",
-            "--resolution",
-            "64",
-        ],
-        ["mesh", solid_model, small_disk / "a.ply", "--resolution", "32", "--no-colors"],
-        ["data", "heads", small_disk / "a.zip", "--count", "100", "--resolution", "64"],
-        ["data", "heads", small_disk / "a", "--count", "100", "--resolution", "64"],
+        f"sample {model} {small_disk}/a.png --count 16 --resolution 64",
+        f"render {model} {small_disk}/a.png --count 2 --resolution 64",
+        f"render {model} {small_disk}/a.gif --count 2 --seconds 0.2 --resolution 64",
+        f"render {model} {small_disk}/a.mp4 --count 2 --seconds 0.2 --resolution 64",
+        f"mesh {solid_model} {small_disk}/a.ply --resolution 32 --no-colors",
+        f"data heads {small_disk}/a.zip --count 100 --resolution 64",
+        f"data heads {small_disk}/a --count 100 --resolution 64",
     ):
-        line = refusal(capsys, *command)
+        line = refusal(command)
         assert str(small_disk / "a") in line and "No space left" in line, command
         assert names(small_disk) == ["filler"], command
 
 
 def test_a_checkpoint_that_fills_the_disk(
-    small_disk: Path, pictures: str, capsys: pytest.CaptureFixture[str]
+    small_disk: Path, pictures: str, refusal: Refusal
 ) -> None:
-    line = refusal(capsys, "train", small_disk / "run", "--preset", "tiny", "--data", pictures)
+    line = refusal(f"train {small_disk}/run --preset tiny --data {pictures}")
     assert "000000000016.safetensors" in line and "No space left" in line
     assert names(small_disk / "run" / "checkpoints") == []
 
@@ -1469,13 +1268,13 @@ def test_a_model_that_fills_the_disk(small_disk: Path, model: str) -> None:
 def test_a_log_that_fills_the_disk(
     small_disk: Path,
     pictures: str,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     long = tiny.config(checkpoint_kimg=1000, stages=(Stage(8, kimg=1, batch=4),))
     monkeypatch.setitem(PRESETS, "tiny", lambda: long)
     leave_room(small_disk, 5 * 4096)
-    line = refusal(capsys, "train", small_disk / "run", "--preset", "tiny", "--data", pictures)
+    line = refusal(f"train {small_disk}/run --preset tiny --data {pictures}")
     assert str(small_disk / "run") in line and "No space left" in line
     run = small_disk / "run"
     (small_disk / "filler").unlink()
@@ -1487,13 +1286,11 @@ def test_a_log_that_fills_the_disk(
 def test_a_full_disk(
     tmp_path: Path,
     pictures: str,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where nothing can be mounted, a limit on the size of files stands for the full disk."""
-    cli.main(
-        ["train", str(tmp_path / "before"), "--preset", "tiny", "--data", pictures]
-    )  # what numba compiles is kept
+    execute(f"train before --preset tiny --data {pictures}")  # what numba compiles is kept
     for size, kimg, words in ((20_000, 0.016, "safetensors"), (4000, 1000.0, "cannot write in")):
         monkeypatch.setitem(
             PRESETS,
@@ -1502,7 +1299,7 @@ def test_a_full_disk(
         )
         run = tmp_path / f"run-{size}"
         with tiny.full_disk_after(size):
-            line = refusal(capsys, "train", run, "--preset", "tiny", "--data", pictures)
+            line = refusal(f"train {run} --preset tiny --data {pictures}")
         assert "File too large" in line and words in line
         assert (run / "log.jsonl").stat().st_size > 0
         assert not (run / "checkpoints").exists() or names(run / "checkpoints") == []
@@ -1515,8 +1312,8 @@ def test_ctrl_c_ends_with_a_word(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "run_with_progress", interrupt)
+    monkeypatch.setattr(train, "run_with_progress", interrupt)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["train", str(tmp_path / "run"), "--preset", "tiny"])
+        execute("train run --preset tiny")
     assert caught.value.code == 130
     assert "Traceback" not in capsys.readouterr().err

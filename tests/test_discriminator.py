@@ -40,7 +40,7 @@ def test_fade_in_starts_from_the_halved_image() -> None:
     )
 
 
-def test_a_fading_block_is_without_effect_at_0_and_alone_at_1() -> None:
+def test_a_fading_block_has_no_effect_at_0_and_is_alone_at_1() -> None:
     """At alpha 0 nothing of the new resolution has a gradient, at 1 nothing of the old entry."""
     network = discriminator()
     new = [network.from_rgb["16"].weight, *network.blocks["16"].parameters()]
@@ -82,7 +82,7 @@ def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> Non
     torch.autograd.gradgradcheck(blurred, (x,))
 
 
-def test_a_penalty_takes_as_many_convolutions_however_many_channels_there_are() -> None:
+def test_convolutions_of_a_penalty_do_not_grow_with_the_channels() -> None:
     """torch's second derivative of a grouped convolution takes one per channel: hours on a GPU."""
 
     class Count(TorchDispatchMode):
@@ -174,7 +174,7 @@ def test_gradient_of_the_r1_penalty(first: bool) -> None:
     [(4, [(0, 1, 2, 3)]), (8, [(0, 2, 4, 6), (1, 3, 5, 7)]), (6, [(0, 3), (1, 4), (2, 5)])],
 )
 def test_minibatch_deviation_by_hand(batch: int, groups: list[tuple[int, ...]]) -> None:
-    """StyleGAN2's groups: every Nth image, as many as divide both batch and group size."""
+    """StyleGAN2's groups: every Nth image; their size divides batch and group size."""
     x = torch.randn(batch, 3, 4, 4, dtype=torch.float64)
     found = minibatch_stddev(x, 4)
     assert found.shape == (batch, 1, 4, 4)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import cips3d
 import tiny
 from cips3d import cli, pretrained
-from cips3d.cli import demo, running
+from cips3d.cli import train
 from cips3d.export.media import save_frames
 from cips3d.training import planning as plans
 from cips3d.training.loop import train as train_run
@@ -99,7 +99,7 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setitem(
         pretrained.BUNDLED, "heads", str(given / "runs" / "mine" / "model.safetensors")
     )
-    monkeypatch.setattr(demo, "_FRAMES", 2)
+    monkeypatch.setattr(train, "_FRAMES", 2)
     # Steps on shapes are slow while every shape is checked; tests/test_plan.py tests them.
     monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
@@ -143,7 +143,7 @@ def test_commands_work(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch
             continue
         with monkeypatch.context() as patch:
             if command.reason is not None:
-                patch.setattr(running, "train_here", lambda *_: None)
+                patch.setattr(train, "train_here", lambda *_: None)
             make_way(command)
             try:
                 cli.main(command.small())
@@ -267,9 +267,9 @@ def test_the_image_of_the_viewer_can_be_made(maker: ModuleType, reader: Path) ->
     if CHROMIUM is None:
         pytest.skip("needs chromium")
     window = np.asarray(Image.open(maker.make("viewer.png", reader)).convert("L"), dtype=float)
-    image, mesh = window[:, :476], window[:, 800:]  # each without the panel
-    assert image.mean() < 200  # the new model's grey, before which the window is white
-    assert mesh.std() > 10
+    assert window.shape == (720, 1280)
+    assert window[:, :950].mean() < 200  # the new model's grey, before which the window is white
+    assert window[:, 960:].mean() > 200  # the panel
 
 
 def test_the_animation_shows_turning_subjects_above_their_meshes(reader: Path) -> None:

@@ -1,4 +1,4 @@
-"""FID and KID: names, closed forms, what must raise them, the cache, training against offline."""
+"""FID and KID: names, closed forms, damage that raises them, the cache, training and offline."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_names(name: str, kernel: bool, count: int, full: bool, network: str) ->
     "name",
     ["fid", "fid2k_heads", "fd2k", "is2k", "fid1", "fd0_heads", "fid2k_", "fd2k_vgg", "fid2m", ""],
 )
-def test_what_is_no_name(name: str) -> None:
+def test_unknown_names(name: str) -> None:
     with pytest.raises(UserError, match=r"^metric "):
         FidelityMetric.parse(name)
 
@@ -74,7 +74,7 @@ def test_the_kernel_distance_is_the_cubic_kernels_mmd() -> None:
         return float(gram.sum() - gram.diagonal().sum()) / (40 * 39)
 
     expected = within(real) + within(fake) - 2 * float(kernel(real, fake).mean())
-    # with as few images every subset is the whole
+    # with so few images, every subset is the whole set
     assert distance(real, fake, kernel=True) == pytest.approx(expected, rel=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_subsets_depend_on_the_seed_alone_and_leave_the_global_generator() -> No
     assert distance(real, fake, kernel=True, seed=2) != first
 
 
-# ---------------------------------------------------------------- what must make them worse
+# ---------------------------------------------------------------- damage
 def test_damage_to_the_images_raises_both_distances() -> None:
     network = feature_network("heads")
     images = torch.stack(SyntheticHeads(size=1200, resolution=32).__getitems__(range(1200)))
@@ -144,7 +144,7 @@ def test_an_image_does_not_depend_on_the_batch() -> None:
         for part in (slice(0, 41), slice(41, 70))
     ]
     assert whole.shape == (70, 3, 8, 8) and whole.dtype == torch.uint8
-    # batches of other sizes are rounded otherwise, which one level in 255 may show
+    # batches of other sizes round differently, by one level of 255 at most
     assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
     assert (whole[0].int() - whole[1].int()).abs().max() > 1
 
@@ -202,7 +202,7 @@ def test_a_run_whose_last_measure_fails_has_its_model_and_measures_when_resumed(
     assert (tmp_path / "run/log.jsonl").read_text().count('"works"') == 1
 
 
-def test_a_metric_that_is_none_stops_a_run_before_it_starts(tmp_path: Path) -> None:
+def test_an_unknown_metric_stops_a_run_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="metric fvd: unknown"):
         Run(tiny.config(metrics=("fvd",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
     assert "are not cached" in caplog.text
 
 
-def test_a_single_image_is_no_dataset(tmp_path: Path) -> None:
+def test_a_single_image_is_not_enough(tmp_path: Path) -> None:
     folder = tiny.images(tmp_path / "data", count=1, size=8)
     with pytest.raises(UserError, match="a single image"):
         Fidelity(["kd2_heads"], cache=tmp_path)(generator(), ImageDataset(folder, 8))
@@ -277,7 +277,7 @@ def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
     json.dumps([record, dataset.description()])
 
 
-# ---------------------------------------------------------------- networks that cannot be had
+# ---------------------------------------------------------------- unavailable networks
 @pytest.mark.parametrize(
     ("name", "extra"), [("inception", "fidelity"), ("efficientnet", "efficientnet")]
 )

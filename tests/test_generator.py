@@ -47,7 +47,7 @@ def tiny(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> Genera
 
 
 def setting(generator: Generator, height: int = 6, width: int = 9, draws: bool = True):
-    """Styles, rays and draws of two heads."""
+    """Styles, rays and draws of two subjects."""
     camera = Camera.orbit(torch.tensor([0.3, -0.5]), torch.tensor([0.1, -0.2])).to(
         generator.shape_mean
     )
@@ -113,7 +113,7 @@ def test_chunks_change_no_pixel(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("resolution", [1, 5, 33, (4, 11), (16, 2)])
-def test_any_resolution(resolution: int | tuple[int, int]) -> None:
+def test_any_resolution_renders(resolution: int | tuple[int, int]) -> None:
     generator = tiny()
     out = generator.render(generator.sample_latents(1, 0), Camera.orbit(0.2), resolution)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -186,7 +186,7 @@ def test_latents_are_standard_normal_and_independent() -> None:
     assert (torch.cov(codes.T) - torch.eye(13)).abs().max() < 0.1
 
 
-def test_the_stored_means_are_means_of_mapped_codes() -> None:
+def test_stored_means_are_means_of_mapped_codes() -> None:
     generator = tiny()
     generator.update_style_means(300, seed=5)
     styles = generator.map(generator.sample_latents(300, 5))
@@ -377,7 +377,7 @@ def test_invalid_configurations() -> None:
         (lambda g, z, c: Generator({"resolution": 0}), "config.json: resolution is 0"),
     ],
 )
-def test_wrong_types_get_a_sentence(call, words: str) -> None:
+def test_wrong_types_are_one_line(call, words: str) -> None:
     generator = tiny()
     z, camera = generator.sample_latents(2, 0), Camera.orbit(0.3)
     with configurations.unchecked(), pytest.raises(UserError) as error:
@@ -411,7 +411,7 @@ def test_images_as_pil() -> None:
     assert [image.size for image in shown] == [(5, 3)] * 2 and shown[0].mode == "RGB"
     for image, expected in zip(shown, out.image, strict=True):
         levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double()
-        # half a level, and the half to which float32 rounds
+        # half a level, plus float32 rounding
         assert (levels / 127.5 - 1 - expected.detach()).abs().max() <= 0.51 / 127.5
     extremes = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, math.nan]).expand(1, 3, 1, 6)
     flat = torch.zeros(1, 1, 1, 6)
@@ -419,7 +419,7 @@ def test_images_as_pil() -> None:
     assert np.array(image)[0, :5, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_rendering_is_short_to_read_and_moves() -> None:
+def test_a_rendering_has_a_short_repr_and_moves() -> None:
     generator = tiny()
     out = generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), (3, 5))
     assert repr(out) == "RenderOutput(2 images of 3x5, cpu)"
@@ -524,7 +524,7 @@ def judges(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "folder"])
-def test_discriminators_are_in_the_model_s_own_file(tmp_path: Path, name: str) -> None:
+def test_discriminators_are_in_the_same_file(tmp_path: Path, name: str) -> None:
     generator, discriminators, path = tiny(dtype=torch.float32), judges(), tmp_path / name
     cips3d.save(generator, path, discriminators)
     loaded, found = cips3d.load(path), load_discriminators(path)
@@ -542,7 +542,7 @@ def test_discriminators_are_in_the_model_s_own_file(tmp_path: Path, name: str) -
     assert cips3d.load(path).config == generator.config
 
 
-def test_a_folder_is_the_hub_s_form_of_the_file(tmp_path: Path) -> None:
+def test_a_folder_is_the_hub_form_of_the_file(tmp_path: Path) -> None:
     """The folder's model file is the one-file model; `save_pretrained` writes no discriminators."""
     generator = tiny(dtype=torch.float32)
     cips3d.save(generator, tmp_path / "m.safetensors", judges())
@@ -664,7 +664,7 @@ def test_a_model_with_other_weights_is_refused(
                 load(place)
 
 
-def test_a_folder_keeps_what_the_model_is_now(
+def test_a_folder_keeps_the_current_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = tiny(dtype=torch.float64)
@@ -695,9 +695,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, content: str | None) -> Non
 @pytest.mark.parametrize(
     "content", ["{", "[]", "3", '{"networks": {"inr_width": 0}}', "\udcff", None]
 )
-def test_a_model_is_complete_without_the_hub_s_description(
-    tmp_path: Path, content: str | None
-) -> None:
+def test_a_model_is_complete_without_config_json(tmp_path: Path, content: str | None) -> None:
     """config.json repeats the header of the model's file, for people and for the hub."""
     generator, folder = tiny(dtype=torch.float32), tmp_path / "folder"
     generator.save_pretrained(folder)

@@ -208,12 +208,10 @@ class TestGeometry:
         nearest = torch.nn.functional.grid_sample(nearest, **sample)[:, 0, 0]
         inside = first.mask.flatten(1) & (grid.abs() < 0.98).all(-1)
         distance = local.norm(dim=-1)
-        assert (
-            (distance - seen)[inside].abs() < 0.002
-        ).float().mean() > 0.8  # the others are hidden, or on steep slopes
-        assert (distance - nearest)[
-            inside
-        ].min() > -0.001  # never empty space where there is a surface
+        # the others are hidden, or on steep slopes
+        assert ((distance - seen)[inside].abs() < 0.002).float().mean() > 0.8
+        # never empty space where there is a surface
+        assert (distance - nearest)[inside].min() > -0.001
 
     def test_mask_and_labels_agree(self, batch):
         assert torch.equal(batch.mask, batch.labels > 0)
@@ -262,9 +260,8 @@ class TestAttributes:
         coarse, fine = (SyntheticHeads(resolution=32, supersampling=n)[4].float() for n in (1, 4))
         assert 0.5 < (coarse - fine).abs().mean() < 8
         large = SyntheticHeads(resolution=128, supersampling=1)[4].float()
-        assert (
-            torch.nn.functional.avg_pool2d(large, 4) - fine
-        ).abs().mean() < 0.5  # which is what it stands for
+        # averaging a larger image has the same effect
+        assert (torch.nn.functional.avg_pool2d(large, 4) - fine).abs().mean() < 0.5
 
 
 class TestStyles:
@@ -280,23 +277,10 @@ class TestStyles:
         part[0, raycast.COLOR : raycast.COLOR + 3] = 0.5
         levels = []
         for sign in (1, -1):
-            pose = (
-                Camera.look_at(sign * torch.tensor([shading.LIGHT]))
-                .cam_to_world[0]
-                .double()
-                .numpy()
-            )
+            camera = Camera.look_at(sign * torch.tensor([shading.LIGHT]))
+            pose, tints = camera.cam_to_world[0].double().numpy(), np.zeros((0, 8))
             samples = raycast.cast(part, pose, 12.0, 18, 18)
-            shading.draw(
-                part,
-                np.zeros((0, shading.TINT_COLUMNS)),
-                pose,
-                12.0,
-                *samples,
-                np.zeros(3),
-                False,
-                image,
-            )
+            shading.draw(part, tints, pose, 12.0, *samples, np.zeros(3), False, image)
             levels.append(int(image[0, 4, 4]))
         assert levels[0] > 1.5 * levels[1]
 

@@ -1,4 +1,4 @@
-"""Figures that tell failing runs: flat and mirrored geometry, collapse, runaway R1; and the lines that they raise."""
+"""Figures that reveal failing runs: flat and mirrored geometry, collapse, runaway R1."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def flatness(depth: Tensor, solid: Tensor) -> float:
 
 def test_a_plane_is_flat_and_heads_are_not() -> None:
     rays = Camera.orbit(0.0).rays(32, 32)
-    plane = (1.0 / -rays.directions[..., 2]).view(
-        1, 1, 32, 32
-    )  # along the rays, z = 0 is a little deeper at the edge
+    # along the rays, z = 0 is a little deeper at the edge
+    plane = (1.0 / -rays.directions[..., 2]).view(1, 1, 32, 32)
     heads = SyntheticHeads(8, 32).render(range(8), Camera.orbit(torch.zeros(8)))
     whole = torch.ones_like(plane, dtype=torch.bool)
     assert flatness(plane, whole) < 0.85 * limit("non_flatness")
@@ -58,7 +57,10 @@ def test_a_plane_is_flat_and_heads_are_not() -> None:
 
 
 class Turning(Generator):
-    """Its pictures are a bright column that moves with the yaw; mirrored, those of negative yaws are those of positive ones."""
+    """Shows a bright column that moves with the yaw.
+
+    If mirrored, the images of negative yaws are the flipped ones of positive yaws.
+    """
 
     def __init__(self, mirrored: bool) -> None:
         super().__init__(tiny.GENERATOR)
@@ -82,7 +84,7 @@ def test_a_mirrored_field_jumps_at_the_frontal_view(
     assert least < mirror_jump(Subjects.generated(turning, turning.sample_latents(1, 0), 64)) < most
 
 
-def test_pictures_that_are_all_alike_have_no_spread() -> None:
+def test_equal_images_have_no_spread() -> None:
     one = torch.rand(1, 3, 4, 4)
     assert spread(one.expand(5, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
     assert spread(torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(-1, 3, 4, 4)) == 1.0
@@ -96,14 +98,13 @@ def test_figures_of_a_generator() -> None:
     assert HealthMonitor.of_dataset(SyntheticHeads(2, 96)).real.shape == (2, 3, 64, 64)
     figures = monitor.figures(generator, generator.sampling)
     again = monitor.figures(generator, generator.sampling)
-    assert figures == pytest.approx(
-        again, abs=0, nan_ok=True
-    )  # always the same subjects and cameras
+    # always the same subjects and cameras
+    assert figures == pytest.approx(again, abs=0, nan_ok=True)
     assert math.isnan(figures.pop("two_hypothesis_score"))  # there is no surface yet
     assert all(math.isfinite(value) for value in figures.values())
 
 
-def test_an_alarm_is_raised_once_until_it_is_over() -> None:
+def test_an_alarm_is_raised_once_until_it_ends() -> None:
     monitor = HealthMonitor(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     good = {"diversity": 1.0, "non_flatness": 12.0, "two_hypothesis_score": 0.0, "r1_penalty": 0.1}
     assert not monitor.alarms(good)
@@ -113,19 +114,8 @@ def test_an_alarm_is_raised_once_until_it_is_over() -> None:
     assert not monitor.alarms({"r1_penalty": 0.2})  # says nothing about diversity
     assert not monitor.alarms(good | {"diversity": 0.1})
     assert not monitor.alarms(good)
-    assert (
-        len(
-            monitor.alarms(
-                {
-                    "diversity": 0.1,
-                    "non_flatness": 1.0,
-                    "two_hypothesis_score": 0.9,
-                    "r1_penalty": 100.0,
-                }
-            )
-        )
-        == 4
-    )
+    bad = {"diversity": 0.1, "non_flatness": 1.0, "two_hypothesis_score": 0.9, "r1_penalty": 100.0}
+    assert len(monitor.alarms(bad)) == 4
 
 
 @pytest.fixture
@@ -179,20 +169,15 @@ def test_measures_are_logged(tmp_path: Path) -> None:
     ]
     assert all(generator is trainer.networks.ema for generator in seen)
     train(Run(changed, tmp_path / "run", measures=[measure]))
-    assert len(seen) == 3  # nothing is measured again where nothing was left to train
+    assert len(seen) == 3  # a finished run is not measured again
 
 
 def test_a_measure_sees_the_model_that_is_saved(tmp_path: Path) -> None:
-    """Truncated too, for which it needs the mean styles."""
+    """It renders with truncation, which needs the mean styles."""
 
     def measure(generator: ImageGenerator, _: object) -> dict[str, float]:
-        return {
-            "mean": float(
-                generator.render(
-                    generator.sample_latents(2, 0), Camera.orbit(0.3), 8, psi=0.5
-                ).image.mean()
-            )
-        }
+        out = generator.render(generator.sample_latents(2, 0), Camera.orbit(0.3), 8, psi=0.5)
+        return {"mean": float(out.image.mean())}
 
     path = train(Run(config(tmp_path, metrics_kimg=0.032), tmp_path / "run", measures=[measure]))
     last = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])

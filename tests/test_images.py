@@ -250,7 +250,7 @@ def test_missing_path(tmp_path):
     assert "nowhere: no such folder or zip" in refusal(tmp_path / "nowhere", 8)
 
 
-def test_a_file_that_is_no_zip(tmp_path):
+def test_a_file_that_is_not_a_zip(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("hello")
     assert "list.txt: is neither a folder nor a zip" in refusal(path, 8)
@@ -308,7 +308,7 @@ def test_unreadable_folder_and_zip(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the images
 @pytest.mark.parametrize("data", [b"I am text", b"", b"\x89PNG\r\n\x1a\n"])
 @both_layouts
-def test_no_image_under_an_images_name(tmp_path, write, data):
+def test_a_file_that_is_not_an_image(tmp_path, write, data):
     line = refusal(write(tmp_path, {"good.png": encoded(noise(8, 8)), "bad.png": data}), 8)
     assert "bad.png" in line
 
@@ -330,9 +330,8 @@ def test_image_that_vanishes(tmp_path):
     assert re.search(r"a\.png: there is no such file", one_line(caught))
 
 
-@pytest.mark.parametrize(
-    "pixels", [40, 20]
-)  # of 64: beyond Pillow's limit, and beyond twice its limit
+# limits that 64 pixels exceed: Pillow warns beyond its limit, and refuses beyond twice of it
+@pytest.mark.parametrize("pixels", [40, 20])
 def test_decompression_bomb(tmp_path, monkeypatch, pixels):
     root = write_folder(tmp_path, {"bomb.png": encoded(noise(8, 8))})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
@@ -354,14 +353,14 @@ def test_a_zip_bomb_is_refused(tmp_path, monkeypatch, name):
     assert f"{name} in {path}: unpacks to 2001 bytes" in refusal(path, 8)
 
 
-@pytest.mark.parametrize(("at", "value"), [(6, 84), (9, 8)])  # a version to come; a name in UTF-8
-def test_a_damaged_directory_of_a_zip(tmp_path, at, value):
+@pytest.mark.parametrize(("offset", "value"), [(6, 84), (9, 8)])  # future version; UTF-8 name
+def test_a_damaged_directory_of_a_zip(tmp_path, offset, value):
     path = write_zip(tmp_path, {"a\xff.png": encoded(noise(8, 8))})
     content = bytearray(path.read_bytes())
     directory = content.index(b"PK\x01\x02")
-    content[directory + at] = value
+    content[directory + offset] = value
     name = content.index("a\xff.png".encode(), directory)
-    content[name + 1] = 0xFF  # no UTF-8
+    content[name + 1] = 0xFF  # not UTF-8
     path.write_bytes(content)
     assert "images.zip: is damaged" in refusal(path, 8)
 
@@ -387,7 +386,7 @@ def test_floating_point_tiff_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (100, 7)])
 @both_layouts
-def test_an_image_smaller_than_the_resolution_needs_leave(tmp_path, write, size):
+def test_an_image_smaller_than_the_resolution_needs_permission(tmp_path, write, size):
     path = write(tmp_path, {"tiny.png": encoded(Image.new("RGB", size, RED))})
     line = refusal(path, 8)
     assert "tiny.png" in line

@@ -106,7 +106,7 @@ def reddened(model: Generator, yaw: float) -> tuple[Target, Styles, Camera]:
     """An image of one of the model's own subjects, made redder."""
     styles, camera = model.map(model.sample_latents(1, 3), 0.7), Camera.orbit(yaw)
     image = model.render(styles, camera).image + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
-    return Target(model, image, None, 0.0), styles, camera
+    return Target(model, image, None, InversionConfig()), styles, camera
 
 
 def bundled(side: int) -> Generator:
@@ -129,10 +129,9 @@ def test_targets_of_other_views(front: float) -> None:
     model = turned(bundled(64), front)
     for yaw in (0.0, 0.4, -0.4):
         target, styles, camera = reddened(model, front + yaw)
+        target = replace(target, config=InversionConfig(keep_weight=0.25, mirror_weight=0.5))
         rays = random_rays(target, torch.Generator().manual_seed(0))
-        features, wanted, weight = other_views(
-            target, camera, styles, rays, keep_weight=0.25, mirror_weight=0.5
-        )
+        features, wanted, weight = other_views(target, camera, styles, rays)
         change = wanted - model.inr(features, styles.appearance)
         solid = rendered_features(model, styles, rays)[2] > 0.5
         shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
@@ -154,13 +153,12 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
         return torch.Generator().manual_seed(0)
 
     rays = random_rays(target, draws())
-    features, _, weight = other_views(target, camera, styles, rays, 0.3, mirror_weight=30.0)
+    strong = replace(target, config=InversionConfig(mirror_weight=30.0))
+    features, _, weight = other_views(strong, camera, styles, rays)
     before, hidden = model.inr(features, styles.appearance), weight == 30.0
     for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
-        tuned = tune(
-            target, camera, styles, steps=40, rate=InversionConfig().tuning_rate, keep_weight=keep,
-            mirror_weight=mirror, draws=draws(), after_step=lambda: None,
-        )  # fmt: skip
+        config = InversionConfig((0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror)
+        tuned = tune(replace(target, config=config), camera, styles, draws(), lambda: None)
         after = tuned.inr(features, styles.appearance)
         changes.append(float((after - before)[hidden][:, 0].mean()))
     free, kept, mirrored = changes
@@ -254,7 +252,7 @@ def test_the_camera_of_a_uniform_prior_keeps_its_radius(generator: Generator) ->
 
 
 def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator) -> None:
-    """Coordinates of styles and back."""
+    """Styles survive the round trip through normal coordinates."""
     space = StyleSpace(generator, torch.Generator().manual_seed(0))
     styles = generator.map(generator.sample_latents(5, 1))
     assert isinstance(styles.appearance, torch.Tensor)
@@ -276,7 +274,7 @@ def test_styles_that_are_fitted_start_where_the_subject_is(generator: Generator)
         (torch.zeros(3, 8, 8), r"shape \(3, 8"),
     ],
 )
-def test_a_tensor_that_is_no_image_is_refused(
+def test_a_tensor_that_is_not_an_image_is_refused(
     generator: Generator, image: torch.Tensor, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -286,7 +284,7 @@ def test_a_tensor_that_is_no_image_is_refused(
 def test_an_image_is_a_path_a_pil_image_an_array_or_a_tensor(
     generator: Generator, tmp_path: Path
 ) -> None:
-    """All of one image find the same subject."""
+    """All forms of one image find the same subject."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "image.png")
@@ -369,7 +367,7 @@ def test_lpips_that_is_not_installed_is_reported_in_one_line(
 
 
 # ---------------------------------------------------------------- subjects as files
-def test_lpips_is_taken_where_it_is_installed_and_there_is_no_discriminator(
+def test_lpips_is_the_default_without_a_discriminator_if_installed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compared: list[torch.Size] = []
@@ -484,9 +482,7 @@ def folder(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_invert_writes_everything_that_is_needed_to_go_on(
-    folder: Path, generator: Generator
-) -> None:
+def test_invert_writes_everything_needed_to_continue(folder: Path, generator: Generator) -> None:
     out = folder / "found"
     cli.main(
         [
@@ -504,7 +500,7 @@ def test_invert_writes_everything_that_is_needed_to_go_on(
         float(torch.rad2deg(subject.camera.yaw_pitch()[0])), abs=1e-3
     )
     headings = {0: ["input", "w", "w+", "tuned"], 1: ["-40°", "-20°", "0°", "20°", "40°"]}
-    expected = sheets.labelled_grid(3, 5, (8, 8), [], ["", "views", "depth"], headings)
+    expected = sheets.labelled_grid(3, 5, (256, 256), [], ["", "views", "depth"], headings)
     assert np.asarray(Image.open(out / "report.png")).shape == expected.shape
     width, height = Image.open(out / "views.png").size
     assert 7 * 256 < width < 9 * 256 and 2 * 256 < height < 3 * 256
@@ -537,7 +533,7 @@ def test_options_reach_the_search(
         asked.update(options)
         raise UserError("asked")
 
-    monkeypatch.setattr("cips3d.cli.inverting.find", find)
+    monkeypatch.setattr("cips3d.invert", find)
     model = str(folder / "model.safetensors")
     options = ["--yaw", "-20", "--pitch", "5", "--mirror", "0", "--effort", "0.5", "--seed", "4"]
     with pytest.raises(SystemExit):
@@ -691,7 +687,7 @@ def test_unwritable_results_are_reported_before_the_search(
     (tmp_path / "inversion.json").touch()
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).mkdir()
-    monkeypatch.setattr("cips3d.cli.inverting.find", None)
+    monkeypatch.setattr("cips3d.invert", None)
     with pytest.raises(SystemExit) as exit:
         cli.main(
             ["invert", str(folder / "me.png"), str(folder / "model.safetensors"), str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Closed surfaces of analytic densities: place, parts, sampled volume, level."""
+"""Closed surfaces of analytic densities: place, parts, sampled volume and level."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def wall_behind(points: Tensor) -> Tensor:
     ("background", "has_wall"),
     [("endless", False), ("last", False), ("white", True), ("plain", True)],
 )
-def test_what_the_last_sample_paints_is_no_part_of_the_subject(
+def test_what_the_last_sample_paints_is_not_part_of_the_subject(
     background: str, has_wall: bool
 ) -> None:
     volume = SampledVolume.from_config(tiny.generator(CONFIG, background=background))
@@ -281,7 +281,7 @@ def test_a_level_above_everything() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_densities_that_are_no_numbers(bad: float) -> None:
+def test_densities_that_are_not_finite(bad: float) -> None:
     spoilt = along(lambda points: torch.where(points[..., 0] > 0.05, bad, 100.0))
     for use in (
         lambda: surface_level(spoilt, VOLUME, SPACING),

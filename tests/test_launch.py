@@ -1,4 +1,4 @@
-"""Several training processes of one machine: as many as suit it, errors and interrupts of any of them, none left behind."""
+"""Training processes of one machine: their number, errors, interrupts, and none left behind."""
 
 from __future__ import annotations
 
@@ -134,24 +134,23 @@ def test_an_error_of_any_process_is_the_error_of_all(rank: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def train_and_look(config: TrainConfig, run: Path) -> None:
-    def look(*_: object) -> None:
-        if os.environ["RANK"] == "1":  # the main process has that of rank 1 besides
+def train_and_disturb(config: TrainConfig, run: Path) -> None:
+    def disturb(*_: object) -> None:
+        if os.environ["RANK"] == "1":  # the main process has rank 1 itself as a child
             loading = multiprocessing.active_children()
             assert len(loading) == config.workers
             for process in loading:
-                os.kill(
-                    process.pid or 0, signal.SIGTERM
-                )  # a scheduler's reaches these as well, and the step needs them
+                # a scheduler's signal reaches these as well, and the step needs them
+                os.kill(process.pid or 0, signal.SIGTERM)
 
-    train(Run(config, run), look)
+    train(Run(config, run), disturb)
 
 
 def test_processes_that_train_together_load_data_in_processes_of_their_own(tmp_path: Path) -> None:
     config = tiny.config(
         tiny.images(tmp_path / "data"), stages=(Stage(8, kimg=0.008, batch=4),), workers=1
     )
-    run_in_processes(2, train_and_look, config, tmp_path / "run")
+    run_in_processes(2, train_and_disturb, config, tmp_path / "run")
     assert (tmp_path / "run" / MODEL_FILE).exists()
     assert not multiprocessing.active_children()
 
@@ -162,7 +161,7 @@ def measure(model: str, out: str) -> None:
     )
 
 
-def test_processes_share_the_pictures_of_a_distance(
+def test_processes_share_the_images_of_a_distance(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(tmp_path / "model.safetensors")
@@ -174,9 +173,8 @@ def test_processes_share_the_pictures_of_a_distance(
         run_in_processes(processes, measure, model, str(tmp_path / "found.json"))
         found = json.loads((tmp_path / "found.json").read_text())["values"]
         values.append([found["fd33_heads"], found["kd33_heads"]])
-        assert (
-            len(list(cache.iterdir())) == processes
-        )  # each keeps the real pictures' features of its share
+        # each keeps the features of its share of the real images
+        assert len(list(cache.iterdir())) == processes
     assert values[0] == pytest.approx(values[1], rel=1e-3)
     assert capfd.readouterr().out.count("fd33_heads") == 2  # one table from each call
 
@@ -190,7 +188,7 @@ def end_on(rank: int, how: str) -> None:
     total_of_ranks()
 
 
-def test_a_process_that_the_system_ends_or_that_lacks_memory_is_told_of() -> None:
+def test_a_killed_process_and_one_without_memory_are_reported() -> None:
     with pytest.raises(
         UserError, match=f"a training process was ended by signal {signal.SIGKILL:d}; resume"
     ):
@@ -219,7 +217,7 @@ RUNNING: list[subprocess.Popen[str]] = []
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """Ends what a test that has failed has started."""
+    """Ends the processes of a failed test."""
     yield
     for process in RUNNING:
         with contextlib.suppress(ProcessLookupError):
@@ -239,7 +237,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def status_after(number: signal.Signals, started: subprocess.Popen[str]) -> int:
-    """The exit status of a command that gets a signal, which must leave neither a process nor a traceback behind."""
+    """The exit status of a command after a signal; it must leave no process and no traceback."""
     children = psutil.Process(started.pid).children(recursive=True)
     if number == signal.SIGINT:
         os.killpg(started.pid, number)  # a terminal's Ctrl-C reaches every process of the group
@@ -264,10 +262,9 @@ def test_an_interrupt_ends_a_run_whose_processes_are_still_starting(tmp_path: Pa
         return [process for process in found if "spawn_main" in str(process.info["cmdline"])]
 
     wait_until(helpers)
-    helpers()[0].send_signal(
-        signal.SIGINT
-    )  # which it must not hear: the main process has to end in its own way
-    time.sleep(0.5)  # nor does the main process while it starts a helper
+    # it must ignore this: the main process has to end in its own way
+    helpers()[0].send_signal(signal.SIGINT)
+    time.sleep(0.5)  # the main process ignores interrupts too while it starts a helper
     assert status_after(signal.SIGINT, started) == 130
     assert not read_log(run)
 
@@ -278,11 +275,12 @@ KILLS = int(os.environ.get("CIPS3D_KILLS", "2"))
 
 @pytest.fixture(scope="module")
 def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """The preset's curriculum with few pictures a stage and narrow networks."""
+    """The preset's curriculum with few images a stage and narrow networks."""
     config = with_settings(
         preset("heads-64"),
-        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.networks.nerf_width=8", "generator.networks.inr_width=8", "sampling.coarse=3",
-         "sampling.fine=0", "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
+        ["stages.*.kimg=0.04", "stages.*.batch=8", "generator.networks.nerf_width=8",
+         "generator.networks.inr_width=8", "sampling.coarse=3", "sampling.fine=0",
+         "checkpoint_kimg=0.024", "sample_kimg=0.2", "log_steps=3"],
         "test",
     )  # fmt: skip
     assert [stage.resolution for stage in config.stages] == [16, 32, 32, 64, 64]
@@ -291,9 +289,8 @@ def heads_64(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return replace(config, discriminator=small, aux_discriminator=small)
 
 
-@pytest.mark.parametrize(
-    "processes", [1, 2] if "CIPS3D_KILLS" in os.environ else [2]
-)  # test_resume.py kills single ones
+# test_resume.py kills single processes
+@pytest.mark.parametrize("processes", [1, 2] if "CIPS3D_KILLS" in os.environ else [2])
 def test_the_curriculum_of_heads_64_survives_an_interrupt_and_kills(
     tmp_path: Path, heads_64: TrainConfig, processes: int
 ) -> None:
@@ -313,9 +310,8 @@ def test_the_curriculum_of_heads_64_survives_an_interrupt_and_kills(
         )
         time.sleep(0.05 * moments.random())
         ended = status_after(number, attempt)
-        assert ended == status or (
-            ended == 0 and len(read_log(broken)) == everything
-        )  # not by a fault of its own
+        # not by a fault of its own
+        assert ended == status or (ended == 0 and len(read_log(broken)) == everything)
     assert start(broken, processes).wait(300) == 0
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -326,6 +322,6 @@ def read_log(run: Path) -> list[str]:
 
 
 def log_time(run: Path) -> int:
-    """When the log was written last; a run that goes on writes it anew before its first step."""
+    """When the log was last written; a resumed run rewrites it before its first step."""
     log = run / "log.jsonl"
     return log.stat().st_mtime_ns if log.exists() else 0

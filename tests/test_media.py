@@ -73,31 +73,31 @@ def test_grid_of_nothing_is_refused():
 
 
 # ---------------------------------------------------------------- depth
-def luminance(picture: torch.Tensor) -> torch.Tensor:
-    return (picture * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(dim=1)
+def luminance(image: torch.Tensor) -> torch.Tensor:
+    return (image * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(dim=1)
 
 
 def test_depth_gets_darker_with_distance():
     depth = torch.linspace(0.8, 1.2, 64)[None, None, None]
-    picture = depth_map(depth, near=0.8, far=1.2)
-    assert picture.shape == (1, 3, 1, 64)
-    assert picture.abs().max() <= 1
-    assert (luminance(picture).diff() < 0).all()
-    assert (picture[0, 0] > picture[0, 2])[:, :32].all(), "the near half is not warm"
+    image = depth_map(depth, near=0.8, far=1.2)
+    assert image.shape == (1, 3, 1, 64)
+    assert image.abs().max() <= 1
+    assert (luminance(image).diff() < 0).all()
+    assert (image[0, 0] > image[0, 2])[:, :32].all(), "the near half is not warm"
 
 
 def test_the_background_is_black_and_the_far_side_is_not():
     depth = torch.tensor([0.8, 1.2, 5.0])[None, None, None]
-    picture = depth_map(depth, torch.tensor([1.0, 1.0, 0.0])[None, None, None])
-    assert (picture[..., 2] == -1).all()
-    assert luminance(picture)[0, 0, 1] > -0.95
+    image = depth_map(depth, torch.tensor([1.0, 1.0, 0.0])[None, None, None])
+    assert (image[..., 2] == -1).all()
+    assert luminance(image)[0, 0, 1] > -0.95
 
 
 def test_depth_bounds():
     depth = torch.tensor([0.0, 1.0, 2.0, 3.0])[None, None, None]
-    picture = depth_map(depth, near=1.0, far=2.0)
-    assert torch.equal(picture[..., 0], picture[..., 1])
-    assert torch.equal(picture[..., 2], picture[..., 3])
+    image = depth_map(depth, near=1.0, far=2.0)
+    assert torch.equal(image[..., 0], image[..., 1])
+    assert torch.equal(image[..., 2], image[..., 3])
     assert torch.allclose(
         depth_map(depth * 3 + 1), depth_map(depth), atol=1e-5
     )  # robust bounds follow the scale
@@ -142,7 +142,7 @@ def test_a_jpeg_that_is_too_large(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.bmp", "a", "a.mp4"])
 def test_save_image_refuses_other_kinds(tmp_path, name):
-    with pytest.raises(UserError, match=r"cannot write an image .* \.png, \.jpg or \.jpeg"):
+    with pytest.raises(UserError, match=r"must end in \.png, \.jpg or \.jpeg"):
         save_image(tmp_path / name, two_colours())
     assert os.listdir(tmp_path) == []
 
@@ -220,7 +220,7 @@ def test_frames_are_taken_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.avi", "a", "a.png", ".mp4"])
 def test_unknown_kinds_of_video(tmp_path, name):
-    with pytest.raises(UserError, match=r"end the name in \.mp4 or \.gif"):
+    with pytest.raises(UserError, match=r"must end in \.mp4 or \.gif"):
         save_frames(tmp_path / name, moving(2))
     assert os.listdir(tmp_path) == []
 

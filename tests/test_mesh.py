@@ -1,4 +1,4 @@
-"""Meshes of generators: their colours, what is refused, files read back."""
+"""Meshes of generators: their colours, errors, and files read back."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_autocast_changes_no_mesh() -> None:
     assert np.array_equal(plain.visual.vertex_colors, half.visual.vertex_colors)
 
 
-def test_parts_that_stand_apart() -> None:
+def test_separate_parts() -> None:
     generator = Balls(((0.04, 0.0, 0.0), 0.02, (RED,)), ((-0.03, 0.0, 0.0), 0.03, (GREEN,)))
     z = generator.sample_latents(1, 0)
     assert extract_mesh(generator, z, 40).body_count == 1
@@ -169,7 +169,7 @@ def test_vertices_have_the_colours_that_cameras_see() -> None:
     assert torch.allclose(colors[:, 0] + colors[:, 1], torch.zeros(len(x)), atol=0.03)
 
 
-def test_what_stands_before_a_vertex_does_not_colour_it() -> None:
+def test_what_occludes_a_vertex_does_not_colour_it() -> None:
     generator = Balls(((0.0, 0.0, 0.06), 0.03, (RED,)), ((0.0, 0.0, -0.05), 0.04, (GREEN,)))
     mesh = extract_mesh(generator, generator.sample_latents(1, 0), 64, largest=False)
     colors, z = shown(mesh.visual.vertex_colors), mesh.vertices[:, 2]
@@ -326,7 +326,7 @@ def test_linear_light() -> None:
 
 def test_files_are_whole_or_not_there(mesh: trimesh.Trimesh, tmp_path: Path) -> None:
     for name in ("a.stl", "a", "a.ply.txt"):
-        with pytest.raises(UserError, match=r"end the name in \.ply, \.obj, \.glb"):
+        with pytest.raises(UserError, match=r"must end in \.ply, \.obj or \.glb"):
             save_mesh(tmp_path / name, mesh)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):

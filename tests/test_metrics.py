@@ -153,12 +153,12 @@ def test_heads_that_turn_the_other_way_disagree_more(truth: Report) -> None:
     assert mirrored.shape_correlation[30] < truth.shape_correlation[30] - 0.1
 
 
-def test_depth_turned_inside_out_is_no_head() -> None:
+def test_depth_turned_inside_out_is_not_a_head() -> None:
     hollow = Report(lambda out: replace(out, depth=2 - out.depth))
     assert max(hollow.shape_correlation.values()) < -0.8
 
 
-def test_depth_of_another_pixel_is_no_head() -> None:
+def test_depth_of_another_pixel_is_not_a_head() -> None:
     order = torch.randperm(32 * 32, generator=torch.Generator().manual_seed(0))
     shuffle = lambda x: x.flatten(2)[..., order].view_as(x)  # noqa: E731
     shuffled = Report(lambda out: replace(out, depth=shuffle(out.depth)))
@@ -194,7 +194,7 @@ def without_density(background: str) -> Generator:
 def test_an_image_on_the_far_plane_lies_on_the_last_sample() -> None:
     painted = geometry_table(without_density("last"), SyntheticHeads(resolution=32), 4).values
     assert painted["last_sample_share"] > 0.99
-    assert painted["non_flatness"] == 1  # the background is no subject
+    assert painted["non_flatness"] == 1  # the background is not a subject
 
 
 def test_an_empty_volume_gives_zeros_instead_of_an_error() -> None:
@@ -239,16 +239,13 @@ def test_the_papers_generator_costs_what_arithmetic_says() -> None:
     config = GeneratorConfig()
     cost = {side: generator_cost(config, side) for side in (16, 32)}
     per_pixel = (cost[32].flops - cost[16].flops) / (32 * 32 - 16 * 16)
-    inr = 2 * (
-        32 * 512 + 17 * 512 * 512 + 6 * 512 * 3
-    )  # first layer from V_r, 17 inner ones, tRGB from block 3 on
+    # first layer from V_r, 17 inner ones, tRGB from block 3 on
+    inr = 2 * (32 * 512 + 17 * 512 * 512 + 6 * 512 * 3)
     samples = config.sampling.coarse + config.sampling.fine
-    densities = (
-        samples * 2 * (128 * 128 + 128) + 2 * 2 * 2 * 3 * 128
-    )  # second layer, density; first layer once per ray and pass
-    nerf = (
-        samples * 2 * (3 * 128 + 128 * 128 + 128 + 128 * 64)
-    )  # two layers, density, feature layer
+    # second layer, density; first layer once per ray and pass
+    densities = samples * 2 * (128 * 128 + 128) + 2 * 2 * 2 * 3 * 128
+    # two layers, density, feature layer
+    nerf = samples * 2 * (3 * 128 + 128 * 128 + 128 + 128 * 64)
     ray = 2 * (64 * 32 + 32 * 3)  # linear feature, auxiliary colour
     assert per_pixel == pytest.approx(inr + densities + nerf + ray, rel=1e-3)
     # in round figures: 18 layers of 512², 24 samples of 53 kFLOP in the authors' order

@@ -126,7 +126,7 @@ def test_rendered_rays(network: Generator, tensors: dict[str, Tensor], i: int, m
     expected = below(tensors, f"cam{i}/{mode}/")
     assert worst(out.feature, expected["v"]) < DOUBLE
     assert worst(out.opacity, expected["weights_sum"]) < DOUBLE
-    # recorded without what lies behind the samples, which our depth sees at the far bound
+    # recorded without the background, which our depth puts at the far bound
     assert worst(out.depth - (1 - out.opacity) * FAR, expected["depth"]) < DOUBLE
     assert worst(out.rgb, expected["rgb"]) < DOUBLE
     assert worst(out.aux_rgb, expected["aux_rgb"]) < DOUBLE
@@ -144,7 +144,7 @@ def test_discriminator(kind: str, resolution: int, alpha: float) -> None:
 
 
 # ---------------------------------------------------------------- importing checkpoints
-def test_discriminators_of_a_checkpoint_are_imported_into_the_model_s_file(
+def test_discriminators_of_a_checkpoint_are_imported_into_the_model_file(
     tmp_path: Path,
 ) -> None:
     of_step, out = recorded("training_step_discriminator"), tmp_path / "model.safetensors"
@@ -237,7 +237,7 @@ def test_an_imported_checkpoint_has_mean_styles_for_truncation(network: Generato
 
 
 class Malicious:
-    """Unpickling it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -286,7 +286,7 @@ def cut_in_half(path: Path) -> None:
     ],
     ids=["missing", "empty", "text", "truncated", "training state", "tensor", "safetensors"],
 )
-def test_what_is_no_checkpoint_is_refused(tensors, tmp_path, spoil):
+def test_other_files_are_refused(tensors, tmp_path, spoil):
     path = tmp_path / "G.pth"
     torch.save(below(tensors, "param/"), path)
     spoil(path)
@@ -389,7 +389,7 @@ def test_backgrounds(units, background, name):
     feature, depth, opacity, _ = network.render_features(
         torch.zeros(2, 2), Rays(origins, -origins), Sampling(7, 0), draws
     )
-    # white is seen through the last interval; any density there hides it in the authors' code
+    # white shows through the last interval; in the authors' code any density there hides it
     same = samples[:, :, -1, 4] <= 0 if background == "white" else torch.full((2, 5), True)
     assert same.sum() >= 3
     assert worst(feature[same], units[f"integ.{name}.V"][same]) < 2 * SINGLE
@@ -407,10 +407,10 @@ def test_importance_sampling(units, name):
 
 def test_camera_poses(units):
     yaw, pitch = (math.pi / 2 - units["cam.yaw_pitch_in"]).unbind(-1)
-    pitch = pitch.clamp(max=math.pi / 2 - 1e-5)  # as the authors keep away from the pole
+    pitch = pitch.clamp(max=math.pi / 2 - 1e-5)  # the authors stay this far from the pole
     camera = Camera.orbit(yaw.double(), pitch.double())
     assert worst(camera.position, units["cam.origin"].double()) < SINGLE
-    off_pole = pitch < 1.5  # float32 leaves three digits of what is up so near to the pole
+    off_pole = pitch < 1.5  # nearer to the pole, float32 leaves three digits of up
     assert off_pole.sum() == 6
     assert worst(camera.cam_to_world[off_pole], units["cam.cam2world"][off_pole].double()) < SINGLE
     assert worst(camera.cam_to_world, units["cam.cam2world"].double()) < 2e-2

@@ -1,4 +1,4 @@
-"""What a run can ask for beyond the paper: pieces of a batch, adapted augmentation, cameras from labels or learned."""
+"""Options beyond the paper: gradient accumulation, adaptive augmentation, other cameras."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from official import relative
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_gradients_of_pieces_add_up_to_those_of_the_batch(
         config = one_stage(
             data, accumulate=pieces, kimg=0.004,
             objective=Objective(
-                loss, r1=R1(10.0), r2=R2(2.0), transmittance=Transmittance(reward, 1.0) if reward else None
+                loss, r1=R1(10.0), r2=R2(2.0),
+                transmittance=Transmittance(reward, 1.0) if reward else None,
             ),
         )  # fmt: skip
         train(Run(config, tmp_path / f"{pieces}-{reward}"))
@@ -103,18 +104,18 @@ def test_augmentation_rises_while_the_discriminator_is_too_sure(
     tmp_path: Path, data: str, sign: float, expected: int
 ) -> None:
     trainer = Run(one_stage(data, augment_target=0.6), tmp_path)
-    at = trainer.counters
+    counters = trainer.counters
     blank = torch.zeros(1, 3, 1, 1)
     fake = RenderOutput(blank, blank, *[blank[:, :1]] * 3)
     result = StepResult({"d_real_sign": torch.tensor(sign)}, True, fake)
     for step in range(3 * AUGMENT_STEPS):
-        at.step = step
+        counters.step = step
         loop.adapt_augmentation(trainer, result, batch=4)
-    assert at.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / 500_000)
+    assert counters.augment == pytest.approx(expected * 3 * AUGMENT_STEPS * 4 / 500_000)
     for step in range(3 * AUGMENT_STEPS, 40 * AUGMENT_STEPS):
-        at.step = step
+        counters.step = step
         loop.adapt_augmentation(trainer, result, batch=50_000)
-    assert at.augment == expected * MOST_AUGMENT
+    assert counters.augment == expected * MOST_AUGMENT
 
 
 def test_a_probability_that_adapts_needs_the_logits_zero(data: str) -> None:
@@ -122,9 +123,7 @@ def test_a_probability_that_adapts_needs_the_logits_zero(data: str) -> None:
         one_stage(data, augment_target=0.6, objective=Objective("relativistic"))
 
 
-def test_the_adapted_probability_is_what_pictures_are_changed_with(
-    tmp_path: Path, data: str
-) -> None:
+def test_images_are_changed_with_the_adapted_probability(tmp_path: Path, data: str) -> None:
     config = one_stage(data, augment_target=0.6)
     trainer = Run(config, tmp_path)
     assert loop.step_draws(trainer, config.stages[0]).augment(range(4)) is None
@@ -182,7 +181,7 @@ def test_a_conditional_discriminator_sees_the_camera() -> None:
     torch.testing.assert_close(discriminator(images.flip(0), 1.0, here.flip(0)), logits.flip(0))
 
 
-def test_labels_reach_the_discriminators_with_their_pictures(
+def test_labels_reach_the_discriminators_with_their_images(
     tmp_path: Path, labelled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conditional = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
@@ -195,7 +194,7 @@ def test_labels_reach_the_discriminators_with_their_pictures(
         objective=Objective(r1=None),
     )
     heads = SyntheticHeads(6, 8)
-    pictures = torch.stack([heads[i] for i in range(6)]).float() / 127.5 - 1
+    shown = torch.stack([heads[i] for i in range(6)]).float() / 127.5 - 1
     labels = heads.camera_labels(range(6))
     both = torch.cat([labels, mirrored_label(labels)])
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -210,10 +209,10 @@ def test_labels_reach_the_discriminators_with_their_pictures(
     monkeypatch.setattr(Networks, "judge", watched)
     train(Run(config, tmp_path))
     assert len(pairs) == 3
-    known = torch.cat([pictures, pictures.flip(3)])
+    known = torch.cat([shown, shown.flip(3)])
     for real, real_cameras, fake_cameras in pairs:
-        for picture, label in zip(real, real_cameras, strict=True):
-            index = int((known - picture).flatten(1).norm(dim=1).argmin())
+        for image, label in zip(real, real_cameras, strict=True):
+            index = int((known - image).flatten(1).norm(dim=1).argmin())
             torch.testing.assert_close(label, both[index], atol=1e-5, rtol=0)
         for label in fake_cameras:
             assert float((both - label).norm(dim=1).min()) < 1e-4
@@ -245,8 +244,11 @@ def test_a_model_of_labelled_data_has_their_cameras(tmp_path: Path, labelled: st
 def test_labels_of_other_cameras_than_the_models_are_refused(tmp_path: Path) -> None:
     far = SyntheticHeads(6, 8, poses=PoseDistribution(radius=2.7, fov=18.8))
     write_heads(tmp_path / "far.zip", far)
-    says = r"labels' cameras are at 2.7 with a field of view of 18.8 .* set generator.poses.radius=2.7 .*extent to 4.25"
-    with pytest.raises(UserError, match=says):
+    line = (
+        r"labels' cameras are at 2\.7 with a field of view of 18\.8 .* "
+        r"set generator\.poses\.radius=2\.7 .*extent to 4\.25"
+    )
+    with pytest.raises(UserError, match=line):
         Run(one_stage(str(tmp_path / "far.zip"), cameras="labels"), tmp_path / "run")
 
 
@@ -255,9 +257,9 @@ def test_a_label_of_no_camera_is_named_before_the_run(index: int, tmp_path: Path
     data = Path(tiny.images(tmp_path / "data"))
     labels = SyntheticHeads(6, 8).camera_labels(range(6))
     if index == 18:
-        labels[4, 18] = 0.4  # its principal point lies aside
+        labels[4, 18] = 0.4  # its principal point is off centre
     else:
-        labels[4, :16] /= 2.7  # scaled, where its position alone should be
+        labels[4, :16] /= 2.7  # scales the rotation too, not only the position
     content = {"labels": [[f"{i}.png", label] for i, label in enumerate(labels.tolist())]}
     (data / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"data: the label of 4\.png"):
@@ -276,14 +278,14 @@ def test_a_model_to_start_from_must_render_alike(tmp_path: Path, data: str) -> N
     Run(one_stage(data, start=str(start)), tmp_path / "run")
 
 
-def test_poses_to_tell_are_those_that_were_rendered(
+def test_poses_to_predict_are_those_that_were_rendered(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    with_head = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     config = one_stage(
         data,
-        discriminator=telling,
-        aux_discriminator=telling,
+        discriminator=with_head,
+        aux_discriminator=with_head,
         objective=Objective(pose=Pose(15.0)),
         share_fakes=True,
     )
@@ -306,11 +308,11 @@ def test_poses_to_tell_are_those_that_were_rendered(
     torch.testing.assert_close(aimed_at, [poses for poses in drawn for _ in range(2)])
 
 
-def test_a_pose_weight_and_heads_that_tell_poses_go_together(data: str) -> None:
-    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+def test_a_pose_weight_and_pose_heads_go_together(data: str) -> None:
+    with_head = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     for changes in (
-        {"objective": Objective(pose=Pose(15.0)), "discriminator": telling},
-        {"discriminator": telling},
+        {"objective": Objective(pose=Pose(15.0)), "discriminator": with_head},
+        {"discriminator": with_head},
     ):  # one without, one untrained
         with pytest.raises(
             UserError, match=r"objective\.pose and the discriminators' pose_head go together"
@@ -318,16 +320,16 @@ def test_a_pose_weight_and_heads_that_tell_poses_go_together(data: str) -> None:
             one_stage(data, **changes)
 
 
-def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label() -> None:
+def test_a_discriminator_predicts_the_pose_of_an_image_of_any_size_without_a_label() -> None:
     torch.manual_seed(0)
-    telling = ProgressiveDiscriminator(
+    with_head = ProgressiveDiscriminator(
         DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True)
     )
     images = torch.rand(3, 3, 8, 8)
-    _, expected = telling.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
-    torch.testing.assert_close(telling.predicted_poses(images), expected)
+    _, expected = with_head.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
+    torch.testing.assert_close(with_head.predicted_poses(images), expected)
     torch.testing.assert_close(
-        telling.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected
+        with_head.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected
     )
     assert (
         ProgressiveDiscriminator(DiscriminatorConfig({4: 8, 8: 8})).predicted_poses(images) is None
@@ -335,15 +337,15 @@ def test_a_discriminator_tells_the_pose_of_a_picture_of_any_size_without_a_label
 
 
 @pytest.mark.parametrize("radius", [1.0, 2.7])
-def test_labels_that_give_the_real_pictures_away_are_refused(radius: float, tmp_path: Path) -> None:
-    """A discriminator that sees labels of another distance than the model's knows real pictures by the label alone."""
-    pictures = Path(tiny.images(tmp_path / "data"))
+def test_labels_that_reveal_the_real_images_are_refused(radius: float, tmp_path: Path) -> None:
+    """By labels of another camera distance, a discriminator tells real images without a look."""
+    images = Path(tiny.images(tmp_path / "data"))
     labels = [
         [f"{i}.png", Camera.orbit(0.1 * i, radius=radius).to_label()[0].tolist()] for i in range(6)
     ]
-    (pictures / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (images / "dataset.json").write_text(json.dumps({"labels": labels}))
     seeing = DiscriminatorConfig({4: 8, 8: 8}, camera_label=True)
-    config = one_stage(str(pictures), discriminator=seeing)
+    config = one_stage(str(images), discriminator=seeing)
     if radius == 1:
         train(Run(config, tmp_path / "run"))
         return

@@ -43,7 +43,7 @@ F64 = torch.float64
 def small(
     architecture: str, seed: int = 0, dtype: torch.dtype = F64, **changes: Any
 ) -> RayGenerator:
-    """A small generator; changes of fields that its architecture does not have are left out."""
+    """A small generator; changes to fields that its architecture lacks are left out."""
     torch.manual_seed(seed)
     known = {*vars(GENERATORS[architecture].Networks()), "coarse", "fine"}
     changes = {name: value for name, value in changes.items() if name in known}
@@ -51,7 +51,7 @@ def small(
     generator = build_generator(config).to(dtype)
     assert isinstance(generator, RayGenerator)
     for name, parameter in generator.named_parameters():
-        if "to_rgb" in name or "nerf.colour" in name:  # begin too small to tell pixels apart
+        if "to_rgb" in name or "nerf.colour" in name:  # too small to tell pixels apart
             nn.init.normal_(parameter)
     generator.update_style_means(100)
     return generator
@@ -136,7 +136,7 @@ def film(layer: Any, x: Tensor, w: Tensor) -> Tensor:
 def composited(
     generator: RayGenerator, w: Tensor, rays: Rays, ray: int, jitter: Tensor
 ) -> tuple[Tensor, float, float]:
-    """Colour, depth and opacity of a ray of the first image, sample after sample."""
+    """Colour, depth and opacity of a ray of the first image, sample by sample."""
     field, networks = generator.nerf, generator.networks
     extent, background = networks.extent, networks.background
     origin, direction = rays.origins[0, ray], rays.directions[0, ray]

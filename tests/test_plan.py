@@ -49,8 +49,8 @@ def test_an_account_of_a_product() -> None:
 
 def test_costs_grow_as_they_should() -> None:
     config, stage = small(32)
-    one, two = (step_cost(config, stage, pictures, MEMORY, 0.6) for pictures in (1, 2))
-    assert one.flops == pytest.approx(two.flops, rel=0.1)  # per picture
+    one, two = (step_cost(config, stage, images, MEMORY, 0.6) for images in (1, 2))
+    assert one.flops == pytest.approx(two.flops, rel=0.1)  # per image
     assert one.peak_bytes < two.peak_bytes
     large = step_cost(config, small(64)[1], 1, MEMORY, 0.6)
     assert 2 < large.flops / one.flops < 4.1  # the discriminators' lower blocks stay
@@ -69,7 +69,7 @@ def test_this_machines_speed_is_measured_where_none_is_given(
     assert 1e5 < speed < 1e15 and torch.get_num_threads() == threads
 
 
-def test_ways_of_gradients_trade_memory_for_operations() -> None:
+def test_gradient_modes_trade_memory_for_operations() -> None:
     config, stage = small(32, chunk=256)
     full, partial, checkpointed = (
         step_cost(config, in_mode(stage, mode), 1, MEMORY, 0.6)
@@ -132,13 +132,13 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     config = tiny.config(stages=(Stage(8, kimg=0.048, batch=4),), start="not-here.safetensors")
     write_config(tmp_path, config)  # sizes need no weights
     main(["plan", str(tmp_path), "--gpus", "2", "--tflops", "0.1", "--memory", "0.0001"])
-    words = capsys.readouterr().out
-    (row,) = (line for line in words.splitlines() if line.startswith("8²"))
+    printed = capsys.readouterr().out
+    (row,) = (line for line in printed.splitlines() if line.startswith("8²"))
     assert "*!" in row  # a tenth of a MiB is too little
-    assert "dataset heads: 50,000 images" in words and "0.10 TFLOP/s (given)" in words
+    assert "dataset heads: 50,000 images" in printed and "0.10 TFLOP/s (given)" in printed
 
 
-def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
+def test_a_plan_lists_each_stage_and_reports_faulty_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
@@ -146,15 +146,16 @@ def test_a_plan_tells_of_each_stage_and_what_is_wrong_with_data_that_is_there(
     data = tiny.images(tmp_path / "data", size=4)
     write_config(tmp_path / "run", tiny.config(data))
     main(["plan", str(tmp_path / "run"), "--tflops", "0.1"])
-    words = capsys.readouterr().out
-    assert [line[0] for line in words.splitlines() if line[1:2] == "²"] == ["4", "8"]
-    assert "0.png: is 4x4, smaller than the resolution 8" in words
+    printed = capsys.readouterr().out
+    assert [line[0] for line in printed.splitlines() if line[1:2] == "²"] == ["4", "8"]
+    assert "0.png: is 4x4, smaller than the resolution 8" in printed
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["nothing"], "nothing"), (["heads-32", "--gpus", "0"], "--gpus"), (["heads-32", "--gpus", "3"], "does not divide"),
+        (["nothing"], "nothing"), (["heads-32", "--gpus", "0"], "--gpus"),
+        (["heads-32", "--gpus", "3"], "does not divide"),
         (["heads-32", "--tflops", "-1"], "--tflops"), (["heads-32", "--memory", "nan"], "--memory"),
         (["heads-32", "--set", "stages.0.batch=0"], "batch"),
     ],

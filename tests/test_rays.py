@@ -27,7 +27,7 @@ def generator() -> Generator:
     torch.manual_seed(0)
     generator = Generator(tiny.GENERATOR).double()
     with torch.no_grad():
-        generator.nerf.density.weight.mul_(40)  # surfaces, empty space and what lies behind
+        generator.nerf.density.weight.mul_(40)  # surfaces, empty space and background
     return generator
 
 
@@ -121,7 +121,7 @@ def test_automatic_chunks_shrink_with_batch_and_samples() -> None:
 
 
 def test_automatic_chunks_do_not_depend_on_where_they_are_asked_for() -> None:
-    with torch.no_grad():  # as for the discriminator's fakes, which come first in a run
+    with torch.no_grad():  # as for the fakes of the discriminator, which come first in a run
         cost._bytes_per_ray.cache_clear()
         before = cost.automatic_chunk(tiny.GENERATOR, 2, SAMPLING, 2**30)
     cost._bytes_per_ray.cache_clear()

@@ -17,7 +17,7 @@ from cips3d.records import TensorRecord
 
 @dataclass(frozen=True)
 class Pair(TensorRecord):
-    """Tensors, some of them optional or several."""
+    """A record with an optional or repeated tensor."""
 
     first: Tensor
     second: Tensor | Sequence[Tensor] | None = None
@@ -63,7 +63,7 @@ def test_entries_keep_their_axis(index: int | slice | Tensor, rows: list[int]) -
 
 
 @pytest.mark.parametrize("index", [4, -5])
-def test_entries_that_there_are_not(index: int) -> None:
+def test_missing_entries_are_index_errors(index: int) -> None:
     with pytest.raises(IndexError):
         pair()[index]
     with pytest.raises(IndexError):
@@ -92,7 +92,7 @@ def test_parts_join_to_the_whole(second: Tensor | list[Tensor] | None) -> None:
     assert torch.equal(Columns.cat([columns[:1], columns[1:]]).values, columns.values)
 
 
-def test_a_part_without_what_the_others_have_does_not_join() -> None:
+def test_parts_with_different_fields_do_not_join() -> None:
     for parts in ([pair(), pair(NUMBERS)], [pair(NUMBERS), pair()]):
         with pytest.raises(TypeError):
             Pair.cat(parts)
@@ -109,7 +109,7 @@ def test_conversion_reaches_every_tensor() -> None:
     assert torch.equal(pair(NUMBERS).map(torch.neg).first, -NUMBERS)
 
 
-def test_the_package_s_records() -> None:
+def test_records_of_the_package() -> None:
     styles = Styles(torch.ones(3, 2), [torch.zeros(3, 4), torch.ones(3, 4)])
     assert len(styles) == 3
     joined = Styles.cat([styles[2], styles[:2]])

@@ -36,18 +36,16 @@ KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
 SEED = int(os.environ.get("CIPS3D_KILL_SEED", "0"))
 STEPS = 12 + 24
 
-processes = multiprocessing.get_context(
-    "forkserver"
-)  # a new process each, but torch is imported once
-processes.set_forkserver_preload(
-    ["cips3d.training.loop", "tiny", "torch._dynamo"]
-)  # which optimisers import
+# a new process each, but torch is imported once
+processes = multiprocessing.get_context("forkserver")
+# optimisers import torch._dynamo
+processes.set_forkserver_preload(["cips3d.training.loop", "tiny", "torch._dynamo"])
 
 
 def killed(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> None:
-    """The run that gets killed: two stages with a checkpoint after every fourth step. Sends the share done after every step.
+    """The run that gets killed: two stages, a checkpoint every 4th step; sends its progress.
 
-    Or kills itself in the middle of writing the `die_in_file`-th file: a model and a checkpoint in turns.
+    Given `die_in_file`, it dies halfway through that file; models and checkpoints alternate.
     """
     torch.set_num_threads(1)
     stages = (
@@ -61,15 +59,15 @@ def killed(run_dir: Path, data: str, shares: Connection, die_in_file: int) -> No
     train(Run(config, run_dir), lambda share, _: shares.send(share))
 
 
-def dying_writer(write: Callable[..., None], at: int) -> Callable[..., None]:
-    """The writer, killed when the `at`-th file is half on the disk."""
+def dying_writer(write: Callable[..., None], file: int) -> Callable[..., None]:
+    """The writer, killed when that file (1 is the first) is half on the disk."""
     written = 0
 
     def half(tensors: Any, path: Path, metadata: Any) -> None:
         nonlocal written
         written += 1
         write(tensors, path, metadata)
-        if written == at:
+        if written == file:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -93,10 +91,10 @@ def finish(run_dir: Path, data: str) -> None:
     assert process.exitcode == 0
 
 
-def kill_and_finish(run_dir: Path, data: str, at: float, delay: float) -> None:
-    """Kills the run `delay` seconds after it has reported the share `at`, then restarts it."""
+def kill_and_finish(run_dir: Path, data: str, share: float, delay: float) -> None:
+    """Kills the run `delay` seconds after it has reported that share, then restarts it."""
     process, shares = start(run_dir, data)
-    while shares.recv() < at:
+    while shares.recv() < share:
         pass
     time.sleep(delay)
     process.kill()
@@ -106,7 +104,7 @@ def kill_and_finish(run_dir: Path, data: str, at: float, delay: float) -> None:
 
 
 def die_and_finish(run_dir: Path, data: str, die_in_file: int) -> None:
-    """With the third checkpoint half on the disk, or the model that is written before it."""
+    """Dies with the third checkpoint half on the disk, or the model that is written before it."""
     process, _ = start(run_dir, data, die_in_file)
     process.join(100)
     assert process.exitcode == -signal.SIGKILL
@@ -131,9 +129,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         jobs = {"whole": pool.submit(finish, tmp_path / "whole", data)}
         for kill in range(KILLS):
-            at, delay = moments.uniform(0, 0.95), moments.uniform(0, 0.05)
+            share, delay = moments.uniform(0, 0.95), moments.uniform(0, 0.05)
             jobs[f"killed-{kill}"] = pool.submit(
-                kill_and_finish, tmp_path / f"killed-{kill}", data, at, delay
+                kill_and_finish, tmp_path / f"killed-{kill}", data, share, delay
             )
         jobs["died-in-checkpoint"] = pool.submit(
             die_and_finish, tmp_path / "died-in-checkpoint", data, 6
@@ -154,9 +152,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert tensors(run / last) == tensors(whole / last), name
         assert read_log(run) == log, name
         assert files(run / "samples") == files(whole / "samples"), name
-        assert sorted(files(run / "checkpoints")) == sorted(files(whole / "checkpoints")), (
-            name
-        )  # no half-written ones
+        kept = [sorted(files(folder / "checkpoints")) for folder in (run, whole)]
+        assert kept[0] == kept[1], name  # no half-written ones
         assert [path.name for path in run.glob(".*")] == [LOCK_FILE], name
 
 
@@ -178,7 +175,7 @@ def test_a_folder_where_another_process_trains_is_refused(
     train(second)
 
 
-def test_a_run_that_another_process_has_just_ended_is_not_taken_back(tmp_path: Path) -> None:
+def test_a_run_that_another_process_has_just_ended_is_not_repeated(tmp_path: Path) -> None:
     config, run = tiny.config(tiny.images(tmp_path / "data")), tmp_path / "run"
     second = Run(config, run)  # while the first one is still training
     train(Run(config, run))
@@ -193,7 +190,7 @@ def everything(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path: Path) -> None:
+def test_a_run_continues_with_another_stage_and_with_moved_images(tmp_path: Path) -> None:
     """The two edits of config.json that docs/training.md allows."""
     run = tmp_path / "run"
     train(Run(tiny.config(tiny.images(tmp_path / "data")), run))
@@ -210,8 +207,8 @@ def test_a_run_goes_on_with_another_stage_and_pictures_that_have_moved(tmp_path:
     ]
 
 
-def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
-    """Windows deletes no file that is in use, and a few steps on this one is to be deleted."""
+def test_a_resumed_state_does_not_keep_its_file_open(tmp_path: Path) -> None:
+    """Windows deletes no file that is in use, and old checkpoints are deleted."""
     run = tmp_path / "run"
     train(Run(tiny.config(tiny.images(tmp_path / "data")), run))
     resumed = Run(tiny.config(str(tmp_path / "data")), run)
@@ -226,10 +223,10 @@ def test_what_is_resumed_does_not_stay_in_its_file(tmp_path: Path) -> None:
         assert str(run) not in maps.read_text()
 
 
-def test_weights_and_biases_goes_on_with_the_run(
+def test_weights_and_biases_continues_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for the package, which is not needed and not installed here."""
+    """With a stand-in for the package, which is not installed here."""
     config = tiny.config(tiny.images(tmp_path / "data"), wandb="heads")
     monkeypatch.setattr(runs, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="wandb: the package is not installed; pip install wandb"):
@@ -267,7 +264,7 @@ def test_weights_and_biases_goes_on_with_the_run(
     assert logged == log
 
 
-def test_sessions_of_one_second_have_a_file_of_events_each(
+def test_two_sessions_in_a_second_have_two_event_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs.time, "time", lambda: 1_700_000_000.5)

@@ -20,7 +20,7 @@ def rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3, 2e4])
 def test_values_and_slopes_are_within_the_stated_error(scale: float) -> None:
     x = torch.randn(100_003, generator=torch.Generator().manual_seed(0)) * scale
-    x[:9] = torch.arange(-4, 5) * (math.pi / 2)  # where the reduction turns over
+    x[:9] = torch.arange(-4, 5) * (math.pi / 2)  # where the argument reduction changes sign
     exact = x.double()
     slope = torch.linspace(0.1, 3, len(x))
     leaf = x.clone().requires_grad_()
@@ -66,7 +66,7 @@ def test_it_is_a_sine_however_large_the_argument(value: float) -> None:
         assert abs(x[0, 0, 0].item() - math.sin(value)) < 3e-7
 
 
-def test_what_is_not_finite_is_not_hidden() -> None:
+def test_non_finite_values_stay_visible() -> None:
     assert sine_(*rows(torch.tensor([math.nan, math.inf, -math.inf]))).isnan().all()
 
 
@@ -78,7 +78,7 @@ def test_second_derivatives() -> None:
 
 
 @pytest.mark.parametrize("case", ["double", "strided", "meta", "threads"])
-def test_elsewhere_it_is_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_takes_over_elsewhere(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.linspace(-50, 50, 64)
     x, shift = (
         rows(x) if case != "strided" else (x.view(1, 8, 8).transpose(1, 2), torch.ones(1, 1, 8))

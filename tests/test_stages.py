@@ -1,4 +1,4 @@
-"""What a stage can ask for: frozen parts, a start from the average, ways of gradients, augmentation; and recovery from NaN."""
+"""Options of a stage (frozen parts, averages, gradient modes, augmentation); recovery from NaN."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from cips3d.errors import UserError
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
 from cips3d.training import loop
+from cips3d.training import step as training_step
 from cips3d.training.checkpoint import checkpoints
 from cips3d.training.loop import train
 from cips3d.training.objective import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
-from cips3d.training.step import Game, render_fakes
+from cips3d.training.step import render_fakes
 from steps import context, generator_step
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "images")
 
 
 def with_last_stage(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -55,15 +56,15 @@ def test_frozen_parts_keep_their_bits_and_the_others_learn(
     trainer = Run(with_last_stage(tiny.config(data), frozen=frozen), tmp_path)
     between: dict[str, Tensor] = {}
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         if not between and trainer.counters.stage == 1:
             between.update(generator_weights(trainer))
-        return game_step(self, *args)
+        return one_step(*args)
 
     before = generator_weights(trainer)
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     train(trainer)
     after = generator_weights(trainer)
     for name, value in between.items():
@@ -77,9 +78,9 @@ def test_a_stage_can_start_from_the_average(
     trainer = Run(with_last_stage(tiny.config(data), from_average=True), tmp_path)
     seen: list[bool] = []
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         averaged = dict(trainer.networks.ema.named_parameters())
         seen.append(
             all(
@@ -87,9 +88,9 @@ def test_a_stage_can_start_from_the_average(
                 for name, value in generator_weights(trainer).items()
             )
         )
-        return game_step(self, *args)
+        return one_step(*args)
 
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     train(trainer)
     assert seen == [i in (0, 1, 4) for i in range(12)]  # the first average of all is a copy
 
@@ -98,7 +99,7 @@ def test_a_stage_can_start_from_the_average(
     "changes",
     [{"gradients": "checkpointed", "chunk": 5}, {"gradients": "partial", "gradient_rays": 64}],
 )
-def test_ways_of_gradients_that_see_all_rays_train_alike(
+def test_gradient_modes_that_see_all_rays_train_alike(
     tmp_path: Path, data: str, changes: dict[str, Any]
 ) -> None:
     found = []
@@ -134,9 +135,7 @@ def test_ways_of_gradients_that_see_all_rays_train_alike(
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
 
 
-def test_augmentation_and_partial_gradients_train_and_resume_to_the_bit(
-    tmp_path: Path, data: str
-) -> None:
+def test_augmentation_and_partial_gradients_resume_bit_exactly(tmp_path: Path, data: str) -> None:
     config = with_last_stage(tiny.config(data), gradients="partial", gradient_rays=16, augment=0.7)
     whole = Run(config, tmp_path / "whole")
     train(whole)
@@ -163,13 +162,12 @@ def test_transmittance_is_rewarded_up_to_the_target() -> None:
     assert loss.item() == pytest.approx(-(0.1 + 0.5) / 2)
     loss.backward()
     assert opacity.grad is not None
-    torch.testing.assert_close(
-        opacity.grad[0], torch.full((1, 4, 4), 1 / 32)
-    )  # too little passes: less opacity pays
+    # too little light passes: less opacity is rewarded
+    torch.testing.assert_close(opacity.grad[0], torch.full((1, 4, 4), 1 / 32))
     assert not opacity.grad[1].any()  # enough passes
 
 
-def test_a_model_says_which_resolution_it_was_trained_at_last(tmp_path: Path, data: str) -> None:
+def test_a_model_has_the_resolution_that_it_was_last_trained_at(tmp_path: Path, data: str) -> None:
     config = tiny.config(data)
     model = pretrained.load(
         train(Run(replace(config, stages=config.stages[:1]), tmp_path / "small"))
@@ -188,20 +186,20 @@ def test_a_model_says_which_resolution_it_was_trained_at_last(tmp_path: Path, da
 
 # ---------------------------------------------------------------- recovery
 def spoil(monkeypatch: pytest.MonkeyPatch, trainer: Run, steps: Iterable[int]) -> list[int]:
-    """Makes the generator's gradients NaN at the given steps, each as often as it is given; returns the steps that ran."""
+    """Makes the generator's gradients NaN at these steps, once for each mention; lists what ran."""
     left, ran = list(steps), []
 
-    game_step = Game.generator_step
+    one_step = training_step.generator_step
 
-    def step(self: Game, *args: Any) -> Any:
-        result = game_step(self, *args)
+    def step(*args: Any) -> Any:
+        result = one_step(*args)
         ran.append(trainer.counters.step)
         if trainer.counters.step in left:
             left.remove(trainer.counters.step)
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(Game, "generator_step", step)
+    monkeypatch.setattr(training_step, "generator_step", step)
     return ran
 
 
@@ -227,73 +225,52 @@ def test_three_in_a_row_roll_back_to_the_checkpoint_with_half_the_rates(
     ran = spoil(monkeypatch, trainer, {5, 6, 7})
     with caplog.at_level(logging.WARNING):
         train(trainer)
-    assert ran == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-        10,
-        11,
-    ]  # the checkpoint lies after four steps
+    assert ran == [*range(8), *range(4, 12)]  # the checkpoint was saved after four steps
     assert "back to the checkpoint at 16, learning rates times 0.5" in caplog.text
     assert (
         trainer.networks.generator_optimizer.param_groups[0]["lr"]
         == 0.5 * trainer.config.stages[1].generator_lr
     )
     assert trainer.counters.skipped == 3
-    assert (
-        Run(tiny.config(data), tmp_path).counters.rate_scale == 0.5
-    )  # and so it is after a restart
+    assert Run(tiny.config(data), tmp_path).counters.rate_scale == 0.5  # also after a restart
     lines = [
         json.loads(line, parse_constant=pytest.fail)
         for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ]
-    assert [line["step"] for line in lines] == list(range(1, 13))  # no step stands twice
+    assert [line["step"] for line in lines] == list(range(1, 13))  # no step is there twice
 
 
-def test_a_checkpoint_from_the_middle_of_a_fault_serves_all_the_same(
+def test_a_checkpoint_saved_during_a_fault_can_be_rolled_back_to(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Run(tiny.config(data), tmp_path)
-    ran = spoil(
-        monkeypatch, trainer, [2, 3, 4, 4]
-    )  # the first stage ends after step 3, and is saved
+    # the first stage ends after step 3, and is saved
+    ran = spoil(monkeypatch, trainer, [2, 3, 4, 4])
     train(trainer)
     assert ran == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11]
     assert trainer.counters.rate_scale == 0.5
 
 
-def test_a_fault_that_rolling_back_does_not_mend_ends_the_run(
+def test_a_fault_that_persists_after_rolling_back_ends_the_run(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Game.generator_step
+    one_step = training_step.generator_step
     trainer = Run(tiny.config(data), tmp_path)
 
-    def always_spoilt(self: Game, *args: Any) -> Any:
-        result = step(self, *args)
-        if (
-            trainer.counters.step >= 7
-        ):  # the checkpoint after eight steps would begin in the middle of it
+    def always_spoilt(*args: Any) -> Any:
+        result = one_step(*args)
+        # from within the checkpoint after eight steps on, which must not be kept
+        if trainer.counters.step >= 7:
             next(trainer.networks.generator.parameters()).grad.fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(Game, "generator_step", always_spoilt)
+    monkeypatch.setattr(training_step, "generator_step", always_spoilt)
     with pytest.raises(UserError, match=r"even with learning rates times 0\.00390625"):
         train(trainer)
     assert [int(path.stem) for path in checkpoints(tmp_path / "checkpoints")] == [16]
 
 
-def test_divergence_before_the_first_checkpoint_is_the_users_to_mend(
+def test_divergence_before_the_first_checkpoint_is_an_error(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Run(tiny.config(data), tmp_path)
@@ -334,17 +311,9 @@ def test_presets_can_be_built_and_written(name: str) -> None:
 def test_released_settings_from_256_on() -> None:
     """docs/paper-to-code.md, where text and code differ."""
     last = preset("ffhq-256").stages[-1]
-    assert (last.generator_lr, last.discriminator_lr, last.auxiliary, last.augment) == (
-        1e-4,
-        5e-4,
-        False,
-        1.0,
-    )
-    assert (
-        last.from_average
-        and {"nerf", "shape_mapping"} < set(last.frozen)
-        and last.gradients == "full"
-    )
+    assert (last.generator_lr, last.discriminator_lr) == (1e-4, 5e-4)
+    assert (last.auxiliary, last.augment, last.gradients) == (False, 1.0, "full")
+    assert last.from_average and {"nerf", "shape_mapping"} < set(last.frozen)
     assert last.fade_kimg * 1000 == 10_000 * last.batch
     assert preset("ffhq-512").stages[-1].gradient_rays == 256**2
     assert preset("ffhq-512-paper").stages[-1].gradient_rays == 400**2

@@ -124,7 +124,7 @@ def test_strips_make_up_the_image(
 def test_strips_hold_the_memory_of_one(
     generator: Generator, styles: Styles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rays, however high the image, are made for one strip at a time."""
+    """Rays are made for one strip at a time, whatever the height."""
     made_rays: list[int] = []
     rays = Camera.rays
     monkeypatch.setattr(
@@ -209,7 +209,7 @@ def test_supersampling_moves_no_pixel() -> None:
 
 
 def test_values_beyond_white_do_not_bleed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network without tanh may paint brighter than white; the mean is of what can be shown."""
+    """A network without tanh may exceed white; averages are over displayable values."""
     generator = made(tiny.generator(CONFIG, rgb_tanh=False))
     styles = generator.map(generator.sample_latents(1, 0))
     render = Generator.render
@@ -377,7 +377,7 @@ def test_labels_are_next_to_their_cells_and_cover_none(side: int) -> None:
 
 
 def test_labels_that_do_not_fit_are_left_out_not_overlapped() -> None:
-    """Eight pixels are too few for any label: every nth one is written."""
+    """Eight pixels are too few for any label: every Nth one is written."""
     cells = [np.full((8, 8, 3), 200, dtype=np.uint8)] * 20
     grid = image_grid(cells, 20, headings=["100.5°"] * 20)
     columns = (grid < 128).any(axis=(0, 2))

@@ -34,7 +34,7 @@ def plane(z: float, side: int = 40) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- Chamfer distance
-def test_planes_are_as_far_from_each_other_as_they_are() -> None:
+def test_the_distance_of_parallel_planes() -> None:
     assert chamfer_distance(plane(0), plane(0)) == 0
     assert chamfer_distance(plane(0), plane(0.01)) == pytest.approx(0.01)
     assert chamfer_distance(3 * plane(0), 3 * plane(0.01)) == pytest.approx(0.03)
@@ -118,7 +118,7 @@ def test_depth_is_the_distance_to_a_ball() -> None:
     assert (found == -np.inf).all()
 
 
-def test_a_head_is_as_high_as_is_said() -> None:
+def test_a_head_has_the_documented_height() -> None:
     for index in range(4):
         y = np.linspace(-0.09, 0.1, 400)
         inside = depth_inside(HEADS, index, np.stack([0 * y, y, 0 * y - 0.009], axis=1)) > 0

@@ -1,4 +1,4 @@
-"""The training loop: losses, schedules, draws, stages, interrupts, and the same result on one process or on two."""
+"""The training loop: losses, schedules, draws, stages, interrupts; one process or two."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.types import RenderOutput
 from cips3d.training import loop
 from cips3d.training import objective as losses
+from cips3d.training import step as training_step
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.batches import real_batches
 from cips3d.training.draws import StepDraws, mirrored, real_order
@@ -40,7 +41,7 @@ from cips3d.training.networks import Networks, ramped_average
 from cips3d.training.objective import R1, R2, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
-from cips3d.training.step import Game, StepContext, StepResult, render_fakes
+from cips3d.training.step import StepContext, StepResult, render_fakes
 from steps import PLAIN, context, discriminator_step, generator_step
 
 
@@ -49,7 +50,7 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def weights(networks: Networks) -> dict[str, Tensor]:
-    """All tensors of all networks but the mean styles, which are taken for pictures and the model only."""
+    """All tensors of all networks but the mean styles, which are updated for saving and samples."""
     named = (
         (f"{m}/{key}", value)
         for m, module in networks.modules.items()
@@ -68,7 +69,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.images(tmp_path_factory.mktemp("data") / "pictures")
+    return tiny.images(tmp_path_factory.mktemp("data") / "images")
 
 
 # ---------------------------------------------------------------- losses
@@ -97,7 +98,7 @@ def test_squared_gradient_of_a_linear_discriminator_is_that_of_its_weights() -> 
 
 
 class Linear(ProgressiveDiscriminator):
-    """A discriminator D(x) = <w, x>, whatever the fade-in, that tells every picture by yaw p, pitch −p."""
+    """A discriminator D(x) = <w, x> at any fade-in, which always predicts yaw p and pitch −p."""
 
     def __init__(self, scale: float) -> None:
         nn.Module.__init__(self)
@@ -112,7 +113,7 @@ class Linear(ProgressiveDiscriminator):
 def linear_networks() -> Networks:
     networks = Networks.__new__(Networks)
     networks.discriminators = nn.ModuleDict({"main": Linear(0.1), "aux": Linear(0.2)})
-    networks.judges_each_alone = True
+    networks.mixes_batch = False
     return networks
 
 
@@ -146,23 +147,22 @@ def test_discriminator_step_adds_r1_of_every_discriminator_that_takes_part(auxil
     torch.testing.assert_close(main.w.grad, expected_gradient)
 
 
-def test_generator_step_reaches_the_pictures_and_leaves_the_discriminators_alone() -> None:
+def test_generator_step_reaches_the_images_and_leaves_the_discriminators_alone() -> None:
     networks = linear_networks()
     image, aux_image = torch.zeros(2, 2, 3, 4, 4).unbind()
     image.requires_grad_(), aux_image.requires_grad_()
     result = generator_step(networks, rendered(image, aux_image))
     assert result["g_loss"].item() == pytest.approx(math.log(2))
-    for picture, name in ((image, "main"), (aux_image, "aux")):
+    for seen, name in ((image, "main"), (aux_image, "aux")):
         discriminator = networks.discriminators[name]
         # d softplus(-<w, x>) at x = 0, over the four logits
-        torch.testing.assert_close(
-            picture.grad, (-0.5 * discriminator.w.detach() / 4).expand_as(picture)
-        )
+        expected = -0.5 * discriminator.w.detach() / 4
+        torch.testing.assert_close(seen.grad, expected.expand_as(seen))
         assert discriminator.w.grad is None and discriminator.w.requires_grad
 
 
 @pytest.mark.parametrize("r1", [None, R1(10.0)])
-def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1: R1 | None) -> None:
+def test_discriminators_learn_the_poses_of_generated_images_alone(r1: R1 | None) -> None:
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     poses = torch.tensor([[0.5, 0.0], [-0.3, 0.1]])
@@ -172,17 +172,17 @@ def test_discriminators_learn_the_poses_of_generated_pictures_alone(r1: R1 | Non
     objective = Objective(pose=Pose(15.0), r1=r1)
     loss = discriminator_step(networks, real, fake, objective, poses)["d_loss"]
     main, aux = networks.discriminators["main"], networks.discriminators["aux"]
-    told = torch.stack([torch.stack([d.p, -d.p]).expand(2, 2) for d in (main, aux)])
-    expected = 15 * (told - poses).square().mean()
+    predicted = torch.stack([torch.stack([d.p, -d.p]).expand(2, 2) for d in (main, aux)])
+    expected = 15 * (predicted - poses).square().mean()
     torch.testing.assert_close(loss - plain, expected.detach())
     torch.testing.assert_close(main.p.grad, torch.autograd.grad(expected, main.p)[0])
 
 
-def test_the_generator_is_to_show_the_pose() -> None:
+def test_the_generator_learns_to_show_the_pose() -> None:
     torch.manual_seed(0)
-    telling = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
+    with_head = DiscriminatorConfig({4: 8, 8: 8}, pose_head=True)
     objective = Objective(pose=Pose(1000.0), r1=None)
-    config = tiny.config(discriminator=telling, aux_discriminator=telling, objective=objective)
+    config = tiny.config(discriminator=with_head, aux_discriminator=with_head, objective=objective)
     networks = Networks(config, torch.device("cpu"))
     image = torch.zeros(4, 3, 8, 8, requires_grad=True)
     yaw = torch.linspace(-0.5, 0.5, 4)
@@ -191,12 +191,10 @@ def test_the_generator_is_to_show_the_pose() -> None:
     generator_step(networks, fake, objective, poses, auxiliary=False)
     gradient = image.grad
     assert gradient is not None
-    told = (
-        networks.judge([image.detach() - 0.1 * gradient], 1.0)[1][0],
-        networks.judge([image.detach()], 1.0)[1][0],
-    )
-    errors = [losses.pose_error([pose], poses).item() for pose in told]
-    assert errors[0] < errors[1]  # pictures that follow their gradient show their poses better
+    moved = image.detach() - 0.1 * gradient
+    predicted = [networks.judge([x], 1.0)[1][0] for x in (moved, image.detach())]
+    errors = [losses.pose_error([pose], poses).item() for pose in predicted]
+    assert errors[0] < errors[1]  # images that follow their gradient show their poses better
 
 
 def test_relativistic_steps_compare_partners() -> None:
@@ -221,19 +219,19 @@ def test_relativistic_steps_compare_partners() -> None:
     assert image.grad is not None and image.grad.any()
 
 
-def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_were() -> None:
+def test_logits_are_of_augmented_images_and_penalties_of_the_original_ones() -> None:
     networks = linear_networks()
     real, image, aux_image = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    for pictures in (real, image, aux_image):
-        pictures.requires_grad_()
+    for images in (real, image, aux_image):
+        images.requires_grad_()
     draws = AugmentDraws.sample([0, 1])
     fake = rendered(image, aux_image)
     objective = Objective("relativistic", r1=R1(6.0), r2=R2(10.0))
     margins, penalties = [], []
     for name, generated in (("main", image), ("aux", aux_image)):
         logits = [
-            networks.discriminators[name](diff_augment(pictures, draws))
-            for pictures in (real, generated)
+            networks.discriminators[name](diff_augment(images, draws))
+            for images in (real, generated)
         ]
         margins.append(logits[0] - logits[1])
         penalties += [
@@ -254,11 +252,9 @@ def test_pictures_are_judged_as_augmented_and_penalties_are_about_them_as_they_w
 
 
 def test_gradients_of_what_is_float32_are_float32_under_autocast() -> None:
-    """Sines and compositing keep their precision on the way forward, and so does their way back."""
-    networks, w = (
-        linear_networks(),
-        torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(),
-    )
+    """Sines and compositing are float32 in the forward pass, so they are in the backward pass."""
+    networks = linear_networks()
+    w = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     pixels, gradients = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1)), []
     for dtype in (torch.bfloat16, None):
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
@@ -277,7 +273,7 @@ def test_a_term_on_the_rendering_reaches_the_generator_besides_the_images() -> N
     opacity = torch.rand(4, 1, 4, 4).requires_grad_()
     fake = replace(rendered(image, torch.zeros(4, 3, 4, 4)), opacity=opacity)
     objective = Objective(r1=None, transmittance=Transmittance(3.0, 1.0))
-    figures = generator_step(networks, fake, objective, auxiliary=False, share=0.5)
+    figures = generator_step(networks, fake, objective, auxiliary=False, accumulate=2)
     torch.testing.assert_close(opacity.grad, torch.full_like(opacity, 0.5 * 3 / 64))
     of_image = -0.5 * networks.discriminators["main"].w.detach() / 4
     torch.testing.assert_close(image.grad, (0.5 * of_image).expand_as(image))
@@ -312,7 +308,7 @@ def test_draws_do_not_depend_on_the_number_of_processes() -> None:
         lambda d: d.rays.noise,
     ):
         assert torch.equal(read(whole), torch.cat([read(part) for part in parts]))
-        assert len(read(whole).flatten(1).unique(dim=0)) == 4  # no two pictures share their draws
+        assert len(read(whole).flatten(1).unique(dim=0)) == 4  # no two images share their draws
         for other in ((1, 5, "D"), (0, 6, "D"), (0, 5, "G")):
             assert not torch.equal(read(whole), read(make(range(4), other)))
 
@@ -321,7 +317,7 @@ def taken(order: Iterator[list[int]], batches: int) -> list[list[int]]:
     return list(itertools.islice(order, batches))
 
 
-def test_real_order_shows_every_picture_once_an_epoch() -> None:
+def test_real_order_shows_every_image_once_an_epoch() -> None:
     shown, other = (
         [*itertools.chain(*taken(real_order(7, seed, 0, 4, range(4)), 7))] for seed in (0, 1)
     )
@@ -381,7 +377,7 @@ class Seen:
 
 
 def observe(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
-    """Lets a run take its course and notes what its steps are given."""
+    """Records what the steps of a run are given."""
     steps: list[Seen] = []
     step, fakes = loop.training_step, StepDraws.fakes
 
@@ -409,16 +405,14 @@ def test_schedules(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -
     train(trainer)
     assert [s.resolution for s in steps] == [4] * 4 + [8] * 8
     assert [s.alpha for s in steps] == [1] * 4 + [0, 0.25, 0.5, 0.75] + [1] * 4
-    assert [s.r1_weight for s in steps] == [
-        15.0 if i % 3 == 0 else 0.0 for i in range(12)
-    ]  # ½ · γ 10 · every 3
+    # ½ · γ 10 · every 3
+    assert [s.r1_weight for s in steps] == [15.0 if i % 3 == 0 else 0.0 for i in range(12)]
     assert [s.generator_lr for s in steps] == [1e-3] * 4 + [5e-4] * 8
     assert [s.discriminator_lr for s in steps] == [2e-3] * 4 + [1e-3] * 8
-    assert [s.noise for s in steps] == [
-        [max(0.0, 1 - 4 * i / 32)] for i in range(12)
-    ]  # one set of draws a step
+    # one set of draws a step
+    assert [s.noise for s in steps] == [[max(0.0, 1 - 4 * i / 32)] for i in range(12)]
     order = taken(real_order(6, 0, 0, 4, range(4)), 12)
-    for i, step in enumerate(steps[4:], 4):  # at 4² the pictures are scaled down
+    for i, step in enumerate(steps[4:], 4):  # at 4² the images are scaled down
         for flip, index, real in zip(mirrored((0, i), range(4)), order[i], step.real, strict=True):
             original = trainer.dataset[index] / 127.5 - 1
             torch.testing.assert_close(real, original.flip(2) if flip else original)
@@ -481,7 +475,7 @@ def test_gradients_are_clipped_to_one_norm_for_each_optimiser(tmp_path: Path, da
     assert norms == [pytest.approx(1e-3, rel=0.01)] * 4
 
 
-# ---------------------------------------------------------------- the end of a stage, and interrupts
+# ---------------------------------------------------------------- end of a stage, interrupts
 def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,9 +509,8 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
             train(trainer, progress)
         return trainer, steps
 
-    assert (
-        one_second_a_step(stop_at=4)[1] == [4] * 4
-    )  # the fourth step ends three seconds after the first
+    # the fourth step ends three seconds after the first
+    assert one_second_a_step(stop_at=4)[1] == [4] * 4
     clock[0] += 3600  # the time between two sessions does not count
     resumed, steps = one_second_a_step(stop_at=0)
     assert steps == [4] * 3 + [8] * 3  # after three, four and five seconds; then to the end by kimg
@@ -527,7 +520,7 @@ def test_a_stage_ends_by_time_and_counts_the_time_before_an_interrupt(
 def test_tensorboard_shows_every_step_once(tmp_path: Path, data: str) -> None:
     train(Run(tiny.config(data), tmp_path))
     (tmp_path / "checkpoints" / f"{48:012d}.safetensors").unlink()
-    train(Run(tiny.config(data), tmp_path))  # from the checkpoint at 32 pictures on
+    train(Run(tiny.config(data), tmp_path))  # from the checkpoint at 32 images on
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -563,7 +556,7 @@ def test_an_interrupt_between_steps_saves_and_the_run_resumes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
+def test_a_signal_in_the_middle_of_a_step_lets_the_step_end(
     number: signal.Signals,
     tmp_path: Path,
     data: str,
@@ -572,15 +565,15 @@ def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
 ) -> None:
     trainer, usual = Run(tiny.config(data), tmp_path), signal.getsignal(number)
 
-    game_step = Game.discriminator_step
+    one_step = training_step.discriminator_step
 
-    def step(self: Game, *args: Any) -> Any:
+    def step(*args: Any) -> Any:
         if trainer.counters.step == 5:
             os.kill(os.getpid(), number)
-        return game_step(self, *args)
+        return one_step(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Game, "discriminator_step", step)
+        patch.setattr(training_step, "discriminator_step", step)
         train(trainer)
     assert signal.getsignal(number) is usual
     resumed = Run(tiny.config(data), tmp_path)
@@ -589,7 +582,7 @@ def test_ctrl_c_or_a_scheduler_in_the_middle_of_a_step_lets_the_step_end(
     assert same_bits(weights(resumed.networks), uninterrupted)
 
 
-def test_a_scheduler_ends_what_a_script_runs_in_the_background() -> None:
+def test_a_scheduler_can_stop_a_background_job() -> None:
     shell = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does
     try:
         with pytest.raises(KeyboardInterrupt), first_interrupt_noted() as received:
@@ -607,17 +600,17 @@ def test_a_second_ctrl_c_acts_at_once_and_saves_no_half_step(
 ) -> None:
     trainer = Run(tiny.config(data), tmp_path)
 
-    game_step = Game.discriminator_step
+    one_step = training_step.discriminator_step
 
-    def step(self: Game, *args: Any) -> Any:
-        result = game_step(self, *args)
+    def step(*args: Any) -> Any:
+        result = one_step(*args)
         if trainer.counters.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("the second one was ignored")
         return result
 
-    monkeypatch.setattr(Game, "discriminator_step", step)
+    monkeypatch.setattr(training_step, "discriminator_step", step)
     with pytest.raises(KeyboardInterrupt):
         train(trainer)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
@@ -637,39 +630,28 @@ def test_the_model_is_there_with_every_checkpoint(tmp_path: Path, data: str) -> 
         train(trainer, stop)
     saved = pretrained.load(tmp_path / MODEL_FILE).state_dict()
     now = trainer.networks.ema.state_dict()
-    assert all(
-        torch.equal(saved[name], now[name]) for name in saved
-    )  # an interrupt writes both again
+    # an interrupt writes both again
+    assert all(torch.equal(saved[name], now[name]) for name in saved)
 
 
-def test_a_finished_run_gives_its_model_again(tmp_path: Path, data: str) -> None:
+def test_a_finished_run_writes_its_model_again(tmp_path: Path, data: str) -> None:
     first = train(Run(tiny.config(data), tmp_path)).read_bytes()
     (tmp_path / MODEL_FILE).unlink()
     assert train(Run(tiny.config(data), tmp_path)).read_bytes() == first
 
 
 # ---------------------------------------------------------------- learning
-def real_batches_of(
-    trainer: Run, stage: Stage, positions: range
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """What the trainer's loop would be fed with."""
-    images = trainer.counters.images
-    return real_batches(
-        trainer.dataset, trainer.config, images, stage.batch, positions, pin_memory=False
-    )
-
-
 def discriminator_loss_on(n: Networks, real: Tensor, fake: RenderOutput) -> float:
     with torch.no_grad():
         logits = n.judge([real, real], 1.0)[0], n.judge([fake.image, fake.aux_image], 1.0)[0]
     return losses.logistic_discriminator(*logits).item()
 
 
-def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, data: str) -> None:
+def test_each_side_gains_while_the_other_is_fixed(tmp_path: Path, data: str) -> None:
     config = tiny.config(data)
     trainer, stage = Run(config, tmp_path), config.stages[1]
     n, positions = trainer.networks, range(4)
-    real = next(real_batches_of(trainer, stage, positions))[0].float() / 127.5 - 1
+    real = next(real_batches(trainer, stage))[0].float() / 127.5 - 1
     draws = loop.step_draws(trainer, stage)
     drawn, of_step = draws.fakes(positions, "D"), context(stage)
     fake = render_fakes(n.generator, drawn, draws, of_step)
@@ -694,17 +676,18 @@ def test_each_side_gains_on_the_other_when_that_stands_still(tmp_path: Path, dat
 
 # ---------------------------------------------------------------- many processes
 def two_process_config(data: str) -> TrainConfig:
-    """With all that processes have to agree on."""
+    """A configuration with everything that processes have to agree on."""
     return tiny.config(
-        data, mirror=True, sampling=Sampling(4, 2), cameras="learned", augment_target=-0.9, augment_kimg=0.04,
+        data, mirror=True, sampling=Sampling(4, 2), cameras="learned", augment_target=-0.9,
+        augment_kimg=0.04,
         objective=Objective(r1=R1(10.0, 3), transmittance=Transmittance(0.5, 1.0)),
     )  # fmt: skip
 
 
 def train_as_rank(rank: int, processes: int, port: int, folder: str, data: str) -> None:
-    """One process of a run in float64: gradients of one step before and after averaging, then the whole run.
+    """One process of a run in float64: gradients before and after averaging, then the whole run.
 
-    Of several processes, the second hears a Ctrl-C after the fifth step, and all go on from where they stop.
+    Of several processes, the second receives a Ctrl-C after the fifth step; then all resume.
     """
     torch.set_num_threads(1)
     if processes > 1:
@@ -745,9 +728,7 @@ def trainer_of_rank(accelerator: Accelerator, folder: str, data: str) -> Run:
     trainer = Run(
         two_process_config(data), Path(folder) / f"run-{accelerator.num_processes}", accelerator
     )
-    for (
-        discriminator
-    ) in trainer.networks.discriminators.values():  # the trainer makes pictures float32
+    for discriminator in trainer.networks.discriminators.values():  # real images are float32
         assert isinstance(discriminator, ProgressiveDiscriminator)
         for entry in discriminator.from_rgb.values():
             entry.register_forward_pre_hook(lambda _, args: (args[0].double(),))
@@ -759,7 +740,7 @@ def gradients(trainer: Run, average: bool) -> dict[str, Tensor]:
     stage, n = trainer.config.stages[0], trainer.networks
     positions = trainer.positions(stage.batch)
     trainer.dataset = loop.open_dataset(trainer.config.data, stage.resolution)
-    real = next(real_batches_of(trainer, stage, positions))[0].double() / 127.5 - 1
+    real = next(real_batches(trainer, stage))[0].double() / 127.5 - 1
     draws = loop.step_draws(trainer, stage)
     fake = render_fakes(n.generator, draws.fakes(positions, "D"), draws, context(stage))
     discriminator_step(n, real, fake, Objective(r1=R1(10.0)), alpha=0.5)
@@ -815,9 +796,8 @@ def test_half_the_batch_on_each_of_two_processes_gives_the_gradients_of_the_whol
     for rank in ("2-0", "2-1"):
         assert ranks[rank]["gradients"].keys() == ranks["1-0"]["gradients"].keys()
         assert (flat(ranks[rank]["gradients"]) - whole).norm() <= 1e-6 * whole.norm()
-        assert (
-            flat(ranks[rank]["local"]) - whole
-        ).norm() > 0.01 * whole.norm()  # the halves do differ
+        # the halves differ
+        assert (flat(ranks[rank]["local"]) - whole).norm() > 0.01 * whole.norm()
 
 
 def test_two_processes_train_to_the_weights_of_one(ranks: dict[str, dict[str, Any]]) -> None:

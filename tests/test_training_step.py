@@ -1,4 +1,4 @@
-"""One recorded iteration of the authors' training loop: from its weights, pictures and draws, our losses and gradients."""
+"""One recorded iteration of the authors' training loop: same weights, images, draws and results."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def fake(networks: Networks, tensors: dict[str, Tensor], step: str) -> RenderOut
     )
 
 
-def pictures(out: RenderOutput) -> Tensor:
+def images(out: RenderOutput) -> Tensor:
     return torch.cat([out.image, out.aux_image])
 
 
 def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         out = fake(networks, tensors, "D")
-    assert worst(pictures(out), tensors["D/gen_imgs"]) < 1e-4
+    assert worst(images(out), tensors["D/gen_imgs"]) < 1e-4
     result = discriminator_step(networks, tensors["real_imgs"], out, OBJECTIVE)
     assert result["d_loss"].item() == pytest.approx(tensors["D/loss"].item(), rel=LOSS)
     # recorded with its weight ½γ
     assert result["d_r1"].item() == pytest.approx(tensors["D/grad_penalty"].mean().item(), rel=LOSS)
-    # the log shows the main discriminator's
+    # the log has the main discriminator's
     assert result["d_real_logit"].item() == pytest.approx(
         tensors["D/r_preds"][:4].mean().item(), abs=LOSS
     )
@@ -97,14 +97,14 @@ def test_discriminator_step(networks: Networks, tensors: dict[str, Tensor]) -> N
         assert torch.equal(weights[name][~sure], after[~sure]) or name in expected, name
 
 
-def test_logits_and_penalty_of_each_picture(networks: Networks, tensors: dict[str, Tensor]) -> None:
+def test_logits_and_penalty_of_each_image(networks: Networks, tensors: dict[str, Tensor]) -> None:
     main, aux = (tensors["real_imgs"].clone().requires_grad_(True) for _ in range(2))
     logits = networks.judge([main, aux], 1.0)[0]
     assert relative(logits, tensors["D/r_preds"]) < LOSS
     penalties = torch.cat([squared_gradient(logits[:4], main), squared_gradient(logits[4:], aux)])
     assert relative(R1_WEIGHT * penalties, tensors["D/grad_penalty"]) < LOSS
-    images, aux_images = tensors["D/gen_imgs"].chunk(2)
-    assert relative(networks.judge([images, aux_images], 1.0)[0], tensors["D/g_preds"]) < LOSS
+    generated = [*tensors["D/gen_imgs"].chunk(2)]
+    assert relative(networks.judge(generated, 1.0)[0], tensors["D/g_preds"]) < LOSS
 
 
 def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
@@ -112,7 +112,7 @@ def test_generator_step(networks: Networks, tensors: dict[str, Tensor]) -> None:
     for name, after in named_discriminator_tensors(tensors, "D/after.").items():
         weights[name].data.copy_(after)
     out = fake(networks, tensors, "G")
-    assert worst(pictures(out), tensors["G/gen_imgs"]) < 1e-4
+    assert worst(images(out), tensors["G/gen_imgs"]) < 1e-4
     result = generator_step(networks, out)
     assert result["g_loss"].item() == pytest.approx(tensors["G/loss"].item(), rel=LOSS)
 

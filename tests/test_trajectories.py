@@ -1,4 +1,4 @@
-"""Camera paths: where they go, that they loop, what keeps its size; keyframes and damaged files."""
+"""Camera paths: course, loops and constant sizes; keyframes and damaged files."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_impossible_paths_are_one_clear_line(make) -> None:
 
 # ---------------------------------------------------------------- keyframes
 def lookers(seed: int, count: int) -> Camera:
-    """Cameras that stand anywhere around the origin, look somewhere near it and are tilted."""
+    """Cameras anywhere around the origin, look somewhere near it and are tilted."""
     random = torch.Generator().manual_seed(seed)
     position = torch.nn.functional.normalize(
         torch.randn(count, 3, generator=random), dim=-1
@@ -230,7 +230,7 @@ def test_seconds_set_the_pace_and_the_length() -> None:
     assert halved == pytest.approx(yaw[::2], abs=1e-3)
 
 
-def test_very_short_ways_keep_every_keyframe() -> None:
+def test_very_short_legs_keep_every_keyframe() -> None:
     entries: list[dict[str, float]] = [
         {"yaw": i, "seconds": 1e-6 if i % 3 else 5.0} for i in range(10)
     ]
@@ -328,14 +328,14 @@ def test_labels_and_angles_mean_the_same_and_mix(tmp_path: Path) -> None:
         assert_same(trajectories.keyframes(source, 9), expected)
 
 
-def test_what_a_keyframe_does_not_say_is_the_callers() -> None:
+def test_missing_fields_take_the_callers_values() -> None:
     path = trajectories.keyframes([{"pitch": 10}, {"yaw": 20, "fov": 30}], 2, radius=2.0, fov=8.0)
     assert path.fov.tolist() == pytest.approx([8, 30])
     assert path.position.norm(dim=-1).tolist() == pytest.approx([2, 2])
     assert degrees(path)[1] == pytest.approx([10, 0], abs=1e-4)
 
 
-def test_a_single_keyframe_stands_still() -> None:
+def test_a_single_keyframe_does_not_move() -> None:
     path = trajectories.keyframes([{"yaw": 20, "seconds": 2}], fps=5)
     assert len(path) == 11 and degrees(path)[0] == pytest.approx([20] * 11, abs=1e-4)
 
@@ -361,12 +361,12 @@ DAMAGED: dict[str, tuple[bytes | str | Any, str]] = {
     "loop of another kind": ({"loop": "yes", "keyframes": [{"yaw": 1}]}, "loop is 'yes'"),
     "word as a keyframe": ([{"yaw": 1}, "left"], "keyframe 2: 'left' is neither"),
     "null as a keyframe": ([None], "keyframe 1: None is neither"),
-    "slip in a name": ([{"yaw": 1}, {"yow": 2}], "keyframe 2: yow"),
+    "typo in a name": ([{"yaw": 1}, {"yow": 2}], "keyframe 2: yow"),
     "empty keyframe": ([{}], "keyframe 1: give either yaw"),
     "only seconds": ([{"seconds": 2}], "keyframe 1: give either yaw"),
     "yaw in words": ([{"yaw": "left"}], "keyframe 1: yaw"),
     "yaw is NaN": ([{"yaw": math.nan}], "keyframe 1: yaw is nan; give a finite number"),
-    "yaw is endless": (b'[{"yaw": 1e999}]', "keyframe 1: yaw is inf"),
+    "yaw is infinite": (b'[{"yaw": 1e999}]', "keyframe 1: yaw is inf"),
     "yaw of a thousand bits": ([{"yaw": 2**1000}], "keyframe 1: a number of 1001 bits"),
     "pitch over the pole": ([{"yaw": 1, "pitch": 90}], "keyframe 1: pitch is 90; it must"),
     "fov": ([{"yaw": 1, "fov": 0}], "keyframe 1: fov is 0"),

@@ -1,4 +1,4 @@
-"""Transfer keeps the NeRF to the bit; blended models are what they are made of; styles are mixed by block."""
+"""Transfer keeps the NeRF bit-exactly; blends take weights of both models; styles mix by block."""
 
 from __future__ import annotations
 
@@ -74,9 +74,10 @@ def rendered(generator: Generator) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- transfer
-def test_transfer_leaves_the_nerf_as_it_is_and_teaches_the_rest(model: str, tmp_path: Path) -> None:
-    cli.main(["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04", "--seed", "3",
-              "--set", "stages.0.warm_up_kimg=0.016"])  # fmt: skip
+def test_transfer_keeps_the_nerf_and_trains_the_rest(model: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    settings = ["--seed", "3", "--set", "stages.0.warm_up_kimg=0.016"]
+    cli.main(["finetune", model, run, "--data", "heads-cartoon", "--kimg", "0.04", *settings])
     before, after = pretrained.load(model), pretrained.load(tmp_path / "run" / "model.safetensors")
     latents, camera = before.sample_latents(2, 0), CAMERA
     old, new = (g.render(latents, camera, 8) for g in (before, after))
@@ -88,7 +89,7 @@ def test_transfer_leaves_the_nerf_as_it_is_and_teaches_the_rest(model: str, tmp_
     assert torch.equal(*densities)
 
 
-def test_the_discriminators_go_on_from_where_they_were(model: str, tmp_path: Path) -> None:
+def test_the_discriminators_continue_from_their_weights(model: str, tmp_path: Path) -> None:
     config = replace(tiny.config(), start=model)
     networks = Networks(config, torch.device("cpu"))
     saved = pretrained.load_discriminators(model)
@@ -103,7 +104,7 @@ def test_the_discriminators_go_on_from_where_they_were(model: str, tmp_path: Pat
     assert torch.equal(anew["aux"](image), saved["aux"](image))
 
 
-def test_discriminators_that_tell_no_poses_go_on_too() -> None:
+def test_discriminators_without_pose_heads_continue_too() -> None:
     base = preset("heads-32")
     silent = (
         replace(base.discriminator, pose_head=False),
@@ -119,9 +120,13 @@ def test_discriminators_that_tell_no_poses_go_on_too() -> None:
 
 @pytest.mark.parametrize(
     ("name", "side", "taken", "weight"),
-    [("heads-32", 32, "heads-32", 15), ("heads-64", 64, "heads-64", 15), ("ffhq-256", 256, "ffhq-256", 0),
-     ("ffhq-64", 64, "ffhq-64", 0)],
-)  # fmt: skip
+    [
+        ("heads-32", 32, "heads-32", 15),
+        ("heads-64", 64, "heads-64", 15),
+        ("ffhq-256", 256, "ffhq-256", 0),
+        ("ffhq-64", 64, "ffhq-64", 0),
+    ],
+)
 def test_a_presets_model_finds_rates_and_discriminators(
     name: str, side: int, taken: str, weight: float
 ) -> None:
@@ -130,9 +135,8 @@ def test_a_presets_model_finds_rates_and_discriminators(
     )
     config = transfer(generator, "model", "heads-cartoon", None, 20.0)
     assert config.stages[0].warm_up_kimg == 3.0
-    first = next(
-        stage for stage in preset(taken).stages if stage.resolution == side
-    )  # whose networks had all to learn there
+    # in that stage all networks had to learn
+    first = next(stage for stage in preset(taken).stages if stage.resolution == side)
     rates = [(stage.generator_lr, stage.discriminator_lr) for stage in (config.stages[0], first)]
     assert rates[0] == rates[1]
     assert [stage.resolution for stage in config.stages] == [side]
@@ -164,7 +168,7 @@ def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -
 
 
 def test_a_transferred_model_keeps_the_mean_shape(model: str, tmp_path: Path) -> None:
-    """To the bit, though another machine would find another mean: truncated shapes stay as well."""
+    """Bit-exactly, though another machine computes another mean: truncated shapes stay the same."""
     before = pretrained.load(model)
     before.shape_mean.add_(1e-4)
     source = tmp_path / "source.safetensors"
@@ -214,7 +218,7 @@ def test_a_model_without_discriminators_is_transferred_with_new_ones(
         )
 
 
-def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_path: Path) -> None:
+def test_the_generator_waits_while_the_discriminators_warm_up(model: str, tmp_path: Path) -> None:
     stage = replace(tiny.config().stages[1], warm_up_kimg=0.031)  # of 0.032
     trainer = Run(replace(tiny.config(), start=model, stages=(stage,)), tmp_path / "run")
     first = copy.deepcopy(trainer.networks)
@@ -231,7 +235,7 @@ def test_while_the_discriminators_warm_up_the_generator_waits(model: str, tmp_pa
 
 
 def test_a_stage_that_only_warms_up_is_refused() -> None:
-    with pytest.raises(UserError, match="warm_up_kimg is 1.* so its generator would not train"):
+    with pytest.raises(UserError, match=r"warm_up_kimg is 1.* so its generator would not train"):
         replace(tiny.config().stages[1], warm_up_kimg=1.0)
 
 
@@ -251,7 +255,7 @@ def test_a_transfer_resumes_without_the_model_it_came_from(model: str, tmp_path:
         Run(config, tmp_path / "other")
 
 
-def test_freeze_d_freezes_the_blocks_next_to_the_picture() -> None:
+def test_freeze_d_freezes_the_blocks_next_to_the_image() -> None:
     discriminator = Networks(tiny.config(), torch.device("cpu")).discriminators["main"]
     freeze_blocks(discriminator, 8, 1)
     frozen = {
@@ -278,7 +282,7 @@ def test_freeze_d_passes_over_an_auxiliary_discriminator_that_ends_below_the_sta
 
 
 def test_a_model_trained_without_the_auxiliary_discriminator_at_the_end_is_transferred() -> None:
-    """Its discriminators do not fit the preset's own stages, of which nothing is left."""
+    """Its discriminators do not fit the preset's own stages, which transfer replaces."""
     generator = preset("heads-64").generator
     configs = preset("heads-32").discriminator, preset("heads-32").aux_discriminator
     main = replace(configs[0], channels={**configs[0].channels, 64: 16}, pose_head=False)
@@ -332,7 +336,7 @@ def test_what_freeze_d_freezes_keeps_its_bits(model: str, tmp_path: Path) -> Non
         (["--data", "heads-cartoon", "--seed", "-1"], "--seed"),
     ],
 )
-def test_what_cannot_be_transferred_is_said_in_a_line(
+def test_a_transfer_that_is_impossible_is_refused_in_one_line(
     options: list[str], said: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -379,7 +383,7 @@ def test_a_block_takes_its_own_amount(pair: tuple[Generator, Generator]) -> None
         assert torch.equal(tensor, (other if theirs else base).state_dict()[name]), name
 
 
-def test_models_that_do_not_go_together_are_refused(pair: tuple[Generator, Generator]) -> None:
+def test_models_that_do_not_fit_are_refused(pair: tuple[Generator, Generator]) -> None:
     base, other = pair
     elsewhere = copy.deepcopy(other)
     elsewhere.nerf.density.bias += 1e-6
@@ -464,13 +468,13 @@ def test_sheets_show_what_they_say(pair: tuple[Generator, Generator]) -> None:
         return sheet[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
 
     amounts = amounts_sheet(base, other, latents, 2, 8, psi=0.6, yaw=20, labels=False)
-    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6, labels=False)
-    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6, labels=False)
+    views = views_sheet(pair, latents, 30, 3, 8, psi=0.6)
+    single = views_sheet(pair, latents, 30, 1, 8, psi=0.6)
     mixed = mixing_sheet(base, latents[:1], latents[1:], 0, 8, psi=0.6, labels=False)
     for got, expected in (
         (cell(amounts, 1, 0), seen(base, 1, 20)), (cell(amounts, 0, 1), seen(other, 0, 20)),
-        (cell(views, 0, 0), seen(base, 0, -30)), (cell(views, 3, 1), seen(other, 1, 0)), (cell(views, 2, 2), seen(base, 1, 30)),
-        (cell(single, 0, 0), seen(base, 0, 30)),
+        (cell(views, 0, 0), seen(base, 0, -30)), (cell(views, 3, 1), seen(other, 1, 0)),
+        (cell(views, 2, 2), seen(base, 1, 30)), (cell(single, 0, 0), seen(base, 0, 30)),
         (cell(mixed, 0, 1), seen(base, 1, 0)), (cell(mixed, 1, 0), seen(base, 0, 0)),
         (cell(mixed, 0, 0), np.full((8, 8, 3), 255)),
     ):  # fmt: skip
@@ -521,7 +525,7 @@ def test_blend_saves_the_model(
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
 def test_a_blend_on_a_full_disk_changes_neither_file(model: str, tmp_path: Path) -> None:
-    """The model has discriminators, and what it is blended into had none."""
+    """The model has discriminators; the older file in its place had none."""
     out = tmp_path / "blended.safetensors"
     pretrained.save(pretrained.load(model), out)
     before = out.read_bytes()
@@ -535,14 +539,15 @@ def test_a_blend_on_a_full_disk_changes_neither_file(model: str, tmp_path: Path)
 
 def test_mix_draws_a_sheet(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
     pretrained.save(pair[0], tmp_path / "model.safetensors")
-    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--rows", "2",
-              "--columns", "3", "--resolution", "8"])  # fmt: skip
+    files = [str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png")]
+    size = ["--rows", "2", "--columns", "3", "--resolution", "8"]
+    cli.main(["mix", *files, "--from-block", "1", *size])
     names, headings = ["style from\nblock 1", "content 0", "content 1"], ["", "style 0"]
     expected = sheets.labelled_grid(3, 4, (8, 8), [], names, headings).shape
     assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == expected
 
 
-def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
+def test_mix_takes_an_inverted_subject(pair: tuple[Generator, Generator], tmp_path: Path) -> None:
     base = pair[0]
     pretrained.save(base, tmp_path / "model.safetensors")
     plain = base.map(base.sample_latents(1, 9))
@@ -551,13 +556,14 @@ def test_mix_takes_a_pictures_subject(pair: tuple[Generator, Generator], tmp_pat
         plain.shape, [plain.appearance + i for i in range(tiny.GENERATOR.networks.inr_blocks)]
     )  # as w+ has it
     Subject(by_block, CAMERA[0]).save(tmp_path / "subject.safetensors", base)
-    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "sheet.png"), "--from-block", "1", "--columns", "2",
-              "--resolution", "8", "--subject", str(tmp_path / "subject.safetensors")])  # fmt: skip
+    model, subject = str(tmp_path / "model.safetensors"), str(tmp_path / "subject.safetensors")
+    options = ["--from-block", "1", "--columns", "2", "--resolution", "8", "--subject", subject]
+    cli.main(["mix", model, str(tmp_path / "sheet.png"), *options])
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     names, headings = ["style from\nblock 1", "content 0"], ["", "style 0"]
     assert sheet.shape == sheets.labelled_grid(2, 3, (8, 8), [], names, headings).shape
-    cli.main(["mix", str(tmp_path / "model.safetensors"), str(tmp_path / "mixed.safetensors"), "--from-block", "1",
-              "--seed", "5", "--rows", "1", "--style", str(tmp_path / "subject.safetensors"), "--yaw", "20"])  # fmt: skip
+    options = ["--from-block", "1", "--seed", "5", "--rows", "1", "--style", subject, "--yaw", "20"]
+    cli.main(["mix", model, str(tmp_path / "mixed.safetensors"), *options])
     saved = Subject.load(tmp_path / "mixed.safetensors", base)
     assert float(saved.camera.yaw_pitch()[0]) == pytest.approx(0.349, abs=1e-3)
     left = base.map(base.sample_latents(1, 5), 0.7)

@@ -1,4 +1,4 @@
-"""Videos of subjects: frames and their layout, morphs, and what is refused."""
+"""Videos of subjects: frames and their layout, morphs, and errors."""
 
 from __future__ import annotations
 
@@ -62,27 +62,27 @@ def test_the_training_resolution_is_the_default(generator: Generator) -> None:
 
 
 # ---------------------------------------------------------------- frames
-def test_each_frame_is_the_picture_from_its_camera(generator: Generator) -> None:
+def test_each_frame_is_the_image_from_its_camera(generator: Generator) -> None:
     z = generator.sample_latents(1, 0)
     for i, frame in enumerate(video_frames(generator, z, ORBIT, 12, psi=(0.3, 0.9))):
         assert close(frame, to_uint8(generator.render(z, ORBIT[i], 12, psi=(0.3, 0.9)).image)[0])
 
 
-def test_truncation_is_of_each_code_by_itself(generator: Generator) -> None:
+def test_each_code_is_truncated_by_itself(generator: Generator) -> None:
     z, other = generator.sample_latents(2, 0)[0], generator.sample_latents(2, 0)[1]
     swapped = type(z)(z.shape, other.appearance)
 
-    def picture(codes: Any, psi: Any) -> np.ndarray:
+    def image(codes: Any, psi: Any) -> np.ndarray:
         return next(video_frames(generator, codes, ORBIT, 12, psi=psi, show=("image", "nerf")))
 
-    assert np.array_equal(picture(z, (0.5, 0.0)), picture(swapped, (0.5, 0.0))), (
+    assert np.array_equal(image(z, (0.5, 0.0)), image(swapped, (0.5, 0.0))), (
         "all of the appearance is the mean's"
     )
-    assert not np.array_equal(picture(z, (0.5, 1.0)), picture(swapped, (0.5, 1.0)))
-    assert np.array_equal(picture(z, 0.5), picture(z, (0.5, 0.5)))
+    assert not np.array_equal(image(z, (0.5, 1.0)), image(swapped, (0.5, 1.0)))
+    assert np.array_equal(image(z, 0.5), image(z, (0.5, 0.5)))
 
 
-def test_one_subjects_kinds_stand_side_by_side(generator: Generator) -> None:
+def test_one_subjects_kinds_are_side_by_side(generator: Generator) -> None:
     z = generator.sample_latents(1, 0)
     alone = [
         next(video_frames(generator, z, ORBIT, 12, show=kind))
@@ -161,7 +161,7 @@ def test_a_still_camera_and_codes_that_change(generator: Generator) -> None:
         ),
     ],
 )
-def test_what_makes_no_video(
+def test_what_cannot_become_a_video(
     generator: Generator, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     options = {"resolution": 8, "cameras": ORBIT, "codes": 1} | options
@@ -178,7 +178,7 @@ def test_what_makes_no_video(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_video_of_nobody(generator: Generator, tmp_path: Path) -> None:
+def test_a_video_without_subjects(generator: Generator, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no subject"):
         cips3d.save_video(tmp_path / "a.mp4", generator, [], ORBIT, 8)
     assert os.listdir(tmp_path) == []

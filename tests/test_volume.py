@@ -147,7 +147,7 @@ def test_gradients_of_the_weights():
 
 def test_visible_samples_are_those_with_weight_each_once():
     weights = torch.relu(draws(4, 15, 6) - 0.7)
-    weights[1] = 0  # an image of nothing
+    weights[1] = 0  # an empty image
     weights[2] *= torch.finfo(weights.dtype).eps  # behind an opaque surface
     index = visible_samples(weights)
     assert index.shape == (4, int((weights > 1e-9).flatten(1).sum(dim=1).max()))
@@ -158,7 +158,7 @@ def test_visible_samples_are_those_with_weight_each_once():
 
 # ---------------------------------------------------------------- analytic scenes
 def falls_at_first_order(errors: list[float]) -> bool:
-    """Whether each error is at most a third of the one before, at four times as many samples."""
+    """Whether each error is at most a third of the previous one, at four times its samples."""
     return all(fine < coarse / 3 for coarse, fine in itertools.pairwise(errors))
 
 
@@ -184,7 +184,7 @@ def test_homogeneous_slabs(sigma, jittered):
         error = (opacity - (1 - through)[:, 0]).abs()
         longest = (
             LENGTH / (count - 1) * (2 if jittered else 1)
-        )  # interval; an edge may lie anywhere in one
+        )  # an edge may lie anywhere in an interval
         assert error.max() < sigma * longest
         opacity_errors.append(error.mean().item())
         depth_errors.append(
@@ -321,7 +321,7 @@ def test_an_opaque_plane():
         assert (error > -1e-9).all() and (error < LENGTH / (coarse - 1) + 1e-9).all()
         errors[coarse, fine] = error.mean().item()
     assert falls_at_first_order([errors[16, 0], errors[64, 0], errors[256, 0]]), errors
-    # samples placed by importance do more than as many further stratified ones
+    # importance samples help more than the same number of stratified ones
     assert errors[16, 16] < 0.9 * errors[32, 0] < 0.5 * errors[16, 0], errors
 
 
@@ -372,7 +372,7 @@ def test_a_half_transparent_wall_mixes_with_the_background(background):
     assert torch.allclose(out.depth, alone.depth, atol=1e-10)
 
 
-def test_faint_density_is_opaque_only_before_an_endless_background():
+def test_faint_density_is_opaque_only_in_front_of_an_endless_background():
     out = {
         name: rendered(constant(0.01), view(), Sampling(8, 8), name)
         for name in ("endless", "plain")

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """cips3d: a 3D-aware image generator that learns from single-view images (CIPS-3D, Zhou 2021)."""
 
 from importlib import import_module
@@ -16,32 +17,20 @@ if TYPE_CHECKING:
     from cips3d.models.types import Latents, RayDraws, RenderOutput, Styles
     from cips3d.pretrained import Generator, load, push_to_hub, save
 
-#: The public names and where they live. Each is imported at its first use: torch alone takes a
-#: second, which `cips3d --help` should not wait for.
-_HOMES = {
-    "Camera": "camera",
-    "Generator": "pretrained",
-    "GeneratorConfig": "models.config",
-    "Inversion": "editing.inversion",
-    "Latents": "models.types",
-    "PoseDistribution": "camera",
-    "RayDraws": "models.types",
-    "Rays": "camera",
-    "RenderOutput": "models.types",
-    "Sampling": "models.config",
-    "Styles": "models.types",
-    "UserError": "errors",
-    "extract_mesh": "export.meshes",
-    "interpolate": "editing.blending",
-    "invert": "editing.inversion",
-    "load": "pretrained",
-    "mix_styles": "editing.blending",
-    "push_to_hub": "pretrained",
-    "save": "pretrained",
-    "save_mesh": "export.meshes",
-    "save_video": "export.video",
-    "swap_layers": "editing.blending",
+#: The public names by module. Each is imported at its first use: torch alone takes a second, which
+#: `cips3d --help` should not wait for.
+_MODULES = {
+    "camera": ("Camera", "PoseDistribution", "Rays"),
+    "editing.blending": ("interpolate", "mix_styles", "swap_layers"),
+    "editing.inversion": ("Inversion", "invert"),
+    "errors": ("UserError",),
+    "export.meshes": ("extract_mesh", "save_mesh"),
+    "export.video": ("save_video",),
+    "models.config": ("GeneratorConfig", "Sampling"),
+    "models.types": ("Latents", "RayDraws", "RenderOutput", "Styles"),
+    "pretrained": ("Generator", "load", "push_to_hub", "save"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __version__ = version("cips3d")
 __all__ = [*_HOMES, "__version__", "trajectories"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,4 +1,4 @@
-"""`python -m cips3d`, the same as the `cips3d` command (what `accelerate launch -m cips3d` needs)."""
+"""`python -m cips3d`: the `cips3d` command, for `accelerate launch -m cips3d`."""
 
 from cips3d.cli import main
 

@@ -2,9 +2,8 @@
 
 World: right-handed, y up, subject at the origin. A camera on a sphere looks at the origin. At
 yaw = pitch = 0 it is frontal, at +z; its position is
-r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch).
-Angles are radians. Fields of view are full angles in degrees across the image's height. Camera axes
-are OpenGL's: x right, y up, -z forward.
+r·(sin yaw·cos pitch, sin pitch, cos yaw·cos pitch). Angles are radians. Fields of view are full
+angles in degrees across the image's height. Camera axes are OpenGL's: x right, y up, -z forward.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
@@ -32,22 +32,22 @@ _OPENGL_TO_OPENCV = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 #: Radians between the steepest camera and the pole, over which a camera has no defined up.
 _FROM_POLE = 1e-3
 
+Positions = Float[Tensor, "batch 3"]
+Angles = Float[Tensor, " batch"]
+Poses = Float[Tensor, "batch 4 4"]
+Label = Float[Tensor, "batch 25"]
+
 
 @dataclass(frozen=True)
 class Rays(TensorRecord):
-    """A batch of rays `origin + t·direction`, with t in world units from the camera.
-
-    Indexing selects rays of every batch entry.
-
-    Attributes:
-        origins: (B, N, 3) world positions.
-        directions: (B, N, 3) unit vectors.
-    """
+    """A batch of rays `origin + t·direction`; indexing selects rays of every batch entry."""
 
     axis: ClassVar[int] = 1
 
     origins: Float[Tensor, "batch rays 3"]
+    """world positions"""
     directions: Float[Tensor, "batch rays 3"]
+    """unit vectors"""
 
     def at(self, t: Float[Tensor, "batch rays samples"]) -> Float[Tensor, "batch rays samples 3"]:
         """The points origins + t·directions."""
@@ -61,70 +61,53 @@ class Rays(TensorRecord):
 
 @dataclass(frozen=True)
 class Camera(TensorRecord):
-    """A batch of pinhole cameras.
+    """A batch of pinhole cameras."""
 
-    Attributes:
-        cam_to_world: (B, 4, 4) rigid transforms from camera to world coordinates.
-        fov: (B,) full fields of view across the image's height, degrees.
-    """
-
-    cam_to_world: Float[Tensor, "batch 4 4"]
-    fov: Float[Tensor, " batch"]
+    cam_to_world: Poses
+    """rigid transforms from camera to world coordinates"""
+    fov: Angles
+    """full fields of view across the image's height, degrees"""
 
     def __post_init__(self) -> None:
         if self.cam_to_world.device.type != "cpu":  # reading values would wait for the device
             return
-        for values in (self.cam_to_world, self.fov):
-            if not bool(torch.isfinite(values).all()):
-                raise UserError(
-                    "camera: a position, angle or field of view is NaN or infinite; "
-                    "give finite numbers"
-                )
+        _check_finite(self.cam_to_world, self.fov)
         if not bool(((self.fov > 0) & (self.fov < 180)).all()):
             raise UserError("camera: the field of view must lie strictly between 0 and 180 degrees")
 
     # ---------------------------------------------------------------- making cameras
     @staticmethod
     def look_at(
-        position: Float[Tensor, "batch 3"],
-        target: Float[Tensor, "batch 3"] | None = None,
-        up: Float[Tensor, "batch 3"] | None = None,
+        position: Positions,
+        target: Positions | None = None,
+        up: Positions | None = None,
         fov: Numbers = 12.0,
     ) -> Camera:
-        """Cameras at `position` that look at `target`, by default the origin.
-
-        Args:
-            up: the direction that is upward in the image, by default +y.
-            fov: full field of view, degrees.
+        """Cameras at `position` that look at `target` (the origin), with `up` (+y) upward.
 
         Raises:
             UserError: if a camera is at its target, or looks along `up`.
         """
         checks = not position.is_meta  # which has no values
-        if checks and not bool(torch.isfinite(position).all()):
-            raise UserError(
-                "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
-            )
+        if checks:
+            _check_finite(position)
         target = torch.zeros_like(position) if target is None else target.to(position)
         up = position.new_tensor([0.0, 1.0, 0.0]) if up is None else up.to(position)
         backward = position - target.expand_as(position)
         if checks and bool((backward.norm(dim=-1) < 1e-8).any()):
             raise UserError("camera: the position equals the point it looks at; move one of them")
-        backward = torch.nn.functional.normalize(backward, dim=-1)
+        backward = F.normalize(backward, dim=-1)
         right = torch.linalg.cross(up.expand_as(backward), backward)
         if checks and bool((right.norm(dim=-1) < 1e-6).any()):
             raise UserError(
                 "camera: it looks straight along its up vector; "
                 "keep |pitch| below 90 degrees or give another up"
             )
-        right = torch.nn.functional.normalize(right, dim=-1)
+        right = F.normalize(right, dim=-1)
         true_up = torch.linalg.cross(backward, right)
-        like = {"dtype": position.dtype, "device": position.device}
-        pose = torch.zeros(position.shape[0], 4, 4, **like)
-        pose[:, :3, 0], pose[:, :3, 1] = right, true_up
-        pose[:, :3, 2], pose[:, :3, 3] = backward, position
-        pose[:, 3, 3] = 1.0
-        return Camera(pose, _as_batch(fov, position))
+        rows = torch.stack([right, true_up, backward, position], dim=-1)
+        last_row = position.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(position), 1, 4)
+        return Camera(torch.cat([rows, last_row], dim=1), _as_batch(fov, position))
 
     @staticmethod
     def orbit(
@@ -136,21 +119,15 @@ class Camera(TensorRecord):
 
         Args:
             yaw: radians; positive moves the camera towards +x.
-            pitch: radians, |pitch| < π/2; positive moves the camera up.
+            pitch: radians, |pitch| < π/2 (a UserError otherwise); positive moves the camera up.
             radius: distance from the origin, world units, > 0.
             fov: full field of view, degrees.
-
-        Raises:
-            UserError: if a pitch lies beyond the poles.
         """
-        tensors = [
-            x for x in (yaw, pitch, radius, fov) if torch.is_tensor(x) and x.is_floating_point()
-        ]
-        like = tensors[0] if tensors else torch.empty(0)
-        parts = [
-            torch.atleast_1d(torch.as_tensor(x, dtype=like.dtype, device=like.device))
-            for x in (yaw, pitch, radius, fov)
-        ]
+        given = yaw, pitch, radius, fov
+        tensors = [x for x in given if torch.is_tensor(x) and x.is_floating_point()]
+        first = tensors[0] if tensors else torch.empty(0)
+        like = {"dtype": first.dtype, "device": first.device}
+        parts = [torch.atleast_1d(torch.as_tensor(x, **like)) for x in given]
         yaw_t, pitch_t, radius_t, fov_t = torch.broadcast_tensors(*parts)
         if not pitch_t.is_meta and bool((pitch_t.abs() > math.pi / 2).any()):
             steepest = float(pitch_t.abs().max())
@@ -171,10 +148,10 @@ class Camera(TensorRecord):
         return Camera(moved, self.fov)
 
     def from_corner_grid(self, height: int) -> Camera:
-        """The wider cameras that have the same rays at pixel centres as these at pixel corners.
+        """The wider cameras whose rays at pixel centres are these cameras' at pixel corners.
 
-        In the authors' grid the outermost pixels' rays lie on the edge of the field of view. Their
-        cameras become ours by this conversion, for images of `height` pixels.
+        In the authors' grid the outermost rays of an image, here of `height` pixels, lie on the
+        edge of the field of view.
         """
         if height < 2:
             return self
@@ -183,25 +160,19 @@ class Camera(TensorRecord):
 
     # ---------------------------------------------------------------- reading cameras
     @property
-    def position(self) -> Float[Tensor, "batch 3"]:
+    def position(self) -> Positions:
         """World positions."""
         return self.cam_to_world[:, :3, 3]
 
-    def yaw_pitch(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def yaw_pitch(self) -> tuple[Angles, Angles]:
         """Yaw and pitch of the positions in radians, the inverse of `orbit`."""
         x, y, z = self.position.unbind(-1)
         return torch.atan2(x, z), torch.atan2(y, torch.hypot(x, z))
 
     def rays(self, height: int, width: int, window: Window = WHOLE) -> Rays:
-        """One ray per pixel centre, row by row from the top left.
+        """One ray per pixel centre of an image or of a window of it, row by row from the top left.
 
-        Args:
-            height, width: image size in pixels, each ≥ 1. Pixels are square; the field of view
-                spans the height.
-            window: the rows and columns of the image whose rays are made.
-
-        Returns:
-            Rays with N = height·width, or the pixels of the window, and unit directions.
+        Pixels are square; the field of view spans the height.
 
         Raises:
             UserError: if a size is below 1 or no pixel lies in the window.
@@ -222,7 +193,7 @@ class Camera(TensorRecord):
         depth = -1.0 / torch.tan(torch.deg2rad(self.fov) / 2)
         plane = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=-1).expand(len(self), -1, -1)
         local = torch.cat([plane, depth[:, None, None].expand(-1, plane.shape[1], 1)], dim=-1)
-        local = torch.nn.functional.normalize(local, dim=-1)
+        local = F.normalize(local, dim=-1)
         # not a matrix product, which autocast would compute in 16 bits
         directions = (local[:, :, None] * self.cam_to_world[:, None, :3, :3]).sum(dim=-1)
         return Rays(self.position[:, None].expand_as(directions), directions)
@@ -233,9 +204,9 @@ class Camera(TensorRecord):
         """Where world points appear in the image, and their distance; the inverse of `rays`.
 
         Returns:
-            Image coordinates x (right) and y (down) in units of half the image's height, (0, 0) at
-            its centre, infinite or NaN for points in the camera's own plane; and the signed
-            distance, positive in front of the camera and negative behind it.
+            Image coordinates x (right) and y (down) from the image's centre in units of half its
+            height, infinite or NaN for points in the camera's own plane; and the distance, negative
+            behind the camera.
         """
         offset = points - self.position[:, None]
         # not a matrix product, which autocast would compute in 16 bits
@@ -247,35 +218,27 @@ class Camera(TensorRecord):
         return places, offset.norm(dim=-1) * forward.sign()
 
     # ---------------------------------------------------------------- conversions
-    def to_opencv(self) -> Float[Tensor, "batch 4 4"]:
+    def to_opencv(self) -> Poses:
         """Camera-to-world transforms with OpenCV's camera axes (x right, y down, z forward)."""
         return self.cam_to_world * _OPENGL_TO_OPENCV.to(self.cam_to_world)
 
     @staticmethod
-    def from_opencv(cam_to_world: Float[Tensor, "batch 4 4"], fov: Numbers = 12.0) -> Camera:
+    def from_opencv(cam_to_world: Poses, fov: Numbers = 12.0) -> Camera:
         """Cameras from OpenCV camera-to-world transforms; exact inverse of `to_opencv`."""
-        return Camera(
-            cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world), _as_batch(fov, cam_to_world)
-        )
+        pose = cam_to_world * _OPENGL_TO_OPENCV.to(cam_to_world)
+        return Camera(pose, _as_batch(fov, cam_to_world))
 
-    def to_label(self) -> Float[Tensor, "batch 25"]:
+    def to_label(self) -> Label:
         """The labels of tri-plane GANs: 16 OpenCV camera-to-world entries, then 9 intrinsics."""
         focal = 0.5 / torch.tan(torch.deg2rad(self.fov) / 2)
-        zero, one, half = (
-            torch.zeros_like(focal),
-            torch.ones_like(focal),
-            torch.full_like(focal, 0.5),
-        )
-        intrinsics = torch.stack([focal, zero, half, zero, focal, half, zero, zero, one], dim=-1)
-        return torch.cat([self.to_opencv().flatten(1), intrinsics], dim=-1)
+        return torch.cat([self.to_opencv().flatten(1), _intrinsics(focal)], dim=-1)
 
     @staticmethod
-    def from_label(label: Float[Tensor, "batch 25"]) -> Camera:
+    def from_label(label: Label) -> Camera:
         """Cameras from 25-number labels; inverse of `to_label`.
 
         Raises:
-            UserError: if a principal point is off-centre, focal lengths differ, or a pose is not
-                rigid.
+            UserError: unless all labels are `is_rigid` and `is_centred`.
         """
         if not bool(is_rigid(label).all()):
             raise UserError(
@@ -283,25 +246,24 @@ class Camera(TensorRecord):
                 "give a camera-to-world transform"
             )
         if not bool(is_centred(label).all()):
-            raise UserError(
-                "camera label: only centred pinhole intrinsics with equal focal lengths are "
-                "supported"
-            )
+            raise UserError("camera label: give centred intrinsics with equal focal lengths")
         fov = torch.rad2deg(2 * torch.atan(0.5 / label[:, 20]))
         return Camera.from_opencv(label[:, :16].reshape(-1, 4, 4), fov)
 
 
-def is_centred(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
+def _intrinsics(focal: Angles) -> Float[Tensor, "batch 9"]:
+    """Normalised intrinsics of centred pinhole cameras, row by row."""
+    matrix = focal.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 1]]).repeat(len(focal), 1, 1)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = focal
+    return matrix.flatten(1)
+
+
+def is_centred(label: Label) -> Bool[Tensor, " batch"]:
     """Whether each label's intrinsics are those of a pinhole camera with a centred axis."""
-    intrinsics = label[:, 16:].reshape(-1, 3, 3)
-    expected = torch.zeros_like(intrinsics)
-    expected[:, 0, 0] = expected[:, 1, 1] = intrinsics[:, 1, 1]
-    expected[:, 0, 2] = expected[:, 1, 2] = 0.5
-    expected[:, 2, 2] = 1.0
-    return torch.isclose(intrinsics, expected, atol=1e-5).flatten(1).all(dim=1)
+    return torch.isclose(label[:, 16:], _intrinsics(label[:, 20]), atol=1e-5).all(dim=1)
 
 
-def is_rigid(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
+def is_rigid(label: Label) -> Bool[Tensor, " batch"]:
     """Whether each label's pose is a rotation and a position."""
     pose = label[:, :16].view(-1, 4, 4).cpu()  # small determinants are no work for an accelerator
     rotation = pose[:, :3, :3]
@@ -314,7 +276,7 @@ def is_rigid(label: Float[Tensor, "batch 25"]) -> Bool[Tensor, " batch"]:
     return (orthogonal & homogeneous & (torch.det(rotation) > 0) & finite).to(label.device)
 
 
-def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"]:
+def mirrored_label(label: Label) -> Label:
     """Labels of the mirrored images: yaw, roll and the principal point's x change sides."""
     signs = label.new_tensor([-1.0, 1.0, 1.0, 1.0])
     pose = label[:, :16].view(-1, 4, 4) * torch.outer(signs, signs)
@@ -327,49 +289,37 @@ def mirrored_label(label: Float[Tensor, "batch 25"]) -> Float[Tensor, "batch 25"
 class PoseDistribution(Configuration):
     """The camera prior (paper Section 4.1; the defaults are the authors' for FFHQ).
 
-    Attributes:
-        kind: "gaussian" (yaw and pitch normal), "uniform" (both uniform), or "spherical" (uniform
-            on the patch of the sphere: yaw and sin(pitch) uniform).
-        yaw_mean, pitch_mean: radians.
-        yaw_std, pitch_std: radians; standard deviations of the Gaussian, half widths of the others.
-        radius: distance of the camera, world units.
-        fov: full field of view, degrees.
+    `kind` is "gaussian" (yaw and pitch normal), "uniform" (both uniform), or "spherical" (uniform
+    on the patch of the sphere: yaw and sin(pitch) uniform).
     """
 
     label: ClassVar[str] = "camera prior"
 
     kind: Literal["gaussian", "uniform", "spherical"] = "gaussian"
     yaw_mean: Finite = 0.0
+    """radians, like all angles here"""
     yaw_std: NonNegative = 0.3
+    """standard deviation if "gaussian", half the width otherwise; also in pitch"""
     pitch_mean: Finite = 0.0
     pitch_std: NonNegative = 0.155
     radius: Positive = 1.0
+    """distance of the camera, world units"""
     fov: FieldOfView = 12.0
+    """full field of view, degrees"""
 
-    def angles(
-        self, draws: Float[Tensor, "batch 2"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def angles(self, draws: Float[Tensor, "batch 2"]) -> tuple[Angles, Angles]:
         """Yaw and pitch in radians from standard draws, see `draw`."""
-        first, second = draws.unbind(-1)
-        if self.kind == "gaussian":
-            yaw, pitch = (
-                self.yaw_mean + self.yaw_std * first,
-                self.pitch_mean + self.pitch_std * second,
-            )
-        else:
-            yaw = self.yaw_mean + self.yaw_std * (2 * first - 1)
-            if self.kind == "uniform":
-                pitch = self.pitch_mean + self.pitch_std * (2 * second - 1)
-            else:
-                bottom, top = self.pitch_mean - self.pitch_std, self.pitch_mean + self.pitch_std
-                low, high = math.sin(max(bottom, -math.pi / 2)), math.sin(min(top, math.pi / 2))
-                pitch = torch.asin(low + (high - low) * second)
+        spread = draws if self.kind == "gaussian" else 2 * draws - 1
+        yaw = self.yaw_mean + self.yaw_std * spread[:, 0]
+        pitch = self.pitch_mean + self.pitch_std * spread[:, 1]
+        if self.kind == "spherical":
+            bottom, top = self.pitch_mean - self.pitch_std, self.pitch_mean + self.pitch_std
+            low, high = math.sin(max(bottom, -math.pi / 2)), math.sin(min(top, math.pi / 2))
+            pitch = torch.asin(low + (high - low) * draws[:, 1])
         return yaw, below_pole(pitch)
 
-    def draw(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch 2"]:
-        """Standard draws on the CPU: normal for "gaussian", else uniform in [0, 1)."""
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """(count, 2) standard draws on the CPU: normal for "gaussian", else uniform in [0, 1)."""
         draw = torch.randn if self.kind == "gaussian" else torch.rand
         return draw(count, 2, generator=generator)
 
@@ -386,7 +336,7 @@ class PoseDistribution(Configuration):
         return Camera.orbit(yaw, pitch, self.radius, self.fov)
 
 
-def below_pole(pitch: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def below_pole(pitch: Angles) -> Angles:
     """Pitches in radians, kept away from the poles, over which a camera has no defined up."""
     limit = math.pi / 2 - _FROM_POLE
     return pitch.clamp(-limit, limit)
@@ -394,3 +344,10 @@ def below_pole(pitch: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
 
 def _as_batch(value: Numbers, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like)).clone()
+
+
+def _check_finite(*values: Tensor) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise UserError(
+            "camera: a position, angle or field of view is NaN or infinite; give finite numbers"
+        )

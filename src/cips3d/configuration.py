@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
@@ -40,7 +40,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 class Configuration:
     """Base of every configuration dataclass: validates its fields on construction.
 
-    Numbers may be numpy's or torch's. Fields that it does not know are an error, not dropped.
+    Numbers may be numpy's or torch's. Unknown fields are an error.
 
     Raises:
         UserError: for a value of the wrong type or out of range, and from `check`.
@@ -61,46 +61,47 @@ class Configuration:
 
 
 def validated(kind: Any, value: Any, name: str) -> Any:
-    """`value` as `kind`, a type with its range.
-
-    Args:
-        name: what the user knows the value by, such as an option, for the error line.
-
-    Raises:
-        UserError: if it does not fit.
-    """
+    """`value` as `kind`, a type with its range; raises UserError, which calls it `name`."""
     return _validated(TypeAdapter(kind), value, name)
 
 
-def _validated(adapter: TypeAdapter, value: Any, name: str) -> Any:
-    value = _plain(value)
+def _validated(adapter: TypeAdapter, value: Any, name: str, separator: str = ".") -> Any:
     try:
-        _refuse_long_numbers(value)
-        return adapter.validate_python(value)
+        return adapter.validate_python(_plain(value))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except ValidationError as error:
-        raise UserError(_line(name, error)) from None
+        raise UserError(_line(name, error, separator)) from None
 
 
 @cache
 def _adapters(kind: type) -> dict[str, TypeAdapter]:
-    """What validates each field of a dataclass."""
+    """Validators of a dataclass's fields."""
     hints = get_type_hints(kind, include_extras=True)
     assert dataclasses.is_dataclass(kind)
     return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(kind)}
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's, also in lists and mappings; the rest as it is."""
+    """Python's numbers for those of numpy and torch, also in lists and mappings.
+
+    Raises:
+        UserError: for numbers that JSON can hold and tensors cannot.
+    """
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return value.item()
+        value = value.item()
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"a number of {value.bit_length()} bits is too large; give one below 2^63")
+    if isinstance(value, float) and 1e100 < abs(value) < math.inf:
+        raise UserError(f"{value:g} is too large; give a number below 1e100")
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
-    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
-def _line(source: str, error: ValidationError, separator: str = ".") -> str:
+def _line(source: str, error: ValidationError, separator: str) -> str:
     """The first fault of a validation, as a line for the user."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))
@@ -124,18 +125,6 @@ def _line(source: str, error: ValidationError, separator: str = ".") -> str:
     return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]} (got {given})"
 
 
-def _refuse_long_numbers(values: Any) -> None:
-    """Raises UserError for numbers that Python and JSON allow and tensors do not hold."""
-    if isinstance(values, int) and not -(2**63) <= values < 2**63:
-        raise UserError(f"a number of {values.bit_length()} bits is too large; give one below 2^63")
-    if isinstance(values, float) and 1e100 < abs(values) < math.inf:
-        raise UserError(f"{values:g} is too large; give a number below 1e100")
-    if isinstance(values, dict):
-        values = list(values.values())
-    for entry in values if isinstance(values, list) else ():
-        _refuse_long_numbers(entry)
-
-
 # ---------------------------------------------------------------- JSON
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as dictionaries, lists, numbers and strings that JSON can hold."""
@@ -146,27 +135,16 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
     """A configuration from the dictionary that `to_dict` made; missing fields take their defaults.
 
     Args:
-        values: usually a dictionary; anything else that JSON holds is refused.
-        source: what the user knows the values by (a file, an option), for the error line.
+        source: the file or option that the values come from, for the error line.
 
     Raises:
         UserError: for unknown fields, wrong types and values outside their range.
     """
-    try:
-        _refuse_long_numbers(values)
-        return TypeAdapter(kind).validate_python(values)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-    except ValidationError as error:
-        raise UserError(_line(source, error, ": ")) from None
+    return _validated(TypeAdapter(kind), values, source, ": ")
 
 
 def read_json(kind: type[T], path: Path) -> T:
-    """A configuration dataclass from a JSON file.
-
-    Raises:
-        UserError: if the file cannot be read, is not JSON, or does not fit the dataclass.
-    """
+    """A configuration from a JSON file; raises UserError if it cannot be read or does not fit."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -174,8 +152,7 @@ def read_json(kind: type[T], path: Path) -> T:
     except ValueError as error:
         raise UserError(f"{path} is not a JSON file ({error}); restore it") from None
     if not isinstance(values, dict):
-        kind_found = type(values).__name__
-        raise UserError(f"{path} contains a {kind_found}, not a configuration; restore it")
+        raise UserError(f"{path} contains no configuration; restore it")
     return from_dict(kind, values, str(path))
 
 
@@ -186,8 +163,8 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
     Args:
         settings: such as "seed=1", "stages.1.batch=8" or "stages.*.augment=0.5": a path of field
             names and list indices (from 0, or * for all), then a value in JSON. Anything that is
-            not JSON is taken as text.
-        source: what the user knows the settings by, for the error line.
+            not JSON is text.
+        source: the option that the settings come from, for the error line.
 
     Raises:
         UserError: if a setting names nothing or its value does not fit.
@@ -204,11 +181,11 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
         *parents, name = path.split(".")
         places: list[Any] = [values]
         for parent in parents:
-            places = [
-                inner
-                for place in places
-                for inner in _entries(place, parent, f"{source}: {path}", values)
-            ]
+            places = [entry for place in places for entry in _entries(place, parent)]
+            if not places:
+                raise _unknown(path, parent, values, source)
+            if not all(isinstance(place, (dict, list)) for place in places):
+                raise UserError(f"{source}: {path}: {parent} has no fields of its own")
         for place in places:
             if isinstance(place, list):
                 raise UserError(f"{source}: {path} is an entry of a list; name one of its fields")
@@ -219,41 +196,34 @@ def with_settings(config: T, settings: Sequence[str], source: str) -> T:
     return from_dict(type(config), values, source)
 
 
-def _entries(place: Any, name: str, source: str, whole: Any) -> list[Any]:
-    """The dictionaries and lists called `name` in a dictionary or list."""
+def _entries(place: Any, name: str) -> list[Any]:
+    """The entries called `name` in a dictionary or list."""
     if isinstance(place, dict) and name in place:
         if place[name] is None:  # an optional part, which the setting adds
             place[name] = {}
-        found = [place[name]]
-    elif isinstance(place, list) and name == "*":
-        found = list(place)
-    elif isinstance(place, list) and name.isdecimal() and int(name) < len(place):
-        found = [place[int(name)]]
-    else:
-        raise _unknown(source.partition(": ")[2], name, whole, source.partition(": ")[0])
-    if not all(isinstance(entry, (dict, list)) for entry in found):
-        raise UserError(f"{source}: {name} has no fields of its own")
-    return found
+        return [place[name]]
+    if isinstance(place, list):
+        return place if name == "*" else [x for i, x in enumerate(place) if str(i) == name]
+    return []
 
 
 def _unknown(path: str, name: str, whole: Any, source: str) -> UserError:
     """The error for a setting that does not exist, with the nearest one that does."""
     from difflib import get_close_matches
 
-    known = list(_paths(whole))
+    known = list(dict.fromkeys(_paths(whole)))
     same_name = [other for other in known if other.rpartition(".")[2] == name and other != path]
     near = same_name[:1] or get_close_matches(path, known, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else "a run's config.json lists the names"
     return UserError(f"{source}: there is no {name}; {hint}")
 
 
-def _paths(place: Any, prefix: str = "") -> list[str]:
+def _paths(place: Any, prefix: str = "") -> Iterator[str]:
     """All settings, with * for the entries of lists."""
-    found: list[str] = []
     if isinstance(place, dict):
         for key, entry in place.items():
-            found += [f"{prefix}{key}", *_paths(entry, f"{prefix}{key}.")]
+            yield f"{prefix}{key}"
+            yield from _paths(entry, f"{prefix}{key}.")
     elif isinstance(place, list):
         for entry in place:
-            found += [path for path in _paths(entry, f"{prefix}*.") if path not in found]
-    return found
+            yield from _paths(entry, f"{prefix}*.")

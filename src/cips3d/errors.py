@@ -11,14 +11,11 @@ _DATA_WORKER = (
 
 
 class UserError(Exception):
-    """A fault in a file, an option or a value that the user gave.
-
-    The message is one line that names the file or option, what is wrong and what to do about it.
-    """
+    """A fault in what the user gave, as one line: the file or option, what is wrong, what to do."""
 
 
 def machine_fault(error: Exception) -> str | None:
-    """The line for an error that the machine causes, such as a lack of memory; None for others."""
+    """The line for an error of the machine, such as a lack of memory; None for others."""
     text = str(error)
     if text.startswith("DataLoader worker"):
         return _DATA_WORKER

@@ -19,10 +19,7 @@ class _NotWritten(Exception):
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises the error of `atomic_path` before the work whose result the file will contain.
-
-    Leaves no trace.
-    """
+    """Raises the error that `atomic_path` would raise, before the work; leaves no trace."""
     made = [folder for folder in Path(os.path.realpath(path)).parents if not os.path.exists(folder)]
     try:
         with contextlib.suppress(_NotWritten), atomic_path(path):
@@ -70,17 +67,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
-def with_suffix_of(path: Path, *suffixes: str) -> Path:
-    """`path`, if it ends in one of the suffixes in any case.
+def suffix_of(path: str | os.PathLike[str], *allowed: str) -> str:
+    """The suffix of `path` in lower case.
 
     Raises:
-        UserError: if it does not.
+        UserError: if it is none of the allowed ones.
     """
-    if path.suffix.lower() not in suffixes:
-        *others, last = suffixes
+    suffix = Path(path).suffix.lower()
+    if suffix not in allowed:
+        *others, last = allowed
         choice = f"{', '.join(others)} or {last}" if others else last
         raise UserError(f"{path}: the name must end in {choice}")
-    return path
+    return suffix
 
 
 def png(image: Image.Image) -> bytes:

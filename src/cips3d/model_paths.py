@@ -28,7 +28,7 @@ def local_file(name: str | Path) -> Path | None:
     if path.is_file():
         return path
     if path.is_dir():
-        if _is_run(path / CONFIG_FILE):
+        if _is_run(path):
             raise UserError(
                 f"model {name}: is the folder of a run; give the model in it, {name}/{MODEL_FILE}"
             )
@@ -67,9 +67,9 @@ def check_replaces_nothing(path: Path, *inputs: str | Path | None) -> None:
         )
 
 
-def _is_run(config: Path) -> bool:
-    """Whether a config.json is a training run's."""
+def _is_run(folder: Path) -> bool:
+    """Whether a folder's config.json is a training run's."""
     try:
-        return "stages" in json.loads(config.read_text(encoding="utf-8"))
+        return "stages" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False

@@ -17,11 +17,7 @@ from cips3d.storage import load_weights, read_pickle
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict in one of the authors' `.pth` files; nothing but tensors is unpickled.
-
-    Raises:
-        UserError: if the file cannot be read, or contains anything else.
-    """
+    """The state_dict in one of the authors' `.pth` files; raises UserError for anything else."""
     content = read_pickle(path, "give the authors' *.pth file")
     if not isinstance(content, dict) or not all(
         isinstance(value, Tensor) for value in content.values()
@@ -35,15 +31,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
 def import_generator(official: dict[str, Tensor], source: str, resolution: int = 256) -> Generator:
     """A generator from the authors' state_dict; the tensors' shapes give its sizes.
 
-    The background is the authors', and the field of view that of their pixel grid.
-
     Args:
-        official: the state_dict with the authors' key names.
-        source: its name in an error line.
+        source: the state_dict's name in an error line.
         resolution: the resolution it was trained at, which the tensors do not contain.
 
     Raises:
-        UserError: if a tensor is missing or has an unexpected shape.
+        UserError: if a tensor is missing, unknown or has an unexpected shape.
     """
     try:
         config = _config(official, resolution)
@@ -68,10 +61,10 @@ def import_generator(official: dict[str, Tensor], source: str, resolution: int =
 
 
 def _config(official: dict[str, Tensor], resolution: int) -> GeneratorConfig:
-    def count(prefix: str) -> int:
+    def count(prefix: str, suffix: str = ".weight", dims: int = 2) -> int:
         return sum(
-            key.startswith(prefix) and key.endswith("weight") and official[key].dim() == 2
-            for key in official
+            key.startswith(prefix) and key.endswith(suffix) and tensor.dim() == dims
+            for key, tensor in official.items()
         )
 
     networks = Cips3dNetworks(
@@ -83,14 +76,10 @@ def _config(official: dict[str, Tensor], resolution: int) -> GeneratorConfig:
         appearance_mapping_layers=count("mapping_network_inr.base_net."),
         appearance_mapping_norm="mapping_network_inr.base_net.1.weight" in official,
         nerf_width=official["siren.network.0.linear.weight"].shape[0],
-        nerf_layers=sum(
-            key.startswith("siren.network.") and key.endswith(".linear.weight") for key in official
-        ),
+        nerf_layers=count("siren.network.", ".linear.weight"),
         feature_dim=official["siren.color_layer_linear.0.weight"].shape[0],
         inr_width=official["inr_net.network.4.mod1.weight"].shape[2],
-        inr_blocks=sum(
-            key.startswith("inr_net.network.") and key.endswith("mod1.weight") for key in official
-        ),
+        inr_blocks=count("inr_net.network.", ".mod1.weight", dims=3),
         background="endless",
     )
     poses = PoseDistribution()
@@ -145,7 +134,7 @@ def _block_index(size: str) -> int:
 
 
 def import_discriminator(official: dict[str, Tensor], source: str) -> ProgressiveDiscriminator:
-    """A main or auxiliary discriminator from the authors' state_dict, without its key prefix.
+    """One discriminator from the authors' state_dict, without its key prefix.
 
     Raises:
         UserError: if a tensor is missing or has an unexpected shape.
@@ -155,7 +144,6 @@ def import_discriminator(official: dict[str, Tensor], source: str) -> Progressiv
         for key, t in official.items()
         if key.startswith("conv_in.") and t.dim() == 4
     }
-    first = any(".conv1.down_blur" in key for key in official)
     try:
         extra = official["final_conv.equal_conv.weight"].shape[1] - channels[4]
         dtype = official["out_linear.weight"].dtype
@@ -164,16 +152,29 @@ def import_discriminator(official: dict[str, Tensor], source: str) -> Progressiv
             f"{source}: no tensor {error}; this is not the authors' discriminator checkpoint"
         ) from None
     config = DiscriminatorConfig(
-        dict(sorted(channels.items())), downsample_first=first, stddev_group=4 * extra
+        dict(sorted(channels.items())),
+        downsample_first=any(".conv1.down_blur" in key for key in official),
+        stddev_group=4 * extra,
     )
     discriminator = ProgressiveDiscriminator(config).to(dtype)
-    renamed = {
-        discriminator_name(key): tensor
-        for key, tensor in official.items()
-        if "down_blur" not in key
-    }
+    renamed = {discriminator_name(k): t for k, t in official.items() if "down_blur" not in k}
     load_weights(discriminator, renamed, source)
     return discriminator
+
+
+def import_discriminators(path: str | Path) -> torch.nn.ModuleDict:
+    """Both discriminators, "main" and "aux", from one of the authors' `D_*.pth` files.
+
+    Raises:
+        UserError: if the file cannot be read, a tensor is missing or has an unexpected shape.
+    """
+    official = read(path)
+    found = torch.nn.ModuleDict()
+    for name in ("main", "aux"):
+        prefix = f"{name}_disc."
+        own = {key.removeprefix(prefix): x for key, x in official.items() if key.startswith(prefix)}
+        found[name] = import_discriminator(own, f"{path} ({prefix}*)")
+    return found
 
 
 _DISCRIMINATOR_PARTS = {
@@ -184,21 +185,6 @@ _DISCRIMINATOR_PARTS = {
     ".equal_conv.": ".",
     ".flrelu.": ".",
 }
-
-
-def import_discriminators(path: str | Path) -> torch.nn.ModuleDict:
-    """Both discriminators, "main" and "aux", from one of the authors' `D_*.pth` files.
-
-    Raises:
-        UserError: if the file cannot be read, a tensor is missing or has an unexpected shape.
-    """
-    official = read(path)
-    parts = {"main": "main_disc.", "aux": "aux_disc."}
-    found = torch.nn.ModuleDict()
-    for name, prefix in parts.items():
-        own = {key.removeprefix(prefix): x for key, x in official.items() if key.startswith(prefix)}
-        found[name] = import_discriminator(own, f"{path} ({prefix}*)")
-    return found
 
 
 def discriminator_name(key: str) -> str:

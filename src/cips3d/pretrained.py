@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -18,7 +18,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from cips3d.configuration import from_dict, to_dict
+from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError, first_line
 from cips3d.files import atomic_path
 from cips3d.model_paths import BUNDLED, MODEL_FILE, SUFFIX, local_file
@@ -42,8 +42,7 @@ def save(
     Args:
         path: a .safetensors file; any other name is a folder, which gets model.safetensors and
             config.json.
-        discriminators: `ProgressiveDiscriminator`s by name, stored in the same file; None leaves
-            them out.
+        discriminators: `ProgressiveDiscriminator`s by name.
 
     Raises:
         UserError: if it cannot be written; nothing half-written stays behind.
@@ -52,12 +51,8 @@ def save(
     entry: dict[str, Any] = {"generator": to_dict(generator.config)}
     tensors: dict[str, Tensor] = dict(generator.state_dict())
     if discriminators is not None:
-        entry["discriminators"] = {
-            name: to_dict(part.config) for name, part in discriminators.items()
-        }
-        tensors |= {
-            f"{_PREFIX}{name}": value for name, value in discriminators.state_dict().items()
-        }
+        entry["discriminators"] = {key: to_dict(d.config) for key, d in discriminators.items()}
+        tensors |= {f"{_PREFIX}{key}": value for key, value in discriminators.state_dict().items()}
     if path.suffix.lower() == SUFFIX:
         write_tensors(path, tensors, _KEY, entry)
         return
@@ -74,10 +69,7 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
 ) -> None:
-    """Uploads a model, with its discriminators, to a repository on the Hugging Face hub.
-
-    Args:
-        repo_id: user/model.
+    """Uploads a model, with its discriminators, to the hub's repository `repo_id` (user/model).
 
     Raises:
         UserError: if the hub refuses it.
@@ -98,16 +90,14 @@ def load(name: str | Path) -> ImageGenerator:
 
     Args:
         name: "heads", the model that comes with the package; a .safetensors file; a folder in the
-            hub's form; or a hub id (`user/model`). A folder called like a bundled model is
-            "./heads", or a Path.
+            hub's form; or a hub id (`user/model`). "./heads" is a folder, never the bundled model.
 
     Raises:
         UserError: if there is no such model, or the file is damaged or of another kind.
     """
     path = model_file(name)
     entry, weights = _read(path, without=_PREFIX)
-    config = from_dict(GeneratorConfig, entry.get("generator"), str(path))
-    generator = build_generator(config)
+    generator = build_generator(from_dict(GeneratorConfig, entry.get("generator"), str(path)))
     # not in 16 bits, in which the samples of a ray would coincide
     if "shape_mean" in weights and weights["shape_mean"].dtype == torch.float64:
         generator = generator.double()
@@ -119,27 +109,17 @@ ImageGenerator.find = load
 
 
 def load_discriminators(name: str | Path) -> nn.ModuleDict | None:
-    """The discriminators that a model was trained against, "main" and "aux".
-
-    Args:
-        name: of the model, as for `load`.
-
-    Returns:
-        None if the model came without them.
+    """The discriminators "main" and "aux" of a model (see `load`); None if it came without them.
 
     Raises:
         UserError: if there is no such model, or the file is damaged.
     """
     path = model_file(name)
     entry, weights = _read(path, prefix=_PREFIX)
-    entries = entry.get("discriminators")
-    if entries is None:
+    if entry.get("discriminators") is None:
         return None
-    if not isinstance(entries, dict):
-        raise UserError(
-            f"{path}: its header has no configurations of discriminators; copy or download it again"
-        )
-    configs = {key: from_dict(DiscriminatorConfig, one, str(path)) for key, one in entries.items()}
+    kind = dict[str, DiscriminatorConfig]
+    configs = validated(kind, entry["discriminators"], f"{path}: discriminators")
     found = nn.ModuleDict({key: ProgressiveDiscriminator(c) for key, c in configs.items()})
     load_weights(found, weights, str(path))
     return found.eval().requires_grad_(False)
@@ -147,20 +127,12 @@ def load_discriminators(name: str | Path) -> nn.ModuleDict | None:
 
 def load_main_discriminator(name: str | Path) -> ProgressiveDiscriminator | None:
     """The one of `load_discriminators` that judged the main images."""
-    discriminators = load_discriminators(name)
-    if discriminators is None:
-        return None
-    main = discriminators["main"]
-    assert isinstance(main, ProgressiveDiscriminator)
-    return main
+    found = load_discriminators(name)
+    return None if found is None else cast(ProgressiveDiscriminator, found["main"])
 
 
 def model_file(name: str | Path) -> Path:
-    """The file of a model; downloads it from the hub where the name is a hub id.
-
-    Raises:
-        UserError: if there is no such model.
-    """
+    """The file of a model, downloaded if it is on the hub; raises UserError if there is none."""
     path = local_file(name)
     if path is not None:
         return path
@@ -174,7 +146,6 @@ def model_file(name: str | Path) -> Path:
 
 
 def _read(path: Path, **names: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header's entry and the tensors of some names, see `read_tensors`."""
     entry, tensors = read_tensors(path, _KEY, "a cips3d model", **names)
     if not isinstance(entry, dict):
         raise UserError(f"{path}: its header is damaged; copy or download it again")

@@ -19,7 +19,7 @@ class TensorRecord:
 
     def map(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
         """The record with `function` applied to every tensor."""
-        return type(self)(**{name: _mapped(value, function) for name, value in vars(self).items()})
+        return type(self)(*(_mapped(value, function) for value in vars(self).values()))
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """The record with `Tensor.to(*args, **kwargs)` applied to every tensor."""
@@ -30,11 +30,7 @@ class TensorRecord:
         return len(next(iter(vars(self).values())))
 
     def __getitem__(self: Self, index: int | slice | Tensor) -> Self:
-        """The entries at `index`; an int keeps an axis of one.
-
-        Raises:
-            IndexError: if there is no entry at an int.
-        """
+        """The entries at `index`; an int keeps an axis of one."""
         if isinstance(index, int):
             if not -self._count <= index < self._count:
                 raise IndexError(f"entry {index} of {self._count}")

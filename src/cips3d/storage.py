@@ -22,11 +22,10 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file with `entry` as JSON under `key` in its header.
 
-    The header has one key only: several come in random order, and equal models are equal files.
-
     Raises:
         UserError: if the file cannot be written.
     """
+    # one key only: several come in random order, but equal models should be equal files
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
@@ -49,8 +48,8 @@ def read_tensors(
     Args:
         what: what the file should be, for an error line.
         remedy: what to do about a damaged file, for an error line.
-        prefix: read only tensors whose names start so; names are returned without it.
-        without: leave out tensors whose names start so.
+        prefix: read only tensors whose names start with this, and remove it.
+        without: leave out tensors whose names start with this.
 
     Raises:
         UserError: if the file cannot be read, or its header has no such key.
@@ -74,37 +73,26 @@ def read_tensors(
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """`load_state_dict` whose failure is one line.
-
-    Raises:
-        UserError: if names or shapes do not fit; names the first one.
-    """
-    own = module.state_dict()
-    fault = None
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or surplus:
-        fault = f"{missing[0]} is missing" if missing else f"{surplus[0]} has no place"
+    """`load_state_dict` that raises UserError for the first name or shape that does not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if missing := sorted(expected.keys() - found.keys()):
+        fault = f"{missing[0]} is missing"
+    elif surplus := sorted(found.keys() - expected.keys()):
+        fault = f"{surplus[0]} has no place"
+    elif wrong := [name for name, shape in expected.items() if found[name] != shape]:
+        fault = f"{wrong[0]} has shape {found[wrong[0]]}, expected {expected[wrong[0]]}"
     else:
-        for name, tensor in own.items():
-            if tensor.shape != weights[name].shape:
-                found, expected = tuple(weights[name].shape), tuple(tensor.shape)
-                fault = f"{name} has shape {found}, expected {expected}"
-                break
-    if fault is not None:
-        raise UserError(
-            f"{source}: weights of another configuration: {fault}; "
-            "use the configuration it was made with"
-        )
-    module.load_state_dict(weights)
+        module.load_state_dict(weights)
+        return
+    raise UserError(
+        f"{source}: weights of another configuration: {fault}; "
+        "use the configuration it was made with"
+    )
 
 
 def weights_digest(weights: Mapping[str, Tensor], start: str = "", size: int = 8) -> str:
-    """A hash of names and values.
-
-    Args:
-        start: hashed first.
-        size: length of the hash, bytes.
-    """
+    """A hash, `size` bytes long, of `start` and then all names and values."""
     hashed = hashlib.blake2b(start.encode(), digest_size=size)
     for name, tensor in sorted(weights.items()):
         hashed.update(name.encode())
@@ -113,20 +101,15 @@ def weights_digest(weights: Mapping[str, Tensor], start: str = "", size: int = 8
 
 
 def read_pickle(path: str | Path, remedy: str) -> Any:
-    """The contents of a `torch.save` file, read without unpickling more than tensors and numbers.
-
-    Args:
-        remedy: the end of the error line.
+    """The contents of a `torch.save` file; nothing but tensors and numbers is unpickled.
 
     Raises:
-        UserError: if the file cannot be read, or contains anything else.
+        UserError: if the file cannot be read, or contains anything else; ends with `remedy`.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {first_line(error)}; {remedy}") from None
     except Exception as error:  # the reader of pickles fails in any way on other files
-        reason = first_line(error)
-        raise UserError(
-            f"{path} is not a checkpoint of plain tensors ({reason}); {remedy}"
-        ) from None
+        line = f"{path} is not a checkpoint of plain tensors ({first_line(error)}); {remedy}"
+        raise UserError(line) from None

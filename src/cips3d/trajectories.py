@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import pi
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,15 +36,13 @@ Frames = Annotated[int, Ge(1), Le(MOST_FRAMES)]
 Radius = Annotated[float, AllowInfNan(False), Gt(0), Le(FARTHEST)]
 Seconds = Annotated[float, AllowInfNan(False), Gt(0), Le(LONGEST)]
 FrameRate = Annotated[float, AllowInfNan(False), Gt(0), Le(MOST_FRAMES)]
+#: Keyframes: a JSON file, or its content.
+Source = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any]
 
 
 # ---------------------------------------------------------------- paths by name
 def arc(
-    frames: int = 7,
-    yaw: float = math.pi / 4,
-    pitch: float = 0.0,
-    radius: float = 1.0,
-    fov: float = 12.0,
+    frames: int = 7, yaw: float = pi / 4, pitch: float = 0, radius: float = 1, fov: float = 12
 ) -> Camera:
     """Evenly spaced cameras from -yaw to yaw, both included; a single one is at yaw.
 
@@ -62,33 +61,24 @@ def arc(
 
 
 def orbit(
-    frames: int = 120,
-    yaw: float = math.pi / 4,
-    pitch: float = 0.0,
-    radius: float = 1.0,
-    fov: float = 12.0,
+    frames: int = 120, yaw: float = pi / 4, pitch: float = 0, radius: float = 1, fov: float = 12
 ) -> Camera:
     """A swing from the front to yaw, to -yaw and back, slowest at the turning points.
 
-    Args:
-        frames, pitch, radius, fov: as in `arc`.
-        yaw: largest yaw on either side, radians.
+    Arguments as in `arc`.
     """
-    _check(frames, radius, fov, pitch)
-    return Camera.orbit(yaw * _phase(frames).sin(), pitch, radius, fov).to(torch.float32)
+    return figure_eight(frames, yaw, 0, pitch, radius, fov)
 
 
 def figure_eight(
     frames: int = 120,
-    yaw: float = math.pi / 4,
-    rise: float = math.pi / 12,
-    pitch: float = 0.0,
-    radius: float = 1.0,
-    fov: float = 12.0,
+    yaw: float = pi / 4,
+    rise: float = pi / 12,
+    pitch: float = 0,
+    radius: float = 1,
+    fov: float = 12,
 ) -> Camera:
-    """An eight on its side: yaw·sin φ and pitch + rise·sin 2φ.
-
-    It shows the subject from above and below on both sides.
+    """An eight on its side, yaw·sin φ and pitch + rise·sin 2φ: from above and below on both sides.
 
     Args:
         frames, radius, fov: as in `arc`.
@@ -103,11 +93,11 @@ def figure_eight(
 
 def dolly_zoom(
     frames: int = 120,
-    to_fov: float = 40.0,
-    yaw: float = 0.0,
-    pitch: float = 0.0,
-    radius: float = 1.0,
-    fov: float = 12.0,
+    to_fov: float = 40,
+    yaw: float = 0,
+    pitch: float = 0,
+    radius: float = 1,
+    fov: float = 12,
 ) -> Camera:
     """The field of view widens to `to_fov` and back while the subject keeps its size.
 
@@ -132,7 +122,7 @@ def dolly_zoom(
 
 def _phase(frames: int) -> Float[Tensor, " frames"]:
     """Angles of one turn, without its end."""
-    return torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
+    return torch.arange(frames, dtype=torch.float64) * (2 * pi / frames)
 
 
 def _check(frames: int, radius: float, fov: float, pitch: float) -> None:
@@ -140,7 +130,7 @@ def _check(frames: int, radius: float, fov: float, pitch: float) -> None:
     validated(Frames, frames, "trajectory: frames")
     validated(Positive, radius, "trajectory: radius")
     validated(FieldOfView, fov, "trajectory: fov")
-    if not abs(pitch) < math.pi / 2:
+    if not abs(pitch) < pi / 2:
         raise UserError(
             f"trajectory: the pitch reaches {math.degrees(pitch):g} degrees; it must stay below 90"
         )
@@ -169,9 +159,7 @@ class Keyframe:
     def __post_init__(self) -> None:
         has_angles = (self.yaw, self.pitch, self.radius, self.fov) != (None,) * 4
         if (self.label is not None) == has_angles:
-            raise UserError(
-                "give either yaw (and pitch, radius, fov) in degrees, or a label of 25 numbers"
-            )
+            raise UserError("give either yaw (and pitch, radius, fov), or a label of 25 numbers")
         if self.label is not None and len(self.label) != 25:
             raise UserError(
                 f"the label has {len(self.label)} numbers; it must have 25 "
@@ -188,7 +176,7 @@ class Keyframe:
 
 
 def keyframes(
-    source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any],
+    source: Source,
     frames: int | None = None,
     fps: float = 30.0,
     *,
@@ -244,9 +232,7 @@ def keyframes(
     return _cameras(np.concatenate(parts, axis=1)[:frames])
 
 
-def _listed(
-    source: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any],
-) -> tuple[str, list[Any], bool]:
+def _listed(source: Source) -> tuple[str, list[Any], bool]:
     """The source's name for error lines, its keyframes, and whether the path loops."""
     name, content = "keyframes", source
     if isinstance(source, str | os.PathLike):
@@ -254,35 +240,33 @@ def _listed(
         try:
             content = json.loads(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"cannot read {name}: {error.strerror or error}") from None
+            raise UserError(f"cannot read {name}: {first_line(error)}") from None
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{name} is not a JSON file ({first_line(error)}); give a list of keyframes"
             ) from None
     loop = False
     if isinstance(content, Mapping):
-        unknown = [key for key in content if key not in ("loop", "keyframes")]
-        loop, listed = content.get("loop", False), content.get("keyframes")
-        if unknown or not isinstance(loop, bool):
-            is_unknown = f"{unknown[0]!r} is unknown" if unknown else ""
-            fault = is_unknown or f"loop is {loop!r}, neither true nor false"
+        loop = content.get("loop", False)
+        faults = [f"{key!r} is unknown" for key in content if key not in ("loop", "keyframes")]
+        if not isinstance(loop, bool):
+            faults.append(f"loop is {loop!r}, neither true nor false")
+        if faults:
             raise UserError(
-                f'{name}: {fault}; give {{"loop": true, "keyframes": [...]}}, or the list alone'
+                f'{name}: {faults[0]}; give {{"loop": true, "keyframes": [...]}}, or the list alone'
             )
-        content = listed
+        content = content.get("keyframes")
     if not isinstance(content, Sequence) or isinstance(content, str) or not content:
         raise UserError(f"{name}: no list of keyframes; give one with at least one keyframe")
     return name, list(content), loop
 
 
 def _keyframe(entry: Any, source: str) -> Keyframe:
-    """A keyframe from an object or a label."""
     if isinstance(entry, Sequence) and not isinstance(entry, str):
         entry = {"label": list(entry)}
     if not isinstance(entry, Mapping):
         raise UserError(
-            f"{source}: {entry!r:.40} is neither an object nor a list of 25 numbers; "
-            "give one of them"
+            f"{source}: {entry!r:.40} is neither an object nor a list of 25 numbers; give either"
         )
     return from_dict(Keyframe, dict(entry), source)
 
@@ -293,7 +277,7 @@ def _place(key: Keyframe, source: str, radius: float, fov: float) -> Float[np.nd
 
     The rotation is relative to a camera in the same place that looks at the origin.
     """
-    # loads for half a second, with the splines, and only keyframes need it
+    # takes half a second to import, with the splines, and only keyframes need it
     from scipy.spatial.transform import Rotation
 
     try:
@@ -329,14 +313,11 @@ def _cameras(places: Float[np.ndarray, "frames 7"]) -> Camera:
 
 def nearest_turn(angle: float, to: float) -> float:
     """The angle plus the whole turns that bring it nearest to another one; radians."""
-    return angle + 2 * math.pi * round((to - angle) / (2 * math.pi))
+    return angle + 2 * pi * round((to - angle) / (2 * pi))
 
 
 def _whole_frames(times: Float[np.ndarray, " knots"], last: int) -> Int[np.ndarray, " knots"]:
-    """Different frame numbers from 0 to `last` in proportion to the times.
-
-    `last` is at least the number of intervals.
-    """
+    """Different frame numbers from 0 to `last` (at least the intervals) proportional to times."""
     order = np.arange(len(times))
     frame = np.rint(times / times[-1] * last).astype(int)
     frame = np.maximum.accumulate(frame - order) + order  # each after the one before
@@ -350,8 +331,7 @@ def _through(
 ) -> Float[np.ndarray, "frames n"]:
     """The values at every frame from the first to the last knot, by monotone cubic pieces.
 
-    Args:
-        turn: what a round adds to the values of a loop, which has one more knot to close it.
+    A loop has one more knot, which closes it, and each round adds `turn` to its values.
     """
     from scipy.interpolate import PchipInterpolator
 
@@ -368,10 +348,7 @@ def _through(
 def _turned(
     vectors: Float[np.ndarray, "keys 3"], knots: Int[np.ndarray, " knots"], loop: bool
 ) -> Float[np.ndarray, "frames 3"]:
-    """The rotations at every frame: to each next one about one axis, the shorter way.
-
-    Their speed is continuous.
-    """
+    """The rotations at every frame: each leg about one axis, the shorter way, without jolts."""
     from scipy.spatial.transform import Rotation, Slerp
 
     keys = Rotation.from_rotvec(np.concatenate([vectors, vectors[:1]]) if loop else vectors)

@@ -19,43 +19,36 @@ from difflib import get_close_matches
 from functools import partial, wraps
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
 from cips3d.errors import UserError, machine_fault
 
 #: The verbs: where each function is, and its summary. Groups of verbs have two words.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo:demo", "Train on synthetic heads for 3 minutes and show the result."),
+    "demo": ("train:demo", "Train on synthetic heads for 3 minutes and show the result."),
     "train": ("train:train", "Train a generator, or resume a run."),
-    "sample": ("sample:sample", "Generate images of random subjects."),
+    "sample": ("render:sample", "Generate images of random subjects."),
     "render": ("render:render", "Render subjects from many sides, as a grid or a video."),
     "view": ("view:view", "Explore a model in the browser."),
-    "mesh": ("mesh:mesh", "Extract a subject as a triangle mesh with vertex colours."),
+    "mesh": ("render:mesh", "Extract a subject as a triangle mesh with vertex colours."),
     "invert": ("invert:invert", "Find the subject and camera of an image."),
-    "finetune": ("finetune:finetune", "Transfer a model to another set of images."),
+    "finetune": ("train:finetune", "Transfer a model to another set of images."),
     "blend": ("blend:blend", "Blend a model with one that was fine-tuned from it."),
     "mix": ("blend:mix", "Mix the styles of subjects."),
     "eval": ("evaluate:evaluate_model", "Measure image quality, consistency and geometry."),
-    "info": ("info:info", "Print the size and cost of a preset or a model."),
+    "info": ("models:info", "Print the size and cost of a preset or a model."),
     "plan": ("plan:plan", "Estimate memory and time of a training run."),
     "data heads": ("data:heads", "Write the embedded heads as a dataset."),
     "data build": ("data:build", "Build a training zip from images or a video."),
     "data check": ("data:check", "Check every image of a dataset."),
-    "import-official": (
-        "imports:import_official",
-        "Convert one of the authors' checkpoints to a model.",
-    ),
+    "import-official": ("models:import_official", "Convert an official checkpoint to a model."),
 }
 DESCRIPTION = "CIPS-3D: a 3D-aware image generator that learns from single-view images."
 GROUPS = {"data": "Make, build and check datasets."}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of `cips3d`.
-
-    Args:
-        args: the words of the command line; by default those of the process.
-    """
+    """Entry point of `cips3d`; `args` are by default those of the process."""
     # a library's advice to developers is noise to users, but not why their GPU is unused
     warnings.filterwarnings("ignore", module=r"(?!cips3d)")
     warnings.filterwarnings("default", message="CUDA initialization")
@@ -64,27 +57,23 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _dispatch(list(sys.argv[1:] if args is None else args))
     except (UserError, OSError, RuntimeError, MemoryError) as error:
-        line = error_line(error)
+        line = _error_line(error)
         if line is None:
             raise
-        _exit_with(line)
+        print(f"cips3d: error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("cips3d: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def error_line(error: Exception) -> str | None:
+def _error_line(error: Exception) -> str | None:
     """The line for an error of the user or the machine; None for a fault of the program."""
-    if isinstance(error, UserError):  # torch wraps one from a data loading process in a traceback
+    if isinstance(error, UserError):  # from a data loading process, torch adds a traceback
         return str(error).strip().splitlines()[-1].removeprefix("cips3d.errors.UserError: ")
     if isinstance(error, OSError):
         return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}"
     return machine_fault(error)
-
-
-def _exit_with(line: str) -> NoReturn:
-    print(f"cips3d: error: {line}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 # ---------------------------------------------------------------- finding the verb
@@ -99,9 +88,8 @@ def _dispatch(args: list[str]) -> None:
         return
     verb = " ".join(words)
     if verb not in VERBS:
-        _exit_with(_no_such_verb(verb, group))
-    call = parse(verb, args[len(words) :])
-    call()
+        raise UserError(_no_such_verb(verb, group))
+    parse(verb, args[len(words) :])()
 
 
 def overview(group: str = "") -> str:
@@ -112,29 +100,26 @@ def overview(group: str = "") -> str:
         if (name.startswith(f"{group} ") if group else " " not in name)
     } | ({} if group else GROUPS)
     longest = max(map(len, verbs))
-    lines = [f"  {name:<{longest}}  {summary}" for name, summary in verbs.items()]
+    lines = "\n".join(f"  {name:<{longest}}  {summary}" for name, summary in verbs.items())
     prog = f"cips3d {group}".strip()
-    return "\n".join(
-        [
-            f"usage: {prog} VERB ...",
-            "",
-            GROUPS.get(group, DESCRIPTION),
-            "",
-            *lines,
-            "",
-            f"{prog} VERB --help explains a verb. cips3d --version prints the version.",
-        ]
-    )
+    return f"""usage: {prog} VERB ...
+
+{GROUPS.get(group, DESCRIPTION)}
+
+{lines}
+
+{prog} VERB --help explains a verb. cips3d --version prints the version."""
 
 
 def _no_such_verb(verb: str, group: str) -> str:
-    known = [name for name in VERBS if name.startswith(group)] + list(GROUPS)
-    if verb in ("", *GROUPS):
-        prefix = f"cips3d {verb}".strip()
-        return f"{prefix} needs a verb; see {prefix} --help"
-    near = get_close_matches(verb, known, 1)
+    prog = f"cips3d {group}".strip()
+    if verb == group:
+        return f"{prog} needs a verb; see {prog} --help"
+    near = get_close_matches(
+        verb, [name for name in (*VERBS, *GROUPS) if name.startswith(group)], 1
+    )
     hint = f"did you mean {near[0]}? See" if near else "see"
-    return f"there is no verb {verb}; {hint} cips3d {group or ''}{' ' * bool(group)}--help"
+    return f"there is no verb {verb}; {hint} {prog} --help"
 
 
 # ---------------------------------------------------------------- its options
@@ -150,31 +135,31 @@ def parse(verb: str, args: list[str]) -> Callable[[], None]:
 
     module, name = VERBS[verb][0].split(":")
     function = getattr(import_module(f"cips3d.cli.{module}"), name)
-    prog = f"cips3d {verb}"
+    function.__doc__ = unwrapped(function.__doc__ or "")
 
     @wraps(function)
-    def bound(*values: Any, **options: Any) -> Callable[[], None]:
-        given = inspect.signature(function).bind(*values, **options)
-        check_options(function, given.arguments)
-        return partial(function, *values, **options)
+    def bound(*values: Any, **options: Any) -> inspect.BoundArguments:
+        return inspect.signature(function).bind(*values, **options)
 
-    plain = inspect.unwrap(function)
-    plain.__doc__ = unwrapped(plain.__doc__ or "")
+    prog = f"cips3d {verb}"
+    conf = tyro.conf
     config = (
-        tyro.conf.PositionalMetavarFromFieldName,
-        tyro.conf.DisallowNone,
-        tyro.conf.FlagCreatePairsOff,
+        conf.PositionalMetavarFromFieldName,
+        conf.DisallowNone,
+        conf.FlagCreatePairsOff,
+        conf.OmitArgPrefixes,
     )
     errors, page = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(page):
-            return tyro.cli(bound, prog=prog, args=args, config=config)
+            given = tyro.cli(bound, prog=prog, args=args, config=config)
     except SystemExit as stopped:
         if not stopped.code:
             print(help_page(page.getvalue(), function))
             raise
-        line = parser_line(errors.getvalue())
-    raise UserError(f"{line}; see {prog} --help")
+        raise UserError(f"{parser_line(errors.getvalue())}; see {prog} --help") from None
+    check_options(function, given.arguments)
+    return partial(function, *given.args, **given.kwargs)
 
 
 def help_page(text: str, function: Callable[..., None]) -> str:
@@ -196,23 +181,23 @@ def parser_line(box: str) -> str:
             sections.append([])
         elif line.strip():
             sections[-1].append(line.strip())
-    _, said, *others = [*sections, []]  # the first is the title
-    text = " ".join(said).rstrip(".")
+    _title, message, *others = [*sections, []]
+    text = " ".join(message).rstrip(".")
     name = re.search(r"(?<![\w-])--[\w-]+|(?<=parsing )\w+", text)
     # below a heading: the nearest option, or the option itself, with what it takes
     hint = others[0][1] if others and len(others[0]) > 1 else ""
-    if text.startswith("Unrecognized options") and name:
+    if text.startswith("Unrecognized options"):
+        if not name:
+            return f"there is no place for {text.partition(': ')[2]}"
         near = f"; did you mean {hint.split()[0]}" if hint.startswith("--") else ""
         return f"there is no option {name[0]}{near}"
-    if text.startswith("Unrecognized options"):
-        return f"there is no place for {text.partition(': ')[2]}"
-    if text.startswith("Missing from") and len(said) > 1:
-        return f"{said[1].split()[0]} is missing"
-    if text.startswith("invalid choice") and name:
+    if text.startswith("Missing from") and len(message) > 1:
+        return f"{message[1].split()[0]} is missing"
+    if not name:
+        return text
+    if text.startswith("invalid choice"):
         value, *choices = [word for word in re.findall(r"'([^']*)'", text) if word != name[0]]
         return f"{name[0]} is {value}; choose from {', '.join(choices)}"
-    if text.startswith("Missing value") and name:
+    if text.startswith("Missing value"):
         return f"{name[0]} has no value"
-    if name:
-        return f"{name[0]} does not take this; it takes {hint.removeprefix(name[0]).strip()}"
-    return text
+    return f"{name[0]} does not take this; it takes {hint.removeprefix(name[0]).strip()}"

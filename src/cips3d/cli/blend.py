@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import arg
 
+import cips3d
 from cips3d.cli.options import (
     IMAGES,
-    Amount,
     BlockIndex,
-    Count,
-    Degrees,
+    CellSide,
     Derived,
     Device,
     InputFile,
     Model,
-    Side,
     Subjects,
     written_as,
 )
 from cips3d.cli.output import finished
+from cips3d.configuration import Amount, Count
 from cips3d.errors import UserError
-from cips3d.files import check_writable
 from cips3d.model_paths import SUFFIX, check_replaces_nothing
 
-#: Degrees to either side where no yaw is given.
+#: Amount to either side where no yaw is given.
 _TURN = 25.0
-Written = Annotated[Path, written_as(*IMAGES, SUFFIX)]
+ImageOrModel = Annotated[Path, written_as(*IMAGES, SUFFIX)]
 
 
 def blend(
     base: Model,
     other: Model,
-    out: Written,
+    out: ImageOrModel,
     /,
-    subjects: OmitArgPrefixes[Subjects],
+    subjects: Subjects,
     amount: Derived[Amount] = None,
     from_block: Derived[BlockIndex] = None,
     weights: Annotated[tuple[Amount, ...], arg(help_behavior_hint="")] = (),
     count: Count = 4,
-    resolution: Derived[Side] = None,
-    yaw: Derived[Degrees] = None,
+    resolution: CellSide = None,
+    yaw: Derived[Amount] = None,
     views: Count = 5,
     device: Device = "auto",
 ) -> None:
@@ -60,7 +59,6 @@ def blend(
         weights: Share of OTHER in each block.
         count: Number of subjects: one row each in a morph, three each for a blended model
             (base, blended, other).
-        resolution: Pixels per image. Default: 256, or the training resolution if that is larger.
         yaw: Degrees to either side; in a morph, and with a single view, the camera's yaw.
             Default: 25, and 0 for the camera's yaw.
         views: Columns.
@@ -77,45 +75,50 @@ def blend(
     if is_model and not given:
         raise UserError(f"{out}: a blended model needs --amount, --from-block or --weights")
     check_replaces_nothing(out, base, other, subjects.subject)
-    check_writable(out)
 
-    from cips3d import pretrained
-    from cips3d.cli.loading import codes_of, load_model, side_of
-    from cips3d.editing.blending import interpolate, swap_layers
-    from cips3d.editing.comparisons import amounts_sheet, views_sheet
+    from cips3d.cli.loading import codes_of, load_model, size_of
+    from cips3d.editing import comparisons
     from cips3d.export.media import save_image
+    from cips3d.pretrained import load_discriminators
 
     first, second = (load_model(name, device) for name in (base, other))
-    codes = codes_of(first, subjects, base, count)
-    side, psi = side_of(first, resolution), subjects.truncation
+    codes = codes_of(first, subjects, subjects.seeds(base, count))
+    side, psi = size_of(first, resolution), subjects.truncation
     if not given:
-        save_image(out, amounts_sheet(first, second, codes, views, side, psi=psi, yaw=yaw or 0.0))
+        models = (first, second)
+        sheet = comparisons.amounts_sheet(*models, codes, views, side, psi=psi, yaw=yaw or 0.0)
+        save_image(out, sheet)
         finished(out, f"cips3d blend {base} {other} half.safetensors --amount 0.5")
         return
     if from_block is not None:
-        blended = swap_layers(first, second, from_block)
+        blended = cips3d.swap_layers(first, second, from_block)
     else:
-        blended = interpolate(first, second, weights or (amount or 0.0))
+        blended = cips3d.interpolate(first, second, weights or (amount or 0.0))
     if is_model:
-        pretrained.save(blended, out, pretrained.load_discriminators(base))
+        cips3d.save(blended, out, load_discriminators(base))
         finished(out, f"cips3d render {out} turn.mp4")
-        return
-    turn = (_TURN if views > 1 else 0.0) if yaw is None else yaw
-    save_image(out, views_sheet([first, blended, second], codes, turn, views, side, psi=psi))
-    finished(out, f"the same command with {out.stem}.safetensors, which saves the blended model")
+    else:
+        models, turn = [first, blended, second], yaw or 0.0
+        if yaw is None and views > 1:
+            turn = _TURN
+        labels = ("base", "blended", "other")
+        sheet = comparisons.views_sheet(models, codes, turn, views, side, psi=psi, labels=labels)
+        save_image(out, sheet)
+        then = f"the same command with {out.stem}.safetensors, which saves the blended model"
+        finished(out, then)
 
 
 def mix(
     model: Model,
-    out: Written,
+    out: ImageOrModel,
     /,
-    subjects: OmitArgPrefixes[Subjects],
+    subjects: Subjects,
     from_block: BlockIndex = 2,
     rows: Count = 4,
     columns: Count = 4,
     style: Derived[InputFile] = None,
-    resolution: Derived[Side] = None,
-    yaw: Degrees = 0.0,
+    resolution: CellSide = None,
+    yaw: Amount = 0.0,
     device: Device = "auto",
 ) -> None:
     """Mix the styles of subjects.
@@ -130,7 +133,6 @@ def mix(
         rows: Subjects on the left.
         columns: Subjects at the top.
         style: Subject file for the top, instead of random subjects.
-        resolution: Pixels per image. Default: 256, or the training resolution if that is larger.
         yaw: Camera yaw in degrees.
 
     Examples:
@@ -138,27 +140,22 @@ def mix(
         cips3d mix heads mixed.safetensors --from-block 0 --seed 4
     """
     check_replaces_nothing(out, model, subjects.subject, style)
-    check_writable(out)
 
-    from cips3d.cli.loading import load_model, random_latents, side_of, subject_styles
-    from cips3d.editing.blending import mix_styles
-    from cips3d.editing.comparisons import mixing_sheet
-    from cips3d.editing.subject import Subject
+    from cips3d.cli.loading import codes_of, load_model, size_of
+    from cips3d.editing import comparisons, subject
     from cips3d.export.media import save_image
     from cips3d.export.sheets import orbit_cameras
 
     generator = load_model(model, device)
-    latents = random_latents(generator, subjects, model, rows + columns)
-    left, top = (
-        part if path is None else subject_styles(generator, path, subjects.psi)
-        for part, path in ((latents[:rows], subjects.subject), (latents[rows:], style))
-    )
-    psi = subjects.truncation
+    seeds, psi = subjects.seeds(model, rows + columns), subjects.truncation
+    left = codes_of(generator, subjects, seeds[:rows])
+    top = codes_of(generator, replace(subjects, subject=style), seeds[rows:])
     if out.suffix.lower() != SUFFIX:
-        side = side_of(generator, resolution)
-        save_image(out, mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw))
+        side = size_of(generator, resolution)
+        sheet = comparisons.mixing_sheet(generator, left, top, from_block, side, psi=psi, yaw=yaw)
+        save_image(out, sheet)
         finished(out, f"cips3d mix {model} mixed.safetensors, which saves a mixed subject")
         return
-    styles = mix_styles(generator, left[0], top[0], from_block, psi)
-    Subject(styles, orbit_cameras(generator, [yaw])).save(out, generator)
+    styles = cips3d.mix_styles(generator, left[0], top[0], from_block, psi)
+    subject.Subject(styles, orbit_cameras(generator, [yaw])).save(out, generator)
     finished(out, f"cips3d render {model} turn.mp4 --subject {out}")

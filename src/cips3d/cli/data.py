@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cips3d.cli.options import Count, Derived, ImageFile, InputFile, Seed, Side, written_as
+from cips3d.cli.options import IMAGES, Derived, InputFile, Side, written_as
 from cips3d.cli.output import finished, progress
+from cips3d.configuration import Count, Seed
 from cips3d.errors import UserError
-from cips3d.files import check_writable
 
 
 def heads(
@@ -77,11 +77,10 @@ def build(
 
     recipe = Recipe(resolution, crop, filter, allow_upscaling)
     with progress("building") as report:
-
-        def count(done: int) -> None:
-            report(None, f"{done:,} images")
-
-        written, skipped = build_zip(source, out, recipe, every, max_images, skip_bad, count)
+        written, skipped = build_zip(
+            source, out, recipe, every, max_images, skip_bad,
+            progress=lambda done: report(None, f"{done:,} images"),
+        )  # fmt: skip
     if skipped:
         print(f"skipped: {len(skipped):,}", *skipped[:10], *["…"] * (len(skipped) > 10), sep="\n")
     wrote = f"{written:,} images of {resolution}² in {out}"
@@ -89,7 +88,10 @@ def build(
 
 
 def check(
-    path: InputFile, /, resolution: Derived[Side] = None, sheet: Derived[ImageFile] = None
+    path: InputFile,
+    /,
+    resolution: Derived[Side] = None,
+    sheet: Derived[Annotated[Path, written_as(*IMAGES)]] = None,
 ) -> None:
     """Check every image of a dataset.
 
@@ -105,27 +107,23 @@ def check(
         cips3d data check photos
         cips3d data check photos.zip --resolution 256 --sheet sheet.png
     """
-    if sheet is not None:
-        check_writable(sheet)
-
     from cips3d.data.check import SHEET_COLUMNS
     from cips3d.data.check import check as check_images
     from cips3d.export.media import save_image
     from cips3d.export.sheets import image_grid
 
-    with progress("checking") as report_progress:
-
-        def count(done: int, total: int) -> None:
-            report_progress(done / max(1, total), f"{done:,} of {total:,} images")
-
-        report = check_images(path, resolution, count)
-    print("\n".join(report.lines()))
-    if sheet is not None and report.thumbnails:
-        columns = min(SHEET_COLUMNS, len(report.thumbnails))
-        save_image(sheet, image_grid(report.thumbnails, columns))
+    with progress("checking") as report:
+        found = check_images(
+            path, resolution,
+            lambda done, total: report(done / max(1, total), f"{done:,} of {total:,} images"),
+        )  # fmt: skip
+    print("\n".join(found.lines()))
+    if sheet is not None and found.thumbnails:
+        columns = min(SHEET_COLUMNS, len(found.thumbnails))
+        save_image(sheet, image_grid(found.thumbnails, columns))
         print(f"wrote {sheet}")
-    if report.faults:
+    if found.faults:
         raise UserError(
-            f"{path}: {report.faults:,} images would stop a training run; remove or replace them"
+            f"{path}: {found.faults:,} images would stop a training run; remove or replace them"
         )
     print(f"try next: cips3d data build {path} images.zip --resolution {resolution or 256}")

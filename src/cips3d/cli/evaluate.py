@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge
 from tyro.conf import arg
 
-from cips3d.cli.options import (
-    Amount,
-    Count,
-    Data,
-    Derived,
-    Device,
-    InputFile,
-    Model,
-    Seed,
-    Side,
-)
+from cips3d.cli.options import Data, Derived, Device, InputFile, Model, Side, written_as
 from cips3d.cli.output import finished
+from cips3d.configuration import Amount, Count, Seed, read_json
 from cips3d.errors import UserError
-from cips3d.files import check_writable
+from cips3d.files import atomic_path
 
 
 def evaluate_model(
@@ -36,7 +29,7 @@ def evaluate_model(
     resolution: Derived[Annotated[Side, Ge(4)]] = None,
     inception_weights: Derived[InputFile] = None,
     predictor: Derived[str] = None,
-    json_file: Derived[Path] = None,
+    json_file: Derived[Annotated[Path, written_as()]] = None,
     device: Device = "auto",
 ) -> None:
     """Measure image quality, consistency and geometry.
@@ -73,29 +66,19 @@ def evaluate_model(
             "--inception-weights: none of --metrics uses Inception; "
             "add fid2k or kid2k, or leave it out"
         )
-    if json_file is not None:
-        check_writable(json_file)
 
-    import json
-
-    from cips3d import pretrained
-    from cips3d.cli.loading import to_device
-    from cips3d.cli.measures import default_metrics, trained_on
-    from cips3d.cli.predictor import named_predictor
+    from cips3d.cli.loading import load_model, named_predictor
     from cips3d.data import open_dataset
-    from cips3d.files import atomic_path
     from cips3d.metrics.evaluation import evaluate
     from cips3d.training.launch import joined
 
     processes = joined() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    place = device if processes is None else str(processes.device)
-    generator = to_device(pretrained.load(model), place)
-    dataset = open_dataset(data or trained_on(model), resolution or generator.config.resolution)
+    generator = load_model(model, device if processes is None else str(processes.device))
+    dataset = open_dataset(data or _trained_on(model), resolution or generator.config.resolution)
     if metrics is None:
-        metrics = default_metrics(dataset, inception_weights is not None)
-    found = evaluate(
-        generator, dataset, metrics, count, seed, psi, named_predictor(predictor), inception_weights
-    )
+        metrics = _default_metrics(dataset.truth() is not None, inception_weights is not None)
+    judge = None if predictor is None else named_predictor(predictor)
+    found = evaluate(generator, dataset, metrics, count, seed, psi, judge, inception_weights)
     if processes is not None:
         processes.end_training()  # NCCL complains about a group that is never ended
         if not processes.is_main_process:
@@ -107,3 +90,31 @@ def evaluate_model(
     with atomic_path(json_file) as temporary:
         temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
     finished(json_file, "docs/metrics.md explains each figure")
+
+
+def _default_metrics(is_heads: bool, has_inception: bool) -> tuple[str, ...]:
+    """The distances that can be measured without a download."""
+    inception = ("fid2k", "kid2k")
+    if is_heads:
+        return ("fd2k_heads", "kd2k_heads", *(inception if has_inception else ()))
+    if not has_inception:
+        from cips3d.metrics.features import feature_network
+
+        try:
+            feature_network("inception")
+        except UserError as error:  # nobody asked for it: the rest can be measured without
+            print(f"left out: {error}", file=sys.stderr)
+            return ()
+    return inception
+
+
+def _trained_on(model: str) -> str:
+    """The dataset of the run that a model's file belongs to; otherwise the embedded heads."""
+    from cips3d.training.recipe import TrainConfig
+
+    if not Path(model).is_file():
+        return "heads"
+    try:
+        return read_json(TrainConfig, Path(model).with_name("config.json")).data
+    except UserError:  # there is no such file, or it is something else
+        return "heads"

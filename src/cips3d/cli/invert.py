@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le, Lt
 
-from cips3d.cli.options import Amount, Degrees, Derived, Device, InputFile, Model, NonNegative, Seed
+import cips3d
+from cips3d.cli.options import Derived, Device, InputFile, Model
 from cips3d.cli.output import finished, progress
+from cips3d.configuration import Amount, NonNegative, Seed
 from cips3d.errors import UserError
-from cips3d.files import check_writable
+from cips3d.files import atomic_path, check_writable
 from cips3d.model_paths import MODEL_FILE, check_replaces_nothing
 
 #: The files of an inversion besides the model.
 SUBJECT_FILE, CAMERA_FILE = "subject.safetensors", "inversion.json"
 REPORT_FILE, VIEWS_FILE = "report.png", "views.png"
 FILES = (MODEL_FILE, SUBJECT_FILE, CAMERA_FILE, REPORT_FILE, VIEWS_FILE)
+#: Yaws of the novel views, degrees.
+_YAWS = (-45, -30, -15, 0, 15, 30, 45)
 
 
 def invert(
@@ -26,7 +34,7 @@ def invert(
     /,
     space: Literal["w", "w+", "tuned"] = "tuned",
     features: Derived[Literal["discriminator", "lpips", "none"]] = None,
-    yaw: Derived[Degrees] = None,
+    yaw: Derived[Amount] = None,
     pitch: Derived[Annotated[Amount, Lt(90), Gt(-90)]] = None,
     predictor: Derived[str] = None,
     mirror: Derived[Annotated[NonNegative, Le(1e6)]] = None,
@@ -70,14 +78,60 @@ def invert(
         raise UserError("--mirror applies only to --space tuned; leave it out")
     _check_folder(out, model, image)
 
-    from cips3d.cli.inverting import run_inversion
+    import torch
 
+    from cips3d import pretrained
+    from cips3d.cli.loading import load_model, named_predictor, size_of
+    from cips3d.data.images import read_image
+    from cips3d.editing import comparisons, inversion, similarity, subject
+    from cips3d.export import media, sheets
+    from cips3d.metrics.consistency import predicted_pose
+
+    generator = load_model(model, device)
+    pixels = read_image(image, generator.config.resolution).to(generator.shape_mean)
+    discriminator = pretrained.load_main_discriminator(model)
+    if discriminator is not None:
+        discriminator = discriminator.to(pixels.device)
+    elif features == "discriminator":
+        raise UserError(
+            f"--features discriminator: {model} has no discriminators; choose lpips or none"
+        )
+    start, poses = None, generator.config.poses
+    if yaw is not None:
+        yaw, pitch = math.radians(yaw), math.radians(pitch or 0.0)
+        start = poses.at(yaw + poses.yaw_mean, pitch + poses.pitch_mean)
+    elif predictor is not None:
+        with torch.no_grad():
+            start = poses.at(*predicted_pose(named_predictor(predictor), pixels.cpu()))
+    usual = inversion.InversionConfig()
+    config = replace(
+        usual,
+        steps=tuple(max(1, round(effort * steps)) for steps in usual.steps),
+        mirror_weight=usual.mirror_weight if mirror is None else mirror,
+        feature_weight=0.0 if features == "none" else usual.feature_weight,
+    )
+    distance = None
+    if features == "lpips":
+        distance = similarity.lpips_distance(pixels.device, pixels.shape[-1])
     with progress("inverting") as report:
-        camera = run_inversion(
-            image, model, out, space, features, yaw, pitch or 0.0, predictor, mirror, effort, seed,
-            device, report,
+        found = cips3d.invert(
+            generator, pixels, space, start=start, features=distance, discriminator=discriminator,
+            config=config, seed=seed, progress=report,
         )  # fmt: skip
-    print(f"camera: yaw {camera[0]:.1f}°, pitch {camera[1]:.1f}°")
+        yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
+        content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch}
+        fitted, cameras = found.generator, sheets.orbit_cameras(found.generator, _YAWS)
+        with ExitStack() as stack:  # all, or none
+            paths = {name: stack.enter_context(atomic_path(out / name)) for name in FILES}
+            cips3d.save(fitted, paths[MODEL_FILE], pretrained.load_discriminators(model))
+            subject.Subject(found.styles, found.camera).save(paths[SUBJECT_FILE], fitted)
+            text = json.dumps(content | {"loss": found.loss}, indent=2)
+            paths[CAMERA_FILE].write_text(f"{text}\n")
+            media.save_image(paths[REPORT_FILE], comparisons.inversion_sheet(pixels, found))
+            side = size_of(fitted, None)
+            views = sheets.view_sheet(fitted, found.styles, cameras, side, show=("image", "depth"))
+            media.save_image(paths[VIEWS_FILE], views)
+    print(f"camera: yaw {yaw:.1f}°, pitch {pitch:.1f}°")
     then = f"cips3d render {out / MODEL_FILE} turn.mp4 --subject {out / SUBJECT_FILE}"
     finished(f"{', '.join(FILES)} in {out}", then)
 
@@ -88,10 +142,9 @@ def _check_folder(out: Path, model: str, image: Path) -> None:
         raise UserError(f"{out}: is a file; give a folder for the results")
     for name in FILES:
         check_replaces_nothing(out / name, model, image)
+        check_writable(out / name)
     if (out / MODEL_FILE).exists() and not (out / CAMERA_FILE).exists():
         raise UserError(
             f"{out}: contains a model that is not from an inversion and would be replaced; "
             "give another folder"
         )
-    for name in FILES:
-        check_writable(out / name)

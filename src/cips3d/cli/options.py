@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
@@ -10,42 +11,19 @@ from difflib import get_close_matches
 from itertools import count as counting
 from itertools import islice
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator
 from tyro.conf import arg
 
-from cips3d.configuration import (
-    MOST,
-    Amount,
-    Count,
-    FieldOfView,
-    NonNegative,
-    Positive,
-    Seed,
-    Share,
-    validated,
-)
+from cips3d.configuration import MOST, Amount, Count, Positive, Seed, validated
 from cips3d.errors import UserError
-from cips3d.files import with_suffix_of
+from cips3d.files import check_writable, suffix_of
 from cips3d.model_paths import good_seeds, local_file
 
-__all__ = ["Count", "FieldOfView", "NonNegative", "Seed", "Share"]
-
 T = TypeVar("T")
-#: Least side of an image in pixels, unless the user asks for another.
-DEFAULT_SIDE = 256
 #: Suffixes of images.
 IMAGES = (".png", ".jpg", ".jpeg")
 #: Presets of `cips3d.training.presets`, which takes a second to import.
@@ -56,7 +34,6 @@ PRESET_NAMES = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------- values
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path")
@@ -75,7 +52,7 @@ def _dataset(name: str) -> str:
 
 
 def is_preset(name: str) -> bool:
-    """Whether there is a preset of that name; a program that has imported them may add its own."""
+    """Whether there is a preset of that name; a program may add its own to those imported."""
     loaded = getattr(sys.modules.get("cips3d.training.presets"), "PRESETS", ())
     return name in PRESET_NAMES or name in loaded
 
@@ -88,9 +65,22 @@ def _preset(name: str) -> str:
     return name
 
 
+def check_output(path: Path, *suffixes: str) -> Path:
+    """The path, if its suffix is one of these (none: any) and a file can be written there."""
+    if suffixes:
+        suffix_of(path, *suffixes)
+    check_writable(path)
+    return path
+
+
 def written_as(*suffixes: str) -> AfterValidator:
-    """Refuses an output path with another suffix."""
-    return AfterValidator(lambda path: with_suffix_of(path, *suffixes))
+    """Refuses an output path with another suffix, or where no file can be written."""
+    return AfterValidator(lambda path: check_output(path, *suffixes))
+
+
+def no_such(name: str, others: str) -> UserError:
+    """The error for a name that is neither a preset nor one of the others."""
+    return UserError(f"{name}: is neither a preset ({', '.join(PRESET_NAMES)}) nor {others}")
 
 
 #: An option that defaults to None, which stands for something its help text describes.
@@ -104,49 +94,39 @@ Device = Annotated[str, arg(help="cpu, cuda, mps, …; auto takes the fastest.")
 Data = Annotated[str, AfterValidator(_dataset)]
 Preset = Annotated[str, AfterValidator(_preset)]
 InputFile = Annotated[Path, AfterValidator(_existing)]
-ImageFile = Annotated[Path, written_as(*IMAGES)]
-Degrees = Amount
 BlockIndex = Annotated[int, Ge(0), Le(100)]
 Side = Annotated[int, Ge(1), Le(2**16)]
+#: Side of a cell of a sheet.
+CellSide = Annotated[
+    Derived[Side],
+    arg(help="Pixels per image. Default: 256, or the training resolution if that is larger."),
+]
 #: Fields of a configuration to change, see `cips3d.configuration.with_settings`.
 Settings = Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")]
 #: A positive number that can be computed with in other units too.
 Limited = Annotated[Positive, Le(MOST)]
-Psi = Annotated[
-    Amount | tuple[Amount, Amount] | None,
-    arg(metavar="PSI | SHAPE APPEARANCE", help_behavior_hint=""),
-]
-Size = Annotated[
-    Side | tuple[Side, Side] | None, arg(metavar="SIDE | HEIGHT WIDTH", help_behavior_hint="")
-]
+Psi = Annotated[Derived[Amount | tuple[Amount, Amount]], arg(metavar="PSI | SHAPE APPEARANCE")]
+Size = Annotated[Derived[Side | tuple[Side, Side]], arg(metavar="SIDE | HEIGHT WIDTH")]
 Kinds = Annotated[
     tuple[Literal["image", "nerf", "depth"], ...],
     arg(metavar="image|nerf|depth ...", help_behavior_hint=""),
 ]
 
 
-# ---------------------------------------------------------------- groups
-def unwrapped(text: str) -> str:
+def unwrapped(docstring: str) -> str:
     """A docstring with each paragraph and each argument's text on one line, as tyro wants it."""
-    lines: list[str] = []
-    for line in inspect.cleandoc(text).splitlines():
-        indent = len(line) - len(line.lstrip())
-        goes_on = indent >= 8 or (indent == 0 and lines and lines[-1] and lines[-1][0] != " ")
-        if line and lines and lines[-1] and goes_on:
-            lines[-1] += f" {line.strip()}"
-        else:
-            lines.append(line)
-    return "\n".join(lines)
+    return re.sub(r"(?<=\S)\n(?=\S)|\n {8,}", " ", inspect.cleandoc(docstring))
 
 
-def _group(kind: type[T]) -> type[T]:
-    """A frozen dataclass of options whose help texts are the attributes of its docstring."""
-    kind.__doc__ = unwrapped(kind.__doc__ or "")
-    return dataclass(frozen=True)(kind)
+class _Group:
+    """Base of groups of options, whose help texts are the attributes of their docstrings."""
+
+    def __init_subclass__(cls) -> None:
+        cls.__doc__ = unwrapped(cls.__doc__ or "")
 
 
-@_group
-class RandomSubjects:
+@dataclass(frozen=True)
+class RandomSubjects(_Group):
     """Which subjects are drawn.
 
     Attributes:
@@ -175,7 +155,7 @@ class RandomSubjects:
         return DEFAULT_PSI if self.psi is None else self.psi
 
 
-@_group
+@dataclass(frozen=True)
 class Subjects(RandomSubjects):
     """Which subjects are shown: random ones, or one found in an image.
 
@@ -188,8 +168,8 @@ class Subjects(RandomSubjects):
     subject: Derived[InputFile] = None
 
 
-@_group
-class ImageSize:
+@dataclass(frozen=True)
+class ImageSize(_Group):
     """Size of the images.
 
     Attributes:
@@ -203,8 +183,8 @@ class ImageSize:
     supersample: Count = 1
 
 
-@_group
-class RunOptions:
+@dataclass(frozen=True)
+class RunOptions(_Group):
     """How the run is carried out.
 
     Attributes:
@@ -222,13 +202,8 @@ class RunOptions:
     processes: Derived[Count] = None
 
 
-# ---------------------------------------------------------------- validation
 def check_options(kind: Any, values: Mapping[str, Any]) -> None:
-    """Validates the values of a verb's or a group's options against their types.
-
-    Raises:
-        UserError: for the first value out of range.
-    """
+    """Raises UserError for the first option of a verb or a group that is out of range."""
     hints = get_type_hints(kind, include_extras=True)
     for name, value in values.items():
         if is_dataclass(value):
@@ -239,24 +214,16 @@ def check_options(kind: Any, values: Mapping[str, Any]) -> None:
 
 
 def _check(hint: Any, value: Any, name: str) -> None:
-    for leaf in _leaves(hint):
-        base = get_args(leaf)[0] if get_origin(leaf) is Annotated else leaf
-        if isinstance(base, type) and isinstance(value, base):
-            try:
-                validated(leaf, value, name)
-            except UserError as error:
-                if isinstance(value, (int, float)):
-                    raise
-                # paths and names say what they are
-                raise UserError(str(error).removeprefix(f"{name}: ")) from None
-            return
-
-
-def _leaves(hint: Any) -> list[Any]:
-    """The types of single values in an annotation, each with its range."""
+    """Validates a single value against the types in an annotation that are its own."""
     base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if get_origin(base) in (Union, UnionType):
-        return [leaf for part in get_args(base) for leaf in _leaves(part)]
-    if get_origin(base) is tuple:
-        return _leaves(get_args(base)[0])
-    return [] if base is NoneType else [hint]
+    if get_origin(base) in (Union, UnionType, tuple):
+        for part in get_args(base):
+            _check(part, value, name)
+    elif isinstance(base, type) and isinstance(value, base):
+        try:
+            validated(hint, value, name)
+        except UserError as error:
+            if isinstance(value, (int, float)):
+                raise
+            # paths and names say what they are
+            raise UserError(str(error).removeprefix(f"{name}: ")) from None

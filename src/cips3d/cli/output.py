@@ -15,73 +15,58 @@ PLAIN_SECONDS, DELAY = 30.0, 1.0
 ESTIMATE_SECONDS, ESTIMATE_SHARE = 5.0, 0.02
 
 
-class Progress:
-    """Progress on standard error: a bar in a terminal, elsewhere a plain line every 30 seconds.
-
-    Args:
-        name: what is being done.
-        start: the share that was done before, of a run that is resumed.
-    """
-
-    def __init__(self, name: str, start: float = 0.0) -> None:
-        self.name, self.start = name, start
-        self._began = self._printed = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            layout = "{desc} {percentage:3.0f}% |{bar}|{postfix}"
-            self._bar = tqdm(
-                total=1.0, initial=start, desc=name, bar_format=layout, delay=DELAY,
-                mininterval=0.2, leave=False, dynamic_ncols=True,
-            )  # fmt: skip
-
-    def __call__(self, share: float | None, detail: str = "") -> None:
-        """Reports progress.
-
-        Args:
-            share: of the work that is done, from 0 to 1; None if the total is unknown.
-            detail: such as a step's name or a speed.
-        """
-        now = time.monotonic()
-        words = [detail, clock(now - self._began), self._remaining(share, now)]
-        text = ", ".join(word for word in words if word)
-        if self._bar is not None:
-            if share is None:
-                self._bar.bar_format = "{desc}{postfix}"
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(0 if share is None else share - self._bar.n)
-        elif now - self._printed >= PLAIN_SECONDS:
-            self._printed = now
-            percent = "" if share is None else f" {share:.0%}"
-            print(f"{self.name}:{percent} ({text})", file=sys.stderr, flush=True)
-
-    def _remaining(self, share: float | None, now: float) -> str:
-        """The estimated remaining time, once there is enough to tell it from."""
-        if share is None:
-            return ""
-        elapsed, done = now - self._began, share - self.start
-        if elapsed < ESTIMATE_SECONDS or done < ESTIMATE_SHARE or share >= 1:
-            return ""
-        return f"{clock(elapsed / done * (1 - share))} left"
-
-    def close(self) -> None:
-        """Removes the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
 @contextlib.contextmanager
 def progress(name: str, start: float = 0.0, *, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """A `Progress` to report to; `shown=False` reports nothing, as in all but the main process."""
+    """Shows progress on standard error: a bar in a terminal, elsewhere a line every 30 seconds.
+
+    Yields a function to call with the share of the work that is done, from 0 to 1 (None if the
+    total is unknown), and a detail, such as a speed.
+
+    Args:
+        start: share that was done before, of a run that is resumed.
+        shown: False shows nothing, as in all but the main process.
+    """
     if not shown:
         yield lambda *_: None
         return
-    reporter = Progress(name, start)
+    began = printed = time.monotonic()
+    bar = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        layout = "{desc} {percentage:3.0f}% |{bar}|{postfix}"
+        bar = tqdm(
+            total=1.0, initial=start, desc=name, bar_format=layout, delay=DELAY, mininterval=0.2,
+            leave=False, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def report(share: float | None, detail: str = "") -> None:
+        nonlocal printed
+        now = time.monotonic()
+        words = [detail, clock(now - began), _remaining(now - began, share, start)]
+        text = ", ".join(filter(None, words))
+        if bar is not None:
+            if share is None:
+                bar.bar_format = "{desc}{postfix}"
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(0 if share is None else share - bar.n)
+        elif now - printed >= PLAIN_SECONDS:
+            printed = now
+            percent = "" if share is None else f" {share:.0%}"
+            print(f"{name}:{percent} ({text})", file=sys.stderr, flush=True)
+
     try:
-        yield reporter
+        yield report
     finally:
-        reporter.close()
+        if bar is not None:
+            bar.close()
+
+
+def _remaining(elapsed: float, share: float | None, start: float) -> str:
+    """The estimated remaining time; nothing while there is too little to estimate it from."""
+    if share is None or share >= 1 or elapsed < ESTIMATE_SECONDS or share - start < ESTIMATE_SHARE:
+        return ""
+    return f"{clock(elapsed / (share - start) * (1 - share))} left"
 
 
 def tracked(items: Iterable[T], name: str, total: int) -> Iterator[T]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from cips3d.cli.options import Derived, Device, InputFile, Model
+from cips3d.cli.options import Derived, Device, InputFile, Model, RandomSubjects
 from cips3d.errors import UserError
 
 
@@ -29,7 +29,7 @@ def view(
 
     Args:
         blend: Second model to blend with, made from the first by `cips3d finetune`.
-        subject: First subject, a file of `cips3d invert`. Default: a random subject.
+        subject: First subject, a file written by `cips3d invert`. Default: that of `cips3d sample`.
         open: Start the browser.
         host: Address to listen on. With 0.0.0.0, everyone on the network can use the viewer.
         port: Port to listen on; 0 for any free one.
@@ -44,16 +44,16 @@ def view(
         if error.name != "viser":
             raise
         raise UserError("the viewer needs viser: pip install 'cips3d[viewer]'") from None
-    from cips3d import pretrained
-    from cips3d.cli.loading import to_device
+    from cips3d.cli.loading import load_model
     from cips3d.editing.subject import Subject
     from cips3d.models.protocol import RayGenerator
+    from cips3d.pretrained import load_main_discriminator
     from cips3d.training.allocator import keep_freed_memory
 
     keep_freed_memory()
 
     def load(name: str) -> RayGenerator:
-        generator = to_device(pretrained.load(name), device)
+        generator = load_model(name, device)
         if not isinstance(generator, RayGenerator):
             architecture = generator.config.networks.architecture
             raise UserError(f"{name}: the viewer cannot show the architecture {architecture}")
@@ -61,12 +61,13 @@ def view(
 
     generator = load(model)
     other = None if blend is None else load(blend)
-    first = None if subject is None else Subject.load(subject, generator)
-    discriminator = pretrained.load_main_discriminator(model)
+    (seed,) = RandomSubjects().seeds(model, 1)
+    first = seed if subject is None else Subject.load(subject, generator)
+    discriminator = load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(generator.device)
     name = Path(model).name
-    with Viewer(generator, other, discriminator, host, port, name, subject=first) as viewer:
+    with Viewer(generator, other, discriminator, host, port, name, first) as viewer:
         print(f"{model}: {viewer.url}   (stop with Ctrl-C)", flush=True)
         if open and not webbrowser.open(viewer.url):
             print("No browser found; open the address yourself.", flush=True)

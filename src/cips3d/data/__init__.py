@@ -9,11 +9,7 @@ __all__ = ["Dataset", "ImageDataset", "Truth", "open_dataset"]
 
 
 def open_dataset(name: str, resolution: int) -> Dataset:
-    """Opens a dataset by the name that a configuration or the command line gives.
-
-    Args:
-        name: "heads" or "heads-cartoon" for the embedded dataset, or the path of a folder or zip.
-        resolution: side of the images, pixels.
+    """Opens "heads" or "heads-cartoon", the embedded dataset, or the path of a folder or zip.
 
     Raises:
         UserError: if there is no such dataset, or one of its images cannot be used.

@@ -8,71 +8,52 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import av
 import av.error
 from PIL import Image
 
 from cips3d.configuration import Configuration, Count
-from cips3d.data.images import FILTERS, Filter, central_square, check_size
-from cips3d.data.layout import (
-    LABEL_FILE,
-    Labels,
-    check_free,
-    member_name,
-    read_labels,
-    write_files,
-)
+from cips3d.data.images import Filter, central_square, check_size
+from cips3d.data.layout import LABEL_FILE, Labels, check_free, member_name, read_labels, write_files
 from cips3d.data.sources import check_pixels, image_names, open_image, open_source, upright_rgb
 from cips3d.errors import UserError, first_line, printable
 from cips3d.files import png
 
 #: Extensions of videos, in any case.
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+_REMEDY = "convert it, or give its images"
 
 
 @dataclass(frozen=True)
 class Recipe(Configuration):
-    """How images are made square. The zip records it.
-
-    Attributes:
-        resolution: side of the images, pixels.
-        crop: "center" takes the central square; "none" refuses images that are not square.
-        filter: resampling. Box and Lanczos differ by a whole point of FID at 256².
-        allow_upscaling: accept images smaller than the resolution.
-    """
+    """How images are made square. The zip records it."""
 
     label: ClassVar[str] = "data build"
 
     resolution: Count
-    crop: Literal["center", "none"] = "center"
-    filter: Filter = "lanczos"
-    allow_upscaling: bool = False
+    crop: Literal["center", "none"] = "center"  # "none" refuses images that are not square
+    filter: Filter = "lanczos"  # the two differ by a whole point of FID at 256²
+    allow_upscaling: bool = False  # accept images smaller than the resolution
 
     def apply(self, image: Image.Image, place: str) -> Image.Image:
-        """The square image.
-
-        Raises:
-            UserError: if the image is too small, or not square although `crop` is "none".
-        """
+        """The square image; raises UserError if the settings refuse it."""
         if self.crop == "none" and image.width != image.height:
-            raise UserError(
-                f"{place}: is {image.width}x{image.height}, not square; "
-                "crop it, or leave out --crop none"
-            )
+            fault = f"is {image.width}x{image.height}, not square"
+            raise UserError(f"{place}: {fault}; crop it, or leave out --crop none")
         if not self.allow_upscaling:
             check_size(image.size, self.resolution, place)
-        return central_square(image, self.resolution, FILTERS[self.filter])
+        return central_square(image, self.resolution, self.filter)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One image of a source: its name there, its name in errors, and how to open it."""
+class _Entry(NamedTuple):
+    """One image of a source."""
 
     name: str
-    place: str
+    place: str  # its name in errors
     open: Callable[[], AbstractContextManager[Image.Image]]
 
 
@@ -93,14 +74,14 @@ def build_zip(
     Args:
         every: takes every Nth image or frame.
         most: largest number of images to write.
-        skip_bad: skips images that cannot be used instead of raising.
         progress: called with the number of images read so far.
 
     Returns:
         The number of images written, and one line per skipped image that says why.
 
     Raises:
-        UserError: if the source or an image cannot be used, or the zip cannot be written.
+        UserError: if the source or, without `skip_bad`, an image cannot be used, or the zip cannot
+            be written.
     """
     path = Path(source)
     if Path(out).suffix.lower() != ".zip":
@@ -111,9 +92,8 @@ def build_zip(
     skipped: list[str] = []
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for number, entry in enumerate(_up_to_damage(entries, skipped) if skip_bad else entries):
-            if number % every:
-                continue
+        usable = _up_to_damage(entries, skipped) if skip_bad else entries
+        for number, entry in islice(enumerate(usable), None, None, every):
             if most is not None and len(written) >= most:
                 break
             progress(number + 1)
@@ -153,36 +133,30 @@ def _entries(path: Path) -> tuple[Iterator[_Entry], Labels | None]:
     if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
         return _frames(path), None
     source = open_source(path)
-    names = image_names(source)
-
-    def entry(name: str) -> _Entry:
-        return _Entry(name, printable(source.place(name)), partial(open_image, source, name))
-
-    return map(entry, names), read_labels(source)
+    entries = (
+        _Entry(name, printable(source.place(name)), partial(open_image, source, name))
+        for name in image_names(source)
+    )
+    return entries, read_labels(source)
 
 
 def _frames(path: Path) -> Iterator[_Entry]:
     """The frames of a video, decoded one at a time."""
-    number = 0
+    video, number = printable(path), 0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
-                raise UserError(f"{printable(path)}: contains only sound; give a video")
+                raise UserError(f"{video}: contains only sound; give a video")
             for frame in container.decode(video=0):
-                place = f"frame {number} of {printable(path)}"
+                place = f"frame {number} of {video}"
                 check_pixels(frame.width, frame.height, place)
                 yield _Entry(str(number), place, partial(_upright, frame, place))
                 number += 1
     except (av.error.FFmpegError, OSError) as error:
         fault = "cannot be read" if number == 0 else f"is damaged after frame {number - 1}"
-        raise UserError(
-            f"{printable(path)}: {fault} ({first_line(error)}); convert it, or give its images"
-        ) from error
+        raise UserError(f"{video}: {fault} ({first_line(error)}); {_REMEDY}") from error
     if number == 0:
-        raise UserError(
-            f"{printable(path)}: contains no frame that can be decoded; "
-            "convert it, or give its images"
-        )
+        raise UserError(f"{video}: contains no frame that can be decoded; {_REMEDY}")
 
 
 @contextmanager
@@ -191,7 +165,6 @@ def _upright(frame: av.VideoFrame, place: str) -> Iterator[Image.Image]:
     try:
         image = frame.to_image().rotate(frame.rotation, expand=True)
     except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(
-            f"{place}: cannot be converted to RGB ({first_line(error)}); convert the video"
-        ) from error
+        fault = f"cannot be converted to RGB ({first_line(error)}); convert the video"
+        raise UserError(f"{place}: {fault}") from error
     yield image

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cips3d.camera import Camera, is_centred, is_rigid
-from cips3d.data.images import FILTERS, central_square
+from cips3d.data.images import central_square
 from cips3d.data.layout import LABEL_SIZE, Labels, read_labels
 from cips3d.data.sources import image_names, open_image, open_source, upright_rgb
 from cips3d.errors import UserError, printable
@@ -29,45 +28,27 @@ _SHOWN = 10
 
 @dataclass
 class DataReport:
-    """The content of a dataset and its faults.
+    """The content of a dataset and its faults."""
 
-    Attributes:
-        names: all images.
-        resolution: resolution of the training run, or None.
-        labels: kind of the labels.
-        camera: median distance from the origin and field of view (degrees) of the labels' cameras.
-        unreadable: one line per image that cannot be decoded.
-        too_small: images whose shorter side is below the resolution.
-        unlabelled: one line per image whose camera label is missing or malformed.
-        faulty: names of all of these.
-        odd_labels: images whose label is not a centred camera in a rigid pose. Only training with
-            cameras=labels refuses them.
-        duplicates: groups of names with the same pixels.
-        sides: shorter side of each readable image, pixels.
-        not_square: number of images that training crops.
-        modes: number of images by Pillow's mode. All are converted to RGB.
-        grey: number of images without colour.
-        mean, std: of red, green and blue over all cropped squares, 0 to 255.
-        thumbnails: evenly spaced images for a contact sheet, squares of `SHEET_SIDE` pixels.
-    """
-
-    names: list[str]
-    resolution: int | None
-    labels: str
+    names: list[str]  # of all images
+    resolution: int | None  # of the training run
+    labels: str  # their kind
+    #: Median distance from the origin and field of view (degrees) of the labels' cameras.
     camera: tuple[float, float] | None = None
-    unreadable: list[str] = field(default_factory=list)
-    too_small: list[str] = field(default_factory=list)
-    unlabelled: list[str] = field(default_factory=list)
-    faulty: set[str] = field(default_factory=set)
+    unreadable: list[str] = field(default_factory=list)  # one line per image
+    too_small: list[str] = field(default_factory=list)  # images with a side below the resolution
+    unlabelled: list[str] = field(default_factory=list)  # one line per missing or malformed label
+    faulty: set[str] = field(default_factory=set)  # names of all of these
+    #: Images whose label is not a centred camera in a rigid pose: cameras=labels refuses them.
     odd_labels: list[str] = field(default_factory=list)
-    duplicates: list[list[str]] = field(default_factory=list)
-    sides: list[int] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)  # groups with the same pixels
+    sides: list[int] = field(default_factory=list)  # shorter side of each readable image, pixels
     not_square: int = 0
-    modes: Counter[str] = field(default_factory=Counter)
-    grey: int = 0
-    mean: tuple[float, ...] = ()
+    modes: Counter[str] = field(default_factory=Counter)  # Pillow's
+    grey: int = 0  # images without colour
+    mean: tuple[float, ...] = ()  # of red, green and blue over all cropped squares, 0 to 255
     std: tuple[float, ...] = ()
-    thumbnails: list[np.ndarray] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)  # evenly spaced, `SHEET_SIDE` pixels
 
     @property
     def faults(self) -> int:
@@ -80,21 +61,18 @@ class DataReport:
         lines = [f"{len(self.names):,} images, {readable:,} readable; labels: {self.labels}"]
         if self.camera is not None:
             distance, fov = self.camera
-            lines.append(
-                f"cameras (median): distance {distance:.3g}, field of view {fov:.4g} degrees"
-            )
+            view = f"distance {distance:.3g}, field of view {fov:.4g} degrees"
+            lines.append(f"cameras (median): {view}")
         if self.sides:
             lines += self._statistics()
-        for title, entries in (
-            ("unreadable", self.unreadable),
-            (f"smaller than {self.resolution} pixels", self.too_small),
-            ("camera label missing or malformed", self.unlabelled),
-            (
-                "label is not a centred camera in a rigid pose (cameras=labels refuses it)",
-                self.odd_labels,
-            ),
-            ("identical pixels", [" = ".join(group) for group in self.duplicates]),
-        ):
+        odd = "label is not a centred camera in a rigid pose (cameras=labels refuses it)"
+        for title, entries in {
+            "unreadable": self.unreadable,
+            f"smaller than {self.resolution} pixels": self.too_small,
+            "camera label missing or malformed": self.unlabelled,
+            odd: self.odd_labels,
+            "identical pixels": [" = ".join(group) for group in self.duplicates],
+        }.items():
             if entries:
                 lines.append(f"{title}: {len(entries):,}")
                 lines += [f"  {entry}" for entry in entries[:_SHOWN]]
@@ -106,10 +84,8 @@ class DataReport:
         """Lines about sizes and colours."""
         sides = sorted(self.sides)
         modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.most_common())
-        colours = ", ".join(
-            f"{name} {mean:.0f} ± {std:.0f}"
-            for name, mean, std in zip(("red", "green", "blue"), self.mean, self.std, strict=True)
-        )
+        channels = zip(("red", "green", "blue"), self.mean, self.std, strict=True)
+        colours = ", ".join(f"{name} {mean:.0f} ± {std:.0f}" for name, mean, std in channels)
         return [
             f"shorter side: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}; "
             f"{self.not_square:,} not square",
@@ -126,12 +102,11 @@ def check(
     """Decodes every image of a folder or zip.
 
     Args:
-        resolution: resolution of the training run. Smaller images are reported.
+        resolution: resolution of the training run. Smaller images are faults.
         progress: called with the number of images decoded and the total.
 
     Raises:
-        UserError: if the folder or zip cannot be read or contains no images, or the labels cannot
-            be read.
+        UserError: if the folder, the zip or its labels cannot be read, or there are no images.
     """
     source = open_source(Path(path))
     names = image_names(source)
@@ -139,7 +114,7 @@ def check(
     report = DataReport([printable(name) for name in names], resolution, _kind(labels, names))
     if labels is not None and not labels.are_classes:
         _check_cameras(report, labels, names)
-    colours = _Colours()
+    total, squares, count = np.zeros(3), np.zeros(3), 0  # of colours
     digests: dict[bytes, list[str]] = {}
     shown = {i * len(names) // SHEET_IMAGES for i in range(SHEET_IMAGES)}
     for number, name in enumerate(names):
@@ -153,8 +128,14 @@ def check(
             report.faulty.add(name)
             continue
         side, pixels = min(rgb.size), np.asarray(rgb)
-        digests.setdefault(_digest(pixels), []).append(printable(name))
-        colours.add(rgb)
+        content = pixels.tobytes() + repr(pixels.shape).encode()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digests.setdefault(digest, []).append(printable(name))
+        square = central_square(rgb, min(side, MOST_SIDE), "box")
+        colours = np.asarray(square).reshape(-1, 3).astype(np.float64)
+        total += colours.sum(axis=0)
+        squares += (colours**2).sum(axis=0)
+        count += len(colours)
         report.modes[mode] += 1
         report.sides.append(side)
         report.not_square += rgb.width != rgb.height
@@ -163,12 +144,14 @@ def check(
             report.too_small.append(f"{printable(name)} ({rgb.width}x{rgb.height})")
             report.faulty.add(name)
         if number in shown:
-            square = central_square(rgb, SHEET_SIDE, FILTERS["lanczos"])
+            square = central_square(rgb, SHEET_SIDE)
             report.thumbnails.append(np.asarray(square))
     progress(len(names), len(names))
     report.duplicates = [group for group in digests.values() if len(group) > 1]
     if report.sides:
-        report.mean, report.std = colours.mean_and_std()
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        report.mean, report.std = tuple(mean.tolist()), tuple(std.tolist())
     return report
 
 
@@ -198,30 +181,3 @@ def _check_cameras(report: DataReport, labels: Labels, names: list[str]) -> None
     if usable.any():
         cameras = Camera.from_label(numbers[usable])
         report.camera = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
-
-
-class _Colours:
-    """Running mean and standard deviation of red, green and blue."""
-
-    def __init__(self) -> None:
-        self._total, self._squares, self._count = np.zeros(3), np.zeros(3), 0
-
-    def add(self, image: Image.Image) -> None:
-        """Adds the central square of an image, at `MOST_SIDE` pixels at most."""
-        square = central_square(image, min(*image.size, MOST_SIDE), FILTERS["box"])
-        pixels = np.asarray(square).reshape(-1, 3).astype(np.float64)
-        self._total += pixels.sum(axis=0)
-        self._squares += (pixels**2).sum(axis=0)
-        self._count += len(pixels)
-
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of all pixels that were added, 0 to 255."""
-        mean = self._total / self._count
-        variance = np.maximum(self._squares / self._count - mean**2, 0)
-        return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-    """A hash of an image's pixels and shape."""
-    content = pixels.tobytes() + repr(pixels.shape).encode()
-    return hashlib.blake2b(content, digest_size=16).digest()

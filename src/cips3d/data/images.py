@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,23 +23,11 @@ from torch.utils.data import Dataset
 from cips3d.camera import is_centred, is_rigid
 from cips3d.configuration import Count, validated
 from cips3d.data.layout import read_labels, read_recipe
-from cips3d.data.sources import (
-    Folder,
-    Memory,
-    Source,
-    image_names,
-    open_image,
-    open_source,
-    upright_rgb,
-)
+from cips3d.data.sources import Folder, Source, image_names, open_image, open_source, upright_rgb
 from cips3d.errors import UserError, printable
 
+#: Pillow's resampling: "lanczos" is sharper, "box" averages areas.
 Filter = Literal["lanczos", "box"]
-#: Resampling by name: "lanczos" is sharper, "box" averages areas.
-FILTERS: dict[Any, Image.Resampling] = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
 
 
 class ImageDataset(Dataset[Tensor]):
@@ -50,12 +38,9 @@ class ImageDataset(Dataset[Tensor]):
     `__MACOSX` are skipped. Of an animation, only the first frame is used.
 
     Attributes:
-        path: the folder or zip.
-        resolution: side of the items, pixels.
-        filter: name of the resampling filter.
-        names: paths of the images inside the folder or zip, sorted, with forward slashes.
-        labels: (N, 25) camera labels of `dataset.json` in the order of the items (see
-            `Camera.from_label`), or None if there are none or they are class numbers.
+        names: sorted paths of the images inside the folder or zip, with forward slashes.
+        labels: (N, 25) camera labels in the order of the items (see `Camera.from_label`), or None
+            if there are none or they are class numbers.
     """
 
     #: Each image is decoded on its own.
@@ -71,8 +56,6 @@ class ImageDataset(Dataset[Tensor]):
         """Finds the images, reads the labels and checks every header.
 
         Args:
-            path: a folder or zip of images (see `EXTENSIONS`).
-            resolution: side of the items, pixels, ≥ 1.
             filter: resampling. Default: the one that `cips3d data build` recorded in the zip, or
                 "lanczos".
             allow_upscaling: accept images whose shorter side is below `resolution`.
@@ -82,25 +65,28 @@ class ImageDataset(Dataset[Tensor]):
         """
         self.path = Path(path)
         self.resolution: int = validated(Count, resolution, "resolution")
-        self._allow_upscaling = allow_upscaling
         self._source = open_source(self.path)
         recorded = (read_recipe(self._source) or {}).get("filter")
-        default = recorded if isinstance(recorded, str) and recorded in FILTERS else "lanczos"
-        self.filter: str = validated(Filter, filter or default, "filter")
+        default = recorded if recorded in get_args(Filter) else "lanczos"
+        self.filter: Filter = validated(Filter, filter or default, "filter")
         self.names = image_names(self._source)
-        self.labels = self._read_camera_labels()
-        self.validate()
+        labels = read_labels(self._source)
+        self.labels: Float[Tensor, "count 25"] | None = None
+        if labels is not None and not labels.are_classes:
+            numbers = [labels.camera(name) for name in self.names]
+            self.labels = torch.tensor(numbers, dtype=torch.float32)
+        for name in self.names:
+            with open_image(self._source, name) as image:
+                size = image.size
+            if not allow_upscaling:
+                check_size(size, self.resolution, printable(self._source.place(name)))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 side side"]:
-        """The image at `index`, (3, resolution, resolution).
-
-        Raises:
-            UserError: if the image is damaged.
-        """
-        return _square(self._source, self.names[index], self.resolution, FILTERS[self.filter])
+        """The image at `index`; raises UserError if it is damaged."""
+        return _square(self._source, self.names[index], self.resolution, self.filter)
 
     @property
     def has_cameras(self) -> bool:
@@ -118,27 +104,19 @@ class ImageDataset(Dataset[Tensor]):
             return
         unusable = (~(is_centred(self.labels) & is_rigid(self.labels))).nonzero()
         if len(unusable):
+            name = printable(self.names[int(unusable[0])])
             raise UserError(
-                f"{printable(self.path)}: the label of {printable(self.names[int(unusable[0])])} "
-                "is not a rotation, a position and a centred pinhole camera with equal focal "
-                "lengths; correct or remove the labels"
+                f"{printable(self.path)}: the label of {name} is not a rotation, a position and a "
+                "centred pinhole camera with equal focal lengths; correct or remove the labels"
             )
 
     def truth(self) -> None:
         """None: nothing is known of the subjects."""
 
     def description(self) -> dict[str, Any]:
-        """The settings that the images depend on, JSON-ready.
-
-        "built" is the record of `cips3d data build`, or None.
-        """
-        return {
-            "name": str(self.path),
-            "images": len(self),
-            "resolution": self.resolution,
-            "filter": self.filter,
-            "built": read_recipe(self._source),
-        }
+        """The settings that the images depend on; "built" is the record of `cips3d data build`."""
+        sizes = {"images": len(self), "resolution": self.resolution, "filter": self.filter}
+        return {"name": str(self.path), **sizes, "built": read_recipe(self._source)}
 
     @property
     def fingerprint(self) -> str:
@@ -146,68 +124,37 @@ class ImageDataset(Dataset[Tensor]):
         content = [self.description(), [self._source.version(name) for name in self.names]]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
-    def validate(self) -> None:
-        """Reads the header of every image without decoding it.
-
-        Raises:
-            UserError: naming the first image that is unreadable, too large, or smaller than the
-                resolution.
-        """
-        for name in self.names:
-            with open_image(self._source, name) as image:
-                size = image.size
-            if not self._allow_upscaling:
-                check_size(size, self.resolution, printable(self._source.place(name)))
-
-    def _read_camera_labels(self) -> Float[Tensor, "count 25"] | None:
-        labels = read_labels(self._source)
-        if labels is None or labels.are_classes:
-            return None
-        return torch.tensor([labels.camera(name) for name in self.names], dtype=torch.float32)
-
 
 def read_image(path: str | os.PathLike[str], resolution: int) -> Float[Tensor, "1 3 side side"]:
-    """Reads one image in [-1, 1], cropped and resized as by `ImageDataset`; enlarges small ones.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
+    """Reads one image in [-1, 1], cropped and resized as by `ImageDataset`; enlarges small ones."""
     path = Path(path)
     return image_from(Folder(path.parent), path.name, resolution)
 
 
-def image_from(
-    source: Source | Memory, name: str, resolution: int
-) -> Float[Tensor, "1 3 side side"]:
-    """Reads an image as `read_image` does, from any source.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    return _square(source, name, resolution, FILTERS["lanczos"])[None].float() / 127.5 - 1
+def image_from(source: Source, name: str, resolution: int) -> Float[Tensor, "1 3 side side"]:
+    """As `read_image`, from any source."""
+    return _square(source, name, resolution, "lanczos")[None].float() / 127.5 - 1
 
 
-def _square(
-    source: Source | Memory, name: str, resolution: int, filter: Image.Resampling
-) -> UInt8[Tensor, "3 side side"]:
-    """The central square of an image, upright and resized."""
+def _square(source: Source, name: str, side: int, filter: Filter) -> UInt8[Tensor, "3 side side"]:
     with open_image(source, name) as image:
-        square = central_square(upright_rgb(image), resolution, filter)
+        square = central_square(upright_rgb(image), side, filter)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def central_square(image: Image.Image, resolution: int, filter: Image.Resampling) -> Image.Image:
+def central_square(image: Image.Image, resolution: int, filter: Filter = "lanczos") -> Image.Image:
     """The central square of an image, resized."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((resolution, resolution), filter)
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling[filter.upper()])
 
 
 def check_size(size: tuple[int, int], resolution: int, place: str) -> None:
     """Raises UserError if an image of `size` (width, height) would have to be enlarged."""
     if min(size) < resolution:
+        remedy = "choose a lower resolution, remove the image or enlarge it"
         raise UserError(
-            f"{place}: is {size[0]}x{size[1]}, smaller than the resolution {resolution}; choose a "
-            "lower resolution, remove the image or enlarge it "
-            "(cips3d data build --allow-upscaling)"
+            f"{place}: is {size[0]}x{size[1]}, smaller than the resolution {resolution}; "
+            f"{remedy} (cips3d data build --allow-upscaling)"
         )

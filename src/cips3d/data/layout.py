@@ -22,59 +22,37 @@ LABEL_FILE = "dataset.json"
 LABEL_SIZE = 25
 
 
-# ---------------------------------------------------------------- labels
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a dataset.json.
-
-    Attributes:
-        by_name: label by image name.
-        place: the file, for error messages.
-    """
+    """The labels of a dataset.json by the images' names."""
 
     by_name: dict[str, Any]
-    place: str
+    place: str  # the file, for error messages
 
     @property
     def are_classes(self) -> bool:
-        """Whether the labels are class numbers, which no network of this package uses."""
+        """Whether they are class numbers, which no network of this package uses."""
         return all(type(label) is int for label in self.by_name.values())
 
     def __getitem__(self, name: str) -> Any:
-        """The label of an image, of any kind.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The label of an image, of any kind; raises UserError if there is none."""
         if name not in self.by_name:
-            raise UserError(
-                f"{self.place}: has no label for {printable(name)}; "
-                "add one, or remove the image or the labels"
-            )
+            remedy = "add one, or remove the image or the labels"
+            raise UserError(f"{self.place}: has no label for {printable(name)}; {remedy}")
         return self.by_name[name]
 
     def camera(self, name: str) -> list[float]:
-        """The camera label of an image, 25 numbers.
-
-        Raises:
-            UserError: if there is none, or the label has another form.
-        """
+        """The camera label of an image; raises UserError if it is missing or malformed."""
         label = self[name]
         is_vector = isinstance(label, list) and len(label) == LABEL_SIZE
         if not is_vector or not all(type(x) in (int, float) and math.isfinite(x) for x in label):
-            raise UserError(
-                f"{self.place}: the label of {printable(name)} must be {LABEL_SIZE} finite "
-                "numbers; correct or remove the labels"
-            )
+            fault = f"must be {LABEL_SIZE} finite numbers; correct or remove the labels"
+            raise UserError(f"{self.place}: the label of {printable(name)} {fault}")
         return label
 
 
 def read_labels(source: Source) -> Labels | None:
-    """The labels of a dataset, or None without any.
-
-    Raises:
-        UserError: if dataset.json cannot be read or has another form.
-    """
+    """The labels of a dataset, or None; raises UserError if dataset.json cannot be used."""
     content = _read_label_file(source)
     if content is None:
         return None
@@ -83,18 +61,12 @@ def read_labels(source: Source) -> Labels | None:
         pairs = content["labels"]
         return None if pairs is None else Labels(dict(pairs), place)
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f'{place}: must be {{"labels": [[name, label], …]}} or have null labels; '
-            "correct or remove it"
-        ) from error
+        form = '{"labels": [[name, label], …]} or have null labels'
+        raise UserError(f"{place}: must be {form}; correct or remove it") from error
 
 
 def read_recipe(source: Source) -> dict[str, Any] | None:
-    """The settings that `cips3d data build` recorded in a dataset.json, or None without any.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
+    """The settings that `cips3d data build` recorded in a dataset.json, or None."""
     content = _read_label_file(source)
     recipe = content.get("cips3d") if isinstance(content, dict) else None
     return recipe if isinstance(recipe, dict) else None
@@ -110,13 +82,10 @@ def _read_label_file(source: Source) -> Any:
     except UserError:
         raise
     except Exception as error:
-        place = printable(source.place(LABEL_FILE))
-        raise UserError(
-            f"{place}: is not valid JSON ({first_line(error)}); correct or remove it"
-        ) from error
+        fault = f"is not valid JSON ({first_line(error)}); correct or remove it"
+        raise UserError(f"{printable(source.place(LABEL_FILE))}: {fault}") from error
 
 
-# ---------------------------------------------------------------- writing
 def member_name(number: int) -> str:
     """The name of an image, a thousand per folder: 00000/img00000000.png."""
     return f"{number // 1000:05d}/img{number:08d}.png"
@@ -129,16 +98,10 @@ def check_free(path: str | os.PathLike[str]) -> None:
 
 
 def write_files(path: str | os.PathLike[str], files: Iterator[tuple[str, bytes]]) -> None:
-    """Writes files into a new zip, or into a new folder if `path` does not end in .zip.
+    """Writes (name, content) pairs into a new zip, or into a folder if `path` is not named .zip.
 
     Members of a zip have no dates, so that equal files give equal zips. An error leaves nothing
-    behind.
-
-    Args:
-        files: names and contents, in order.
-
-    Raises:
-        UserError: if `path` exists or cannot be written.
+    behind. Raises UserError if `path` exists or cannot be written.
     """
     check_free(path)
     if not str(path).lower().endswith(".zip"):
@@ -158,9 +121,7 @@ def _write_folder(target: Path, files: Iterator[tuple[str, bytes]]) -> None:
             file.write_bytes(content)
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {first_line(error)}; "
-            "give a path that can be written and has room"
-        ) from error
+        fault = f"{first_line(error)}; give a path that can be written and has room"
+        raise UserError(f"cannot write {target}: {fault}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -47,12 +47,10 @@ class Truth(Protocol):
         unseen: bool = False,
         device: torch.device | str = "cpu",
     ) -> RenderOutput:
-        """Renders subjects from any camera outside them.
+        """Renders subjects, each from a camera outside it.
 
         Args:
             indices: B subjects, by the number of their image in the dataset.
-            camera: one per subject.
-            resolution: side of the images, pixels.
             unseen: takes subjects from the same distribution that the dataset does not show.
             device: where the output is stored.
 
@@ -78,11 +76,7 @@ class Dataset(Protocol):
 
     @property
     def batch_hint(self) -> int:
-        """Number of images that are efficient to load at once.
-
-        1 where each image is decoded on its own, which worker processes speed up; more where a
-        batch shares work and is computed in threads.
-        """
+        """Images that are efficient to load at once; 1 where worker processes speed up loading."""
         ...
 
     @property

@@ -1,8 +1,8 @@
 """Opens a user's images in a folder or zip: safely, upright and as RGB.
 
 Decompression bombs (of pixels and of bytes) and zips whose members point outside the zip are
-refused. Every error names its image. Only the decoders of known formats are tried: Pillow passes
-PostScript to Ghostscript, whatever the file is called.
+refused. Only the decoders of known formats are tried: Pillow passes PostScript to Ghostscript,
+whatever the file is called.
 """
 
 from __future__ import annotations
@@ -37,17 +37,12 @@ class Folder:
 
     def names(self) -> list[str]:
         def fail(error: OSError) -> None:
-            raise UserError(
-                f"{printable(error.filename)}: cannot be listed ({first_line(error)}); "
-                "make the folder readable"
-            )
+            fault = f"cannot be listed ({first_line(error)}); make the folder readable"
+            raise UserError(f"{printable(error.filename)}: {fault}")
 
         walk = os.walk(self.path, onerror=fail)
-        return [
-            (Path(folder) / name).relative_to(self.path).as_posix()
-            for folder, _, files in walk
-            for name in files
-        ]
+        paths = (Path(folder) / name for folder, _, files in walk for name in files)
+        return [path.relative_to(self.path).as_posix() for path in paths]
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
         return open(self.path / name, "rb")
@@ -56,16 +51,12 @@ class Folder:
         return str(self.path / name)
 
     def version(self, name: str) -> list[int]:
-        """Size and modification time."""
         status = (self.path / name).stat()
         return [status.st_size, status.st_mtime_ns]
 
 
 class Zip:
-    """The members of a zip.
-
-    Each process opens the file itself: forked processes share a file position.
-    """
+    """The members of a zip. Each process opens it: forked processes share a file position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,25 +68,22 @@ class Zip:
         for name in names:
             inside = PureWindowsPath(name)  # understands both kinds of slash, and drives
             if inside.anchor or ".." in inside.parts:
-                raise UserError(
-                    f"{printable(self.path)}: its member {printable(name)} points outside the "
-                    "zip; create the zip again"
-                )
+                fault = f"its member {printable(name)} points outside the zip"
+                raise UserError(f"{printable(self.path)}: {fault}; create the zip again")
         return names
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
         size = self._opened().getinfo(name).file_size
         most = MOST_BYTES if is_image(name) else MOST_OTHER_BYTES
         if size > most:
-            place = printable(self.place(name))
-            raise UserError(f"{place}: unpacks to {size} bytes, more than {most}; remove it")
+            fault = f"unpacks to {size} bytes, more than {most}; remove it"
+            raise UserError(f"{printable(self.place(name))}: {fault}")
         return self._opened().open(name)
 
     def place(self, name: str) -> str:
         return f"{name} in {self.path}"
 
     def version(self, name: str) -> list[int]:
-        """Size and checksum."""
         info = self._opened().getinfo(name)
         return [info.file_size, info.CRC]
 
@@ -121,15 +109,12 @@ class Memory:
         return name
 
 
-Source = Folder | Zip
+Archive = Folder | Zip
+Source = Archive | Memory
 
 
-def open_source(path: Path) -> Source:
-    """The files of a folder or zip.
-
-    Raises:
-        UserError: if the path does not exist or cannot be read.
-    """
+def open_source(path: Path) -> Archive:
+    """The files of a folder or zip; raises UserError if there is none or it cannot be read."""
     if not path.exists():
         raise UserError(f"{printable(path)}: no such folder or zip; check the path")
     if path.is_dir():
@@ -149,16 +134,12 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def image_names(source: Source) -> list[str]:
-    """Paths of the images inside a folder or zip, sorted, with forward slashes.
-
-    Raises:
-        UserError: if there are none.
-    """
+def image_names(source: Archive) -> list[str]:
+    """Sorted paths of the images in a folder or zip; raises UserError if there are none."""
     names = sorted(name for name in source.names() if is_image(name))
     if not names:
-        known = ", ".join(EXTENSIONS)
-        raise UserError(f"{printable(source.path)}: contains no images; looked for {known}")
+        fault = f"contains no images; looked for {', '.join(EXTENSIONS)}"
+        raise UserError(f"{printable(source.path)}: {fault}")
     return names
 
 
@@ -170,11 +151,10 @@ def is_image(name: str) -> bool:
 
 
 @contextmanager
-def open_image(source: Source | Memory, name: str) -> Iterator[Image.Image]:
+def open_image(source: Source, name: str) -> Iterator[Image.Image]:
     """An image whose header has been read. Pixels are decoded at their first use.
 
-    Raises:
-        UserError: if it is damaged or unsafe to decode, also when it is used in the block.
+    Raises UserError for an image that is damaged or unsafe to decode, also from inside the block.
     """
     try:
         with warnings.catch_warnings():
@@ -210,10 +190,7 @@ def _fault(error: Exception) -> str:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image turned upright (EXIF) and composited onto white, as RGB.
-
-    Of 16 bits, the upper eight are kept.
-    """
+    """An image turned upright (EXIF), on white and as RGB. Of 16 bits, the upper eight are kept."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)

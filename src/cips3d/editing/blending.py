@@ -60,8 +60,16 @@ def interpolate(
     theirs = other.state_dict()
     with torch.no_grad():
         for name, tensor in blended.state_dict().items():
-            a = _amount_for(name, base, amounts, mapping)
-            tensor.copy_(_lerp(tensor, theirs[name].to(tensor), a))
+            match name.split("."):
+                case ["inr", "blocks", index, *_]:
+                    a = amounts[int(index)]
+                case ["inr", "to_rgb", index, *_]:
+                    a = amounts[int(index) + base.networks.rgb_from_block]
+                case _:  # appearance mapping, mean styles and auxiliary head; the rest is equal
+                    a = mapping
+            if a != 0:  # not lerp at 0 and 1, which would round
+                new = theirs[name].to(tensor)
+                tensor.copy_(new if a == 1 else torch.lerp(tensor, new, a))
     return blended
 
 
@@ -73,13 +81,10 @@ def swap_layers(content: ImageGenerator, style: ImageGenerator, from_block: int)
     Raises:
         UserError: if there is no such block, or as `interpolate`.
     """
-    blocks = content.style_blocks
-    if not 0 <= from_block <= blocks:
-        raise UserError(
-            f"from_block is {from_block}; it must lie in 0 (all blocks of the second model) to "
-            f"{blocks} (none)"
-        )
-    return interpolate(content, style, [float(i >= from_block) for i in range(blocks)])
+    _check_block(from_block, content.style_blocks)
+    return interpolate(
+        content, style, [float(i >= from_block) for i in range(content.style_blocks)]
+    )
 
 
 def mix_styles(
@@ -94,7 +99,7 @@ def mix_styles(
     Args:
         content: shape, and appearance of the blocks before `from_block`.
         style: appearance of the blocks from `from_block` on; as many as `content`, or one.
-        psi: truncation of latents (see `ImageGenerator.map`); styles are used as they are.
+        psi: truncation of latents; styles are used as they are.
 
     Raises:
         UserError: if the generator has no implicit network or no such block.
@@ -103,10 +108,7 @@ def mix_styles(
     if not blocks:
         name = generator.config.networks.architecture
         raise UserError(f"model: a {name} has no blocks with styles of their own")
-    if not 0 <= from_block <= blocks:
-        raise UserError(
-            f"from_block is {from_block}; it must lie in 0 to {blocks}, the number of blocks"
-        )
+    _check_block(from_block, blocks)
     first, second = (
         codes if isinstance(codes, Styles) else generator.map(codes, psi)
         for codes in (content, style)
@@ -119,46 +121,38 @@ def mix_styles(
     return Styles(first.shape, [*before[:from_block], *later])
 
 
+def _check_block(from_block: int, blocks: int) -> None:
+    if not 0 <= from_block <= blocks:
+        raise UserError(
+            f"from_block is {from_block}; it must lie in 0 (all blocks of the second) to {blocks} "
+            "(none)"
+        )
+
+
 def check_same_geometry(base: ImageGenerator, other: ImageGenerator) -> None:
     """Raises UserError with the first difference if two models cannot be blended."""
     for generator in (base, other):
         if not generator.geometry_parts:
             name = generator.config.networks.architecture
             raise UserError(f"models: a {name} cannot be blended; give cips-3d models")
+    difference = _difference(base, other)
+    if difference:
+        raise UserError(
+            f"models: cannot be blended, since {difference}; give a model and its finetuned "
+            "version (cips3d finetune), or two versions of one model"
+        )
+
+
+def _difference(base: ImageGenerator, other: ImageGenerator) -> str | None:
     for name, ours in vars(base.config.networks).items():
         theirs = getattr(other.config.networks, name, None)
         if ours != theirs:
-            raise UserError(
-                f"models: cannot be blended, since {name} is {ours} and {theirs}; give a model and "
-                "its finetuned version (cips3d finetune)"
-            )
+            return f"{name} is {ours} and {theirs}"
     if base.config.sampling != other.config.sampling:
-        raise UserError(
-            "models: cannot be blended, since their samples per ray differ; give a model and its "
-            "finetuned version (cips3d finetune)"
-        )
-    prefixes = tuple(f"{part}." for part in base.geometry_parts)
+        return "their samples per ray differ"
     weights = other.state_dict()
+    prefixes = tuple(f"{part}." for part in base.geometry_parts)
     for name, tensor in base.state_dict().items():
         if name.startswith(prefixes) and not torch.equal(tensor, weights[name].to(tensor)):
-            raise UserError(
-                f"models: cannot be blended, since their NeRFs differ ({name}); give a model and "
-                "its finetuned version (cips3d finetune), or two versions of one model"
-            )
-
-
-def _amount_for(name: str, generator: Generator, amounts: Sequence[float], mapping: float) -> float:
-    """The amount of an entry of the state_dict."""
-    match name.split("."):
-        case ["inr", "blocks", index, *_]:
-            return amounts[int(index)]
-        case ["inr", "to_rgb", index, *_]:
-            return amounts[int(index) + generator.networks.rgb_from_block]
-    return mapping  # appearance mapping, mean styles and auxiliary head; the rest is equal
-
-
-def _lerp(base: Tensor, other: Tensor, amount: float) -> Tensor:
-    """(1 − a)·base + a·other, bit-exact at 0 and 1."""
-    if amount in (0.0, 1.0):
-        return other if amount else base
-    return torch.lerp(base, other, amount)
+            return f"their NeRFs differ ({name})"
+    return None

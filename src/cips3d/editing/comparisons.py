@@ -1,10 +1,15 @@
-"""Sheets of blended models and mixed styles, as in the paper's Fig. 13, and of inversions."""
+"""Sheets of blended models and mixed styles, as in the paper's Fig. 13, and of inversions.
+
+Cells have `resolution` pixels on a side; yaws are degrees from the mean of the camera prior.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.camera import Camera
@@ -12,6 +17,7 @@ from cips3d.editing.blending import interpolate, mix_styles
 from cips3d.editing.inversion import SPACES, Inversion
 from cips3d.export.media import depth_map
 from cips3d.export.sheets import (
+    DEFAULT_SIDE,
     Cells,
     Sheet,
     camera_labels,
@@ -41,15 +47,9 @@ def amounts_sheet(
     *,
     psi: Psi = DEFAULT_PSI,
     yaw: float = 0.0,
-    labels: Sequence[str] | bool = True,
+    labels: bool = True,
 ) -> Sheet:
-    """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c).
-
-    Args:
-        resolution: side of a cell, pixels.
-        yaw: of the camera, degrees.
-        labels: names of the subjects; True numbers them, False leaves out all labels of the sheet.
-    """
+    """A row per subject, a column for each of `steps` even amounts from 0 to 1 (Fig. 13c)."""
     camera = orbit_cameras(base, [yaw])
     amounts = [j / max(1, steps - 1) for j in range(steps)]
 
@@ -59,7 +59,7 @@ def amounts_sheet(
             for i in range(len(codes)):
                 yield _cell(i, j, model, _styles(model, codes[i], psi), camera, resolution)
 
-    headings = [f"amount {amount:.2g}" for amount in amounts] if labels is not False else []
+    headings = [f"amount {amount:.2g}" for amount in amounts] if labels else []
     names = subject_names(len(codes), labels)
     return _grid(len(codes), steps, (resolution, resolution), cells(), names, headings)
 
@@ -72,33 +72,25 @@ def views_sheet(
     resolution: int,
     *,
     psi: Psi = DEFAULT_PSI,
-    labels: Sequence[str] | bool = True,
+    labels: Sequence[str] = (),
 ) -> Sheet:
-    """For each subject a row per generator, seen from -yaw to yaw (Fig. 13b).
+    """For each subject a row per generator, seen from -yaw to yaw, or once from yaw (Fig. 13b).
 
     Args:
-        yaw: degrees; a single view is from yaw itself.
-        resolution: side of a cell, pixels.
-        labels: names of the generators. True calls the first "base", the last "other" and those
-            between "blended"; False leaves out all labels of the sheet.
+        labels: names of the generators; without them the sheet has no labels at all.
     """
     yaws = [yaw * (2 * i / (views - 1) - 1) if views > 1 else yaw for i in range(views)]
-    cameras = orbit_cameras(generators[0], yaws)
-    names = [] if isinstance(labels, bool) else labels
-    if labels is True:
-        names = ["base", *["blended"] * (len(generators) - 2), "other"][: len(generators)]
-    rows = [
-        (generator, _styles(generator, codes[i], psi))
-        for i in range(len(codes))
-        for generator in generators
-    ]
+    rows = [(g, _styles(g, codes[i], psi)) for i in range(len(codes)) for g in generators]
     cells = (
         _cell(i, j, generator, styles, orbit_cameras(generator, [angle]), resolution)
         for i, (generator, styles) in enumerate(rows)
         for j, angle in enumerate(yaws)
     )
-    headings = camera_labels(generators[0], cameras) if names else []
-    return _grid(len(rows), views, (resolution, resolution), cells, [*names] * len(codes), headings)
+    headings = []
+    if labels:
+        headings = camera_labels(generators[0], orbit_cameras(generators[0], yaws))
+    names = [*labels] * len(codes)
+    return _grid(len(rows), views, (resolution, resolution), cells, names, headings)
 
 
 def mixing_sheet(
@@ -114,11 +106,7 @@ def mixing_sheet(
 ) -> Sheet:
     """Subjects of `content` on the left, of `style` at the top, and in each cell the two mixed.
 
-    Args:
-        from_block: first block that takes the style of the subject at the top.
-        resolution: side of a cell, pixels.
-        yaw: of the camera, degrees.
-        labels: whether rows and columns are labelled.
+    Blocks from `from_block` on take the style of the subject at the top.
     """
     camera = orbit_cameras(generator, [yaw])
     left = [_styles(generator, codes, psi) for codes in content]
@@ -140,18 +128,17 @@ def mixing_sheet(
 
 
 @torch.inference_mode()
-def inversion_sheet(image: Tensor, found: Inversion) -> Sheet:
+def inversion_sheet(image: Float[Tensor, "1 3 side side"], found: Inversion) -> Sheet:
     """The image and its reconstruction after each step; then the subject from `INVERSION_YAWS`.
 
-    Args:
-        image: (1, 3, side, side) in [-1, 1].
+    Cells have `DEFAULT_SIDE` pixels or more, whatever the side on which the image was fitted.
     """
-    side, columns = image.shape[-1], len(INVERSION_YAWS)
+    side, columns = max(image.shape[-1], DEFAULT_SIDE), len(INVERSION_YAWS)
+    image = F.interpolate(image, size=side, mode="bicubic", antialias=True).clamp(-1, 1)
     steps = [*found.earlier, found]
     first = [step.generator.render(step.styles, step.camera, side).image for step in steps]
     blank = [torch.ones_like(image)] * (columns - 1 - len(steps))
-    cameras = orbit_cameras(found.generator, INVERSION_YAWS)
-    out = found.generator.render(found.styles, cameras, side)
+    out = found.generator.render(found.styles, orbit_cameras(found.generator, INVERSION_YAWS), side)
     depth = depth_map(out.depth, out.subject_opacity).to(out.image)
     cells = torch.cat([image, *first, *blank, out.image, depth])
     headings = {0: ["input", *SPACES[: len(steps)]], 1: [degrees(yaw) for yaw in INVERSION_YAWS]}

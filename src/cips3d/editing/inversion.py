@@ -17,19 +17,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.camera import Camera
-from cips3d.configuration import Configuration, NonNegative
 from cips3d.editing.similarity import Distance, default_distance, pixel_distance
 from cips3d.editing.style_space import MAX_PITCH, Hypotheses, StyleSpace
-from cips3d.editing.target import Target, image_tensor
+from cips3d.editing.target import InversionConfig, Target, image_tensor
 from cips3d.editing.tuning import tune
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
@@ -46,56 +45,20 @@ _BANK = 48
 _START_YAWS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 #: Largest side of the small images that step 1 begins with.
 _SMALL = 32
-_Steps = Annotated[int, Ge(0)]
-
-
-@dataclass(frozen=True)
-class InversionConfig(Configuration):
-    """Numbers of steps, learning rates and weights.
-
-    Weights are relative to the distance of colours, in units of [-1, 1].
-    """
-
-    label: ClassVar[str] = "inversion"
-
-    steps: tuple[_Steps, _Steps, _Steps, _Steps] = (60, 140, 40, 300)
-    """on small images from all start cameras; on the best one at full size; of w+; of tuning"""
-    style_rate: NonNegative = 0.08
-    """learning rate (Adam) of styles, in standard deviations"""
-    camera_rate: NonNegative = 0.015
-    """of camera angles, radians"""
-    tuning_rate: NonNegative = 2e-3
-    """of the weights in tuning, falling along a cosine"""
-    feature_weight: NonNegative = 0.5
-    """of the distance of features"""
-    prior_weight: NonNegative = 0.01
-    """of the mean squares of styles and camera in standard deviations of their prior"""
-    spread_weight: NonNegative = 0.02
-    """of the mean squared difference between the blocks' styles in w+"""
-    keep_weight: NonNegative = 0.3
-    """of changes, in tuning, to surfaces that neither the image nor its mirror image shows"""
-    mirror_weight: NonNegative = 0.3
-    """of the mirrored change, in tuning, on surfaces that only the mirror image shows; 0 for
-    asymmetric subjects, whose hidden side then stays as it was"""
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """The subject and camera of an image.
-
-    Attributes:
-        camera: the camera that took it.
-        styles: of its subject.
-        generator: the model; after "tuned" with its own implicit network.
-        loss: distance of colours and weighted features to the image, in units of [-1, 1].
-        earlier: results of the earlier steps, "w" first.
-    """
+    """The subject and camera of an image."""
 
     camera: Camera
     styles: Styles
     generator: Generator
+    """the model; after "tuned" with its own implicit network"""
     loss: float
+    """distance of colours and weighted features to the image, in units of [-1, 1]"""
     earlier: tuple[Inversion, ...] = ()
+    """results of the earlier steps, "w" first"""
 
 
 def invert(
@@ -115,8 +78,8 @@ def invert(
     Args:
         generator: a model of architecture cips-3d; it is not changed.
         image: framed like the training images; resized to the model's resolution. A path, a PIL
-            image or an array (height, width, 3) of uint8, of which the central square is used; or
-            a square image with colours in [-1, 1]: an array of floats, or a tensor
+            image or an array (height, width, 3) of uint8, of which the central square is used; or a
+            square image with colours in [-1, 1]: an array of floats, or a tensor
             (1, 3, side, side).
         space: the last step, see the module.
         start: cameras to start from, such as a pose network's. Default: the camera that the
@@ -140,7 +103,7 @@ def invert(
     pixels = image_tensor(image, generator)
     if features is None and config.feature_weight:
         features = default_distance(discriminator, pixels.device, pixels.shape[-1])
-    target = Target(generator, pixels, features, config.feature_weight)
+    target = Target(generator, pixels, features, config)
     draws = torch.Generator().manual_seed(seed)
     done, total = itertools.count(1), sum(config.steps[: 2 + SPACES.index(space)])
 
@@ -148,27 +111,21 @@ def invert(
         if progress is not None:
             progress(next(done) / total, current)
 
-    cameras = _start_cameras(target, start, discriminator)
+    cameras, small = _start_cameras(target, start, discriminator), min(_SMALL, target.side)
     found = nearest_subjects(target, StyleSpace(generator, draws), cameras, draws)
-    small = min(_SMALL, target.side)
-    fit(target, found, config, config.steps[0], small, 1.0, lambda: after_step("w"))
-    found = found.best(losses(target, found, config, small))
-    fit(target, found, config, config.steps[1], target.side, 0.5, lambda: after_step("w"))
-    result = _result(target, generator, *found.constants())
+    found = fit(target, found, config.steps[0], small, 1.0, partial(after_step, "w"))
+    found = found[losses(target, found, small).argmin()[None]]
+    found = fit(target, found, config.steps[1], target.side, 0.5, partial(after_step, "w"))
+    results = [_result(target, generator, found)]
     if space != "w":
-        found = found.per_block()
-        fit(target, found, config, config.steps[2], target.side, 0.5, lambda: after_step("w+"))
-        result = replace(_result(target, generator, *found.constants()), earlier=(result,))
+        after = partial(after_step, "w+")
+        found = fit(target, found.per_block(), config.steps[2], target.side, 0.5, after)
+        results.append(_result(target, generator, found))
     if space == "tuned":
-        camera, styles = found.constants()
-        tuned = tune(
-            target, camera, styles, steps=config.steps[3], rate=config.tuning_rate,
-            keep_weight=config.keep_weight, mirror_weight=config.mirror_weight, draws=draws,
-            after_step=lambda: after_step("tuned"),
-        )  # fmt: skip
-        earlier = (*result.earlier, replace(result, earlier=()))
-        result = replace(_result(target, tuned, camera, styles), earlier=earlier)
-    return result
+        after = partial(after_step, "tuned")
+        tuned = tune(target, found.camera(), found.styles(), draws, after)
+        results.append(_result(target, tuned, found))
+    return replace(results[-1], earlier=tuple(results[:-1]))
 
 
 def _start_cameras(
@@ -201,51 +158,49 @@ def nearest_subjects(
     assert isinstance(bank.appearance, Tensor)
     shape = space.shape.coordinates(bank.shape)[chosen]
     appearance = space.appearance.coordinates(bank.appearance)[chosen]
-    yaw, pitch = cameras.yaw_pitch()
-    return Hypotheses(space, yaw.clone(), pitch.clone(), shape, appearance[:, None])
+    return Hypotheses(*cameras.yaw_pitch(), shape, appearance[:, None], space)
 
 
 def fit(
     target: Target,
     found: Hypotheses,
-    config: InversionConfig,
     steps: int,
     side: int,
     rate: float,
     after_step: Callable[[], None],
-) -> None:
-    """Fits the hypotheses, independently of each other, with Adam and a cosine schedule.
+) -> Hypotheses:
+    """The hypotheses, fitted independently of each other with Adam and a cosine schedule.
 
     Args:
         side: of the rendered images, pixels.
         rate: factor of the configuration's learning rates.
     """
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [found.shape, found.appearance], "lr": config.style_rate * rate},
-            {"params": [found.yaw, found.pitch], "lr": config.camera_rate * rate},
-        ],
-        betas=(0.9, 0.99),
-    )
+    found = found.map(lambda x: x.detach().clone().requires_grad_())
+    styles, angles = [found.shape, found.appearance], [found.yaw, found.pitch]
+    groups = [
+        {"params": styles, "lr": target.config.style_rate * rate},
+        {"params": angles, "lr": target.config.camera_rate * rate},
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        losses(target, found, config, side).sum().backward(inputs=list(found.parameters()))
+        losses(target, found, side).sum().backward(inputs=[*styles, *angles])
         optimizer.step()
         schedule.step()
         after_step()
+    return found.map(Tensor.detach)
 
 
-def losses(
-    target: Target, found: Hypotheses, config: InversionConfig, side: int
-) -> Float[Tensor, " hypotheses"]:
+def losses(target: Target, found: Hypotheses, side: int) -> Float[Tensor, " hypotheses"]:
     """Distance to the target and penalties of unusual codes, at `side` pixels."""
     loss = target.distance(target.render(found.styles(), found.camera(), side))
-    loss = loss + config.prior_weight * found.prior_penalty()
-    return loss + config.spread_weight * found.spread_penalty()
+    loss = loss + target.config.prior_weight * found.prior_penalty()
+    return loss + target.config.spread_weight * found.spread_penalty()
 
 
 @torch.no_grad()
-def _result(target: Target, generator: Generator, camera: Camera, styles: Styles) -> Inversion:
+def _result(target: Target, generator: Generator, found: Hypotheses) -> Inversion:
+    camera, styles = found.camera(), found.styles()
     image = generator.render(styles, camera, target.side).image
     return Inversion(camera, styles, generator, float(target.distance(image)))

@@ -17,9 +17,9 @@ from cips3d.models.discriminator import ProgressiveDiscriminator
 #: Two batches of images, (B, 3, R, R) -> (B,) distances.
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-#: Halvings of the images, each of which is compared as well.
+#: Number of times that the images are halved and compared again.
 _HALVINGS = 2
-#: Smallest side that VGG's poolings leave anything of, pixels.
+#: Smallest side that survives VGG's poolings, pixels.
 _LPIPS_SIDE = 32
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,10 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
     """
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        pairs = zip(
-            *(discriminator.features(discriminator.reduced(x)) for x in (a, b)), strict=True
-        )
+        ours, theirs = (discriminator.features(discriminator.reduced(x)) for x in (a, b))
         parts = [
             (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2))
-            for x, y in pairs
+            for x, y in zip(ours, theirs, strict=True)
         ]
         return torch.stack(parts).mean(dim=0)
 
@@ -66,42 +64,31 @@ def discriminator_distance(discriminator: ProgressiveDiscriminator) -> Distance:
 
 
 def lpips_distance(device: torch.device, side: int) -> Distance:
-    """LPIPS with VGG (Zhang et al. 2018), from the package lpips, which downloads its weights.
+    """LPIPS with VGG (Zhang et al. 2018) for images of `side` pixels.
 
-    Args:
-        side: of the images, pixels.
+    It comes from the package lpips, which downloads its weights.
 
     Raises:
         UserError: if the package or its weights are missing, or the images are too small for VGG.
     """
-    if side < _LPIPS_SIDE:
-        raise UserError(
-            f"features lpips: needs images of at least {_LPIPS_SIDE}², the model's are {side}²; "
-            "choose another distance"
-        )
-    try:
-        from lpips import LPIPS  # pyright: ignore[reportMissingImports] (optional)
+    fault = f"needs images of at least {_LPIPS_SIDE}², the model's are {side}²"
+    if side >= _LPIPS_SIDE:
+        try:
+            from lpips import LPIPS  # pyright: ignore[reportMissingImports] (optional)
 
-        network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
-    except ImportError as error:
-        raise UserError(
-            f"features lpips: {error}; pip install lpips torchvision, or choose another distance"
-        ) from None
-    except (OSError, RuntimeError) as error:  # no network; a torchvision for another torch
-        raise UserError(
-            f"features lpips: cannot be loaded ({first_line(error)}); choose another distance"
-        ) from None
-    return lambda a, b: network(a.float(), b.float()).flatten()
+            network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+            return lambda a, b: network(a.float(), b.float()).flatten()
+        except ImportError as error:
+            fault = f"{error}; pip install lpips torchvision"
+        except (OSError, RuntimeError) as error:  # no network; a torchvision for another torch
+            fault = f"cannot be loaded ({first_line(error)})"
+    raise UserError(f"features lpips: {fault}; choose another distance")
 
 
 def default_distance(
     discriminator: ProgressiveDiscriminator | None, device: torch.device, side: int
 ) -> Distance | None:
-    """The discriminator's; without one LPIPS if it is available; or None.
-
-    Args:
-        side: of the images, pixels.
-    """
+    """The discriminator's; without one LPIPS if it is available at `side` pixels; or None."""
     if discriminator is not None:
         return discriminator_distance(discriminator)
     if find_spec("lpips") is None or side < _LPIPS_SIDE:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from cips3d.camera import Camera, PoseDistribution
+from cips3d.camera import Camera
 from cips3d.models.generator import Generator
 from cips3d.models.types import Styles
+from cips3d.records import TensorRecord
 
 #: Random styles that the mean and covariance are estimated from.
 _SAMPLES = 4096
@@ -41,7 +44,7 @@ class StyleSpace:
     """Normal coordinates of a generator's shape and appearance styles, and its camera prior."""
 
     def __init__(self, generator: Generator, draws: torch.Generator) -> None:
-        self.poses: PoseDistribution = generator.config.poses
+        self.poses = generator.config.poses
         self.blocks = generator.style_blocks
         with torch.no_grad():
             styles = generator.map(generator.sample_latents(_SAMPLES, draws))
@@ -50,49 +53,28 @@ class StyleSpace:
         self.appearance = NormalCoordinates(styles.appearance)
 
 
-class Hypotheses(nn.Module):
-    """K cameras and subjects as parameters: angles, and styles in standard deviations.
+@dataclass(frozen=True)
+class Hypotheses(TensorRecord):
+    """K cameras and subjects to fit: angles in radians, and styles in standard deviations."""
 
-    Args:
-        yaw, pitch: (K,) radians.
-        shape, appearance: (K, ws) and (K, blocks, wa); blocks is 1 in "w", where all share it.
-    """
-
-    def __init__(
-        self, space: StyleSpace, yaw: Tensor, pitch: Tensor, shape: Tensor, appearance: Tensor
-    ) -> None:
-        super().__init__()
-        self.space = space
-        self.yaw, self.pitch = nn.Parameter(yaw), nn.Parameter(pitch)
-        self.shape, self.appearance = nn.Parameter(shape), nn.Parameter(appearance)
+    yaw: Float[Tensor, " hypotheses"]
+    pitch: Float[Tensor, " hypotheses"]
+    shape: Float[Tensor, "hypotheses ws"]
+    appearance: Float[Tensor, "hypotheses blocks wa"]
+    """one block in "w", where all blocks share it"""
+    space: StyleSpace
 
     def camera(self) -> Camera:
         return self.space.poses.at(self.yaw, self.pitch.clamp(-MAX_PITCH, MAX_PITCH))
 
     def styles(self) -> Styles:
-        shape = self.space.shape.styles(self.shape)
         w = self.space.appearance.styles(self.appearance)
-        return Styles(shape, w[:, 0] if w.shape[1] == 1 else list(w.unbind(1)))
-
-    @torch.no_grad()
-    def constants(self) -> tuple[Camera, Styles]:
-        """Camera and styles without gradients."""
-        return self.camera(), self.styles()
-
-    def best(self, losses: Float[Tensor, " hypotheses"]) -> Hypotheses:
-        """Only the hypothesis with the smallest loss."""
-        index = losses.argmin()[None]
-        return Hypotheses(self.space, *(value[index] for value in self._values()))
+        appearance = w[:, 0] if w.shape[1] == 1 else list(w.unbind(1))
+        return Styles(self.space.shape.styles(self.shape), appearance)
 
     def per_block(self) -> Hypotheses:
         """The same styles with an appearance for each block."""
-        yaw, pitch, shape, appearance = self._values()
-        appearance = appearance.expand(-1, self.space.blocks, -1).clone()
-        return Hypotheses(self.space, yaw, pitch, shape, appearance)
-
-    def _values(self) -> list[Tensor]:
-        parameters = (self.yaw, self.pitch, self.shape, self.appearance)
-        return [parameter.detach().clone() for parameter in parameters]
+        return replace(self, appearance=self.appearance.expand(-1, self.space.blocks, -1))
 
     def prior_penalty(self) -> Float[Tensor, " hypotheses"]:
         """Mean squares of camera and styles in standard deviations of their prior."""

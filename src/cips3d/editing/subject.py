@@ -15,30 +15,21 @@ from cips3d.models.types import Styles
 from cips3d.storage import read_tensors, weights_digest, write_tensors
 
 _KEY = "cips3d-subject"
+_TENSORS = ("shape", "appearance", "camera")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject of a model.
+    """One subject of a model, and the camera of its image.
 
-    Attributes:
-        styles: w_s and w_a (one for all blocks of the implicit network, or one per block), a batch
-            of one.
-        camera: the camera of its image.
+    Its styles are a batch of one, with one w_a for all blocks of the implicit network, or one each.
     """
 
     styles: Styles
     camera: Camera
 
     def save(self, path: str | Path, generator: ImageGenerator) -> None:
-        """Writes a safetensors file.
-
-        Args:
-            generator: the subject's model; others with the same radiance field can load it too.
-
-        Raises:
-            UserError: if it cannot be written.
-        """
+        """Writes a safetensors file for `generator` and all models with its radiance field."""
         shape, appearance = self.styles.shape, self.styles.appearance
         shared = isinstance(appearance, Tensor)
         stacked = appearance[None] if shared else torch.stack(list(appearance))
@@ -58,11 +49,9 @@ class Subject:
         def damaged(reason: object) -> UserError:
             return UserError(f"{path} is damaged: {reason}; write it again with cips3d invert")
 
-        if set(tensors) != {"shape", "appearance", "camera"} or not isinstance(entry, dict):
+        if set(tensors) != set(_TENSORS) or not isinstance(entry, dict):
             raise damaged("it should contain shape, appearance and camera")
-        shape, appearance, label = (
-            tensors[name].to(generator.shape_mean) for name in ("shape", "appearance", "camera")
-        )
+        shape, appearance, label = (tensors[name].to(generator.shape_mean) for name in _TENSORS)
         widths = generator.shape_mean.shape, generator.appearance_mean.shape
         blocks = entry.get("blocks")
         fits = shape.shape == (1, *widths[0]) and appearance.shape == (blocks or 1, 1, *widths[1])
@@ -77,9 +66,9 @@ class Subject:
             )
         if label.shape != (1, 25):
             raise damaged("its camera does not have 25 numbers")
-        styles = Styles(shape, appearance[0] if blocks is None else list(appearance))
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (shape, appearance)):
             raise damaged("it contains NaN or infinity")
+        styles = Styles(shape, appearance[0] if blocks is None else list(appearance))
         try:
             return Subject(styles, Camera.from_label(label))
         except UserError as error:

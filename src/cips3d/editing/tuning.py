@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,59 +30,34 @@ from cips3d.models.types import SOLID, Styles
 _CAMERAS = 64
 
 
-class RayTargets(NamedTuple):
-    """Rays of other views.
-
-    Attributes:
-        features: rendered features V_r.
-        colors: colours that tuning should give them.
-        weights: of their difference.
-    """
-
-    features: Float[Tensor, "1 rays feature"]
-    colors: Float[Tensor, "1 rays 3"]
-    weights: Float[Tensor, "1 rays"]
-
-
 def tune(
     target: Target,
     camera: Camera,
     styles: Styles,
-    *,
-    steps: int,
-    rate: float,
-    keep_weight: float,
-    mirror_weight: float,
     draws: torch.Generator,
     after_step: Callable[[], None],
 ) -> Generator:
     """A copy of the generator whose implicit network is fitted to the target image.
 
     Nothing else changes, so the radiance field is rendered once, and a step runs the implicit
-    network alone.
-
-    Args:
-        camera, styles: of the image's subject; they stay as they are.
-        rate: of Adam, falling along a cosine.
-        keep_weight, mirror_weight: see `InversionConfig`.
-        draws: chooses rays of other views.
+    network alone. The camera and styles stay as they are; `draws` choose the rays of other views.
     """
     generator = copy.deepcopy(target.generator)
     parameters = list(generator.inr.requires_grad_(True).parameters())
-    optimizer = torch.optim.Adam(parameters, lr=rate)
+    steps = target.config.steps[3]
+    optimizer = torch.optim.Adam(parameters, lr=target.config.tuning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    others = other_views(
-        target, camera, styles, random_rays(target, draws), keep_weight, mirror_weight
-    )
-    here = rendered_features(target.generator, styles, target.rays(camera))[0]
-    features = torch.cat([here, others.features], dim=1)
-    side = target.side
+    rays, side = random_rays(target, draws), target.side
+    others, wanted, weights = other_views(target, camera, styles, rays)
+    rays = camera.to(target.image).rays(side, side)
+    here, _, _ = rendered_features(target.generator, styles, rays)
+    features = torch.cat([here, others], dim=1)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         colors = _colors(target, generator, features, styles)
         image, elsewhere = colors.split(side * side, dim=1)
         loss = target.distance(image.transpose(1, 2).unflatten(2, (side, side))).sum()
-        loss = loss + (others.weights * (elsewhere - others.colors).abs().mean(dim=2)).mean()
+        loss = loss + (weights * (elsewhere - wanted).abs().mean(dim=2)).mean()
         loss.backward(inputs=parameters)
         optimizer.step()
         schedule.step()
@@ -92,14 +67,9 @@ def tune(
 
 @torch.no_grad()
 def other_views(
-    target: Target,
-    camera: Camera,
-    styles: Styles,
-    rays: Rays,
-    keep_weight: float,
-    mirror_weight: float,
-) -> RayTargets:
-    """Targets of rays from other cameras; see the module.
+    target: Target, camera: Camera, styles: Styles, rays: Rays
+) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays 3"], Float[Tensor, "1 rays"]]:
+    """Rendered features, target colours and weights of rays from other cameras; see the module.
 
     The background changes by the median of the image's. If it were free, parts of the subject
     would turn into background where the shape is too small for the image.
@@ -111,20 +81,20 @@ def other_views(
     own, shown = _change_at(target, points, view)
     reflected = _reflected(points, generator.config.poses.yaw_mean)
     other, mirrored = _change_at(target, reflected, view)
-    mirrored = mirrored & ~shown & (mirror_weight > 0)
+    mirrored = mirrored & ~shown & (target.config.mirror_weight > 0)
     change = own * shown[..., None] + other * mirrored[..., None]
     behind = (target.image - view.out.image).transpose(0, 1)[:, ~view.solid[:, 0]]
     if behind.shape[1]:
         change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
+    mirror_weight, keep_weight = target.config.mirror_weight, target.config.keep_weight
     weights = torch.where(mirrored, mirror_weight, keep_weight).masked_fill(shown, 1.0)
-    colors = _colors(target, generator, features, styles) + change
-    return RayTargets(features, colors, weights)
+    return features, _colors(target, generator, features, styles) + change, weights
 
 
 def _change_at(
     target: Target, points: Float[Tensor, "1 n 3"], view: View
 ) -> tuple[Float[Tensor, "1 n 3"], Bool[Tensor, "1 n"]]:
-    """Difference of the target from `view`, the rendering, at world points; which ones it shows."""
+    """Difference of the target from its rendering at world points, and which ones `view` shows."""
     place, distance = view.camera.project(points)
 
     def lookup(image: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
@@ -139,7 +109,7 @@ def _change_at(
 def _reflected(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor, "batch n 3"]:
     """The points mirrored left to right, at the vertical plane of cameras at the yaw `front`.
 
-    The mean of the prior is the front of the subjects, also where learned cameras have turned both.
+    The prior's mean is the front of the subjects, also where learned cameras have turned both.
     """
     normal = points.new_tensor([math.cos(front), 0.0, -math.sin(front)])
     return points - 2 * (points @ normal)[..., None] * normal
@@ -147,9 +117,11 @@ def _reflected(points: Float[Tensor, "batch n 3"], front: float) -> Float[Tensor
 
 def random_rays(target: Target, draws: torch.Generator) -> Rays:
     """As many rays as the image has pixels, each pixel from one of many random cameras."""
-    cameras = target.generator.config.poses.sample(_CAMERAS, draws)
-    pixels = torch.randperm(target.side**2, generator=draws).to(target.image.device)
-    return Rays.cat([target.rays(cameras[i])[pixels[i::_CAMERAS]] for i in range(_CAMERAS)])
+    side = target.side
+    cameras = target.generator.config.poses.sample(_CAMERAS, draws).to(target.image)
+    pixels = torch.randperm(side**2, generator=draws).to(target.image.device)
+    rays = (camera.rays(side, side) for camera in cameras)
+    return Rays.cat([each[pixels[i::_CAMERAS]] for i, each in enumerate(rays)])
 
 
 @torch.no_grad()

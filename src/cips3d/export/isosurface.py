@@ -20,6 +20,7 @@ from torch import Tensor
 from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.models.config import GeneratorConfig
+from cips3d.models.rays import chunks
 
 #: Raw density σ of one subject at depths t of rays, per world unit; nothing is where σ ≤ 0.
 Density = Callable[[Rays, Float[Tensor, "1 rays samples"]], Float[Tensor, "1 rays samples"]]
@@ -31,9 +32,9 @@ _SIDE, _SAMPLES = 24, 128
 #: Number of levels to try, and the lowest and highest as shares of the density where nearly all
 #: rays have ended. The highest is below 1: noise would tear holes at a uniform body's own density.
 _LEVELS, _LOWEST, _HIGHEST = 64, 1 / 64, 0.8
-#: Share of a sample spacing by which a lower level may be worse and still counts as equally good.
+#: Levels whose errors differ by less than this share of a sample spacing are equally good.
 _AS_GOOD = 0.01
-#: Samples of the grid evaluated at a time.
+#: Grid samples evaluated at a time.
 CHUNK = 2**18
 
 
@@ -48,31 +49,28 @@ def typical_cameras(poses: PoseDistribution) -> Camera:
 class SampledVolume:
     """Where a density is reliable: what most typical cameras sample, in front of all far planes.
 
-    A camera samples its frustum between a near and a far depth. Training images never constrain the
-    outside, and hardly constrain what only rare cameras see. The union of all frusta would include
-    that; their intersection would cut off shoulders that every common view shows. So a point
-    belongs to the volume if more than half of the cameras see it.
+    Training images never constrain the density outside of the frusta, and hardly constrain what
+    only rare cameras see. The union of all frusta would include that; their intersection would cut
+    off shoulders that every common view shows. So a point is inside if most cameras see it.
 
-    For the far plane a single camera is enough, because a model may paint its background there, and
-    one camera's wall is in the middle of another's frustum. The ball around the origin with the
-    half depth as its radius is never cut.
-
-    Attributes:
-        cameras: the typical ones.
-        near, far: depths between which they sample, world units.
+    At the far plane, one camera is enough to exclude a point: a model may paint its background
+    there, and one camera's wall is in the middle of another's frustum. The ball around the origin
+    with the half depth as its radius is never cut.
     """
 
     cameras: Camera
     near: float
+    """depth of each camera's first sample, world units"""
     far: float
+    """depth of its last sample, world units"""
 
     @staticmethod
     def from_config(config: GeneratorConfig) -> SampledVolume:
-        """The volume of a model, without the last interval where that belongs to the background.
+        """The volume of a model.
 
-        With an "endless" background any density on the last sample is opaque; with "last" that
-        sample takes all remaining light. Density there paints the background, and would become a
-        wall behind the subject.
+        It excludes the last interval where the density there paints the background, which would
+        become a wall behind the subject: with an "endless" background any density on the last
+        sample is opaque, with "last" that sample takes all remaining light.
         """
         radius, extent = config.poses.radius, config.networks.extent
         is_painted = config.networks.background in ("endless", "last")
@@ -80,16 +78,12 @@ class SampledVolume:
         near, far = max(0.0, radius - extent), radius + extent - painted
         return SampledVolume(typical_cameras(config.poses), near, far)
 
-    def to(self, *args, **kwargs) -> SampledVolume:
-        """The same volume with `Tensor.to(*args, **kwargs)` applied."""
-        return SampledVolume(self.cameras.to(*args, **kwargs), self.near, self.far)
-
     def signed_distance(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, " points"]:
         """Distance to the volume's boundary in world units, positive inside.
 
-        It is exact near smooth parts: the median over the cameras of the distance to the frustum's
-        sides and near end, or the smallest distance to a far end if that is less. Both are
-        continuous, so a surface that ends at the boundary is cut smoothly, not along the voxels.
+        Exact near smooth parts: the median over the cameras of the distance to the frustum's sides
+        and near end, or the smallest distance to a far end if that is less. Both are continuous, so
+        a surface that ends at the boundary is cut smoothly, not along the voxels.
         """
         pose = self.cameras.cam_to_world
         local = (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
@@ -100,11 +94,7 @@ class SampledVolume:
         return torch.minimum(seen, self.far - distance.amax(dim=0))
 
     def bounds(self) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
-        """Lowest and highest corner of a box around the volume.
-
-        Raises:
-            UserError: if there is no point that most typical cameras sample.
-        """
+        """Lowest and highest corner of a box around the volume; UserError if it is empty."""
         radius = float(self.cameras.position.norm(dim=-1).max())
         corner = math.atan(math.sqrt(2) * math.tan(math.radians(float(self.cameras.fov.max())) / 2))
         ends = (self.near, self.far)
@@ -114,20 +104,15 @@ class SampledVolume:
         points = points[self.signed_distance(points) > 0]
         if len(points) == 0:
             raise UserError(
-                "mesh: the cameras of the model's prior have no volume in common; "
-                "give it a wider extent or field of view"
+                "mesh: the cameras of the model's prior have no volume in common; give it a wider "
+                "extent or field of view"
             )
         margin = axis[1] - axis[0]
         return points.amin(dim=0) - margin, points.amax(dim=0) + margin
 
-    def rays(self, side: int) -> Rays:
-        """The rays of all typical cameras' images in one row."""
-        rays = self.cameras.rays(side, side)
-        return Rays(rays.origins.flatten(0, 1)[None], rays.directions.flatten(0, 1)[None])
-
 
 def sample_spacing(config: GeneratorConfig) -> float:
-    """Distance between a ray's stratified samples, the model's depth resolution; world units."""
+    """Distance between a ray's stratified samples in world units: the model's depth resolution."""
     return 2 * config.networks.extent / (config.sampling.coarse - 1)
 
 
@@ -135,17 +120,13 @@ def surface_level(density: Density, volume: SampledVolume, spacing: float) -> fl
     """The density whose level surface is nearest to the surface that images show.
 
     A ray ends where half of its light is absorbed, ∫σ dt = ln 2. The level minimises the mean
-    absolute difference between that depth and the one where the ray meets the level surface. Of
-    equally good levels it is the lowest.
-
-    Args:
-        spacing: largest difference that a ray counts with, also one that misses the surface; world
-            units.
+    absolute difference between that depth and the one where the ray meets the level surface; each
+    difference is at most `spacing` (world units). Of equally good levels, the lowest wins.
 
     Raises:
         UserError: if no ray absorbs half of its light.
     """
-    rays = volume.rays(_SIDE)
+    rays = volume.cameras.rays(_SIDE, _SIDE).map(lambda x: x.flatten(0, 1)[None])
     t = torch.linspace(volume.near, volume.far, _SAMPLES).to(rays.origins)
     sigma = density(rays, t.expand(1, rays.count, -1).contiguous())[0].relu()
     _check_finite(sigma)
@@ -155,7 +136,7 @@ def surface_level(density: Density, volume: SampledVolume, spacing: float) -> fl
     if not bool(ends.any()):
         raise UserError(
             "mesh: no camera of the model's prior sees anything that absorbs half of the light, so "
-            "there is no surface; train the model for longer, or give a level"
+            "there is no surface; train the model longer, or give a level"
         )
     sigma, absorbed = sigma[ends], absorbed[ends]
     half = _crossings(t, absorbed, absorbed.new_tensor([math.log(2)]))
@@ -169,17 +150,15 @@ def surface_level(density: Density, volume: SampledVolume, spacing: float) -> fl
 
 
 def _crossings(
-    t: Float[Tensor, " samples"],
-    values: Float[Tensor, "rays samples"],
-    levels: Float[Tensor, " levels"],
+    t: Float[Tensor, " samples"], values: Float[Tensor, "rays samples"], levels: Tensor
 ) -> Float[Tensor, "rays levels"]:
     """The depth where each ray's values first reach each level; infinite where they never do."""
     highest = values.cummax(dim=1).values
     after = torch.searchsorted(highest, levels.expand(len(values), -1).contiguous())
     last = len(t) - 1
     index = after.clamp(1, last)
-    before, at = values.gather(1, index - 1), values.gather(1, index)
-    share = ((levels - before) / (at - before)).nan_to_num(0.0).clamp(0, 1)
+    low, high = values.gather(1, index - 1), values.gather(1, index)
+    share = ((levels - low) / (high - low)).nan_to_num(0.0).clamp(0, 1)
     return torch.lerp(t[index - 1], t[index], share).masked_fill(after > last, torch.inf)
 
 
@@ -188,7 +167,7 @@ def surface(
 ) -> trimesh.Trimesh:
     """The closed surface around what is denser than a level, cut off where the volume ends.
 
-    Vertices are in world units, faces outward.
+    Vertices are in world units, faces point outward.
 
     Args:
         resolution: grid points along the longest side of the volume's box.
@@ -200,8 +179,8 @@ def surface(
     values, corner, voxel = _grid(density, volume, level, resolution, chunk)
     if values.max() < 0:
         raise UserError(
-            f"mesh: nothing that cameras sample is denser than the level, {level:.4g}; "
-            "give a lower one"
+            f"mesh: nothing that cameras sample is denser than the level, {level:.4g}; give a "
+            "lower one"
         )
     vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="ascent")
     return trimesh.Trimesh(vertices * voxel + corner, faces, process=False)
@@ -210,7 +189,7 @@ def surface(
 def _grid(
     density: Density, volume: SampledVolume, level: float, resolution: int, chunk: int
 ) -> tuple[Float32[np.ndarray, "x y z"], Float[np.ndarray, " 3"], float]:
-    """Values that are positive inside the body, the grid's lowest corner and its voxel size.
+    """Values that are positive inside the body, the grid's lowest corner, and the voxel size.
 
     A value is σ − level, or the distance to the volume's boundary times level/voxel where that is
     less. The outermost points are outside.
@@ -225,27 +204,25 @@ def _grid(
     values = np.empty((len(x), len(y), len(z)), dtype=np.float32)
     rows = values.reshape(-1, len(z))
     across = torch.cartesian_prod(x, y)
-    step = max(1, chunk // len(z))
-    for first in range(0, len(rows), step):
-        origins = torch.nn.functional.pad(across[first : first + step], (0, 1))[None]
+    for part in chunks(len(rows), chunk // len(z)):
+        origins = torch.nn.functional.pad(across[part], (0, 1))[None]
         rays = Rays(origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins))
         t = z.expand(1, rays.count, -1).contiguous()
         sigma = density(rays, t)
         _check_finite(sigma)
         inside = sigma > level
         excess = sigma - level
-        # only inside: what is outside stays so beyond the volume's end
+        # only inside: points below the level are outside anyway
         to_end = volume.signed_distance(rays.at(t)[inside]) * (level / voxel)
         excess[inside] = torch.minimum(excess[inside], to_end)
-        # a vertex on a grid point would have faces without area, which come apart in programs that
-        # merge equal points
+        # a vertex on a grid point would have faces without area, which break the mesh in programs
+        # that merge equal points
         small = excess.abs() < 1e-3 * level
         excess[small] = torch.where(excess[small] < 0, -1e-3, 1e-3).to(excess) * level
-        rows[first : first + step] = excess[0].float().cpu().numpy()
+        rows[part] = excess[0].float().cpu().numpy()
     for axis in range(3):
-        for side in (0, -1):
-            end = np.moveaxis(values, axis, 0)[side]
-            np.minimum(end, -level, out=end)
+        ends = np.moveaxis(values, axis, 0)[:: values.shape[axis] - 1]
+        np.minimum(ends, -level, out=ends)
     return values, low.cpu().double().numpy(), voxel
 
 
@@ -253,26 +230,19 @@ def _check_finite(sigma: Tensor) -> None:
     """Raises UserError for a density that is NaN or infinite."""
     if not bool(torch.isfinite(sigma).all()):
         raise UserError(
-            "mesh: the model's density is NaN or infinite, so its weights or the codes are damaged"
-            "; load the model again, or use other codes"
+            "mesh: the model's density is NaN or infinite, so its weights or codes are damaged; "
+            "load the model again, or use other codes"
         )
 
 
 def outward_parts(mesh: trimesh.Trimesh, largest: bool = True) -> trimesh.Trimesh:
-    """The connected part of the largest volume, or all parts, without the walls of hollows inside.
-
-    Those have negative volumes.
-    """
+    """The connected part of the largest volume, or all parts without the walls of inner hollows."""
     of_vertex = trimesh.graph.connected_component_labels(mesh.edges, node_count=len(mesh.vertices))
     label = of_vertex[mesh.faces[:, 0]]
-    volumes = np.bincount(label, weights=_signed_volumes(mesh))
+    a, b, c = mesh.triangles.swapaxes(0, 1)
+    tetrahedra = np.einsum("fk,fk->f", a, np.cross(b, c)) / 6  # between each face and the origin
+    volumes = np.bincount(label, weights=tetrahedra)  # negative for a hollow
     kept = label == volumes.argmax() if largest else volumes[label] > 0
     mesh.update_faces(kept)
     mesh.remove_unreferenced_vertices()
     return mesh
-
-
-def _signed_volumes(mesh: trimesh.Trimesh) -> Float[np.ndarray, " faces"]:
-    """Volumes of the tetrahedra between each face and the origin."""
-    a, b, c = (mesh.triangles[:, k] for k in range(3))
-    return np.einsum("fk,fk->f", a, np.cross(b, c)) / 6

@@ -1,12 +1,12 @@
-"""Images, depth maps and videos: from tensors in [-1, 1] to files."""
+"""Images, depth maps and videos: tensors in [-1, 1] become files."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated
 
 import av
@@ -17,20 +17,20 @@ import torch
 from annotated_types import Ge, Le
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from cips3d.configuration import validated
 from cips3d.errors import UserError
-from cips3d.files import atomic_path
+from cips3d.files import atomic_path, suffix_of
 from cips3d.models.types import to_uint8 as to_uint8
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 #: Longest side of a JPEG, pixels.
 _JPEG_SIDE = 65500
-#: Control points of matplotlib's "inferno", dark to bright: evenly spaced in perceived lightness,
-#: readable in grey too.
+#: Control points of matplotlib's "inferno", dark to bright: perceptually uniform, in greyscale too.
 _INFERNO = torch.tensor(
     [
         [0.001, 0.000, 0.014],
@@ -44,16 +44,15 @@ _INFERNO = torch.tensor(
         [0.988, 0.998, 0.645],
     ]
 )
-#: Options of FFmpeg's muxers: an MP4 plays while it loads, a GIF repeats for ever.
+#: Options of FFmpeg's muxers: an MP4 plays while it loads, a GIF repeats forever.
 _MUXER_OPTIONS = {".mp4": {"movflags": "faststart"}, ".gif": {"loop": "0"}}
-_FPS = {
-    ".mp4": Annotated[float, Ge(0.01), Le(1000)],
-    ".gif": Annotated[float, Ge(0.01), Le(50)],
-}
+_FPS = {".mp4": Annotated[float, Ge(0.01), Le(1000)], ".gif": Annotated[float, Ge(0.01), Le(50)]}
 #: Quality of x264; 18 is visually lossless.
 _CRF = "18"
 #: FFmpeg's number for the primaries and the transfer curve of high-definition video.
 _BT709 = 1
+#: An open stream, and the conversion of RGB frames for it.
+_Encoder = tuple[VideoStream, Callable[[av.VideoFrame], av.VideoFrame]]
 
 
 def depth_map(
@@ -64,25 +63,26 @@ def depth_map(
 ) -> Float[Tensor, "batch 3 height width"]:
     """Depth in colour, in [-1, 1]: near is bright and warm, far is dark, the background is black.
 
-    Depth maps linearly from `near` … `far` to the colours and is clipped to them. A missing bound
-    is the 2nd (near) or 98th (far) percentile of the finite depths at pixels that are at least half
-    opaque, over the whole batch, so stray pixels do not flatten the rest. Give both bounds to
-    compare batches or the frames of a video.
-
     Args:
         depth: world units from the camera.
         opacity: in [0, 1]; colours fade to black with it. None: opaque everywhere.
-        near, far: depths of the brightest and the darkest colour, world units.
+        near, far: depths of the brightest and the darkest colour, world units. Defaults: the 2nd
+            and 98th percentile of the batch at pixels that are at least half opaque, so stray
+            pixels do not flatten the rest. Give both to compare batches or the frames of a video.
     """
     seen = torch.isfinite(depth) if opacity is None else torch.isfinite(depth) & (opacity >= 0.5)
     near_seen, far_seen = robust_range(depth[seen].float())
     near, far = near_seen if near is None else near, far_seen if far is None else far
     nearness = ((far - depth.float()) / max(far - near, 1e-6)).nan_to_num(0.0).clamp(0, 1)
     # the darkest tenth of the table is left to the background, so a head's far side stands out
-    colour = _colours(0.1 + 0.9 * nearness[:, 0])
+    table = _INFERNO.to(depth.device)
+    place = (0.1 + 0.9 * nearness[:, 0]) * (len(table) - 1)
+    below = place.floor().long().clamp(max=len(table) - 2)
+    colours = torch.lerp(table[below], table[below + 1], (place - below)[..., None])
+    colours = colours.permute(0, 3, 1, 2)
     if opacity is not None:
-        colour = colour * opacity.float().nan_to_num(0.0).clamp(0, 1)
-    return colour * 2 - 1
+        colours = colours * opacity.float().nan_to_num(0.0).clamp(0, 1)
+    return colours * 2 - 1
 
 
 def robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
@@ -93,30 +93,10 @@ def robust_range(depths: Float[Tensor, " seen"]) -> tuple[float, float]:
     return float(near), float(far)
 
 
-def _colours(values: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """The table's colours, in [0, 1], at values in [0, 1]."""
-    table = _INFERNO.to(values.device)
-    place = values * (len(table) - 1)
-    below = place.floor().long().clamp(max=len(table) - 2)
-    colours = torch.lerp(table[below], table[below + 1], (place - below)[..., None])
-    return colours.permute(0, 3, 1, 2)
-
-
 # ---------------------------------------------------------------- files
 def save_image(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes a PNG, or a JPEG of quality 95, whole or not at all.
-
-    Raises:
-        UserError: if `path` has another suffix, a JPEG is too large, or the file cannot be written.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        *others, last = IMAGE_SUFFIXES
-        raise UserError(
-            f"{path}: cannot write an image of kind {suffix or '(no suffix)'!r}; "
-            f"end the name in {', '.join(others)} or {last}"
-        )
-    is_jpeg = suffix != ".png"
+    """Writes a PNG, or a JPEG of quality 95, whole or not at all."""
+    is_jpeg = suffix_of(path, *IMAGE_SUFFIXES) != ".png"
     if is_jpeg and max(image.shape) > _JPEG_SIDE:
         raise UserError(
             f"{path}: a JPEG has sides of at most {_JPEG_SIDE} pixels and this image is "
@@ -134,81 +114,56 @@ def save_frames(
     frames: Iterable[UInt8[np.ndarray, "height width 3"]],
     fps: float = 30,
 ) -> None:
-    """Writes a video frame by frame, in constant memory; the file is whole or not there.
+    """Writes a video frame by frame in constant memory, whole or not at all.
 
     Args:
-        path: `.mp4` (H.264, 4:2:0; an odd height or width is padded by its last row or column) or
-            `.gif` (256 colours per frame, endless, frame times rounded to hundredths of a second).
+        path: `.mp4` (H.264, 4:2:0; an odd height or width repeats its last row or column) or `.gif`
+            (256 colours per frame, endless, frame times rounded to hundredths of a second).
         frames: images of one size.
         fps: frames per second, 0.01 to 1000; at most 50 in a GIF, since players slow down beyond.
-
-    Raises:
-        UserError: if the suffix is another one, `fps` is out of range, there are no frames, their
-            sizes differ, or the file cannot be written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _MUXER_OPTIONS:
-        raise UserError(
-            f"{path}: cannot write a video of kind {suffix or '(no suffix)'!r}; "
-            "end the name in .mp4 or .gif"
-        )
+    suffix = suffix_of(path, *_FPS)
     rate = Fraction(validated(_FPS[suffix], fps, f"{path}: fps")).limit_denominator(1001)
-    write = _write_gif if suffix == ".gif" else _write_mp4
+    encoder = _gif_encoder if suffix == ".gif" else _mp4_encoder
     try:
         with (
             atomic_path(path) as temporary,
             av.open(str(temporary), "w", options=_MUXER_OPTIONS[suffix]) as container,
         ):
-            write(container, _same_sized(path, frames), rate)
+            arrays = _same_sized(path, frames, even=suffix == ".mp4")
+            first = next(arrays)
+            stream, converted = encoder(container, first.shape[0], first.shape[1], rate)
+            for index, array in enumerate(itertools.chain([first], arrays)):
+                frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+                frame.pts, frame.time_base = index, 1 / rate
+                frame = converted(frame)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
     except av.error.FFmpegError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; give a path that can be written and has room"
         ) from error
 
 
-def _write_mp4(container: OutputContainer, frames: Iterator[np.ndarray], rate: Fraction) -> None:
-    stream = None
-    for index, array in enumerate(frames):
-        even = np.pad(
-            array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge"
-        )
-        if stream is None:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF})
-            stream.height, stream.width, stream.pix_fmt = *even.shape[:2], "yuv420p"
-            codec = stream.codec_context
-            codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
-            codec.color_primaries = codec.color_trc = _BT709
-        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame = frame.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-        )
-        frame.pts, frame.time_base = index, 1 / rate
-        container.mux(stream.encode(frame))
-    if stream is not None:
-        container.mux(stream.encode(None))
+def _mp4_encoder(container: OutputContainer, height: int, width: int, rate: Fraction) -> _Encoder:
+    stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF})
+    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    codec = stream.codec_context
+    codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+    codec.color_primaries = codec.color_trc = _BT709
+    return stream, lambda frame: frame.reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+    )
 
 
-def _write_gif(container: OutputContainer, frames: Iterator[np.ndarray], rate: Fraction) -> None:
-    stream = graph = None
-    for index, array in enumerate(frames):
-        if stream is None or graph is None:
-            stream = container.add_stream("gif", rate=rate)
-            stream.height, stream.width, stream.pix_fmt = *array.shape[:2], "pal8"
-            stream.codec_context.time_base = 1 / rate
-            graph = _palette_graph(stream.width, stream.height, 1 / rate)
-        frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="rgba")
-        frame.pts, frame.time_base = index, 1 / rate
-        graph.vpush(frame)
-        container.mux(stream.encode(graph.vpull()))
-    if stream is not None:
-        container.mux(stream.encode(None))
-
-
-def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
-    """A filter that gives every frame its own palette of 256 colours."""
+def _gif_encoder(container: OutputContainer, height: int, width: int, rate: Fraction) -> _Encoder:
+    """Gives every frame its own palette of 256 colours."""
+    stream = container.add_stream("gif", rate=rate)
+    stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
+    stream.codec_context.time_base = 1 / rate
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=width, height=height, format=av.VideoFormat("rgba"), time_base=time_base
+        width=width, height=height, format=av.VideoFormat("rgba"), time_base=1 / rate
     )
     split, sink = graph.add("split"), graph.add("buffersink")
     palette, use = graph.add("palettegen", "stats_mode=single"), graph.add("paletteuse", "new=1")
@@ -218,10 +173,18 @@ def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Gr
     palette.link_to(use, 0, 1)
     use.link_to(sink)
     graph.configure()
-    return graph
+
+    def converted(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.vpush(frame.reformat(format="rgba"))
+        return graph.vpull()
+
+    return stream, converted
 
 
-def _same_sized(path: str | os.PathLike[str], frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _same_sized(
+    path: str | os.PathLike[str], frames: Iterable[np.ndarray], even: bool
+) -> Iterator[np.ndarray]:
+    """The frames, with their last row or column repeated where sides must be even."""
     shape = None
     for index, array in enumerate(frames):
         shape = shape or array.shape
@@ -230,6 +193,7 @@ def _same_sized(path: str | os.PathLike[str], frames: Iterable[np.ndarray]) -> I
                 f"{path}: frame {index} is {array.shape[1]}x{array.shape[0]}, "
                 f"the first is {shape[1]}x{shape[0]}; give one size"
             )
-        yield np.ascontiguousarray(array)
+        padding = [(0, side % 2 if even else 0) for side in shape[:2]]
+        yield np.pad(np.ascontiguousarray(array), [*padding, (0, 0)], mode="edge")
     if shape is None:
         raise UserError(f"{path}: a video needs frames and there are none; give at least one")

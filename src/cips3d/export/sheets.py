@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,17 +19,20 @@ from cips3d.export.strips import KINDS, Kind, depth_range, image_format, image_s
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
-#: Side of a cell in pixels, unless the user asks for another.
+#: Default side of a cell, pixels.
 DEFAULT_SIDE = 256
 Sheet = UInt8[np.ndarray, "sheet_height sheet_width 3"]
-#: Cells next to each other: the row and column of the first, and all of them in strips of pixel
-#: rows, (rows, columns, strip height, width, 3) each, from the top down.
+#: Adjacent cells: the row and column of the first, and all of them in strips of pixel rows from the
+#: top down, (rows, columns, strip height, width, 3) each.
 Cells = tuple[int, int, Iterable[np.ndarray]]
-#: One label per column, above the first row; or rows of the grid with labels above each.
+#: One label per column, above the first row; or such labels by the row that they are above.
 Headings = Sequence[str] | Mapping[int, Sequence[str]]
 
+Font = ImageFont.FreeTypeFont
+#: Pillow's own font of a size; it has ASCII, ° and · only.
+_sized: Callable[[int], Font] = cache(ImageFont.load_default)  # pyright: ignore
 _PAPER, _INK = 255, (45, 45, 45)
-#: Sizes of the font for small and large cells, and the least one, for labels that would not fit.
+#: Font sizes for small and large cells, and the smallest, for labels that would not fit.
 _SMALL, _LARGE, _SMALLEST = 11, 28, 9
 #: Pixels between the lines of a label.
 _SPACING = 2
@@ -48,17 +50,14 @@ def labelled_grid(
     headings: Headings = (),
     progress: Callable[[float], None] | None = None,
 ) -> Sheet:
-    """A grid of equal cells on white, filled strip by strip: memory is constant besides the sheet.
+    """A grid of equal cells on white, filled strip by strip, so that only the sheet needs memory.
 
     Args:
         size: height and width of a cell in pixels.
         cells: may leave cells out; these stay white.
         row_labels: left of the rows. Labels may have several lines.
-        headings: above the columns, or above the cells of single rows.
+        headings: above the columns, or above single rows.
         progress: called with the share of the grid that is done, in (0, 1], after each strip.
-
-    Raises:
-        UserError: if there are no rows or no columns.
     """
     if rows < 1 or columns < 1:
         raise UserError(f"grid: {rows} rows and {columns} columns; give at least 1 of each")
@@ -80,7 +79,7 @@ def labelled_grid(
 def _empty_grid(
     rows: int, columns: int, size: tuple[int, int], row_labels: Sequence[str], headings: Headings
 ) -> tuple[Sheet, list[int], list[int]]:
-    """A sheet with labels only, the first pixel row of each row and pixel column of each column."""
+    """A sheet with labels only, and the first pixel row of each row and column of each column."""
     height, width = size
     above = dict(headings) if isinstance(headings, Mapping) else {0: headings}
     above = {row: labels for row, labels in above.items() if any(labels)}
@@ -94,9 +93,9 @@ def _empty_grid(
     lefts = [left + column * (width + gap) for column in range(columns)]
     shape = (tops[-1] + height + margin, lefts[-1] + width + margin, 3)
     sheet = np.full(shape, _PAPER, dtype=np.uint8)
+    centres = [x + width / 2 for x in lefts]
     for row, labels in above.items():
         bottom = tops[row] - gap
-        centres = [x + width / 2 for x in lefts]
         _write(sheet[bottom - bands[row] : bottom], labels, centres, fonts[row], "top")
     if any(row_labels):
         middles = [top + height / 2 for top in tops]
@@ -110,11 +109,7 @@ def image_grid(
     row_labels: Sequence[str] = (),
     headings: Headings = (),
 ) -> Sheet:
-    """Images row by row in a `labelled_grid`: tensors in [-1, 1], or arrays of 8 bits.
-
-    Raises:
-        UserError: if there are no images or no columns.
-    """
+    """Images row by row in a `labelled_grid`: tensors in [-1, 1], or arrays of 8 bits."""
     if columns < 1 or len(images) == 0:
         raise UserError(f"grid: {len(images)} images in {columns} columns; give at least 1 of each")
     arrays = to_uint8(images) if isinstance(images, Tensor) else images
@@ -141,22 +136,16 @@ def view_sheet(
     The depth's colours span one range per subject.
 
     Args:
-        codes: latents, or styles that are used as they are.
-        cameras: the views.
         resolution: side of a cell, or (height, width), in pixels; by default the training
             resolution.
-        psi: truncation of latents.
+        psi: truncation of latents; styles are used as they are.
         show: the kinds of images, in order.
         supersample: n, for n² rays per pixel.
         labels: names of the subjects, such as "seed 3". True numbers them if there are several;
             False leaves out all labels of the sheet. A single image has none.
         progress: called with the share that is done, in (0, 1].
-
-    Raises:
-        UserError: if a value is out of range, or a camera is inside the sampled volume.
     """
     form = image_format(generator, resolution, show, supersample)
-    kinds = len(form.show)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
 
     def cells() -> Iterable[Cells]:
@@ -165,9 +154,9 @@ def view_sheet(
             for first in range(0, len(cameras), _TOGETHER):
                 views = cameras[first : first + _TOGETHER]
                 strips = image_strips(generator, styles[i], views, form, depths)
-                yield i * kinds, first, strips
+                yield i * len(form.show), first, strips
 
-    rows, size = len(styles) * kinds, (form.height, form.width)
+    rows, size = len(styles) * len(form.show), (form.height, form.width)
     row_labels, headings = [], []
     if labels is not False and rows * len(cameras) > 1:
         row_labels = _kinds_of(subject_names(len(styles), labels), form.show)
@@ -202,20 +191,13 @@ def subject_grid(
     )
     names = subject_names(count, labels) if count > 1 else []
     headings = {row: names[row * columns : (row + 1) * columns] for row in range(rows)}
-
-    def report(share: float) -> None:
-        if progress is not None:
-            progress(share * rows * columns / count)
-
+    # the last row may not be full
+    report = progress and (lambda share: progress(share * rows * columns / count))
     return labelled_grid(rows, columns, (form.height, form.width), cells, (), headings, report)
 
 
 def orbit_cameras(generator: ImageGenerator, yaws: Sequence[float], pitch: float = 0.0) -> Camera:
-    """Cameras of the generator's radius and field of view.
-
-    Args:
-        yaws, pitch: degrees from the mean of its camera prior.
-    """
+    """Cameras of the generator's prior at angles in degrees from its mean."""
     poses = generator.config.poses
     yaw = torch.deg2rad(torch.tensor(list(yaws))) + poses.yaw_mean
     return poses.at(yaw, math.radians(pitch) + poses.pitch_mean)
@@ -223,7 +205,7 @@ def orbit_cameras(generator: ImageGenerator, yaws: Sequence[float], pitch: float
 
 # ---------------------------------------------------------------- labels
 def subject_names(count: int, labels: Sequence[str] | bool) -> list[str]:
-    """The names as given; for True numbers, if there are several subjects; for False nothing."""
+    """The names as given; True numbers the subjects if there are several; False gives none."""
     if not isinstance(labels, bool):
         return list(labels)
     return [f"subject {i}" for i in range(count)] if labels and count > 1 else []
@@ -254,25 +236,12 @@ def camera_labels(generator: ImageGenerator, cameras: Camera) -> list[str]:
     varying = [name for name, values in angles.items() if values.max() - values.min() > 0.05]
     if varying in ([], ["yaw"]):
         return [degrees(angle) for angle in angles["yaw"].tolist()]
-    columns = zip(*(angles[name].tolist() for name in varying), strict=True)
-    return [
-        "\n".join(f"{name} {degrees(a)}" for name, a in zip(varying, column, strict=True))
-        for column in columns
-    ]
+    lines = [[f"{name} {degrees(angle)}" for angle in angles[name].tolist()] for name in varying]
+    return ["\n".join(label) for label in zip(*lines, strict=True)]
 
 
 # ---------------------------------------------------------------- text
-@cache
-def _sized(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font; it has ASCII, ° and · only."""
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "this Pillow has no scalable fonts"
-    return font
-
-
-def _font(
-    cell: tuple[int, int], labels: Sequence[str] = (), width: float = math.inf
-) -> ImageFont.FreeTypeFont:
+def _font(cell: tuple[int, int], labels: Sequence[str] = ("",), width: float = math.inf) -> Font:
     """The font for cells of this height and width, smaller where a label exceeds `width`."""
     size = round(min(max(_SMALL, 6 + min(cell) / 20), _LARGE))
     while size > _SMALLEST and _width(_sized(size), labels) > width:
@@ -280,33 +249,29 @@ def _font(
     return _sized(size)
 
 
-def _width(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
+def _width(font: Font, labels: Sequence[str]) -> int:
     """Pixels that the longest line needs."""
-    lines = (line for label in labels for line in label.split("\n"))
-    return math.ceil(max((font.getlength(line) for line in lines), default=0))
+    lines = "\n".join(labels).split("\n")
+    return math.ceil(max(map(font.getlength, lines)))
 
 
-def _height(font: ImageFont.FreeTypeFont, labels: Sequence[str]) -> int:
-    """Pixels that the label of the most lines needs."""
-    lines = max((label.count("\n") + 1 for label in labels), default=0)
+def _height(font: Font, labels: Sequence[str]) -> int:
+    """Pixels that the label with the most lines needs."""
+    lines = 1 + max(label.count("\n") for label in labels)
     return lines * (sum(font.getmetrics()) + _SPACING)
 
 
 def _write(
-    area: Sheet,
-    labels: Sequence[str],
-    centres: Sequence[float],
-    font: ImageFont.FreeTypeFont,
-    side: Literal["top", "left"],
+    area: Sheet, labels: Sequence[str], centres: Sequence[float], font: Font, side: str
 ) -> None:
-    """Writes labels above columns or left of rows: all, or every nth where they would overlap."""
+    """Writes labels above columns or left of rows: all, or every Nth where they would overlap."""
     needed = _width(font, labels) + 2 if side == "top" else _height(font, labels)
     apart = centres[1] - centres[0] if len(centres) > 1 else math.inf
     image = Image.fromarray(np.ascontiguousarray(area))
     draw = ImageDraw.Draw(image)
-    shown = list(zip(labels, centres, strict=False))[:: max(1, math.ceil(needed / apart))]
+    every = max(1, math.ceil(needed / apart))
     height, width = area.shape[:2]
-    for label, centre in shown:
+    for label, centre in zip(labels[::every], centres[::every], strict=False):
         if side == "top":  # and within the sheet, where a label is wider than its column
             x = max(min(centre, width - needed / 2), needed / 2)
             draw.multiline_text((x, height / 2), label, _INK, font, "mm", _SPACING, "center")

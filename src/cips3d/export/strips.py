@@ -17,13 +17,15 @@ from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.export.media import depth_map, robust_range, to_uint8
 from cips3d.models.protocol import ImageGenerator, RayGenerator
-from cips3d.models.types import RenderOutput, Styles
+from cips3d.models.types import Styles
 
 #: What an image shows: the INR's image, the auxiliary head's ("NeRF image"), or the depth map.
 Kind = Literal["image", "nerf", "depth"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-#: Rays of a strip of narrow networks, whose rays and outputs need most of the memory (some 200
-#: bytes per ray).
+#: Depths of the brightest and the darkest colour, relative to the camera's distance.
+Range = tuple[float, float]
+#: Rays of a strip of narrow networks, where rays and outputs need most of the memory (about 200
+#: bytes a ray).
 _MOST_RAYS = 2**17
 #: Side in pixels, and number, of the small images that the depth range is taken from.
 _PREVIEW, _PREVIEWS = 16, 8
@@ -36,9 +38,7 @@ class ImageFormat(Configuration):
     label: ClassVar[str] = "image"
 
     height: Count
-    """pixels"""
     width: Count
-    """pixels"""
     show: tuple[Kind, ...] = ("image",)
     """kinds of images, in order"""
     supersample: Count = 1
@@ -55,11 +55,7 @@ def image_format(
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
 ) -> ImageFormat:
-    """The format of a side, a (height, width), or None for the generator's training resolution.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
+    """The format of a side, a (height, width), or None for the generator's training resolution."""
     size = generator.config.resolution if resolution is None else resolution
     height, width = size if isinstance(size, tuple) else (size, size)
     kinds = (show,) if isinstance(show, str) else tuple(show)
@@ -72,24 +68,29 @@ def image_strips(
     styles: Styles,
     cameras: Camera,
     form: ImageFormat,
-    depths: tuple[float, float] | None = None,
+    depths: Range | None = None,
 ) -> Iterator[UInt8[np.ndarray, "kinds batch rows width 3"]]:
     """Images from the top down, in strips of as many whole rows as one chunk of rays fills.
 
     Memory does not depend on the height. Supersampling renders n times as many rows and columns,
-    clips them to the range that can be shown, and averages squares of n² pixels. It averages
-    display values (sRGB), as in the training images, not linear light, as is usual for such models.
+    clips them to the range that can be shown, and averages squares of n² pixels. As usual for such
+    models, it averages display values (sRGB), as in the training images, not linear light.
 
     Args:
         styles, cameras: one of either, or as many of both.
-        depths: the range of the depth's colours (see `depth_range`); by default that of these
-            images.
+        depths: range of the depth's colours; by default the `depth_range` of these images.
 
     Raises:
         UserError: if a camera is inside the sampled volume, or the numbers of styles and cameras do
             not match.
     """
-    _check_outside(generator, cameras)
+    nearest = float(cameras.position.norm(dim=-1).min())
+    extent = generator.config.networks.extent
+    if nearest <= extent:
+        raise UserError(
+            f"camera: it comes within {nearest:.3g} of the centre and the subject extends to "
+            f"{extent:g}; keep it farther away (for a dolly zoom, use a narrower field of view)"
+        )
     if depths is None and "depth" in form.show:
         depths = depth_range(generator, styles, cameras)
     distance = _distance(cameras.to(generator.shape_mean))
@@ -101,8 +102,12 @@ def image_strips(
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]
         out = generator.render(styles, cameras, (form.height * n, form.width * n), window=window)
-        parts = [_shown(out, kind, distance, depths) for kind in form.show]
-        yield np.stack([to_uint8(F.avg_pool2d(part.float().clamp(-1, 1), n)) for part in parts])
+        images = {"image": out.image, "nerf": out.aux_image}
+        if "depth" in form.show:
+            near, far = depths or (None, None)
+            images["depth"] = depth_map(out.depth - distance, out.subject_opacity, near, far)
+        parts = [F.avg_pool2d(images[kind].float().clamp(-1, 1), n) for kind in form.show]
+        yield np.stack([to_uint8(part) for part in parts])
 
 
 def whole_images(
@@ -110,7 +115,7 @@ def whole_images(
     styles: Styles,
     cameras: Camera,
     form: ImageFormat,
-    depths: tuple[float, float] | None = None,
+    depths: Range | None = None,
 ) -> UInt8[np.ndarray, "kinds batch height width 3"]:
     """Whole images, strip by strip; arguments as in `image_strips`."""
     batch = max(len(styles), len(cameras))
@@ -131,14 +136,12 @@ def fill(
 
 
 @torch.no_grad()
-def depth_range(
-    generator: ImageGenerator, styles: Styles, cameras: Camera
-) -> tuple[float, float] | None:
-    """Depths of the nearest and the farthest solid pixels in small images of up to eight cameras.
+def depth_range(generator: ImageGenerator, styles: Styles, cameras: Camera) -> Range | None:
+    """The 2nd to 98th percentile of solid pixels' depths in small images of up to eight cameras.
 
-    Depths are relative to each camera's distance from the origin: negative in front of the origin,
-    positive behind it. The range is the 2nd to the 98th percentile. Use one range for all frames of
-    a video and all strips of an image, so their colours agree. None if nothing is solid.
+    Depths are relative to each camera's distance from the origin, negative in front of the origin.
+    Use one range for all frames of a video and all strips of an image, so their colours agree. None
+    if nothing is solid.
     """
     count = max(len(styles), len(cameras))
     chosen = torch.linspace(0, count - 1, min(count, _PREVIEWS)).round().long()
@@ -152,27 +155,3 @@ def depth_range(
 def _distance(cameras: Camera) -> Float[Tensor, "cameras 1 1 1"]:
     """Distances from the origin, which broadcast over images."""
     return cameras.position.norm(dim=-1)[:, None, None, None]
-
-
-def _shown(
-    out: RenderOutput,
-    kind: Kind,
-    distance: Float[Tensor, "cameras 1 1 1"],
-    depths: tuple[float, float] | None,
-) -> Float[Tensor, "batch 3 height width"]:
-    """The image of one kind, in [-1, 1]."""
-    if kind != "depth":
-        return out.image if kind == "image" else out.aux_image
-    near, far = depths or (None, None)
-    return depth_map(out.depth - distance, out.subject_opacity, near, far)
-
-
-def _check_outside(generator: ImageGenerator, cameras: Camera) -> None:
-    """Raises UserError for a camera inside the sampled volume."""
-    nearest = float(cameras.position.norm(dim=-1).min())
-    extent = generator.config.networks.extent
-    if nearest <= extent:
-        raise UserError(
-            f"camera: it comes within {nearest:.3g} of the centre and the subject extends to "
-            f"{extent:g}; keep it farther away (for a dolly zoom, use a narrower field of view)"
-        )

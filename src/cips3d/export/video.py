@@ -29,7 +29,7 @@ def save_video(
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
 ) -> None:
-    """Writes a video frame by frame, in constant memory; the file is whole or not there.
+    """Writes a video frame by frame, in constant memory, whole or not at all.
 
     Args:
         path: `.mp4` or `.gif`, see `media.save_frames`.
@@ -91,30 +91,17 @@ def video_frames(
             whole_images(generator, one[frame if len(one) > 1 else 0], camera, form, depths)[:, 0]
             for one in styles
         ]
-        yield _joined(np.stack(views))
-
-
-def _joined(
-    views: UInt8[np.ndarray, "subjects kinds height width 3"],
-) -> UInt8[np.ndarray, "all_height all_width 3"]:
-    """One subject's kinds side by side; of several subjects, a column each and a row per kind."""
-    cells = views if len(views) == 1 else views.swapaxes(0, 1)
-    rows, columns, height, width, _ = cells.shape
-    return cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+        # one subject's kinds side by side; several subjects in columns, their kinds in rows
+        cells = np.stack(views, axis=0 if len(views) == 1 else 1)
+        rows, columns, height, width, _ = cells.shape
+        yield cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
 def interpolated(styles: Styles, frames: int) -> Styles:
     """Codes of a morph: each subject turns into the next, and the last into the first again.
 
     The path is straight between mapped codes, where truncation acts. Its speed eases in and out, so
-    the subjects themselves can be recognised. Subject k is in the frame nearest to k·frames/count.
-
-    Args:
-        styles: the subjects, truncated as needed (`ImageGenerator.map`).
-        frames: at least one per subject.
-
-    Returns:
-        One code per frame.
+    that each subject is recognisable. Subject k is in the frame nearest to k·frames/count.
 
     Raises:
         UserError: if there are fewer frames than subjects.

@@ -9,11 +9,9 @@ if TYPE_CHECKING:
 
 #: Where the public names live. Each is imported at its first use: the network needs no numba.
 _HOMES = {
-    "HeadBatch": "dataset",
-    "HeadNetwork": "network",
-    "SyntheticHeads": "dataset",
+    "HeadBatch": "dataset", "HeadNetwork": "network", "SyntheticHeads": "dataset",
     "load_head_network": "network",
-}
+}  # fmt: skip
 __all__ = ["HeadBatch", "HeadNetwork", "SyntheticHeads", "load_head_network"]
 
 

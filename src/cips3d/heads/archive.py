@@ -19,24 +19,18 @@ from cips3d.heads.traits import OPTIONS
 def write_heads(
     path: str | os.PathLike[str], dataset: SyntheticHeads, count: int | None = None
 ) -> None:
-    """Writes the first `count` images (default: all) into a new zip or folder.
+    """Writes the first `count` images (default: all) into a new zip, or a folder without .zip.
 
     `dataset.json` holds `{"labels": [[name, 25 numbers], …]}` (see `Camera.to_label`).
     `attributes.json` holds `{"kinds": {attribute: [names]}, "attributes": {name: {…}}}`.
 
-    Args:
-        path: a zip, or a folder if it does not end in .zip.
-
     Raises:
-        UserError: if `path` exists or cannot be written, or the dataset has fewer than `count`
-            images.
+        UserError: if `path` exists or cannot be written, or the dataset has too few images.
     """
     count = len(dataset) if count is None else count
     if not 1 <= count <= len(dataset):
-        raise UserError(
-            f"write heads: count is {count}; it must be from 1 to {len(dataset)}, "
-            "the size of the dataset"
-        )
+        bounds = f"from 1 to {len(dataset)}, the size of the dataset"
+        raise UserError(f"write heads: count is {count}; it must be {bounds}")
     write_files(path, _files(dataset, count))
 
 

@@ -14,8 +14,8 @@ import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,76 +28,43 @@ from cips3d.camera import Camera, PoseDistribution
 from cips3d.configuration import Configuration, Count, Seed, to_dict, validated
 from cips3d.errors import UserError
 from cips3d.heads import raycast, shading
+from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.heads.shapes import head_parts
 from cips3d.heads.traits import Draws, draw_traits
-
-if TYPE_CHECKING:
-    from cips3d.heads.truth import HeadTruth
+from cips3d.models.types import RenderOutput
 
 Style = Literal["natural", "cartoon"]
 #: Half depth of the volume around the origin that contains all heads, world units.
 EXTENT = 0.12
 #: Depth of background pixels, beyond all heads for cameras at radius 1, world units.
 FAR_DEPTH = 1 + EXTENT
-#: Attributes of an image. Kinds are numbers into the tuples of `traits`, colours RGB in [0, 1].
+#: Attributes of an image: the camera's yaw and pitch, radians, then fields of `Traits`.
 ATTRIBUTES = (
-    "yaw",  # radians, of the camera
-    "pitch",  # radians, of the camera
-    "bangs_side",  # -1, 0 (none) or +1: sign of the world's x where the fringe covers the forehead
-    "hair_style",  # number into HAIR_STYLES
-    "hat",  # number into HATS
-    "beard",  # number into BEARDS
-    "mouth",  # number into MOUTHS
-    "collar",  # number into COLLARS
-    "glasses",  # bool
-    "sunglasses",  # bool
-    "earring_side",  # -1, 0 (none) or +1, as for bangs
-    "skin_color",  # (3,)
-    "hair_color",  # (3,), also of brows and beard; set for bald heads too
-    "eye_color",  # (3,)
-    "cloth_color",  # (3,)
-    "hat_color",  # (3,); set without a hat too
-    "background",  # (3,), the colour of background pixels up to rounding
-)
+    "yaw", "pitch", "bangs_side", "hair_style", "hat", "beard", "mouth", "collar", "glasses",
+    "sunglasses", "earring_side", "skin_color", "hair_color", "eye_color", "cloth_color",
+    "hat_color", "background",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class HeadBatch:
-    """Rendered heads and everything that is known about them.
+    """Rendered heads and everything that is known about them."""
 
-    Attributes:
-        images: (B, 3, H, W) RGB, 0 to 255.
-        depth: (B, 1, H, W) distance to the first surface along the unit ray through the pixel's
-            centre; FAR_DEPTH where there is none.
-        mask: (B, 1, H, W) True where the pixel's centre shows the head.
-        labels: (B, 1, H, W) numbers into `raycast.LABELS` at the pixels' centres.
-        camera: the B cameras.
-        attributes: name (see ATTRIBUTES) -> (B,) or (B, 3) tensor.
-    """
-
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch 3 height width"]  # RGB
+    #: Distance to the first surface along the unit ray through the pixel's centre, or FAR_DEPTH.
     depth: Float[Tensor, "batch 1 height width"]
-    mask: Bool[Tensor, "batch 1 height width"]
-    labels: UInt8[Tensor, "batch 1 height width"]
+    mask: Bool[Tensor, "batch 1 height width"]  # whether the pixel's centre shows the head
+    labels: UInt8[Tensor, "batch 1 height width"]  # numbers into `raycast.LABELS` there
     camera: Camera
-    attributes: dict[str, Tensor]
+    attributes: dict[str, Tensor]  # (B,) or (B, 3) tensors by name, see ATTRIBUTES
 
 
 @dataclass(frozen=True)
 class SyntheticHeads(Configuration, Dataset[Tensor]):
     """A dataset of `size` images of heads; item i is a (3, R, R) uint8 tensor.
 
-    Args:
-        size: number of images. Images do not depend on it.
-        resolution: side of the images, pixels.
-        seed: each seed gives other heads.
-        style: "natural" light, or "cartoon": the same heads and cameras in flat tones with ink
-            lines.
-        poses: distribution of the cameras.
-        supersampling: samples per pixel along each side.
-
-    Raises:
-        UserError: if an argument is out of range.
+    Images do not depend on `size`. Each seed gives other heads. The styles are "natural" light and
+    "cartoon": the same heads and cameras in flat tones with ink lines.
     """
 
     label: ClassVar[str] = "synthetic heads"
@@ -110,7 +77,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     seed: Seed = 0
     style: Style = "natural"
     poses: PoseDistribution = PoseDistribution()  # noqa: RUF009 (frozen)
-    supersampling: Count = 2
+    supersampling: Count = 2  # samples per pixel along each side
 
     def __len__(self) -> int:
         return self.size
@@ -121,10 +88,9 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
         """The images at `indices`. A DataLoader calls it for each batch."""
         draw = self._draws(indices)
-        traits = draw_traits(draw)
-        images = self._images(
-            head_parts(draw, traits), traits.background, self._drawn_cameras(draw), self.resolution
-        )
+        traits, camera = draw_traits(draw), self._drawn_cameras(draw)
+        tables = head_parts(draw, traits)
+        images = self._images(tables, traits.background, camera, self.resolution)
         return list(torch.from_numpy(images))
 
     def cameras(self, indices: Sequence[int]) -> Camera:
@@ -140,8 +106,6 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
 
     def truth(self) -> HeadTruth:
         """The heads behind the images."""
-        from cips3d.heads.truth import HeadTruth
-
         return HeadTruth(self)
 
     def description(self) -> dict[str, Any]:
@@ -162,31 +126,22 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
     ) -> HeadBatch:
         """Renders the heads at `indices` with everything that is known about them.
 
-        Args:
-            indices: numbers of B images.
-            cameras: one camera per index, outside the heads. Default: the images' own.
-            resolution: side of the images, pixels. Default: the dataset's.
+        Cameras (one per index) and resolution are the dataset's own by default.
 
         Raises:
             IndexError: if an index is outside the dataset.
-            UserError: if the number of cameras is wrong, one is inside the heads, or the resolution
-                is below 1.
+            UserError: if the number of cameras is wrong, or one is inside the heads.
         """
         draw = self._draws(indices)
-        side = self.resolution
-        if resolution is not None:
-            side = validated(Count, resolution, f"{self.label}: resolution")
+        side = self.resolution if resolution is None else resolution
+        side = validated(Count, side, f"{self.label}: resolution")
         camera = self._drawn_cameras(draw) if cameras is None else cameras
         if len(camera) != len(draw):
-            raise UserError(
-                f"{self.label}: {len(camera)} cameras for {len(draw)} indices; "
-                "give one camera per index"
-            )
+            fault = f"{len(camera)} cameras for {len(draw)} indices; give one camera per index"
+            raise UserError(f"{self.label}: {fault}")
         if bool((camera.position.norm(dim=-1) <= raycast.BOUND).any()):
-            raise UserError(
-                f"{self.label}: a camera is inside the head; "
-                f"keep it more than {raycast.BOUND} from the origin"
-            )
+            remedy = f"keep it more than {raycast.BOUND} from the origin"
+            raise UserError(f"{self.label}: a camera is inside the head; {remedy}")
         traits = draw_traits(draw)
         tables = head_parts(draw, traits)
         images = self._images(tables, traits.background, camera, side)
@@ -196,14 +151,9 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         for name in ATTRIBUTES[2:]:
             value = torch.from_numpy(getattr(traits, name))
             attributes[name] = value.float() if value.is_floating_point() else value
-        return HeadBatch(
-            images=torch.from_numpy(images),
-            depth=torch.from_numpy(depth),
-            mask=torch.from_numpy(labels != raycast.BACKGROUND_LABEL),
-            labels=torch.from_numpy(labels),
-            camera=camera,
-            attributes=attributes,
-        )
+        mask = labels != raycast.BACKGROUND_LABEL
+        arrays = [torch.from_numpy(array) for array in (images, depth, mask, labels)]
+        return HeadBatch(*arrays, camera=camera, attributes=attributes)
 
     def _draws(self, indices: Sequence[int]) -> Draws:
         numbers = [operator.index(i) for i in indices]
@@ -218,11 +168,7 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return self.poses.camera(torch.from_numpy(draws.astype(np.float32)))
 
     def _images(
-        self,
-        tables: tuple[np.ndarray, np.ndarray],
-        backgrounds: np.ndarray,
-        camera: Camera,
-        side: int,
+        self, tables: tuple[np.ndarray, ...], backgrounds: np.ndarray, camera: Camera, side: int
     ) -> np.ndarray:
         (parts, tints), (poses, fovs) = tables, _as_arrays(camera)
         images = np.empty((len(parts), 3, side, side), dtype=np.uint8)
@@ -238,9 +184,43 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return images
 
 
-def _depth_and_labels(
-    parts: np.ndarray, camera: Camera, side: int
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class HeadTruth:
+    """The heads of a `SyntheticHeads` as a `cips3d.data.Truth`."""
+
+    heads: SyntheticHeads
+    extent: float = EXTENT
+
+    @property
+    def poses(self) -> PoseDistribution:
+        return self.heads.poses
+
+    @property
+    def cartoon(self) -> bool:
+        return self.heads.style == "cartoon"
+
+    def render(
+        self,
+        indices: Sequence[int],
+        camera: Camera,
+        resolution: int,
+        *,
+        unseen: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> RenderOutput:
+        # unseen heads are those of the next seed
+        heads = replace(self.heads, seed=self.heads.seed + 1) if unseen else self.heads
+        batch = heads.render(indices, camera, resolution)
+        image = batch.images.to(device).float() / 127.5 - 1
+        opacity = batch.mask.to(device).float()
+        none = torch.zeros_like(opacity)
+        return RenderOutput(image, image, batch.depth.to(device), opacity, none)
+
+    def reader(self) -> HeadNetwork:
+        return load_head_network()
+
+
+def _depth_and_labels(parts: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, ...]:
     """Depths along unit rays (float32) and labels (uint8) at pixel centres, (B, 1, side, side)."""
     poses, fovs = _as_arrays(camera)
     depth = np.empty((len(parts), 1, side, side), dtype=np.float32)
@@ -258,11 +238,8 @@ def _depth_and_labels(
     return depth, labels
 
 
-def _as_arrays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        camera.cam_to_world.detach().cpu().double().numpy(),
-        camera.fov.detach().cpu().double().numpy(),
-    )
+def _as_arrays(camera: Camera) -> list[np.ndarray]:
+    return [x.detach().cpu().double().numpy() for x in (camera.cam_to_world, camera.fov)]
 
 
 def _for_all(task: Callable[[int], None], count: int) -> None:
@@ -279,6 +256,6 @@ def _for_all(task: Callable[[int], None], count: int) -> None:
 
     if threads <= 1:
         work(0)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))  # raises the errors of the tasks
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))  # raises the errors of the tasks

@@ -1,9 +1,9 @@
 """HeadNetwork: a small convolutional network that reads images of the embedded heads.
 
 It is trained on the embedded dataset alone, in both styles, on images with added blur, noise and
-colour shifts (experiments/head_network.py), and is shipped with the package. The metrics use it in
-three ways: its features for the distance between generated and true heads, its pose and depth as
-an independent measurement of the geometry, and its traits to compare identities.
+colour shifts (experiments/head_network.py). The metrics use its features for the distance between
+generated and true heads, its pose and depth as an independent measurement of the geometry, and its
+traits to compare identities.
 """
 
 from __future__ import annotations
@@ -36,33 +36,24 @@ COLORS = ("skin_color", "hair_color", "cloth_color", "background")
 _TRAITS = tuple(kind for kind in KINDS if kind != "cartoon")
 #: World units per unit of the raw depth output.
 _DEPTH_SCALE = 0.05
+Images = Float[Tensor, "batch 3 height width"]
 _WEIGHTS = Path(__file__).parent / "network.safetensors"
 
 
 @dataclass(frozen=True)
 class HeadReading:
-    """Predictions for a batch of images.
-
-    Attributes:
-        features: (B, 128).
-        yaw, pitch: (B,) camera angles, radians.
-        kinds: name (see KINDS) -> (B, options) logits.
-        colors: name (see COLORS) -> (B, 3), roughly in [0, 1].
-        damage: (B, 2) standard deviations of the added blur (pixels of 64²) and noise (units of
-            [-1, 1], times 10).
-        depth: (B, 1, 32, 32) distance along the pixel's ray for a camera at radius 1, world units;
-            meaningful on the head only.
-        mask: (B, 1, 32, 32) probability that the pixel shows the head.
-    """
+    """Predictions for a batch of images."""
 
     features: Float[Tensor, "batch feature"]
-    yaw: Float[Tensor, " batch"]
+    yaw: Float[Tensor, " batch"]  # of the camera, radians
     pitch: Float[Tensor, " batch"]
-    kinds: dict[str, Float[Tensor, "batch options"]]
-    colors: dict[str, Float[Tensor, "batch 3"]]
+    kinds: dict[str, Float[Tensor, "batch options"]]  # logits by name, see KINDS
+    colors: dict[str, Float[Tensor, "batch 3"]]  # by name, see COLORS; roughly in [0, 1]
+    #: Standard deviations of the added blur (pixels of 64²) and noise (units of [-1, 1], times 10).
     damage: Float[Tensor, "batch 2"]
+    #: Along the pixel's ray for a camera at radius 1, world units; meaningful on the head only.
     depth: Float[Tensor, "batch 1 32 32"]
-    mask: Float[Tensor, "batch 1 32 32"]
+    mask: Float[Tensor, "batch 1 32 32"]  # probability that the pixel shows the head
 
 
 class HeadNetwork(nn.Module):
@@ -78,23 +69,21 @@ class HeadNetwork(nn.Module):
         self.stages = nn.ModuleList(_stage(a, b) for a, b in itertools.pairwise(widths[1:]))
         self.to_features = nn.Linear(widths[-1] * 16, FEATURES)
         outputs = 2 + sum(KINDS.values()) + 3 * len(COLORS) + 2
-        self.read = nn.Sequential(
-            nn.SiLU(), nn.Linear(FEATURES, 256), nn.SiLU(), nn.Linear(256, outputs)
-        )
+        hidden = nn.Linear(FEATURES, 256)
+        self.read = nn.Sequential(nn.SiLU(), hidden, nn.SiLU(), nn.Linear(256, outputs))
         self.up = nn.ModuleList(
             nn.Conv2d(below + skip, out, 3, padding=1)
             for below, skip, out in ((128, 96, 48), (48, 64, 32), (32, 32, 16))
         )
         self.to_depth = nn.Conv2d(16, 2, 3, padding=1)
         self.identity_mean: Tensor
-        self.register_buffer(
-            "identity_mean", torch.zeros(sum(KINDS[kind] for kind in _TRAITS) + 3 * len(COLORS))
-        )
+        width = sum(KINDS[kind] for kind in _TRAITS) + 3 * len(COLORS)
+        self.register_buffer("identity_mean", torch.zeros(width))
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> HeadReading:
+    def forward(self, images: Images) -> HeadReading:
         """Reads square images in [-1, 1] of any size, on any device."""
         pyramid = self._pyramid(images)
-        features = self._features(pyramid)
+        features = self.to_features(pyramid[-1].flatten(1))
         sizes = [1, 1, *KINDS.values(), *[3] * len(COLORS), 2]
         yaw, pitch, *rest, damage = self.read(features).split(sizes, dim=1)
         kinds, colors = rest[: len(KINDS)], rest[len(KINDS) :]
@@ -103,40 +92,29 @@ class HeadNetwork(nn.Module):
             x = F.silu(layer(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1)))
         depth, mask = self.to_depth(x).split(1, dim=1)
         return HeadReading(
-            features=features,
-            yaw=yaw[:, 0],
-            pitch=pitch[:, 0],
-            kinds=dict(zip(KINDS, kinds, strict=True)),
-            colors=dict(zip(COLORS, colors, strict=True)),
-            damage=damage,
-            depth=1 + _DEPTH_SCALE * depth,
-            mask=torch.sigmoid(mask),
-        )
+            features, yaw[:, 0], pitch[:, 0],
+            dict(zip(KINDS, kinds, strict=True)), dict(zip(COLORS, colors, strict=True)),
+            damage, 1 + _DEPTH_SCALE * depth, torch.sigmoid(mask),
+        )  # fmt: skip
 
-    def features(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch feature"]:
+    def features(self, images: Images) -> Float[Tensor, "batch feature"]:
         """The features alone."""
-        return self._features(self._pyramid(images))
+        return self.to_features(self._pyramid(images)[-1].flatten(1))
 
-    def pose(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    def pose(self, images: Images) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Camera yaw and pitch, radians."""
         reading = self(images)
         return reading.yaw, reading.pitch
 
-    def identity(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch identity"]:
+    def identity(self, images: Images) -> Float[Tensor, "batch identity"]:
         """Identity vectors: parallel for images of one head, orthogonal on average for two.
 
-        They hold the probabilities of all kinds except the style, and the colours, minus their
-        mean over the embedded dataset.
+        They hold the probabilities of all kinds but the style, and the colours, minus their mean
+        over the embedded dataset.
         """
         return _traits(self(images)) - self.identity_mean
 
-    def set_identity_mean(self, images: Float[Tensor, "batch 3 height width"]) -> None:
+    def set_identity_mean(self, images: Images) -> None:
         """Stores the mean of the traits over these images."""
         self.identity_mean.copy_(_traits(self(images)).mean(dim=0))
 
@@ -149,9 +127,6 @@ class HeadNetwork(nn.Module):
         for stage in self.stages:
             pyramid.append(stage(pyramid[-1]))
         return pyramid
-
-    def _features(self, pyramid: list[Tensor]) -> Tensor:
-        return self.to_features(pyramid[-1].flatten(1))
 
 
 def _stage(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cips3d.heads import raycast as rc
@@ -58,61 +60,47 @@ class PartList:
             slab: (unit normal, low, high); keeps low ≤ normal·p ≤ high.
             carve: (center, radii) of an ellipsoid to carve out.
         """
-        row = self._claim(center[0])
-        for k in range(3):
-            row[rc.CENTER + k], row[rc.AXES + 4 * k] = center[k], radii[k]
-            row[rc.COLOR + k] = color[..., k]
-        if np.any(tilt) or np.any(roll) or np.any(turn):
-            for axis, direction in enumerate(_turned_axes(tilt, roll, turn)):
-                for k in range(3):
-                    row[rc.AXES + 3 * axis + k] = radii[axis] * direction[k]
+        copies = _copies(center[0])
+        self._parts_used += copies
+        rows = self._table[:, self._parts_used - copies : self._parts_used]
+
+        def write(first: int, *values: Any) -> None:
+            for column, value in enumerate(values, first):
+                rows[column] = value
+
+        write(rc.CENTER, *center)
+        for axis, direction in enumerate(_turned_axes(tilt, roll, turn)):
+            write(rc.AXES + 3 * axis, *(radii[axis] * component for component in direction))
+        write(rc.COLOR, *np.moveaxis(color, -1, 0))
         if slab is not None:
-            row[rc.SLAB_LOW], row[rc.SLAB_HIGH] = slab[1], slab[2]
-            for k in range(3):
-                row[rc.SLAB_NORMAL + k] = slab[0][k]
+            write(rc.SLAB_NORMAL, *slab[0], slab[1], slab[2])
         if carve is not None:
-            row[rc.CARVED] = 1.0
-            for k in range(3):
-                row[rc.CARVE_CENTER + k], row[rc.CARVE_RADII + k] = carve[0][k], carve[1][k]
+            write(rc.CARVED, 1.0, *carve[0], *carve[1])
         if color2 is not None:
-            for k in range(3):
-                row[rc.COLOR2 + k] = color2[..., k]
+            write(rc.COLOR2, *np.moveaxis(color2, -1, 0))
         if detail is not None:
-            row[rc.DETAIL], row[rc.DETAIL + 1] = detail
-        row[rc.MATERIAL], row[rc.LABEL], row[rc.PRESENT], row[rc.SOFT] = (
-            material,
-            label,
-            present,
-            soft,
-        )
+            write(rc.DETAIL, *detail)
+        write(rc.MATERIAL, material, label, present, soft)
 
     def tint(self, center: Triple, radius: Number, color: np.ndarray, strength: Number) -> None:
         """Adds soft spots of `color` on skin; strength in [0, 1], 0 for none."""
         copies = _copies(center[0])
-        row = self._tints[:, self._tints_used : self._tints_used + copies]
+        rows = self._tints[:, self._tints_used : self._tints_used + copies]
         self._tints_used += copies
-        row[0], row[1], row[2], row[3], row[7] = *center, 1 / np.square(radius), strength
-        row[4], row[5], row[6] = color[..., 0], color[..., 1], color[..., 2]
+        columns = *center, 1 / np.square(radius), *np.moveaxis(color, -1, 0), strength
+        for column, value in enumerate(columns):
+            rows[column] = value
 
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
         """(B, parts, PART_COLUMNS) and (B, tints, TINT_COLUMNS) in world units."""
         table = np.ascontiguousarray(self._table[:, : self._parts_used].transpose(2, 1, 0))
         tints = np.ascontiguousarray(self._tints[:, : self._tints_used].transpose(2, 1, 0))
-        for first, end in (
-            (rc.CENTER, rc.SLAB_NORMAL),
-            (rc.SLAB_LOW, rc.CARVED),
-            (rc.CARVE_CENTER, rc.COLOR),
-        ):
-            table[:, :, first:end] *= _UNIT
+        table[:, :, rc.CENTER : rc.SLAB_NORMAL] *= _UNIT
+        table[:, :, rc.SLAB_LOW : rc.CARVED] *= _UNIT
+        table[:, :, rc.CARVE_CENTER : rc.COLOR] *= _UNIT
         tints[:, :, :3] *= _UNIT
         tints[:, :, 3] /= _UNIT**2
         return table, tints
-
-    def _claim(self, x: Number) -> np.ndarray:
-        """The next unused rows, (PART_COLUMNS, copies, B), one per copy."""
-        copies = _copies(x)
-        self._parts_used += copies
-        return self._table[:, self._parts_used - copies : self._parts_used]
 
 
 def _copies(x: Number) -> int:
@@ -122,16 +110,9 @@ def _copies(x: Number) -> int:
 
 def _turned_axes(tilt: Number, roll: Number, turn: Number) -> list[Triple]:
     """The axes x, y, z after the rotations of `PartList.add`."""
-    axes: list[Triple] = [
-        (np.cos(roll), np.sin(roll), 0.0),
-        (-np.sin(roll), np.cos(roll), 0.0),
-        (0.0, 0.0, 1.0),
-    ]
-    tilted = [
-        (x, np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z)
-        for x, y, z in axes
-    ]
-    return [
-        (np.cos(turn) * x + np.sin(turn) * z, y, np.cos(turn) * z - np.sin(turn) * x)
-        for x, y, z in tilted
-    ]
+    cos, sin = np.cos(roll), np.sin(roll)
+    axes: list[Triple] = [(cos, sin, 0.0), (-sin, cos, 0.0), (0.0, 0.0, 1.0)]
+    cos, sin = np.cos(tilt), np.sin(tilt)
+    axes = [(x, cos * y - sin * z, sin * y + cos * z) for x, y, z in axes]
+    cos, sin = np.cos(turn), np.sin(turn)
+    return [(cos * x + sin * z, y, cos * z - sin * x) for x, y, z in axes]

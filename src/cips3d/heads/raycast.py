@@ -2,8 +2,7 @@
 
 A part is an ellipsoid, optionally cut by a slab (low ≤ n·p ≤ high) and with a second ellipsoid
 carved out. A ball of radius `BOUND` around the origin clips all parts. One image is one call of a
-compiled function without locks or shared state: threads and forked workers may render in parallel,
-and results do not depend on their number.
+compiled function without shared state: threads and forked workers may render in parallel.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ def _sides(center, axes, position, forward, across):
         depth += (center[k] - position[k]) * forward[k]
         offset += (center[k] - position[k]) * across[k]
     for i in range(3):
-        along = (
-            axes[3 * i] * forward[0] + axes[3 * i + 1] * forward[1] + axes[3 * i + 2] * forward[2]
-        )
-        aside = axes[3 * i] * across[0] + axes[3 * i + 1] * across[1] + axes[3 * i + 2] * across[2]
+        x, y, z = axes[3 * i], axes[3 * i + 1], axes[3 * i + 2]
+        along = x * forward[0] + y * forward[1] + z * forward[2]
+        aside = x * across[0] + y * across[1] + z * across[2]
         a, b, c = a + along * along, b + along * aside, c + aside * aside
     a, b, c = depth * depth - a, depth * offset - b, offset * offset - c
     if a <= 0.0:  # it reaches the camera's own plane, so it may be anywhere in the image
@@ -132,9 +130,8 @@ def _cast_part(parts, index, position, right, up, forward, depth, owner, face, q
         for k in range(3):
             rows[i, k] = axes[3 * i + k] / length2
     _quadric(own, rows, center, position, right, up, forward)
-    leaves_ball = (
-        math.sqrt(center[0] ** 2 + center[1] ** 2 + center[2] ** 2) + math.sqrt(reach) > BOUND
-    )
+    distance = math.sqrt(center[0] ** 2 + center[1] ** 2 + center[2] ** 2)
+    leaves_ball = distance + math.sqrt(reach) > BOUND
     if leaves_ball:
         for i in range(3):
             for k in range(3):
@@ -215,12 +212,13 @@ def ray_frame(pose, fov):
 def cast(parts, pose, fov, height, width):
     """Casts a ray through every pixel.
 
+    Rays are those of `Camera.rays(height, width)`, scaled to end on the plane at distance
+    1 / tan(fov / 2).
+
     Args:
         parts: (parts, PART_COLUMNS) float64.
         pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
         fov: full field of view over the height, degrees.
-        height, width: size of the image. Rays are those of `Camera.rays(height, width)`, scaled to
-            end on the plane at distance 1 / tan(fov / 2).
 
     Returns:
         Depth along these rays (inf: nothing), number of the part hit (-1: none) and its side,

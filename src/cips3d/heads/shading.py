@@ -37,33 +37,23 @@ def _forms(parts):
     F of |q|² = (p - c)ᵀ F (p - c), as (xx, yy, zz, xy, xz, yz). F (p - c) points outward.
     """
     forms = np.zeros((parts.shape[0], 6))
-    soft, count = np.empty(parts.shape[0], dtype=np.int64), 0
     for index in range(parts.shape[0]):
         if parts[index, rc.PRESENT] > 0.0:
             for i in range(rc.AXES, rc.AXES + 9, 3):
                 x, y, z = parts[index, i], parts[index, i + 1], parts[index, i + 2]
                 weight = 1.0 / (x * x + y * y + z * z) ** 2
-                forms[index, 0] += weight * x * x
-                forms[index, 1] += weight * y * y
-                forms[index, 2] += weight * z * z
-                forms[index, 3] += weight * x * y
-                forms[index, 4] += weight * x * z
-                forms[index, 5] += weight * y * z
-            if parts[index, rc.SOFT] > 0.0:
-                soft[count] = index
-                count += 1
-    return forms, soft[:count]
+                pairs = (x, x), (y, y), (z, z), (x, y), (x, z), (y, z)
+                for k in range(6):
+                    forms[index, k] += weight * pairs[k][0] * pairs[k][1]
+    return forms, np.flatnonzero((parts[:, rc.PRESENT] > 0.0) & (parts[:, rc.SOFT] > 0.0))
 
 
 @typing.no_type_check
 @kernel(inline="always")
 def _gradient(parts, forms, index, x, y, z):
     """F (p - c) and |q|² of a part's ellipsoid."""
-    x, y, z = (
-        x - parts[index, rc.CENTER],
-        y - parts[index, rc.CENTER + 1],
-        z - parts[index, rc.CENTER + 2],
-    )
+    part = parts[index]
+    x, y, z = x - part[rc.CENTER], y - part[rc.CENTER + 1], z - part[rc.CENTER + 2]
     xx, yy, zz, xy, xz, yz = forms[index]
     gx, gy, gz = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z
     return gx, gy, gz, gx * x + gy * y + gz * z
@@ -73,28 +63,22 @@ def _gradient(parts, forms, index, x, y, z):
 @kernel()
 def _normal(parts, forms, soft, index, side, x, y, z):
     """Outward unit normal at a point on a side of a part; soft parts blend with neighbours."""
+    part = parts[index]
     if side == rc.ON_ELLIPSOID:
         nx, ny, nz, _ = _gradient(parts, forms, index, x, y, z)
     elif side == rc.ON_CARVE:
-        nx = (parts[index, rc.CARVE_CENTER] - x) / parts[index, rc.CARVE_RADII] ** 2
-        ny = (parts[index, rc.CARVE_CENTER + 1] - y) / parts[index, rc.CARVE_RADII + 1] ** 2
-        nz = (parts[index, rc.CARVE_CENTER + 2] - z) / parts[index, rc.CARVE_RADII + 2] ** 2
+        nx = (part[rc.CARVE_CENTER] - x) / part[rc.CARVE_RADII] ** 2
+        ny = (part[rc.CARVE_CENTER + 1] - y) / part[rc.CARVE_RADII + 1] ** 2
+        nz = (part[rc.CARVE_CENTER + 2] - z) / part[rc.CARVE_RADII + 2] ** 2
     elif side == rc.ON_BALL:
         nx, ny, nz = x, y, z
     else:  # the nearer end of the slab
-        nx, ny, nz = (
-            parts[index, rc.SLAB_NORMAL],
-            parts[index, rc.SLAB_NORMAL + 1],
-            parts[index, rc.SLAB_NORMAL + 2],
-        )
-        if (
-            2.0 * (nx * x + ny * y + nz * z)
-            < parts[index, rc.SLAB_LOW] + parts[index, rc.SLAB_HIGH]
-        ):
+        nx, ny, nz = part[rc.SLAB_NORMAL], part[rc.SLAB_NORMAL + 1], part[rc.SLAB_NORMAL + 2]
+        if 2.0 * (nx * x + ny * y + nz * z) < part[rc.SLAB_LOW] + part[rc.SLAB_HIGH]:
             nx, ny, nz = -nx, -ny, -nz
     scale = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz)
     nx, ny, nz = nx * scale, ny * scale, nz * scale
-    group = parts[index, rc.SOFT]
+    group = part[rc.SOFT]
     if group > 0.0 and side == rc.ON_ELLIPSOID:
         for k in soft:
             if k != index and parts[k, rc.SOFT] == group:
@@ -115,44 +99,40 @@ def _normal(parts, forms, soft, index, side, x, y, z):
 @kernel()
 def _paint(parts, index, tints, x, y, z, color):
     """Writes a part's unlit colour at a point into `color`; returns the effect of light, 0 to 1."""
-    material = parts[index, rc.MATERIAL]
+    part = parts[index]
+    material = part[rc.MATERIAL]
     for k in range(3):
-        color[k] = parts[index, rc.COLOR + k]
+        color[k] = part[rc.COLOR + k]
     if material == rc.SKIN:
         for i in range(tints.shape[0]):
-            weight = 1.0 - tints[i, 3] * (
-                (x - tints[i, 0]) ** 2 + (y - tints[i, 1]) ** 2 + (z - tints[i, 2]) ** 2
-            )
+            tint = tints[i]
+            square = (x - tint[0]) ** 2 + (y - tint[1]) ** 2 + (z - tint[2]) ** 2
+            weight = 1.0 - tint[3] * square
             if weight > 0.0:
-                weight *= weight * tints[i, 7]
+                weight *= weight * tint[7]
                 for k in range(3):
-                    color[k] += weight * (tints[i, 4 + k] - color[k])
+                    color[k] += weight * (tint[4 + k] - color[k])
     elif material in (rc.STRANDS, rc.STRIPES):
         if material == rc.STRANDS:
-            turn = parts[index, rc.DETAIL] * math.atan2(x, z + 0.01)
-            weight = parts[index, rc.DETAIL + 1] * (
-                0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7)
-            )
+            turn = part[rc.DETAIL] * math.atan2(x, z + 0.01)
+            streaks = 0.5 + 0.3 * math.sin(turn) + 0.2 * math.sin(2.3 * turn + 1.7)
+            weight = part[rc.DETAIL + 1] * streaks
         else:
-            weight = 1.0 if math.sin(2 * math.pi * parts[index, rc.DETAIL] * y) > 0.3 else 0.0
+            weight = 1.0 if math.sin(2 * math.pi * part[rc.DETAIL] * y) > 0.3 else 0.0
         for k in range(3):
-            color[k] += weight * (parts[index, rc.COLOR2 + k] - color[k])
+            color[k] += weight * (part[rc.COLOR2 + k] - color[k])
     elif material == rc.EYE:
-        # q: the point in the eye's unit sphere; the gaze and the glint are directions there
-        qx = (x - parts[index, rc.CENTER]) / parts[index, rc.AXES]
-        qy = (y - parts[index, rc.CENTER + 1]) / parts[index, rc.AXES + 4]
-        gx, gy = qx - parts[index, rc.DETAIL], qy - parts[index, rc.DETAIL + 1]
-        radius = gx * gx + gy * gy
-        glint = (qx - parts[index, rc.DETAIL] + 0.22) ** 2 + (
-            qy - parts[index, rc.DETAIL + 1] - 0.26
-        ) ** 2
-        if glint < 0.035:
-            color[0], color[1], color[2] = 1.0, 1.0, 1.0
+        # the point in the eye's unit sphere, from the direction of the gaze
+        gx = (x - part[rc.CENTER]) / part[rc.AXES] - part[rc.DETAIL]
+        gy = (y - part[rc.CENTER + 1]) / part[rc.AXES + 4] - part[rc.DETAIL + 1]
+        if (gx + 0.22) ** 2 + (gy - 0.26) ** 2 < 0.035:  # the glint
+            color[:] = 1.0
             return 0.0
+        radius = gx * gx + gy * gy
         if radius < 0.36:
             dark = 0.1 if radius < 0.10 else 0.55 if radius > 0.28 else 1.0
             for k in range(3):
-                color[k] = parts[index, rc.COLOR2 + k] * dark
+                color[k] = part[rc.COLOR2 + k] * dark
             return 0.3
         return 0.6
     return 1.0
@@ -160,32 +140,30 @@ def _paint(parts, index, tints, x, y, z, color):
 
 @typing.no_type_check
 @kernel()
-def _light_naturally(material, lit, nx, ny, nz, color):
-    """Wrapped Lambertian shading, warm light and cool ambient; gloss on hair and glasses."""
-    diffuse = max(0.0, (nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] + 0.2) / 1.2)
-    ambient = 0.45 + 0.09 * ny
-    gloss = 0.0
-    if material in (rc.STRANDS, rc.GLOSSY):
-        gloss = max(0.0, nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2])
-        gloss = gloss**8 * 0.10 if material == rc.STRANDS else gloss**24 * 0.5
+def _light(material, lit, nx, ny, nz, cartoon, color):
+    """Wrapped Lambertian shading, warm light and cool ambient; gloss on hair and glasses.
+
+    A cartoon has two tones with a hard edge, and stronger colours.
+    """
+    toward = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2]
+    gloss = nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2]
+    if cartoon:
+        bright = toward > 0.18
+        light = 1.6 if material == rc.GLOSSY and gloss > 0.96 else 1.06 if bright else 0.74
+        grey = 0.3 * color[0] + 0.55 * color[1] + 0.15 * color[2]
+        for k in range(3):
+            tone = light * (1.0 if bright else 1.0 + 0.06 * (k - 1.0))
+            color[k] = (grey + 1.4 * (color[k] - grey)) * (1.0 + lit * (tone - 1.0))
+        return
+    diffuse, ambient = max(0.0, (toward + 0.2) / 1.2), 0.45 + 0.09 * ny
+    if material == rc.STRANDS:
+        gloss = max(0.0, gloss) ** 8 * 0.10
+    else:
+        gloss = max(0.0, gloss) ** 24 * 0.5 if material == rc.GLOSSY else 0.0
     warm = 0.03 if material == rc.SKIN else 0.0  # light that leaks through skin
     for k in range(3):
         light = ambient + (warm * (1.0 - k)) + diffuse * (0.60 - 0.02 * k) + 0.01 * k
         color[k] = color[k] * (1.0 + lit * (light - 1.0)) + gloss
-
-
-@typing.no_type_check
-@kernel()
-def _light_flatly(material, lit, nx, ny, nz, color):
-    """Two tones with a hard edge, and stronger colours."""
-    bright = nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2] > 0.18
-    grey = 0.3 * color[0] + 0.55 * color[1] + 0.15 * color[2]
-    light = 1.06 if bright else 0.74
-    if material == rc.GLOSSY and nx * _GLOSS[0] + ny * _GLOSS[1] + nz * _GLOSS[2] > 0.96:
-        light = 1.6
-    for k in range(3):
-        tone = light * (1.0 if bright else 1.0 + 0.06 * (k - 1.0))
-        color[k] = (grey + 1.4 * (color[k] - grey)) * (1.0 + lit * (tone - 1.0))
 
 
 @typing.no_type_check
@@ -227,9 +205,7 @@ def _ink_map(parts, depth, owner, focal, distance):
 def _is_even(parts, owner, side, top, left, supersampling):
     """Whether all samples of a pixel show nothing, or one side of a part without sharp paint."""
     index = owner[top, left]
-    if index >= 0 and (
-        parts[index, rc.MATERIAL] == rc.EYE or parts[index, rc.MATERIAL] == rc.STRIPES
-    ):
+    if index >= 0 and parts[index, rc.MATERIAL] in (rc.EYE, rc.STRIPES):
         return False
     for i in range(top, top + supersampling):
         for j in range(left, left + supersampling):
@@ -244,9 +220,8 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
     """Draws one image into `image`, (3, height, width) uint8.
 
     Args:
-        parts, tints: (parts, PART_COLUMNS) and (tints, TINT_COLUMNS) float64.
-        pose: (4, 4) float64 camera-to-world transform in OpenGL's axes.
-        fov: full field of view over the height, degrees.
+        parts, pose, fov: as in `raycast.cast`.
+        tints: (tints, TINT_COLUMNS) float64.
         depth, owner, side: results of `raycast.cast`, with n samples per pixel along each side.
         background: (3,) colour in [0, 1].
         cartoon: flat tones and ink lines instead of natural light.
@@ -266,11 +241,8 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
     for row in range(rows):
         for column in range(columns):
             top, left, count = row * supersampling, column * supersampling, 0
-            step = (
-                supersampling
-                if not cartoon and _is_even(parts, owner, side, top, left, supersampling)
-                else 1
-            )
+            even = not cartoon and _is_even(parts, owner, side, top, left, supersampling)
+            step = supersampling if even else 1
             total[0], total[1], total[2] = 0.0, 0.0, 0.0
             for i in range(top, top + supersampling, step):
                 for j in range(left, left + supersampling, step):
@@ -280,9 +252,7 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
                         color[0], color[1], color[2] = _INK, _INK, _INK
                     elif index < 0:
                         color[0], color[1], color[2] = background[0], background[1], background[2]
-                    else:
-                        # gx and gy at the centre of the sample, or of the pixel where one colour
-                        # is enough
+                    else:  # at the centre of the sample, or of the pixel if one colour is enough
                         gx, gy = (2 * j + step - width) / height, -(2 * i + step - height) / height
                         t = 0.0
                         for y in range(i, i + step):
@@ -293,10 +263,7 @@ def draw(parts, tints, pose, fov, depth, owner, side, background, cartoon, image
                         pz = position[2] + t * (gx * right[2] + gy * up[2] + forward[2])
                         nx, ny, nz = _normal(parts, forms, soft, index, side[i, j], px, py, pz)
                         lit = _paint(parts, index, tints, px, py, pz, color)
-                        if cartoon:
-                            _light_flatly(parts[index, rc.MATERIAL], lit, nx, ny, nz, color)
-                        else:
-                            _light_naturally(parts[index, rc.MATERIAL], lit, nx, ny, nz, color)
+                        _light(parts[index, rc.MATERIAL], lit, nx, ny, nz, cartoon, color)
                     for k in range(3):
                         total[k] += min(max(color[k], 0.0), 1.0)
             for k in range(3):

@@ -23,17 +23,11 @@ class Proportions:
 
     def __init__(self, draw: Draws):
         fat = draw("fat")
-        self.skull = (
-            draw("skull width", 4.65, 5.25),
-            draw("skull height", 5.2, 5.75),
-            draw("skull depth", 5.3, 5.8),
-        )
+        width, height = draw("skull width", 4.65, 5.25), draw("skull height", 5.2, 5.75)
+        self.skull = (width, height, draw("skull depth", 5.3, 5.8))
         self.skull_center = (0.0, 1.6, -0.9)
-        self.jaw = (
-            3.45 + 0.75 * fat + draw("jaw", -0.2, 0.2),
-            draw("jaw height", 4.1, 4.65),
-            4.05 + 0.2 * fat,
-        )
+        width, height = 3.45 + 0.75 * fat + draw("jaw", -0.2, 0.2), draw("jaw height", 4.1, 4.65)
+        self.jaw = (width, height, 4.05 + 0.2 * fat)
         self.jaw_center = (0.0, -2.1, 0.4)
         self.cheek = 1.6 + 0.5 * fat
         self.cheek_x = draw("cheek place", 2.2, 2.6)
@@ -53,30 +47,20 @@ class Proportions:
         cheek = (self.cheek_x, -1.3, 2.2), (self.cheek, self.cheek, self.cheek)
         heights = []
         for center, radii in ((self.skull_center, self.skull), (self.jaw_center, self.jaw), cheek):
-            square = (
-                1
-                - np.square((np.abs(x) - center[0]) / radii[0])
-                - np.square((y - center[1]) / radii[1])
-            )
-            heights.append(center[2] + radii[2] * np.sqrt(np.maximum(square, 0.0)))
+            across, up = (np.abs(x) - center[0]) / radii[0], (y - center[1]) / radii[1]
+            square = np.maximum(1 - np.square(across) - np.square(up), 0.0)
+            heights.append(center[2] + radii[2] * np.sqrt(square))
         return np.maximum(np.maximum(heights[0], heights[1]), heights[2])
 
 
 def head_parts(draw: Draws, traits: Traits) -> tuple[np.ndarray, np.ndarray]:
-    """Parts (B, P, PART_COLUMNS) and tints (B, T, TINT_COLUMNS) of a batch of heads.
-
-    float64, world units.
-    """
+    """Parts (B, P, PART_COLUMNS) and tints (B, T, TINT_COLUMNS) of heads, float64, world units."""
     parts, size = PartList(len(draw)), Proportions(draw)
-    _add_skull(parts, draw, traits, size)
-    _add_tints(parts, draw, traits, size)
-    _add_eyes(parts, draw, traits, size)
-    _add_mouth(parts, draw, traits, size)
-    _add_beard(parts, draw, traits, size)
-    _add_hair(parts, draw, traits, size)
-    _add_hat(parts, draw, traits, size)
-    _add_glasses(parts, traits, size)
-    _add_clothes(parts, draw, traits)
+    for add in (
+        _add_skull, _add_tints, _add_eyes, _add_mouth, _add_beard, _add_hair, _add_curls,
+        _add_hat, _add_glasses, _add_clothes,
+    ):  # fmt: skip
+        add(parts, draw, traits, size)
     return parts.tables()
 
 
@@ -165,11 +149,8 @@ def _add_mouth(parts: PartList, draw: Draws, traits: Traits, size: Proportions) 
 
 
 def _strands(color: np.ndarray, count: Number, strength: Number) -> dict[str, Any]:
-    return {
-        "material": rc.STRANDS,
-        "color2": np.minimum(1.45 * color + 0.05, 1.0),
-        "detail": (count, strength),
-    }
+    lighter = np.minimum(1.45 * color + 0.05, 1.0)
+    return {"material": rc.STRANDS, "color2": lighter, "detail": (count, strength)}
 
 
 def _add_beard(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
@@ -187,7 +168,7 @@ def _add_beard(parts: PartList, draw: Draws, traits: Traits, size: Proportions) 
 
 def _add_hair(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
     color, label, side, width = traits.hair_color, rc.HAIR_LABEL, traits.bangs_side, size.skull[0]
-    _, short, long, bob, bun, curly, tail = (traits.hair_style == kind for kind in range(7))
+    _, short, long, bob, bun, _, tail = (traits.hair_style == kind for kind in range(7))
     hatless = traits.hat == 0
     strands = _strands(color, draw("strands", 11.0, 17.0), draw("streaks", 0.25, 0.6))
     # a cap above a line that rises from the nape to the temple, with an opening for the face
@@ -220,17 +201,9 @@ def _add_hair(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -
     parts.add(label, (0.4 * x, 2.6, -7.0), (1.1, 1.1, 1.2), traits.trim_color, present=tail)
     parts.add(label, (x, -1.4, -7.5), (1.6, 4.6, 1.5), color, present=tail, roll=0.22 * swing,
               tilt=-0.1, **strands)
-    _add_curls(parts, draw, size, traits, curly, hatless)
 
 
-def _add_curls(
-    parts: PartList,
-    draw: Draws,
-    size: Proportions,
-    traits: Traits,
-    curly: np.ndarray,
-    hatless: np.ndarray,
-) -> None:
+def _add_curls(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
     """Curls along a spiral down from the crown, over the scalp and part of the forehead."""
     number = np.arange(30)[:, None]
     up = 0.96 - 1.25 * number / 30
@@ -238,16 +211,13 @@ def _add_curls(
     flat = np.sqrt(1 - up * up)
     x, z = flat * np.sin(angle), flat * np.cos(angle)
     on_face = (z > 0.35) & (up < 0.62 - 0.3 * traits.bangs_side * x)
-    under_hat = ~hatless & (up > -0.05)
-    center = (
-        x * (size.skull[0] + 0.2),
-        1.7 + up * (size.skull[1] + 0.2),
-        -1.0 + z * (size.skull[2] + 0.1),
-    )
+    under_hat = (traits.hat != 0) & (up > -0.05)
+    width, height, depth = size.skull
+    center = (x * (width + 0.2), 1.7 + up * (height + 0.2), -1.0 + z * (depth + 0.1))
     shade = np.array([0.88, 1.06, 1.0])[number % 3, None] * traits.hair_color
     curl = draw("curl size", 1.5, 1.95)
     parts.add(rc.HAIR_LABEL, center, (curl, curl, curl), shade,
-              present=curly & ~on_face & ~under_hat)
+              present=(traits.hair_style == 5) & ~on_face & ~under_hat)
 
 
 def _add_hat(parts: PartList, draw: Draws, traits: Traits, size: Proportions) -> None:
@@ -272,7 +242,7 @@ def _add_hat(parts: PartList, draw: Draws, traits: Traits, size: Proportions) ->
     parts.add(label, (0.0, 3.0, -0.7), (8.2, 0.6, 8.0), color, present=brimmed, tilt=-0.375)
 
 
-def _add_glasses(parts: PartList, traits: Traits, size: Proportions) -> None:
+def _add_glasses(parts: PartList, _: Draws, traits: Traits, size: Proportions) -> None:
     frame = np.where(traits.sunglasses[:, None], 0.12, 0.25 * traits.trim_color + 0.05)
     label, y, z = rc.GLASSES_LABEL, size.eye_y, size.eye_z + 0.85
     radius = np.minimum(1.62, size.eye_x - 0.22)
@@ -290,7 +260,7 @@ def _add_glasses(parts: PartList, traits: Traits, size: Proportions) -> None:
     parts.add(label, (0.0, y + 0.25, z), (0.7, 0.2, 0.22), frame, present=traits.glasses)
 
 
-def _add_clothes(parts: PartList, draw: Draws, traits: Traits) -> None:
+def _add_clothes(parts: PartList, draw: Draws, traits: Traits, _: Proportions) -> None:
     label, color, trim = rc.CLOTH_LABEL, traits.cloth_color, traits.trim_color
     crew, turtleneck, lapels, scarf = (traits.collar == kind for kind in range(4))
     wide, high = draw("shoulder width", 7.2, 8.6), draw("shoulder height", 0.3, 1.0)

@@ -15,12 +15,8 @@ MOUTHS = ("neutral", "smile", "grin", "surprised")
 COLLARS = ("crew", "turtleneck", "lapels", "scarf")
 #: Names of the kinds that an attribute numbers.
 OPTIONS = {
-    "hair_style": HAIR_STYLES,
-    "hat": HATS,
-    "beard": BEARDS,
-    "mouth": MOUTHS,
-    "collar": COLLARS,
-}
+    "hair_style": HAIR_STYLES, "hat": HATS, "beard": BEARDS, "mouth": MOUTHS, "collar": COLLARS
+}  # fmt: skip
 
 # Colours in [0, 1].
 _SKINS = [
@@ -45,10 +41,6 @@ class Draws:
     """Independent uniform draws for a batch of heads, each a hash of (seed, index, name).
 
     Draws are named, not sequential, so that a new trait leaves all others unchanged.
-
-    Args:
-        seed: any integer ≥ 0.
-        indices: (B,) integers ≥ 0.
     """
 
     def __init__(self, seed: int, indices: np.ndarray):
@@ -62,9 +54,8 @@ class Draws:
         self, name: str, low: float | np.ndarray = 0.0, high: float | np.ndarray = 1.0
     ) -> np.ndarray:
         """(B,) uniform draws in [low, high)."""
-        bits = _mixed(
-            self._keys + np.uint64(zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 % 2**64)
-        )
+        offset = zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 % 2**64
+        bits = _mixed(self._keys + np.uint64(offset))
         return low + (high - low) * ((bits >> np.uint64(11)) * 2.0**-53)
 
     def chance(self, name: str, probability: float | np.ndarray) -> np.ndarray:
@@ -78,9 +69,8 @@ class Draws:
 
     def normal(self, name: str) -> np.ndarray:
         """(B,) standard normal draws."""
-        return np.sqrt(-2 * np.log1p(-self(name + " radius"))) * np.cos(
-            2 * np.pi * self(name + " angle")
-        )
+        radius = np.sqrt(-2 * np.log1p(-self(name + " radius")))
+        return radius * np.cos(2 * np.pi * self(name + " angle"))
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -93,10 +83,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Traits:
-    """Traits of a batch of heads.
-
-    Kinds are numbers into the tuples above, (B,). Colours are (B, 3) in [0, 1].
-    """
+    """Traits of a batch of heads: (B,) kinds, numbers into `OPTIONS`, and (B, 3) colours."""
 
     hair_style: np.ndarray
     bangs_side: np.ndarray  # -1, 0 (none) or +1: sign of x where the fringe covers the forehead
@@ -109,10 +96,10 @@ class Traits:
     ears_covered: np.ndarray  # bool, by long hair or a bob
     earring_side: np.ndarray  # -1, 0 (none) or +1
     skin_color: np.ndarray
-    hair_color: np.ndarray
+    hair_color: np.ndarray  # also of brows and beard; set for bald heads too
     eye_color: np.ndarray
     lip_color: np.ndarray
-    hat_color: np.ndarray
+    hat_color: np.ndarray  # set without a hat too
     cloth_color: np.ndarray
     trim_color: np.ndarray  # collar, stripes, hat band
     background: np.ndarray
@@ -124,30 +111,21 @@ def draw_traits(draw: Draws) -> Traits:
     side = np.where(draw.chance("bangs to the right", 0.5), 1, -1)
     has_bangs = (hair_style != 0) & draw.chance("bangs", 0.8)
     short = (hair_style <= 1) | (hair_style == 5)
-    beard = np.where(
-        draw.chance("beard", np.where(short, 0.48, 0.08)),
-        1 + draw.choice("beard kind", [20, 40, 22, 18]),
-        0,
-    )
+    bearded = draw.chance("beard", np.where(short, 0.48, 0.08))
     glasses = draw.chance("glasses", 0.24)
     ears_covered = (hair_style == 2) | (hair_style == 3)
     earring = draw.chance("earring", 0.2) & ~ears_covered
-    skin = _along(_SKINS, draw("skin tone")) * (
-        1 + 0.04 * (draw("skin red") - 0.5)[:, None] * [1, 0, -1]
-    )
-    hair = (
-        np.asarray(_HAIRS)[draw.choice("hair colour", _HAIR_ODDS)]
-        * draw("hair light", 0.85, 1.15)[:, None]
-    )
+    red = 1 + 0.04 * (draw("skin red") - 0.5)[:, None] * [1, 0, -1]
+    skin = _along(_SKINS, draw("skin tone")) * red
+    hair = np.asarray(_HAIRS)[draw.choice("hair colour", _HAIR_ODDS)]
+    hair = hair * draw("hair light", 0.85, 1.15)[:, None]
     lip = 0.62 * skin * [1.0, 0.72, 0.72] + 0.38 * np.asarray((0.80, 0.28, 0.32))
     lipstick = draw.chance("lipstick", 0.22)[:, None]
-    hat_light = draw("hat light", 0.3, 0.95)
-    cloth_light = draw("cloth light", 0.22, 0.95)
     return Traits(
         hair_style=hair_style,
         bangs_side=np.where(has_bangs, side, 0),
         hat=np.where(draw.chance("hat", 0.22), 1 + draw.choice("hat kind", [40, 34, 26]), 0),
-        beard=beard,
+        beard=np.where(bearded, 1 + draw.choice("beard kind", [20, 40, 22, 18]), 0),
         mouth=draw.choice("mouth", [38, 36, 18, 8]),
         collar=draw.choice("collar", [40, 18, 28, 14]),
         glasses=glasses,
@@ -158,16 +136,10 @@ def draw_traits(draw: Draws) -> Traits:
         hair_color=np.minimum(hair, 1.0),
         eye_color=np.asarray(_IRISES)[draw.choice("iris", _IRIS_ODDS)],
         lip_color=np.where(lipstick, 0.35 * skin + 0.65 * np.asarray((0.75, 0.12, 0.22)), lip),
-        hat_color=_from_hsv(draw("hat hue"), draw("hat saturation", 0.15, 0.85), hat_light),
-        cloth_color=_from_hsv(draw("cloth hue"), draw("cloth saturation", 0.1, 0.8), cloth_light),
-        trim_color=_from_hsv(
-            draw("trim hue"), draw("trim saturation", 0.0, 0.8), draw("trim light", 0.35, 1.0)
-        ),
-        background=_from_hsv(
-            draw("background hue"),
-            draw("background saturation", 0.05, 0.5),
-            draw("background light", 0.45, 1.0),
-        ),
+        hat_color=_drawn_color(draw, "hat", (0.15, 0.85), (0.3, 0.95)),
+        cloth_color=_drawn_color(draw, "cloth", (0.1, 0.8), (0.22, 0.95)),
+        trim_color=_drawn_color(draw, "trim", (0.0, 0.8), (0.35, 1.0)),
+        background=_drawn_color(draw, "background", (0.05, 0.5), (0.45, 1.0)),
     )
 
 
@@ -180,7 +152,11 @@ def _along(colors: list[tuple[float, float, float]], u: np.ndarray) -> np.ndarra
     return table[first] * (1 - weight) + table[first + 1] * weight
 
 
-def _from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """(B, 3) RGB from hue, saturation and value in [0, 1]."""
+def _drawn_color(
+    draw: Draws, name: str, saturation: tuple[float, float], light: tuple[float, float]
+) -> np.ndarray:
+    """(B, 3) colours of any hue, with saturation and value (of HSV) in these ranges."""
+    hue, saturations = draw(f"{name} hue"), draw(f"{name} saturation", *saturation)
     k = (np.asarray([5.0, 3.0, 1.0]) + 6.0 * hue[:, None]) % 6.0
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))
+    shade = 1 - saturations[:, None] * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0)
+    return draw(f"{name} light", *light)[:, None] * shade

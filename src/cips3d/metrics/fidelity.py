@@ -49,29 +49,17 @@ _NAME = re.compile(r"(fid|kid|fd|kd)([1-9]\d{0,8})(k?)(_full)?(?:_(heads|efficie
 
 @dataclass(frozen=True)
 class FidelityMetric:
-    """A metric, as its name describes it.
+    """A metric, as its name describes it."""
 
-    Attributes:
-        name: such as fid50k_full.
-        kernel: kernel distance (KID) instead of Fréchet distance (FID).
-        count: number of generated images.
-        full: compare with all real images instead of `count` random ones.
-        network: the feature network.
-    """
-
-    name: str
-    kernel: bool
-    count: int
-    full: bool
+    name: str  # such as fid50k_full
+    kernel: bool  # kernel distance (KID) instead of Fréchet distance (FID)
+    count: int  # of generated images
+    full: bool  # compares with all real images instead of `count` random ones
     network: NetworkName
 
     @staticmethod
     def parse(name: str) -> FidelityMetric:
-        """The metric with this name.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The metric with this name; raises UserError if there is none."""
         match = _NAME.fullmatch(name)
         if match is None or (match[1] in ("fid", "kid")) != (match[5] is None):
             raise UserError(
@@ -90,7 +78,7 @@ class Fidelity:
     """Measures generators against datasets, and caches the features of real images on disk.
 
     Args:
-        names: of the metrics (see `FidelityMetric`).
+        names: see `FidelityMetric`.
         inception_weights: see `cips3d.metrics.features.feature_network`.
         cache: folder for the features. Default: $CIPS3D_CACHE, or the user's cache folder.
         seed: of latents, cameras, the choice of real images and KID's subsets.
@@ -108,47 +96,42 @@ class Fidelity:
     ) -> None:
         self.metrics = [FidelityMetric.parse(name) for name in names]
         self.seed = seed
-        self.cache = cache or Path(
-            os.environ.get("CIPS3D_CACHE") or platformdirs.user_cache_path("cips3d")
-        )
-        needed: list[NetworkName] = list(dict.fromkeys(metric.network for metric in self.metrics))
+        default = os.environ.get("CIPS3D_CACHE") or platformdirs.user_cache_path("cips3d")
+        self.cache = cache or Path(default)
+        needed: dict[NetworkName, None] = dict.fromkeys(m.network for m in self.metrics)
         self.networks = {name: feature_network(name, inception_weights) for name in needed}
 
     def __call__(self, generator: ImageGenerator, dataset: Dataset) -> dict[str, float]:
         """Values by name. Where there are several processes, all call it and get the same values.
 
-        Args:
-            dataset: the real images; generated ones are rendered at its resolution.
+        Generated images have the dataset's resolution.
 
         Raises:
             UserError: if an image cannot be read, or the dataset has a single one.
         """
         values: dict[str, float] = {}
-        device = generator.device
-        # metrics that share generated images and features
-        groups = dict.fromkeys((metric.network, metric.count) for metric in self.metrics)
-        for network, count in groups:
-            features = self.networks[network].to(device)
-            images = generated_images(
-                generator, count, dataset.resolution, self.seed, _process_share(count)
-            )
-            fake = _joined(features, map(features.extract, images), device)
-            for metric in self.metrics:
-                if (metric.network, metric.count) == (network, count):
-                    real = self._real_features(features, metric, dataset, device)
-                    values[metric.name] = distance(real, fake, metric.kernel, self.seed)
+        fakes: dict[tuple[str, int], Tensor] = {}  # metrics share generated images and features
+        for metric in self.metrics:
+            network, key = self.networks[metric.network], (metric.network, metric.count)
+            network.module.to(generator.device)
+            if key not in fakes:
+                part = _process_share(metric.count)
+                images = generated_images(
+                    generator, metric.count, dataset.resolution, self.seed, part
+                )
+                fakes[key] = _features(network, images, generator.device)
+            real = self._real_features(metric, dataset, generator.device)
+            values[metric.name] = distance(real, fakes[key], metric.kernel, self.seed)
         return values
 
     def record(self, dataset: Dataset) -> dict[str, Any]:
         """What the values depend on besides the generator and the names, JSON-ready."""
-        counts = {m.name: len(self._real_indices(m, dataset)) for m in self.metrics}
         return {
-            "real_images": counts,
+            "real_images": {m.name: len(self._real_indices(m, dataset)) for m in self.metrics},
             "seed": self.seed,
             "networks": {name: network.key for name, network in self.networks.items()},
         }
 
-    # ---------------------------------------------------------------- real images
     def _real_indices(self, metric: FidelityMetric, dataset: Dataset) -> list[int]:
         """The images of the dataset that a metric compares with."""
         if metric.full or metric.count >= len(dataset):
@@ -156,16 +139,11 @@ class Fidelity:
         drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
         return drawn[: metric.count].tolist()
 
-    @torch.no_grad()
     def _real_features(
-        self,
-        network: FeatureNetwork,
-        metric: FidelityMetric,
-        dataset: Dataset,
-        device: torch.device,
+        self, metric: FidelityMetric, dataset: Dataset, device: torch.device
     ) -> Float[Tensor, "share width"]:
         """This process's share of the features of the real images, from the cache if possible."""
-        indices = self._real_indices(metric, dataset)
+        network, indices = self.networks[metric.network], self._real_indices(metric, dataset)
         if len(indices) < 2:
             raise UserError(
                 f"metric {metric.name}: the dataset has a single image; a distance needs at least 2"
@@ -179,14 +157,17 @@ class Fidelity:
             return load_file(path)["features"].to(device)
         except (OSError, KeyError, SafetensorError):  # missing or damaged
             pass
+        workers = 0  # a CPU is busy with the features; some datasets draw batches in threads
+        if device.type != "cpu" and dataset.batch_hint == 1:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+            workers = min(_MAX_WORKERS, (os.cpu_count() or 1) // processes)
         loader = DataLoader(
             Subset(dataset, indices[part]),  # pyright: ignore[reportArgumentType] (a protocol)
             batch_size=BATCH,
-            num_workers=_loading_workers(dataset, device),
+            num_workers=workers,
             worker_init_fn=serve_to_the_end,
         )
-        extracted = (network.extract(images.to(device)) for images in loader)
-        features = _joined(network, extracted, device)
+        features = _features(network, loader, device)
         try:
             with atomic_path(path) as temporary:
                 save_file({"features": features.cpu()}, temporary)
@@ -198,30 +179,13 @@ class Fidelity:
         return features
 
 
-def _loading_workers(dataset: Dataset, device: torch.device) -> int:
-    """Processes that decode images for a GPU; a CPU is busy with the features."""
-    if device.type == "cpu" or dataset.batch_hint > 1:
-        return 0
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return min(_MAX_WORKERS, cores)
-
-
 @torch.no_grad()
 def generated_images(
-    generator: ImageGenerator,
-    count: int,
-    resolution: int,
-    seed: int = 0,
-    part: slice = slice(None),
+    generator: ImageGenerator, count: int, resolution: int, seed: int = 0, part: slice = slice(None)
 ) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
-    """Generated images (ψ 1) from cameras of the generator's prior, in batches.
+    """Batches of generated images (ψ 1) from cameras of the generator's prior.
 
-    An image depends on its index, the count and the seed.
-
-    Args:
-        count: number of all images.
-        resolution: side, pixels.
-        part: which of them to render.
+    An image depends on its index, the count of all images and the seed. `part`: those to render.
     """
     draws = torch.Generator().manual_seed(seed)
     latents = generator.sample_latents(count, draws)[part]
@@ -230,6 +194,15 @@ def generated_images(
         piece = slice(start, start + BATCH)
         image = generator.render(latents[piece], cameras[piece], resolution, psi=1.0).image
         yield (image * 127.5 + 127.5).nan_to_num(0.0).round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def _features(
+    network: FeatureNetwork, batches: Iterable[Tensor], device: torch.device
+) -> Float[Tensor, "share width"]:
+    """Features of all images in one tensor, which is empty for an empty share."""
+    parts = [network.extract(images.to(device)) for images in batches]
+    return torch.cat([torch.empty(0, network.width, device=device), *parts])
 
 
 def _distributed() -> bool:
@@ -242,19 +215,10 @@ def _process_share(count: int) -> slice:
     return slice(count * rank // processes, count * (rank + 1) // processes)
 
 
-def _joined(
-    network: FeatureNetwork, parts: Iterable[Tensor], device: torch.device
-) -> Float[Tensor, "share width"]:
-    """All features in one tensor, which is empty for an empty share."""
-    return torch.cat([torch.empty(0, network.width, device=device), *parts])
+class _GivenFeatures(nn.Identity):
+    """Stands in for torchmetrics' own network: passes features through."""
 
-
-class _Features(nn.Identity):
-    """A feature network for torchmetrics that passes features through."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.num_features = width
+    num_features: int
 
 
 def distance(
@@ -265,10 +229,8 @@ def distance(
 ) -> float:
     """Fréchet or kernel distance between two sets of features; each process passes its share.
 
-    Args:
-        kernel: the squared MMD of the cubic kernel, averaged over random subsets (KID), instead of
-            the Fréchet distance (FID).
-        seed: of the subsets.
+    The kernel distance is the squared MMD of the cubic kernel, averaged over subsets that the seed
+    draws.
     """
     # imported here because they take a second
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -276,7 +238,8 @@ def distance(
 
     if real.device.type == "mps":  # no double precision
         real, fake = real.cpu(), fake.cpu()
-    given = _Features(real.shape[1])
+    given = _GivenFeatures()
+    given.num_features = real.shape[1]
     if not kernel:
         fid = FrechetInceptionDistance(given).to(real.device)
         for features, is_real in ((real, True), (fake, False)):

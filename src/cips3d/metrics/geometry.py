@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cips3d.metrics.views import Subjects, View
+from cips3d.metrics.views import Images, Subjects, View
 from cips3d.models.types import RenderOutput
 
 #: Yaws in radians, left, front and right, from which depth is compared.
@@ -33,14 +33,14 @@ def last_sample_share(out: RenderOutput) -> float:
     return float(out.last_weight.detach().sum() / out.opacity.detach().sum().clamp(min=1e-8))
 
 
-def speckle(images: Float[Tensor, "batch 3 height width"]) -> float:
+def speckle(images: Images) -> float:
     """Mean absolute difference between pixels and the median of their 3×3 neighbourhood."""
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     neighbours = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2)
     return float((images - neighbours.median(dim=-1).values).abs().mean())
 
 
-def detail(images: Float[Tensor, "batch 3 height width"]) -> float:
+def detail(images: Images) -> float:
     """Mean absolute difference between neighbouring pixels, in units of [-1, 1]."""
     return float((images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()) / 2)
 
@@ -52,16 +52,14 @@ def non_flatness(out: RenderOutput, radius: float, extent: float) -> float:
     bin, `BINS` where they fill all bins evenly. Only solid pixels count, so that a flat subject in
     front of an empty background is flat; an image without any scores 1.
 
-    Args:
-        radius: distance of the camera, world units.
-        extent: half depth of the sampled volume, which the bins divide, world units.
+    The bins divide depths of `radius` (the camera's) ± `extent` (half the volume's), world units.
     """
-    scores = []
+    total = 0.0
     for depth, solid in zip(out.depth, out.solid, strict=True):
         counts = torch.histc(depth[solid].float(), BINS, radius - extent, radius + extent)
         shares = counts[counts > 0] / counts.sum()
-        scores.append(float((-(shares * shares.log()).sum()).exp()))
-    return sum(scores) / len(scores)
+        total += float((-(shares * shares.log()).sum()).exp())
+    return total / len(out.depth)
 
 
 @torch.no_grad()
@@ -83,10 +81,8 @@ def shape_correlation(subjects: Subjects, truth: Subjects) -> float:
     own, true = subjects.poses, truth.poses
     lens = replace(own, yaw_mean=true.yaw_mean, pitch_mean=true.pitch_mean)
     truth = replace(truth, poses=lens)
-    values = [
-        correlation_with_mean(subjects.from_angles(yaw), truth.from_angles(yaw)) for yaw in YAWS
-    ]
-    return sum(values) / len(values)
+    views = [(subjects.from_angles(yaw), truth.from_angles(yaw)) for yaw in YAWS]
+    return sum(correlation_with_mean(*pair) for pair in views) / len(YAWS)
 
 
 def correlation_with_mean(view: View, truth: View) -> float:
@@ -95,12 +91,9 @@ def correlation_with_mean(view: View, truth: View) -> float:
     Over pixels where the subject and most true ones are solid.
     """
     often = truth.solid.float().mean(dim=0) > 0.5
-    mean_depth = (truth.out.depth * truth.solid).sum(dim=0) / truth.solid.sum(dim=0).clamp(min=1)
-    both = [solid & often for solid in view.solid]
-    values = [
-        correlation(depth[b], mean_depth[b]) for depth, b in zip(view.out.depth, both, strict=True)
-    ]
-    return sum(values) / len(values)
+    average = (truth.out.depth * truth.solid).sum(dim=0) / truth.solid.sum(dim=0).clamp(min=1)
+    depth = view.out.depth
+    return mean_correlation(depth, average.expand_as(depth), view.solid & often)
 
 
 def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
@@ -111,6 +104,13 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 1e-12 else 0.0
+
+
+def mean_correlation(
+    a: Float[Tensor, "batch ..."], b: Float[Tensor, "batch ..."], where: Bool[Tensor, "batch ..."]
+) -> float:
+    """Mean over the batch of the correlation of `a` with `b` over the pixels `where`."""
+    return sum(correlation(x[w], y[w]) for x, y, w in zip(a, b, where, strict=True)) / len(a)
 
 
 def _projected_correlation(view: View, front: View) -> float:
@@ -129,8 +129,4 @@ def _projected_correlation(view: View, front: View) -> float:
     projected = distance.new_full((len(distance), height * width + 1), torch.inf)
     projected = projected.scatter_reduce(1, pixel, distance, "amin")[:, :-1]
     seen = front.solid.flatten(1) & torch.isfinite(projected)
-    values = [
-        correlation(p[s], f[s])
-        for p, f, s in zip(projected, front.out.depth.flatten(1), seen, strict=True)
-    ]
-    return sum(values) / len(values)
+    return mean_correlation(projected, front.out.depth.flatten(1), seen)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cips3d.heads.network import HeadNetwork
 from cips3d.metrics import consistency, geometry, symmetry
 from cips3d.metrics.views import Subjects, View
 
-#: What a value should be: as low or as high as possible, or that of the data.
-Better = Literal["lower", "higher", "as the data"]
+#: What a value should be.
+Better = Literal["lower is better", "higher is better", "should match the data"]
+_LOWER, _HIGHER, _AS_DATA = get_args(Better)
 
 
 @dataclass
 class Comparison:
-    """Subjects to measure and what they are compared with. Shared results are computed once.
+    """Subjects to measure and what they are compared with. Shared results are computed once."""
 
-    Attributes:
-        subjects: generated subjects, or unseen true ones for the reference column.
-        seed: of the cameras of `view`.
-        predictor: predicts pose and identity.
-        network: reads heads, where the dataset shows some.
-        truth: subjects of the dataset.
-        offset: yaw and pitch of the subjects' own front from the dataset's, radians.
-    """
-
-    subjects: Subjects
-    seed: int = 0
+    subjects: Subjects  # generated ones, or unseen true ones for the reference column
+    seed: int = 0  # of the cameras of `view`
     predictor: consistency.Predictor | None = None
-    network: HeadNetwork | None = None
-    truth: Subjects | None = None
-    offset: tuple[float, float] = (0.0, 0.0)
+    network: HeadNetwork | None = None  # where the dataset shows heads
+    truth: Subjects | None = None  # subjects of the dataset
+    offset: tuple[float, float] = (0.0, 0.0)  # of their front from the dataset's, radians
 
     @cached_property
     def view(self) -> View:
@@ -59,98 +51,66 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure by name.
-
-    Attributes:
-        name: key in tables, logs and JSON files.
-        meaning: a few words for the table.
-        better: what a value should be.
-        function: computes it.
-        needs: attributes of `Comparison` without which it is left out.
-        unit: of the printed value.
-        factor: to that unit.
-    """
+    """A measure by name, which is its key in tables, logs and JSON files."""
 
     name: str
-    meaning: str
+    meaning: str  # a few words for the table
     better: Better
-    function: Callable[[Any], float]
-    needs: tuple[str, ...] = ()
-    unit: str = ""
+    function: Callable[[Any], float]  # of a `Comparison`
+    needs: tuple[str, ...] = ()  # attributes of `Comparison` without which it is left out
+    unit: str = ""  # of the printed value, which is the value times `factor`
     factor: float = 1.0
 
-    def available(self, comparison: Comparison) -> bool:
-        return all(getattr(comparison, name) is not None for name in self.needs)
 
-
+# One measure per entry reads as a table.
+# fmt: off
 _ROWS = (
-    Measure(
-        "pose_error", "angle between requested and predicted camera", "lower",
-        lambda c: consistency.pose_error(c.view, c.predictor, c.offset),
-        ("predictor",), "°",
-    ),
-    Measure(
-        "identity_consistency", "identity across views of a subject, cosine", "higher",
-        lambda c: c.identity[0], ("predictor",),
-    ),
-    Measure(
-        "identity_between", "identity between different subjects, cosine", "as the data",
-        lambda c: c.identity[1], ("predictor",),
-    ),
-    Measure(
-        "warp_error", "colour difference of views warped by depth", "lower",
-        lambda c: consistency.warp_error(c.subjects),
-    ),
-    Measure(
-        "view_agreement", "depth of the front against ±30°, correlation", "higher",
-        lambda c: geometry.view_agreement(c.subjects),
-    ),
-    Measure(
-        "depth_error", "depth against depth predicted from the image", "lower",
-        lambda c: c.depth[0], ("network",), "world units",
-    ),
-    Measure(
-        "depth_correlation", "depth against predicted depth, correlation", "higher",
-        lambda c: c.depth[1], ("network",),
-    ),
-    Measure(
-        "shape_correlation", "depth against the mean true depth, correlation", "as the data",
-        lambda c: geometry.shape_correlation(c.subjects, c.truth), ("truth",),
-    ),
-    Measure(
-        "depth_distance", "distribution of depth against the true one", "lower",
-        lambda c: consistency.depth_distance(c.view, c.true_view), ("truth",), "world units",
-    ),
-    Measure(
-        "non_flatness", "non-flatness score (1: constant depth)", "as the data",
-        lambda c: geometry.non_flatness(c.view.out, c.subjects.poses.radius, c.subjects.extent),
-    ),
-    Measure(
-        "detail", "difference between neighbouring pixels", "as the data",
-        lambda c: geometry.detail(c.view.out.image),
-    ),
-    Measure(
-        "speckle", "difference from the 3×3 median", "as the data",
-        lambda c: geometry.speckle(c.view.out.image),
-    ),
-    Measure(
-        "last_sample_share", "opacity on the last sample of a ray", "lower",
-        lambda c: geometry.last_sample_share(c.view.out), unit="%", factor=100,
-    ),
-    Measure(
-        "mirror_jump", "change across the frontal view / usual change", "as the data",
-        lambda c: symmetry.mirror_jump(c.subjects),
-    ),
-    Measure(
-        "two_hypothesis_score", "subjects that mirror instead of turning", "lower",
-        lambda c: symmetry.two_hypothesis_score(c.subjects), unit="%", factor=100,
-    ),
-    Measure(
-        "bangs_flip", "bangs that change sides", "lower",
-        lambda c: symmetry.bangs_flip(c.subjects, c.network), ("network",), "%", 100,
-    ),
-)  # fmt: skip
+    Measure("pose_error", "angle between requested and predicted camera", _LOWER,
+            lambda c: consistency.pose_error(c.view, c.predictor, c.offset), ("predictor",), "°"),
+    Measure("identity_consistency", "identity across views of a subject, cosine", _HIGHER,
+            lambda c: c.identity[0], ("predictor",)),
+    Measure("identity_between", "identity between different subjects, cosine", _AS_DATA,
+            lambda c: c.identity[1], ("predictor",)),
+    Measure("warp_error", "colour difference of views warped by depth", _LOWER,
+            lambda c: consistency.warp_error(c.subjects)),
+    Measure("view_agreement", "depth of the front against ±30°, correlation", _HIGHER,
+            lambda c: geometry.view_agreement(c.subjects)),
+    Measure("depth_error", "depth against depth predicted from the image", _LOWER,
+            lambda c: c.depth[0], ("network",), "world units"),
+    Measure("depth_correlation", "depth against predicted depth, correlation", _HIGHER,
+            lambda c: c.depth[1], ("network",)),
+    Measure("shape_correlation", "depth against the mean true depth, correlation", _AS_DATA,
+            lambda c: geometry.shape_correlation(c.subjects, c.truth), ("truth",)),
+    Measure("depth_distance", "distribution of depth against the true one", _LOWER,
+            lambda c: consistency.depth_distance(c.view, c.true_view), ("truth",), "world units"),
+    Measure("non_flatness", "non-flatness score (1: constant depth)", _AS_DATA,
+            lambda c: geometry.non_flatness(
+                c.view.out, c.subjects.poses.radius, c.subjects.extent)),
+    Measure("detail", "difference between neighbouring pixels", _AS_DATA,
+            lambda c: geometry.detail(c.view.out.image)),
+    Measure("speckle", "difference from the 3×3 median", _AS_DATA,
+            lambda c: geometry.speckle(c.view.out.image)),
+    Measure("last_sample_share", "opacity on the last sample of a ray", _LOWER,
+            lambda c: geometry.last_sample_share(c.view.out), (), "%", 100),
+    Measure("mirror_jump", "change across the frontal view / usual change", _AS_DATA,
+            lambda c: symmetry.mirror_jump(c.subjects)),
+    Measure("two_hypothesis_score", "subjects that mirror instead of turning", _LOWER,
+            lambda c: symmetry.two_hypothesis_score(c.subjects), (), "%", 100),
+    Measure("bangs_flip", "bangs that change sides", _LOWER,
+            lambda c: symmetry.bangs_flip(c.subjects, c.network), ("network",), "%", 100),
+)
+# fmt: on
 #: All measures by name, in the order of the table.
 MEASURES = {measure.name: measure for measure in _ROWS}
 #: Those that tell whether the geometry is real: see `cips3d.metrics.evaluation.geometry_table`.
 GEOMETRY = ("last_sample_share", "non_flatness", "view_agreement", "shape_correlation", "speckle")
+
+
+def measured(comparison: Comparison, names: Sequence[str]) -> dict[str, float]:
+    """Values of the named measures, without those for which something is missing."""
+    chosen = (MEASURES[name] for name in names)
+    return {
+        measure.name: measure.function(comparison)
+        for measure in chosen
+        if all(getattr(comparison, part) is not None for part in measure.needs)
+    }

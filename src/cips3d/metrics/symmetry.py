@@ -1,7 +1,7 @@
 """Mirror symmetry: do images flip when the camera passes the front (paper Section 3.3, Fig. 5)?
 
-A generator with this fault shows from the right the mirror image of what it shows from the left.
-Each image looks true, but asymmetric parts change sides at yaw 0.
+A generator with this fault shows from the right the mirror image of what it shows from the left:
+each image looks true, but asymmetric parts change sides at yaw 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def mirror_jump(subjects: Subjects) -> float:
 def two_hypothesis_score(subjects: Subjects) -> float:
     """Share of subjects whose I(−δ) is closer to the mirrored I(+δ) than to I(+δ) warped to −δ.
 
-    0 for subjects that turn, 1 for mirrored ones, and for symmetric ones, whose mirrored views are
-    right. Both differences are taken over the pixels where the warped image is valid. Subjects
+    0 for subjects that turn, 1 for mirrored ones and for symmetric ones, whose mirrored views are
+    right. Differences are averaged over the pixels where the warped image is valid. Subjects
     without such pixels do not count; NaN if no subject has any.
     """
     left, right = subjects.from_angles(-DELTA), subjects.from_angles(DELTA)

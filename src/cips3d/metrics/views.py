@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,10 @@ from cips3d.models.protocol import ImageGenerator
 from cips3d.models.rays import chunks
 from cips3d.models.types import Latents, RenderOutput, Sampling
 
+Images = Float[Tensor, "batch 3 height width"]
+Mask = Bool[Tensor, "batch 1 height width"]
+#: Yaw and pitch.
+Angles = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
 #: A point is hidden where the other camera sees something nearer by more than this, world units.
 HIDDEN = 0.01
 #: Subjects per render call. With more, a chunk holds few rays of each, and every chunk modulates
@@ -34,12 +37,12 @@ class View:
     camera: Camera
 
     @property
-    def solid(self) -> Bool[Tensor, "batch 1 height width"]:
+    def solid(self) -> Mask:
         """Where the subject is."""
         return self.out.solid
 
     @property
-    def interior(self) -> Bool[Tensor, "batch 1 height width"]:
+    def interior(self) -> Mask:
         """Solid pixels without an empty neighbour, so that no background is mixed in."""
         return F.max_pool2d(1 - self.solid.to(self.out.depth), 3, 1, 1) < 0.5
 
@@ -52,28 +55,18 @@ class View:
 
     @property
     def centred_depth(self) -> Float[Tensor, "batch 1 height width"]:
-        """Depth minus the camera's distance from the origin, world units.
-
-        Comparable between cameras at different distances.
-        """
+        """Depth minus the camera's distance from the origin, world units."""
         return self.out.depth - self.camera.position.norm(dim=-1)[:, None, None, None]
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """A fixed set of subjects that can be rendered from any cameras.
-
-    Attributes:
-        count: number of subjects.
-        poses: camera prior that they were learned from.
-        extent: half depth of the volume that contains them, world units.
-        render: renders all subjects, given one camera for each.
-    """
+    """A fixed set of subjects that can be rendered from any cameras."""
 
     count: int
-    poses: PoseDistribution
-    extent: float
-    render: Callable[[Camera], RenderOutput]
+    poses: PoseDistribution  # the camera prior that they were learned from
+    extent: float  # half depth of the volume that contains them, world units
+    render: Callable[[Camera], RenderOutput]  # of all subjects, given one camera for each
 
     @staticmethod
     def generated(
@@ -86,11 +79,9 @@ class Subjects:
         """The subjects that a generator makes of the latents."""
 
         def render(camera: Camera) -> RenderOutput:
-            def batch(part: slice) -> RenderOutput:
-                codes, cameras = latents[part], camera[part]
-                return generator.render(codes, cameras, resolution, psi=psi, sampling=sampling)
-
-            out = RenderOutput.cat([batch(part) for part in chunks(len(latents), _BATCH)])
+            parts = [(latents[part], camera[part]) for part in chunks(len(latents), _BATCH)]
+            options = {"psi": psi, "sampling": sampling}
+            out = RenderOutput.cat([generator.render(*p, resolution, **options) for p in parts])
             return replace(out, image=out.image.clamp(-1, 1), aux_image=out.aux_image.clamp(-1, 1))
 
         config = generator.config
@@ -105,12 +96,7 @@ class Subjects:
         *,
         unseen: bool = False,
     ) -> Subjects:
-        """The dataset's own subjects.
-
-        Args:
-            truth: what the dataset knows of its subjects.
-            unseen: others of the same kind that the dataset does not contain.
-        """
+        """The dataset's own subjects; `unseen`: others of the same kind that it does not show."""
         render = partial(truth.render, indices, resolution=resolution, unseen=unseen, device=device)
         return Subjects(len(indices), truth.poses, truth.extent, render)
 
@@ -131,16 +117,11 @@ class Subjects:
         return View(out, camera.to(out.depth))
 
 
-def warp(
-    source: View, target: View
-) -> tuple[Float[Tensor, "batch 3 height width"], Bool[Tensor, "batch 1 height width"]]:
-    """The source's image warped to the target's camera by the target's depth.
+def warp(source: View, target: View) -> tuple[Images, Mask]:
+    """The source's image warped to the target's camera by the target's depth, and its valid pixels.
 
-    Each target pixel's surface point is looked up in the source's image (bilinearly).
-
-    Returns:
-        The warped images, and the pixels where they are valid: solid in both views, and visible to
-        the source's camera.
+    Each target pixel's surface point is looked up in the source's image (bilinearly). A pixel is
+    valid if it is solid in both views and visible to the source's camera.
     """
     height, width = target.out.depth.shape[2:]
     place, distance = source.camera.project(target.points)
@@ -154,32 +135,21 @@ def warp(
     return lookup(source.out.image), target.solid & solid & inside & visible
 
 
-def sample_image(
-    image: Float[Tensor, "batch channels height width"],
-    grid: Float[Tensor, "batch rows columns 2"],
-    mode: Literal["bilinear", "nearest"] = "bilinear",
-) -> Float[Tensor, "batch channels rows columns"]:
-    """`torch.nn.functional.grid_sample` with the edge's values beyond the edge."""
+def sample_image(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values of an image (B, C, H, W) at `grid` (B, h, w, 2), with the edge's values beyond it."""
     size = torch.tensor(image.shape[:1:-1]).to(grid)  # width, height
     edge = 1 - 1 / size
     # Apple's GPUs lack grid_sample's own border mode before torch 2.13
     return F.grid_sample(image, grid.clamp(-edge, edge), mode, "zeros", align_corners=False)
 
 
-def mean_difference(
-    a: Float[Tensor, "batch 3 height width"],
-    b: Float[Tensor, "batch 3 height width"],
-    where: Bool[Tensor, "batch 1 height width"],
-) -> Float[Tensor, " batch"]:
+def mean_difference(a: Images, b: Images, where: Mask) -> Float[Tensor, " batch"]:
     """Mean absolute difference of each pair of images over the pixels `where`; NaN without any."""
     total = ((a - b).abs().mean(dim=1, keepdim=True) * where).sum(dim=(1, 2, 3))
     return total / where.sum(dim=(1, 2, 3))
 
 
-def angle_between(
-    yaw: Tensor, pitch: Tensor, other_yaw: Tensor, other_pitch: Tensor
-) -> Float[Tensor, " batch"]:
-    """Angle between two viewing directions, in degrees; arguments in radians."""
-    cosine = pitch.sin() * other_pitch.sin()
-    cosine = cosine + pitch.cos() * other_pitch.cos() * (yaw - other_yaw).cos()
+def angle_between(yaw: Tensor, pitch: Tensor, yaw2: Tensor, pitch2: Tensor) -> Tensor:
+    """(B,) angles between two viewing directions, in degrees; arguments in radians."""
+    cosine = pitch.sin() * pitch2.sin() + pitch.cos() * pitch2.cos() * (yaw - yaw2).cos()
     return cosine.clamp(-1, 1).acos() * (180 / math.pi)

@@ -22,7 +22,8 @@ from cips3d.models.layers import LEAKY_SLOPE
 
 Images = Float[Tensor, "batch 3 res res"]
 Labels = Float[Tensor, "batch 25"]
-Maps, Maps2 = Float[Tensor, "batch c height width"], Float[Tensor, "batch c2 height2 width2"]
+Maps = Float[Tensor, "batch c height width"]
+Maps2 = Float[Tensor, "batch c2 height2 width2"]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,9 @@ class Judgement(NamedTuple):
 class EqualConv(nn.Module):
     """Convolution with equalised learning rate (weights times 1/√fan_in), then activation.
 
-    The activation is gain·√2·LeakyReLU(0.2)(x + bias). It is positively homogeneous, so constants
-    are folded into weights and bias, which are smaller than the images.
-
-    Args:
-        downsample: blur and halve the resolution.
-        activate: bias and activation; neither for skip connections.
-        gain: constant factor of the result.
+    `downsample` blurs and halves the resolution. The activation, gain·√2·LeakyReLU(0.2)(x + bias),
+    is positively homogeneous, so its constants are folded into the weights and the bias. Without
+    `activate` there is no bias either.
     """
 
     kernel: Tensor
@@ -111,8 +108,7 @@ class EqualConv(nn.Module):
 class Blur(torch.autograd.Function):
     """A convolution of every channel with one constant kernel.
 
-    In R1's backward pass, torch's own also computes the kernel's gradient, by a tiny convolution
-    per channel: thousands of them per step of the large presets.
+    torch's own computes the kernel's gradient in R1's backward pass, by thousands of convolutions.
     """
 
     @staticmethod
@@ -226,12 +222,10 @@ class ProgressiveDiscriminator(nn.Module):
         return self.judge(images, alpha, cameras).logits
 
     def judge(self, images: Images, alpha: float = 1.0, cameras: Labels | None = None) -> Judgement:
-        """Logits and, with a pose head, poses.
+        """Logits and, with a pose head, poses of images in [-1, 1].
 
         Args:
-            images: square images in [-1, 1] at any resolution of the configuration.
-            alpha: fade-in of the block at this resolution: 0 uses only the halved image, 1 only the
-                block.
+            alpha: fade-in: 0 uses only the halved image, 1 only the block at this resolution.
             cameras: labels (see `Camera.to_label`); needed with `camera_label`, else ignored.
         """
         x = self._hidden(images, alpha)

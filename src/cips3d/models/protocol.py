@@ -57,11 +57,8 @@ class ImageGenerator(
 ):
     """Base of all generators: codes, mean styles and storage.
 
-    Args:
-        config: the configuration, or the dictionary of it in a config.json.
-
-    Raises:
-        UserError: if a dictionary does not fit, or the configuration is of another architecture.
+    The configuration may be the dictionary of a config.json. One that does not fit, or is of
+    another architecture, is a UserError.
     """
 
     #: The configuration of this architecture's networks.
@@ -237,11 +234,7 @@ class RayGenerator(ImageGenerator):
     ) -> RayOutput:
         """Renders any rays: the one primitive, pure in its arguments.
 
-        Args:
-            styles: one per batch entry of `rays`.
-            rays: (B, N) rays.
-            sampling: samples per ray.
-            draws: this rendering's random numbers; None: see `RayDraws.even`.
+        Each batch entry of the rays has a style. Without draws, see `RayDraws.even`.
         """
 
     @abstractmethod
@@ -283,9 +276,8 @@ class RayGenerator(ImageGenerator):
                 training resolution.
             psi: truncation of latents, see `map`.
             sampling: samples per ray; the configuration's by default.
-            draws: random numbers of all rays that are rendered, see `render_rays`.
-            chunk: rays rendered at a time; changes memory, not pixels. Default: as many as fit
-                `CHUNK_BYTES`.
+            draws: random numbers of all rays that are rendered; none by default.
+            chunk: rays rendered at a time; changes memory, not pixels. Chosen by default.
             window: rows and columns to render, such as `numpy.s_[:64, 100:200]`.
 
         Raises:

@@ -70,15 +70,11 @@ def partial(
     index: Int[Tensor, " gradient_rays"],
     size: int,
 ) -> Stacked:
-    """All rays, with gradients of those at `index` only (partial gradient backpropagation).
+    """All rays, with gradients of the n_r different ones at `index` (the same in all images) only.
 
     On average over random subsets, the gradient of a loss is n_r/(H·W) times the full one (to first
     order: a mapping network's gradient is a sum over rays as well). It is not scaled up, as in the
     paper and the authors' code.
-
-    Args:
-        index: n_r different ray indices, the same for all images of the batch.
-        size: chunk size of the other rays.
     """
     chosen = torch.zeros(rays.count, dtype=torch.bool, device=index.device)
     chosen = chosen.index_fill_(0, index, True)

@@ -9,16 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Bound = Float[Tensor, "*rays 1"]
+Samples = Float[Tensor, "*rays samples"]
+Fine = Float[Tensor, "*rays fine"]
+
 #: The authors' stand-in for an endless last interval: any density there makes the ray opaque.
 ENDLESS = 1e10
 
 
 def stratified_depths(
-    near: Float[Tensor, "*rays 1"],
-    far: Float[Tensor, "*rays 1"],
-    count: int,
-    jitter: Float[Tensor, "*rays samples"] | None = None,
-) -> Float[Tensor, "*rays samples"]:
+    near: Bound, far: Bound, count: int, jitter: Samples | None = None
+) -> Samples:
     """`count` ≥ 2 evenly spaced depths from near to far, each jittered by up to half a spacing.
 
     Args:
@@ -32,35 +33,23 @@ def stratified_depths(
 
 
 @torch.no_grad()
-def importance_depths(
-    t: Float[Tensor, "*rays samples"],
-    weights: Float[Tensor, "*rays samples"],
-    u: Float[Tensor, "*rays fine"],
-) -> Float[Tensor, "*rays fine"]:
-    """Depths distributed like the coarse weights, constant to the gradient.
+def importance_depths(t: Samples, weights: Samples, u: Fine) -> Fine:
+    """Depths distributed like the weights of sorted coarse depths t, for draws u in [0, 1].
 
-    The inverse CDF runs over the mid-points of the coarse depths. The first and last weight are
-    dropped and 1e-5 is added, as in NeRF and the authors' code.
-
-    Args:
-        t: sorted coarse depths, at least 3.
-        weights: their compositing weights.
-        u: draws in [0, 1].
+    The inverse CDF runs over the mid-points of t. The first and last weight are dropped and 1e-5 is
+    added, as in NeRF and the authors' code.
     """
     return invert_cdf((t[..., :-1] + t[..., 1:]) / 2, weights[..., 1:-1] + 1e-5, u)
 
 
 def invert_cdf(
-    edges: Float[Tensor, "*rays edges"],
-    weights: Float[Tensor, "*rays bins"],
-    u: Float[Tensor, "*rays draws"],
-) -> Float[Tensor, "*rays draws"]:
-    """Positions at which the piecewise linear CDF of a histogram reaches u.
+    edges: Float[Tensor, "*rays edges"], weights: Float[Tensor, "*rays bins"], u: Fine
+) -> Fine:
+    """Positions at which the piecewise linear CDF of a histogram reaches u in [0, 1].
 
     Args:
         edges: sorted bin edges, one more than weights.
         weights: histogram, ≥ 0; 1e-5 is added to every bin, so that none is empty.
-        u: values of the CDF in [0, 1].
     """
     density = weights + 1e-5
     cdf = torch.cumsum(density / density.sum(dim=-1, keepdim=True), dim=-1)
@@ -76,18 +65,12 @@ def invert_cdf(
     return edge_low + fraction * (edge_high - edge_low)
 
 
-def compositing_weights(
-    t: Float[Tensor, "*rays samples"],
-    sigma: Float[Tensor, "*rays samples"],
-    end: Float[Tensor, "*rays 1"] | float,
-) -> Float[Tensor, "*rays samples"]:
-    """w_i = α_i T_i of the quadrature of Eq. 4.
-
-    α = 1 − exp(−δ relu(σ)) and T_i = Π_{j<i} (1 − α_j + 1e-10).
+def compositing_weights(t: Samples, sigma: Samples, end: Bound | float) -> Samples:
+    """w_i = α_i T_i of the quadrature of Eq. 4, α = 1 − exp(−δ relu(σ)), T_i = Π_{j<i} (1 − α_j).
 
     Args:
         t: sorted depths.
-        sigma: raw densities (noise already added), per world unit.
+        sigma: raw densities, noise included, per world unit.
         end: end of the last interval; `ENDLESS` for the authors' endless one.
     """
     last = t[..., :1]
@@ -95,7 +78,7 @@ def compositing_weights(
     # a jittered last sample may lie past the end; its interval is then empty
     delta = torch.diff(t, dim=-1, append=torch.maximum(ends, t[..., -1:]))
     transparency = torch.exp(-delta * torch.relu(sigma))
-    # exp(cumsum(log)) rather than cumprod, whose backward pass is slow on CPUs
+    # exp(cumsum(log)) rather than cumprod, whose backward pass is slow on CPUs; 1e-10 as in NeRF
     attenuation = torch.log(transparency + 1e-10)
     transmittance = torch.exp(torch.cumsum(attenuation, dim=-1) - attenuation)
     return (1 - transparency) * transmittance
@@ -109,11 +92,8 @@ def visible_samples(
     Where the density is not positive, weight and gradient are exactly 0. Behind an opaque surface
     both are below the rounding of the sum. So only samples whose weight exceeds the machine epsilon
     need a feature and gradients: a third or fewer once there are surfaces. Images with fewer of
-    them than others are filled up with samples that have no effect, so no index occurs twice.
-
-    Args:
-        weights: compositing weights.
-        assumed_share: visible share on the meta device, whose tensors have no values.
+    them than others are filled up with samples that have no effect. `assumed_share` is the visible
+    share on the meta device, whose tensors have no values.
     """
     visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
     count = visible.shape[1]

@@ -10,14 +10,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc reuse freed blocks of any size instead of unmapping them.
+    """Makes malloc reuse freed blocks of any size instead of unmapping them; returns success.
 
-    A training step on a CPU allocates the same large activations every time. glibc maps each anew
-    by default, and faulting the pages in again took about half of a training step of the small
-    preset (benchmarks/training_speed.py measures it).
-
-    Returns:
-        Whether it could.
+    A training step on a CPU allocates the same large activations every time. By default glibc maps
+    each one again, and page faults took about half of a step of the small preset
+    (benchmarks/training_speed.py measures it).
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -8,31 +8,19 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cips3d.data import Dataset
 from cips3d.interrupts import serve_to_the_end
 from cips3d.training.draws import real_order
-from cips3d.training.recipe import TrainConfig
+from cips3d.training.recipe import Stage
+from cips3d.training.run import Run
 
 
-def real_batches(
-    dataset: Dataset,
-    config: TrainConfig,
-    images: int,
-    batch: int,
-    positions: range,
-    pin_memory: bool,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Images, uint8, and their camera labels where a discriminator sees them.
-
-    Args:
-        images: images that the run has shown before.
-        batch: images per step over all processes.
-        positions: which of them this process reads.
-        pin_memory: for copies to a GPU.
-    """
+def real_batches(run: Run, stage: Stage) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images of the run's dataset, uint8, and their labels where a discriminator sees cameras."""
+    config, dataset, shown = run.config, run.dataset, run.counters.images
+    positions = run.positions(stage.batch)
 
     def order() -> Iterator[list[int]]:
-        return real_order(len(dataset), config.seed, images, batch, positions)
+        return real_order(len(dataset), config.seed, shown, stage.batch, positions)
 
     together = max(1, dataset.batch_hint // len(positions))
     loaded = DataLoader(
@@ -42,7 +30,7 @@ def real_batches(
         ),
         num_workers=config.workers,
         worker_init_fn=serve_to_the_end,
-        pin_memory=pin_memory,
+        pin_memory=run.device.type == "cuda",
     )
     split = (batches.split(len(positions)) for batches in loaded)
     real = itertools.chain.from_iterable(split)

@@ -1,7 +1,6 @@
 """Where the cameras of generated images come from: a fixed prior, a learned one, or labels.
 
-All draw in two steps, `draw` and `camera`: so the random numbers of a step can be replayed apart
-from what they mean.
+All draw in two steps, `draw` and `camera`, so that the random numbers of a step can be replayed.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cips3d.camera import (
-    Camera,
-    PoseDistribution,
-    below_pole,
-    mirrored_label,
-)
+from cips3d.camera import Camera, PoseDistribution, below_pole, mirrored_label
 from cips3d.data import Dataset
 from cips3d.errors import UserError
 
-#: Relative difference between the labels' radius or field of view and the model's that is refused;
-#: labels that are looked at.
-_TOLERANCE, _ENOUGH = 0.05, 4096
+#: Largest relative difference between the labels' radius or field of view and the model's.
+_TOLERANCE = 0.05
+#: Labels that radius, field of view and angles are estimated from.
+_ENOUGH = 4096
+#: Settings of a run that uses no labels.
+WITHOUT_LABELS = (
+    "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
+)
 
 
 class LearnedPoses(nn.Module):
     """A camera prior whose mean and spread are learned (CAMPARI, Niemeyer & Geiger 2021).
 
     The gradient reaches them through the rays. Turning all subjects and all cameras by one angle
-    changes no image. So nothing fixes the means, while the spreads are meaningful.
+    changes no image, so nothing fixes the means, while the spreads are meaningful.
 
     Args:
         start: where training starts; "gaussian" or "uniform".
@@ -64,20 +63,13 @@ class LearnedPoses(nn.Module):
         )
 
 
-#: Settings of a run that uses no labels.
-WITHOUT_LABELS = (
-    "cameras=prior discriminator.camera_label=false aux_discriminator.camera_label=false"
-)
-
-
 class DatasetCameras:
     """The camera of a random image of the dataset, as in tri-plane GANs (EG3D, Chan et al. 2022).
 
     Args:
         dataset: has labels.
         mirror: mirror half of the cameras, as the real images are.
-        prior: the model's. Labels must have its radius and field of view, since rays are sampled
-            around that distance.
+        prior: the model's, whose radius and field of view the labels must have.
 
     Raises:
         UserError: if labels have another radius or field of view, or are not of a centred pinhole
@@ -88,12 +80,12 @@ class DatasetCameras:
         self.dataset, self.mirror, self.prior = dataset, mirror, prior
         name = dataset.description()["name"]
         dataset.check_cameras()
-        cameras = self._some()
-        radius = float(cameras.position.norm(dim=1).median())
-        fov = float(cameras.fov.median())
-        differences = abs(radius / prior.radius - 1), abs(fov / prior.fov - 1)
-        if max(differences) > _TOLERANCE:
-            scale = _visible_height(radius, fov) / _visible_height(prior.radius, prior.fov)
+        cameras = self._sampled()
+        radius, fov = float(cameras.position.norm(dim=1).median()), float(cameras.fov.median())
+        if max(abs(radius / prior.radius - 1), abs(fov / prior.fov - 1)) > _TOLERANCE:
+            # what a camera sees around the origin is proportional to radius · tan(fov / 2)
+            tangents = [math.tan(math.radians(degrees) / 2) for degrees in (fov, prior.fov)]
+            scale = radius * tangents[0] / (prior.radius * tangents[1])
             raise UserError(
                 f"{name}: its labels' cameras are at {radius:.3g} with a field of view of "
                 f"{fov:.4g} degrees, the model's at {prior.radius:g} with {prior.fov:g}; set "
@@ -102,10 +94,8 @@ class DatasetCameras:
             )
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
-        """Uniform draws in [0, 1): which image, and whether mirrored.
-
-        In float64, since float32 would skip images of large datasets.
-        """
+        """Uniform draws in [0, 1): which image, and whether mirrored."""
+        # float32 would skip images of large datasets
         return torch.rand(count, 2, generator=generator, dtype=torch.float64)
 
     def camera(self, draws: Float[Tensor, "count 2"]) -> Camera:
@@ -118,23 +108,14 @@ class DatasetCameras:
 
     def distribution(self) -> PoseDistribution:
         """A normal prior with the mean and spread of the labels' angles, for the saved model."""
-        yaw, pitch = self._some().yaw_pitch()
-        return replace(
-            self.prior,
-            kind="gaussian",
-            yaw_mean=float(yaw.mean()),
-            yaw_std=float(yaw.std(correction=0)),
-            pitch_mean=float(pitch.mean()),
-            pitch_std=float(pitch.std(correction=0)),
-        )
+        yaw, pitch = self._sampled().yaw_pitch()
+        names = ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")
+        values = yaw.mean(), yaw.std(correction=0), pitch.mean(), pitch.std(correction=0)
+        fitted = {name: float(value) for name, value in zip(names, values, strict=True)}
+        return replace(self.prior, kind="gaussian", **fitted)
 
-    def _some(self) -> Camera:
+    def _sampled(self) -> Camera:
         return self.camera(self.draw(_ENOUGH, torch.Generator().manual_seed(0)))
-
-
-def _visible_height(radius: float, fov: float) -> float:
-    """Height of what a camera at that distance sees around the origin."""
-    return 2 * radius * math.tan(math.radians(fov) / 2)
 
 
 CameraSource = PoseDistribution | LearnedPoses | DatasetCameras

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cips3d.configuration import from_dict, to_dict
 from cips3d.storage import load_weights, read_tensors, write_tensors
+from cips3d.training.networks import Networks
 
-#: Their folder in a run's.
+#: Folder of the checkpoints in a run's directory.
 FOLDER = "checkpoints"
 #: Checkpoints kept on disk; the one before the last serves if a disk fault damages the last.
 KEEP = 2
@@ -22,70 +22,51 @@ _KEY = "cips3d-training"
 
 @dataclass
 class Counters:
-    """How far a run is.
-
-    Attributes:
-        step: optimiser steps done.
-        images: real images shown.
-        stage: index of the current stage.
-        stage_images: real images shown in it.
-        stage_seconds: training time spent in it.
-        skipped: steps not taken because their gradients were not finite.
-        skipped_in_a_row: the last ones without a step taken in between.
-        rate_scale: factor of all learning rates; halved each time the run rolls back.
-        augment: adapted probability of DiffAugment.
-        measured: images shown when the metrics were last measured.
-        real_signs: sum over steps of the mean sign of real logits, since that probability was last
-            adapted.
-    """
+    """How far a run is."""
 
     step: int = 0
     images: int = 0
+    """real images shown"""
     stage: int = 0
+    """index of the current stage"""
     stage_images: int = 0
     stage_seconds: float = 0.0
     skipped: int = 0
+    """steps not taken because their gradients were not finite"""
     skipped_in_a_row: int = 0
     rate_scale: float = 1.0
+    """factor of all learning rates; halved each time the run rolls back"""
     augment: float = 0.0
-    measured: int = -1
+    """adapted probability of DiffAugment"""
     real_signs: float = 0.0
+    """sum of the steps' mean sign of real logits since that probability was last adapted"""
+    measured: int = -1
+    """images shown when the metrics were last measured"""
 
 
-def save_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    counters: Counters,
-) -> None:
-    """Writes the whole training state to `path`.
-
-    Raises:
-        UserError: if it cannot be written; an older file of that name is then untouched.
-    """
+def save_state(path: Path, networks: Networks, counters: Counters) -> None:
+    """Writes the whole training state; an older file stays as it is if that fails (UserError)."""
     tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-    for name, optimizer in optimizers.items():
+    for name, module in networks.modules.items():
+        tensors |= _prefixed(name, module.state_dict())
+    for name, optimizer in networks.optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
+            tensors |= _prefixed(f"{name}/{index}", moments)
     write_tensors(path, tensors, _KEY, to_dict(counters))
 
 
-def load_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> Counters:
+def load_state(path: Path, networks: Networks) -> Counters:
     """Restores a training state in place and returns its counters.
 
     Raises:
-        UserError: if the file is damaged, or was made with another configuration.
+        UserError: if the file is damaged or does not fit the configuration.
     """
     remedy = "delete it to resume from the one before it"
     entry, tensors = read_tensors(path, _KEY, "a checkpoint", remedy)
     counters = from_dict(Counters, entry, str(path))
-    for name, module in modules.items():
+    for name, module in networks.modules.items():
         load_weights(module, _below(tensors, name), f"{path} ({name})")
-    for name, optimizer in optimizers.items():
+    for name, optimizer in networks.optimizers.items():
         state: dict[int, dict[str, Any]] = {}
         for key, value in _below(tensors, name).items():
             index, moment = key.split("/")
@@ -97,11 +78,13 @@ def load_state(
     return counters
 
 
+def _prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}/{key}": value for key, value in tensors.items()}
+
+
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    prefix = f"{name}/"
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
+    inside = {key: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+    return {key.removeprefix(f"{name}/"): value for key, value in inside.items()}
 
 
 def checkpoint_path(folder: Path, images: int) -> Path:

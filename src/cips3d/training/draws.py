@@ -10,7 +10,6 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -25,13 +24,7 @@ from cips3d.training.cameras import CameraSource
 
 @dataclass(frozen=True)
 class FakeDraws:
-    """What one batch of generated images is made from.
-
-    Attributes:
-        latents: shape and appearance codes.
-        camera: one per image.
-        rays: jitter, importance draws and density noise of all rays.
-    """
+    """What a batch of generated images is made from: codes, one camera each, random rays."""
 
     latents: Latents
     camera: Camera
@@ -44,12 +37,9 @@ class StepDraws:
 
     Attributes:
         config: the generator's.
-        sampling: samples per ray.
-        resolution: side of the images, pixels.
         noise_std: density noise, per world unit.
         key: the run's seed and the step.
         device: where the ray draws are made (they are large); the rest is drawn on the CPU.
-        cameras: where cameras come from.
         augment_probability: of DiffAugment, per image.
     """
 
@@ -63,12 +53,8 @@ class StepDraws:
     augment_probability: float = 0.0
 
     def fakes(self, positions: Sequence[int], purpose: str) -> FakeDraws:
-        """Draws for the generated images at `positions` of the global batch.
-
-        Args:
-            purpose: "D" or "G", whose step they are for.
-        """
-        networks = self.config.networks
+        """Draws for generated images at `positions` of the global batch, for step "D" or "G"."""
+        networks, count = self.config.networks, self.resolution**2
         on_cpu, on_device = torch.Generator(), torch.Generator(self.device)
         shape, appearance, angles, rays = [], [], [], []
         for position in positions:
@@ -78,12 +64,11 @@ class StepDraws:
             appearance.append(torch.randn(networks.appearance_dim, generator=on_cpu))
             angles.append(self.cameras.draw(1, on_cpu))
             on_device.manual_seed(seed)
-            count = self.resolution * self.resolution
             rays.append(RayDraws.sample(1, count, self.sampling, self.noise_std, on_device))
         return FakeDraws(
             Latents(torch.stack(shape), torch.stack(appearance)).to(self.device),
             self.cameras.camera(torch.cat(angles)).to(self.device),
-            _batched(rays),
+            RayDraws.cat(rays).map(lambda x: x.unflatten(1, (-1, count))[0]),
         )
 
     def augment(self, positions: Sequence[int]) -> AugmentDraws | None:
@@ -98,17 +83,6 @@ class StepDraws:
         generator = torch.Generator().manual_seed(image_seed(*self.key, "rays"))
         return torch.randperm(self.resolution**2, generator=generator)[:count].to(self.device)
 
-    def mirrored(self, positions: Sequence[int]) -> Bool[Tensor, " batch"]:
-        """Which real images are shown mirrored: an independent half of them."""
-        return mirrored(self.key, positions)
-
-
-def _batched(rays: list[RayDraws]) -> RayDraws:
-    """The draws of several images in one batch (`cat` would join their rays)."""
-    columns = zip(*(vars(part).values() for part in rays), strict=True)
-    joined: list[Any] = [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
-    return RayDraws(*joined)
-
 
 def image_seed(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of the key."""
@@ -117,21 +91,18 @@ def image_seed(*key: int | str) -> int:
 
 
 def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor, " batch"]:
-    """Which real images of a step are shown mirrored."""
+    """Which real images of a step are shown mirrored: an independent half."""
     return torch.tensor([image_seed(*key, "mirror", position) % 2 == 1 for position in positions])
 
 
 def real_order(
     size: int, seed: int, start: int, batch: int, positions: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Endless batches of dataset indices: a new permutation every epoch.
+    """Endless batches of indices of a dataset of `size` images: a new permutation every epoch.
 
     Args:
-        size: images in the dataset.
-        seed: of the permutations.
         start: real images already shown.
-        batch: global batch size.
-        positions: which images of each global batch this process reads.
+        positions: which images of each global `batch` this process reads.
     """
     permutations: dict[int, Int[Tensor, " size"]] = {}
     for shown in itertools.count(start, batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,40 +23,29 @@ SUBJECTS = 16
 MOST_SIDE = 64
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A figure, the value at which it raises an alarm, and the alarm's text."""
+class Limit(NamedTuple):
+    """A figure, on which side of which value it raises an alarm, and the alarm's text."""
 
     figure: str
+    side: Literal["above", "below"]
     value: float
-    above: bool
     text: str
-
-    def is_crossed(self, figures: dict[str, float]) -> bool:
-        """Whether the figure is there and on the wrong side."""
-        value = figures.get(self.figure)
-        return value is not None and (value > self.value if self.above else value < self.value)
 
 
 LIMITS = (
-    Limit("diversity", 0.25, False, "collapse: the generated images are nearly all alike"),
+    Limit("diversity", "below", 0.25, "collapse: the generated images are nearly all alike"),
     # a plane under a field of view of 12 degrees scores 2.4, the embedded heads 16 (test_health.py)
-    Limit("non_flatness", 3.0, False, "flat geometry: the images are painted on a plane"),
+    Limit("non_flatness", "below", 3.0, "flat geometry: the images are painted on a plane"),
     # 0 for the embedded heads, 1 for the same mirrored (test_consistency.py) or for symmetric ones
     Limit(
-        "two_hypothesis_score",
-        0.5,
-        True,
-        "mirrored geometry: images flip at the frontal view; is the auxiliary discriminator off, "
-        "or are the subjects symmetric?",
+        "two_hypothesis_score", "above", 0.5, "mirrored geometry: images flip at the frontal view; "
+        "is the auxiliary discriminator off, or are the subjects symmetric?",
     ),
     Limit(
-        "r1_penalty",
-        10.0,
-        True,
-        "runaway R1: steep discriminators; raise objective.r1.weight or lower discriminator_lr",
+        "r1_penalty", "above", 10.0, "runaway R1: steep discriminators; raise objective.r1.weight "
+        "or lower discriminator_lr",
     ),
-)
+)  # fmt: skip
 
 
 @dataclass
@@ -81,13 +71,10 @@ class HealthMonitor:
 
     @torch.no_grad()
     def figures(self, generator: ImageGenerator, sampling: Sampling) -> dict[str, float]:
-        """Diversity, non-flatness and mirror symmetry of fixed subjects.
+        """Diversity, and where there is a density non-flatness and mirror symmetry as in `metrics`.
 
-        Returns:
-            "diversity": standard deviation over generated images from cameras of the prior,
-            averaged over pixels and channels, in units of the real images'. Where the generator has
-            a density also "non_flatness", "mirror_jump" and "two_hypothesis_score" as in
-            `cips3d.metrics`.
+        Diversity is the standard deviation over generated images from cameras of the prior,
+        averaged over pixels and channels, relative to the real images'.
         """
         draws = torch.Generator().manual_seed(0)
         latents = generator.sample_latents(SUBJECTS, draws)
@@ -108,13 +95,15 @@ class HealthMonitor:
     def alarms(self, figures: dict[str, float]) -> Sequence[str]:
         """One line for each limit that these figures cross and that was not crossed before."""
         lines = []
-        for limit in LIMITS:
-            crossed = limit.is_crossed(figures)
-            if crossed and limit.figure not in self._raised:
-                value, side = figures[limit.figure], "above" if limit.above else "below"
-                lines.append(f"{limit.text} ({limit.figure} {value:.3g}, {side} {limit.value:g})")
-            if limit.figure in figures:
-                (self._raised.add if crossed else self._raised.discard)(limit.figure)
+        for figure, side, limit, text in LIMITS:
+            if figure not in figures:
+                continue
+            value = figures[figure]
+            if not (value > limit if side == "above" else value < limit):
+                self._raised.discard(figure)
+            elif figure not in self._raised:
+                self._raised.add(figure)
+                lines.append(f"{text} ({figure} {value:.3g}, {side} {limit:g})")
         return lines
 
 

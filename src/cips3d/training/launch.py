@@ -1,8 +1,8 @@
 """One training process per core on a machine without an accelerator.
 
 A training step is many small operations. On a CPU the threads of one process wait for each other
-after each of them; processes that share a batch meet once per network and step, when gradients are
-averaged (benchmarks/training_speed.py measures both).
+after each of them, while processes that share a batch only meet to average gradients, once per
+network and step (benchmarks/training_speed.py measures both).
 
 `torch.multiprocessing` and `torch.distributed.elastic` are not used: neither binds processes to
 cores, which is worth 5 %, nor lets an interrupted main process end the step and save first.
@@ -40,31 +40,25 @@ Result = TypeVar("Result")
 def default_processes(stages: Iterable[Stage]) -> int:
     """How many processes of this machine should train these stages together.
 
-    One where there is an accelerator, or where a launcher such as `accelerate launch` has already
-    started several. Otherwise at most one per thread that torch would use, so that every batch
-    divides and each process gets at least `LEAST_LOCAL_BATCH` images.
+    At most one per thread of torch, so that every batch divides and each process gets at least
+    `LEAST_LOCAL_BATCH` images. One where there is an accelerator, or where a launcher such as
+    `accelerate launch` has already started several.
     """
-    if torch.accelerator.is_available() or "WORLD_SIZE" in os.environ:
+    started = torch.accelerator.is_available() or "WORLD_SIZE" in os.environ
+    if started or not torch.distributed.is_available():
         return 1
-    if not torch.distributed.is_available():
-        return 1
-    stages = list(stages)
-    fitting = [
-        count
-        for count in range(1, torch.get_num_threads() + 1)
-        if all(stage.batch % (count * stage.accumulate) == 0 for stage in stages)
-        and all(stage.batch // count >= LEAST_LOCAL_BATCH for stage in stages)
-    ]
-    return max(fitting, default=1)
+    counts = [*range(1, torch.get_num_threads() + 1)]
+    for stage in stages:
+        most = stage.batch // LEAST_LOCAL_BATCH
+        counts = [n for n in counts if n <= most and stage.batch % (n * stage.accumulate) == 0]
+    return max(counts, default=1)
 
 
 def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -> Result:
     """Runs `work(*arguments)` in this process and in `count` − 1 new ones, as one job on CPUs.
 
-    This process is the main one; its result is returned. All share the threads of torch.
-
-    Args:
-        work: a module-level function, with arguments that can be pickled.
+    This process is the main one; its result is returned. All share the threads of torch. `work` is
+    a module-level function, and its arguments can be pickled.
 
     Raises:
         UserError: that of any of the processes.
@@ -83,36 +77,27 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
         )
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("spawn")
-    job = {
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(get_free_port()),
-        "LOCAL_WORLD_SIZE": str(count),
-        "ACCELERATE_USE_CPU": "true",
-        # accelerate would give each process the threads of all cores
-        "OMP_NUM_THREADS": str(threads),
-    }
-    helpers, pipes = [], []
+    port, helpers, pipes = get_free_port(), [], []
     try:
         for rank in range(1, count):
             pipe, far_end = context.Pipe(duplex=False)
-            environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # not a daemon, which could not start data loading processes; `_end_with` ends it
-            args = (environment, threads, far_end, work, arguments)
-            helper = context.Process(target=_help, args=args)
+            place = (rank, count, port, threads)
+            helper = context.Process(target=_help, args=(place, far_end, work, arguments))
             with _interrupts_ignored():  # which the helper inherits while it imports
                 helper.start()
             helpers.append(helper)
             far_end.close()  # so that reading from a helper that has ended ends too
             pipes.append(pipe)
         for pipe, helper in zip(pipes, helpers, strict=True):
-            # waits for its first message; a Ctrl-C ends this wait, but not one in a collective
-            if pipe not in wait([pipe, helper.sentinel]) or not _has_started(pipe):
-                raise UserError(
-                    _killed(helpers) or "a training process ended before it started; see above"
-                )
+            try:  # until it has started: a Ctrl-C ends this wait, but not one in a collective
+                wait([pipe, helper.sentinel])
+                pipe.recv()
+            except EOFError:
+                message = "a training process ended before it started; see above"
+                raise UserError(_killed(helpers) or message) from None
         try:
-            with _job(job | {"RANK": "0", "LOCAL_RANK": "0"}, threads):
+            with _job(0, count, port, threads):
                 result = work(*arguments)
         except RuntimeError as error:  # what a collective raises if its partner has ended
             message = None if machine_fault(error) else _reported(pipes) or _killed(helpers)
@@ -133,18 +118,17 @@ def joined(precision: str = "no") -> Accelerator:
 
     Raises:
         UserError: if the device does not have the precision, or the launcher's processes find no
-            device and so do not find each other.
+            GPU, without which they do not find each other.
     """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
-        if "precision" not in str(error):
-            raise UserError(
-                f"the launcher: {error}; start with accelerate launch or torchrun"
-            ) from None
-        raise UserError(f"precision {precision}: {error}; set precision=no") from None
+        line = f"the launcher: {error}; start with accelerate launch or torchrun"
+        if "precision" in str(error):
+            line = f"precision {precision}: {error}; set precision=no"
+        raise UserError(line) from None
     # accelerate accepts emulation, which is slower than full precision
     on_gpu = accelerator.device.type == "cuda"
     if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
@@ -174,12 +158,17 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
+def _job(rank: int, count: int, port: int, threads: int) -> Iterator[None]:
     """This process as one of a job: its variables, threads and cores, restored afterwards."""
     variables, all_threads = dict(os.environ), torch.get_num_threads()
-    os.environ |= environment
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    # accelerate would give each process the threads of all cores
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    cores = _stay_on_cores(int(environment["LOCAL_RANK"]), int(environment["WORLD_SIZE"]))
+    cores = _stay_on_cores(rank, count)
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier Accelerator
     try:
         yield
@@ -197,11 +186,11 @@ def _job(environment: dict[str, str], threads: int) -> Iterator[None]:
 def _stay_on_cores(rank: int, count: int) -> set[int]:
     """Binds this process to its share of the cores that it may use; returns all of them.
 
-    All are shared out, even if there are fewer threads: several jobs would crowd on the first ones
-    otherwise. A process that moves from core to core loses its caches: two bound ones train 5 %
-    faster (benchmarks/scaling.py). Empty where the system has no affinity.
+    A process that moves from core to core loses its caches: two bound ones train 5 % faster
+    (benchmarks/scaling.py). All cores are shared out, even if there are fewer threads, since
+    several jobs would otherwise crowd on the first ones.
     """
-    if not hasattr(os, "sched_setaffinity"):  # not Linux
+    if not hasattr(os, "sched_setaffinity"):  # only Linux has it
         return set()
     cores = os.sched_getaffinity(0)
     own = sorted(cores)[rank * len(cores) // count : (rank + 1) * len(cores) // count]
@@ -211,15 +200,14 @@ def _stay_on_cores(rank: int, count: int) -> set[int]:
 
 
 def _help(
-    environment: dict[str, str],
-    threads: int,
+    place: tuple[int, int, int, int],
     pipe: Connection,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     """A process other than the main one: does the work and reports its start and user errors.
 
-    It ignores Ctrl-C and SIGTERM; the main process receives them and tells the others.
+    It ignores Ctrl-C and SIGTERM, on which all processes agree after each step.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # where it is not inherited
@@ -228,7 +216,7 @@ def _help(
     assert main is not None
     threading.Thread(target=_end_with, args=(main.sentinel,), daemon=True).start()
     try:
-        with _job(environment, threads):
+        with _job(*place):
             work(*arguments)
     except UserError as error:
         pipe.send(str(error))
@@ -240,15 +228,6 @@ def _help(
             pipe.send(fault)
         elif not wait([main.sentinel], timeout=2 * _PATIENCE):  # else nobody is left to tell
             raise
-
-
-def _has_started(pipe: Connection) -> bool:
-    """Whether a helper's first message has come, and not its end."""
-    try:
-        pipe.recv()
-    except EOFError:
-        return False
-    return True
 
 
 def _end_with(sentinel: int) -> None:
@@ -272,11 +251,9 @@ def _killed(helpers: list[SpawnProcess]) -> str | None:
     for helper in helpers:
         if helper.sentinel in ended:
             helper.join(_PATIENCE)  # its files close a moment before its exit status is known
-    codes = [helper.exitcode for helper in helpers if helper.exitcode is not None]
-    signals = [-code for code in codes if code < 0]
-    if not signals:
-        return None
-    return (
-        f"a training process was ended by signal {signals[0]}; resume, with fewer --processes if "
-        "memory was short"
-    )
+        if (helper.exitcode or 0) < 0:
+            return (
+                f"a training process was ended by signal {-(helper.exitcode or 0)}; resume, with "
+                "fewer --processes if memory was short"
+            )
+    return None

@@ -48,10 +48,7 @@ class RunLog:
     On resume, those after the resumed step are dropped, so that none is there twice.
 
     Args:
-        run_dir: the run directory.
-        config: of the run.
-        step: optimiser steps already done.
-        images: real images already shown.
+        step, images: optimiser steps already done, real images already shown.
 
     Raises:
         UserError: if another process logs there, or did after this run was resumed, log.jsonl
@@ -86,10 +83,7 @@ class RunLog:
         self._open(step, images)
 
     def write(self, step: int, images: int, figures: dict[str, float]) -> None:
-        """One line, flushed, and the same numbers for TensorBoard, by real images shown.
-
-        Numbers that are not finite are null in the line.
-        """
+        """One line, flushed, and the same numbers for TensorBoard, by real images shown."""
         # JSON has no NaN
         finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
         self.file.write(json.dumps({"step": step, "images": images} | finite) + "\n")
@@ -101,8 +95,7 @@ class RunLog:
     def samples(self, generator: ImageGenerator, images: int, resolution: int) -> None:
         """A sample sheet: fixed subjects from fixed cameras, with auxiliary image and depth."""
         latents = generator.sample_latents(SAMPLE_SUBJECTS, seed=0)
-        cameras = orbit_cameras(generator, SAMPLE_YAWS)
-        side = max(resolution, SAMPLE_RESOLUTION)
+        cameras, side = orbit_cameras(generator, SAMPLE_YAWS), max(resolution, SAMPLE_RESOLUTION)
         sheet = view_sheet(generator, latents, cameras, side, psi=1.0)
         save_image(self.run_dir / "samples" / f"{images:012d}.png", sheet)
 
@@ -126,7 +119,6 @@ class Board:
     where a full disk ends in a traceback that nobody can catch.
 
     Args:
-        run_dir: where the event file goes.
         images: real images already shown; TensorBoard hides what an earlier session logged later.
     """
 
@@ -144,7 +136,7 @@ class Board:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
         self._add(Event(step=images, summary=Summary(value=values)))
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Any) -> None:
         event.wall_time = time.time()
         self.records.write(event.SerializeToString())
         self.records.flush()
@@ -168,20 +160,16 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     """A run at Weights & Biases that a resumed run continues."""
     import wandb  # pyright: ignore[reportMissingImports] (optional; `check_run_dir` has found it)
 
-    # not a hash of the name, by which a new run would continue an older one in a folder so named
+    # not a hash of the name: a new run would continue an older one of that name
     path = run_dir / "wandb-id.txt"
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(secrets.token_hex(8))
     try:
         return wandb.init(
-            project=config.wandb,
-            name=run_dir.name,
-            id=path.read_text(),
-            resume="allow",
-            dir=run_dir,
-            config=to_dict(config),
-        )
+            project=config.wandb, name=run_dir.name, id=path.read_text(), resume="allow",
+            dir=run_dir, config=to_dict(config),
+        )  # fmt: skip
     except wandb.Error as error:
         raise UserError(
             f"wandb: {first_line(error)}; run wandb login, or set WANDB_MODE=offline"
@@ -194,7 +182,7 @@ def _lines_until(path: Path, step: int) -> list[str]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("}\n")]
+        whole = (line for line in lines if line.endswith("}\n"))
         return [line for line in whole if json.loads(line)["step"] <= step]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -24,7 +24,7 @@ from cips3d.errors import UserError
 from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.geometry import last_sample_share
 from cips3d.training.batches import real_batches
-from cips3d.training.draws import StepDraws
+from cips3d.training.draws import StepDraws, mirrored
 from cips3d.training.health import HealthMonitor
 from cips3d.training.logs import RunLog
 from cips3d.training.recipe import Stage
@@ -59,14 +59,14 @@ def train(run: Run, progress: Progress | None = None) -> Path:
             log = RunLog(run.run_dir, run.config, run.counters.step, run.counters.images)
         with first_interrupt_noted() as interrupts:
             while run.counters.stage < len(run.config.stages):
-                if not train_stage(run, log, progress, interrupts):
+                if train_stage(run, log, progress, interrupts):
+                    run.counters.stage += 1
+                    run.counters.stage_images, run.counters.stage_seconds = 0, 0.0
+                    run.save()
+                else:
                     run.roll_back(SKIPS_TO_ROLL_BACK)
                     if log is not None:  # without the lines of steps that will be repeated
                         log.go_back(run.counters.step, run.counters.images)
-                    continue
-                run.counters.stage += 1
-                run.counters.stage_images, run.counters.stage_seconds = 0, 0.0
-                run.save()
         if run.agreed(not run.model_path.exists()):  # of a run that had already ended
             run.save_model()
         if run.measures and run.counters.measured != run.counters.images:
@@ -94,24 +94,22 @@ def train_stage(
     """
     config, counters, networks = run.config, run.counters, run.networks
     stage = config.stages[counters.stage]
-    positions = run.positions(stage.batch)
     run.dataset = open_dataset(config.data, stage.resolution)
     monitor = HealthMonitor.of_dataset(run.dataset) if log is not None else None
-    pinned = run.device.type == "cuda"
-    batches = real_batches(run.dataset, config, counters.images, stage.batch, positions, pinned)
+    batches = real_batches(run, stage)
     if stage.from_average and counters.stage_images == 0:
         networks.generator.load_state_dict(networks.ema.state_dict())
     networks.prepare(stage, config.frozen_discriminator_blocks, counters.rate_scale)
     start, start_images = time.perf_counter(), counters.stage_images
     start_seconds, waited = counters.stage_seconds, 0.0
+
     while run.stage_progress() < 1:
         # one step
         asked = time.perf_counter()
         real, labels = next(batches)
         waited += time.perf_counter() - asked
-        logged = log is not None and counters.step % config.log_steps == 0
         draws, context = step_draws(run, stage), step_context(run, stage)
-        batch = real_batch(run, draws, positions, real, labels)
+        batch = real_batch(run, draws, real, labels)
         result = training_step(networks, batch, draws, config.objective, context)
         counters.skipped += not result.finite
         counters.skipped_in_a_row = 0 if result.finite else counters.skipped_in_a_row + 1
@@ -120,7 +118,6 @@ def train_stage(
         if not context.warming_up:
             networks.averaged.update_parameters(networks.generator)
         adapt_augmentation(run, result, stage.batch)
-        figures = step_figures(run, result) if logged else {}
         counters.step += 1
         counters.images += stage.batch
         counters.stage_images += stage.batch
@@ -128,6 +125,9 @@ def train_stage(
         # figures, samples and alarms
         elapsed = time.perf_counter() - start
         speed = (counters.stage_images - start_images) / elapsed
+        figures: dict[str, float] = {}
+        if log is not None and context.step % config.log_steps == 0:
+            figures = step_figures(run, result)
         if run.is_due(config.sample_kimg):
             ema = run.averaged_model()
             if log is not None and monitor is not None:
@@ -135,20 +135,19 @@ def train_stage(
                 figures |= monitor.figures(ema, run.sampling)
         if run.is_due(config.metrics_kimg):
             figures |= run.measure()
-        if figures:
+        if log is not None and figures:
             figures |= {
                 "images_per_second": speed,
-                "data_share": waited / (time.perf_counter() - start),
+                "data_share": waited / elapsed,
                 "resolution": stage.resolution,
                 "skipped_steps": counters.skipped,
             }
-        alarms = ()
+            log.write(counters.step, counters.images, figures)
+        alarms = []
         if monitor is not None and counters.images >= config.alarm_kimg * 1000:
             alarms = monitor.alarms(figures)
         for alarm in alarms:
             logger.warning("%d images: %s", counters.images, alarm)
-        if log is not None and figures:
-            log.write(counters.step, counters.images, figures)
 
         # checkpoints, interrupts and the stage's end, at the same step on all processes
         seconds = start_seconds + time.perf_counter() - start if run.is_main else 0.0
@@ -211,18 +210,19 @@ def step_context(run: Run, stage: Stage) -> StepContext:
 def real_batch(
     run: Run,
     draws: StepDraws,
-    positions: range,
     real: UInt8[Tensor, "batch 3 res res"],
     labels: Float[Tensor, "batch 25"] | None,
 ) -> Batch:
     """This process's real images on its device, mirrored where that is drawn."""
+    positions = run.positions(len(real) * run.accelerator.num_processes)
     images = real.to(run.device, non_blocking=True).float().div_(127.5).sub_(1)
     if run.config.mirror:
-        flips = draws.mirrored(positions)
+        flips = mirrored(draws.key, positions)
         images = torch.where(flips.to(run.device)[:, None, None, None], images.flip(3), images)
         if labels is not None:
             labels = torch.where(flips[:, None], mirrored_label(labels), labels)
-    return Batch(positions, images, labels)
+    cameras = None if labels is None else labels.to(run.device)
+    return Batch(positions, images, cameras, draws.augment(positions))
 
 
 def update(run: Run, optimizer: torch.optim.Optimizer) -> bool:
@@ -232,13 +232,12 @@ def update(run: Run, optimizer: torch.optim.Optimizer) -> bool:
         Whether it was taken, the same on all processes.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    average_gradients(run, parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    changing = [p for p in parameters if p.grad is not None]
+    average_gradients(run, changing)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in changing])
     if not bool(torch.isfinite(norm)):
         return False
     if run.config.grad_clip is not None:
-        changing = [p for p in parameters if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(changing, run.config.grad_clip, norm)
     optimizer.step()
     return True
@@ -249,11 +248,9 @@ def average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
     if run.accelerator.num_processes == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    averaged = run.accelerator.reduce(flat, reduction="mean")
-    assert isinstance(averaged, Tensor)
-    sizes = [g.numel() for g in gradients]
-    for gradient, mean in zip(gradients, averaged.split(sizes), strict=True):
+    flat = run.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+    assert isinstance(flat, Tensor)
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
@@ -275,17 +272,16 @@ def adapt_augmentation(run: Run, result: StepResult, batch: int) -> None:
 def step_figures(run: Run, result: StepResult) -> dict[str, float]:
     """Numbers for the log: losses, where the density is along the rays, what the run adapts."""
     figures = {name: float(value) for name, value in result.figures.items()}
-    r1, penalty = run.config.objective.r1, figures.get("d_r1")
-    if r1 is not None and penalty is not None:
-        figures["r1_penalty"] = penalty / r1.every
-    fake = result.fake
+    r1, fake, poses = run.config.objective.r1, result.fake, run.networks.poses
+    if r1 is not None and "d_r1" in figures:
+        figures["r1_penalty"] = figures["d_r1"] / r1.every
     figures["opacity"] = float(fake.opacity.detach().mean())
     figures["depth_std"] = float(fake.depth.detach().flatten(1).std(dim=1).mean())
     figures["last_sample_share"] = last_sample_share(fake)
-    if run.networks.poses is not None:
-        poses = run.networks.poses.distribution()
+    if poses is not None:
+        prior = vars(poses.distribution())
         names = ("yaw_mean", "yaw_std", "pitch_mean", "pitch_std")
-        figures |= {name: getattr(poses, name) for name in names}
+        figures |= {name: prior[name] for name in names}
     if run.config.augment_target is not None:
         figures["augment"] = run.counters.augment
     return figures

@@ -27,20 +27,18 @@ class Networks:
     Initial weights are the same on every process.
 
     Args:
-        config: architectures, Adam's β₂, the seed, and the model to start from.
-        device: where they live.
-        fresh: take the weights of that model; False leaves them random, for the caller to replace
-            by those of a checkpoint.
+        fresh: take the weights of the model that the configuration starts from; False leaves them
+            random, for the caller to replace by those of a checkpoint.
 
     Raises:
         UserError: if the model to start from cannot be read or has other networks.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True) -> None:
+        parts = {"main": config.discriminator, "aux": config.aux_discriminator}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = build_generator(config.generator).to(device)
-            parts = {"main": config.discriminator, "aux": config.aux_discriminator}
             self.discriminators = nn.ModuleDict(
                 {name: ProgressiveDiscriminator(part) for name, part in parts.items()}
             ).to(device)
@@ -50,15 +48,26 @@ class Networks:
         self.poses: LearnedPoses | None = None
         if config.cameras == "learned":
             self.poses = LearnedPoses(config.generator.poses).to(device)
-        #: Whether a logit depends on its image alone.
-        self.judges_each_alone = all(part.stddev_group == 0 for part in parts.values())
-        self.averaged = AveragedModel(
-            self.generator, multi_avg_fn=ramped_average(config.ema_decay)
-        ).requires_grad_(False)
+        #: Whether a logit depends on other images of the batch (minibatch standard deviation).
+        self.mixes_batch = any(part.stddev_group > 0 for part in parts.values())
+        average = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay))
+        self.averaged = average.requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": device.type != "meta"}
         poses = [] if self.poses is None else list(self.poses.parameters())
         self.generator_optimizer = torch.optim.Adam([*self.generator.parameters(), *poses], **adam)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminators.parameters(), **adam)
+        #: What a checkpoint contains, by name.
+        self.modules: dict[str, nn.Module] = {
+            "generator": self.generator,
+            "averaged": self.averaged,
+            "discriminators": self.discriminators,
+        }
+        if self.poses is not None:
+            self.modules["poses"] = self.poses
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+        }
 
     def _start_from(self, model: str) -> None:
         """Takes a model's weights, and those of its discriminators that have our configuration."""
@@ -72,27 +81,8 @@ class Networks:
                     f"set generator.networks.{name} to it"
                 )
         for name, other in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
-            own = self.discriminators[name]
-            if other.config == own.config:
-                own.load_state_dict(other.state_dict())
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint contains, by name."""
-        modules: dict[str, nn.Module] = {
-            "generator": self.generator,
-            "averaged": self.averaged,
-            "discriminators": self.discriminators,
-        }
-        return modules if self.poses is None else modules | {"poses": self.poses}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers that a checkpoint contains, by name."""
-        return {
-            "generator_optimizer": self.generator_optimizer,
-            "discriminator_optimizer": self.discriminator_optimizer,
-        }
+            if other.config == self.discriminators[name].config:
+                self.discriminators[name].load_state_dict(other.state_dict())
 
     @property
     def ema(self) -> ImageGenerator:
@@ -102,34 +92,24 @@ class Networks:
         return module
 
     def prepare(self, stage: Stage, frozen_blocks: int = 0, rate_scale: float = 1.0) -> None:
-        """Sets what trains in a stage, and at which rates.
-
-        Args:
-            frozen_blocks: blocks of each discriminator that stay frozen (FreezeD).
-            rate_scale: factor of the learning rates.
-        """
+        """Sets what trains in a stage, and at which rates; freezes blocks as `freeze_blocks`."""
         for name, part in self.generator.named_children():
             part.requires_grad_(name not in stage.frozen)
         for discriminator in self.discriminators.children():
             assert isinstance(discriminator, ProgressiveDiscriminator)
             freeze_blocks(discriminator, stage.resolution, frozen_blocks)
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = stage.generator_lr * rate_scale
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"] = stage.discriminator_lr * rate_scale
+        self.generator_optimizer.param_groups[0]["lr"] = stage.generator_lr * rate_scale
+        self.discriminator_optimizer.param_groups[0]["lr"] = stage.discriminator_lr * rate_scale
 
     def judge(
         self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
     ) -> tuple[Float[Tensor, "logits 1"], list[Float[Tensor, "batch 2"]]]:
-        """Logits and predicted poses of the discriminators.
+        """All logits, the main discriminator's first; predicted poses of those with a `pose_head`.
 
         Args:
             images: the main discriminator's and, where it takes part, the auxiliary one's.
             alpha: fade-in of the resolution.
             cameras: labels, for discriminators that see them.
-
-        Returns:
-            All logits, the main discriminator's first; the poses of those with a `pose_head`.
         """
         logits, poses = [], []
         for name, batch in zip(("main", "aux")[: len(images)], images, strict=True):

@@ -1,11 +1,11 @@
-"""The objective as a list of terms (paper Section 4.1): adversarial loss, penalties, regularisers.
+"""The objective as a set of terms (paper Section 4.1): adversarial loss, penalties, regularisers.
 
 A term is a small configuration with a weight and the losses that it adds: for the discriminators,
 for the generator through the discriminators, or on the rendering itself. A new term is a class here
 and a field of `Objective`.
 
-Logits of the main and the auxiliary discriminator share one loss, as in the authors' code: they are
-concatenated before the average.
+Logits of the main and the auxiliary discriminator are concatenated and share one loss, as in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cips3d.training.draws import FakeDraws
 
 @dataclass(frozen=True)
 class Judged:
-    """What the discriminators say about a batch, for the terms.
+    """A batch and what the discriminators say about it, for the terms.
 
     Attributes:
         real_images, fake_images: what each discriminator saw before augmentation, main first;
@@ -36,7 +36,7 @@ class Judged:
             in the generator's step unless the adversarial loss compares.
         poses: (B, 2) yaw and pitch that each discriminator with a `pose_head` predicts for the
             generated images, radians.
-        draws: what the generated images are made from.
+        drawn: what the generated images are made from.
     """
 
     real_images: list[Tensor]
@@ -44,7 +44,7 @@ class Judged:
     real_logits: Tensor
     fake_logits: Tensor
     poses: list[Tensor]
-    draws: FakeDraws
+    drawn: FakeDraws
 
 
 # ---------------------------------------------------------------- adversarial losses
@@ -69,30 +69,30 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
 
 
 class Adversarial(NamedTuple):
-    """Both sides of the game, as functions of real and generated logits.
-
-    Attributes:
-        compares: whether the generator's loss needs real logits.
-    """
+    """Both sides' losses of real and generated logits; does the generator's need real ones?"""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
-    compares: bool = False
+    compares: bool
 
 
 ADVERSARIAL = {
-    "logistic": Adversarial(logistic_discriminator, logistic_generator),
+    "logistic": Adversarial(logistic_discriminator, logistic_generator, compares=False),
     "relativistic": Adversarial(relativistic_discriminator, relativistic_generator, compares=True),
 }
 
 
 # ---------------------------------------------------------------- terms
 class Term(Configuration):
-    """Base of the terms; a loss that a term does not have is None."""
+    """Base of the terms; a loss that a term does not add is None."""
 
     #: Whether its loss differentiates logits with respect to real or to generated images.
     needs_real_gradient: ClassVar[bool] = False
     needs_fake_gradient: ClassVar[bool] = False
+
+    def is_due(self, step: int) -> bool:
+        """Whether it takes part in this step."""
+        return True
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
         """What it adds to the discriminators' loss."""
@@ -102,10 +102,6 @@ class Term(Configuration):
 
     def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
         """What it adds to the generator's loss on the rendering itself."""
-
-    def is_due(self, step: int) -> bool:
-        """Whether it takes part in this step."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -121,13 +117,13 @@ class R1(Term):
     """lazy: every Nth step, N times as strong (StyleGAN2)"""
 
     def is_due(self, step: int) -> bool:
-        """Every Nth step, beginning with the first."""
         return step % self.every == 0
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        """The penalty, scaled by the interval."""
-        penalty = mean_squared_gradient(judged.real_logits, judged.real_images)
-        return (0.5 * self.every) * self.weight * penalty
+        return self._penalty(judged.real_logits, judged.real_images)
+
+    def _penalty(self, logits: Tensor, images: list[Tensor]) -> Tensor:
+        return (0.5 * self.every) * self.weight * mean_squared_gradient(logits, images)
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,7 @@ class R2(R1):
     needs_fake_gradient: ClassVar[bool] = True
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        """The penalty, scaled by the interval."""
-        penalty = mean_squared_gradient(judged.fake_logits, judged.fake_images)
-        return (0.5 * self.every) * self.weight * penalty
+        return self._penalty(judged.fake_logits, judged.fake_images)
 
 
 @dataclass(frozen=True)
@@ -158,12 +152,10 @@ class Pose(Term):
     """of the mean squared error, radians"""
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        """The error of all discriminators with a `pose_head`."""
-        true = torch.stack(judged.draws.camera.yaw_pitch(), dim=-1).detach()
+        true = torch.stack(judged.drawn.camera.yaw_pitch(), dim=-1).detach()
         return self.weight * pose_error(judged.poses, true.to(judged.fake_logits.device))
 
     def generator_loss(self, judged: Judged) -> Tensor | None:
-        """The same."""
         return self.discriminator_loss(judged)
 
 
@@ -181,7 +173,6 @@ class Transmittance(Term):
     """share of the light that should pass an image, at which the reward ends"""
 
     def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
-        """−min(τ, average T) of each image, averaged."""
         return self.weight * transmittance_loss(fake.opacity, self.target)
 
 
@@ -206,18 +197,13 @@ class Objective(Configuration):
 
     def terms(self, step: int = 0) -> dict[str, Term]:
         """The terms that take part in a step, by name."""
-        named = {name: term for name, term in vars(self).items() if isinstance(term, Term)}
-        return {name: term for name, term in named.items() if term.is_due(step)}
+        named = vars(self).items()
+        return {name: t for name, t in named if isinstance(t, Term) and t.is_due(step)}
 
 
 # ---------------------------------------------------------------- mathematics
 def mean_squared_gradient(logits: Tensor, images: list[Tensor]) -> Float[Tensor, ""]:
-    """Average of |∂D/∂x|² over the images of all discriminators, differentiable.
-
-    Args:
-        logits: of all discriminators, each with as many as it has images.
-        images: leaves that require a gradient.
-    """
+    """Average of |∂D/∂x|² over the images of all discriminators, differentiable."""
     parts = zip(logits.split(len(images[0])), images, strict=True)
     with without_autocast(logits.device):
         return torch.cat([squared_gradient(part, image) for part, image in parts]).mean()
@@ -239,9 +225,5 @@ def pose_error(
 
 
 def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:
-    """−min(τ, average T) of each image, averaged, with transmittance T = 1 − opacity.
-
-    Args:
-        target: τ in [0, 1].
-    """
+    """−min(τ, average T) of each image, averaged, with T = 1 − opacity and τ = target in [0, 1]."""
     return -(1 - opacity).mean(dim=(1, 2, 3)).clamp(max=target).mean()

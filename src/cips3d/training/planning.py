@@ -47,27 +47,23 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ShapeDraws(StepDraws):
-    """Draws without values.
-
-    Attributes:
-        visible_share: share of the samples that are visible, see `visible_share`.
-    """
+    """Draws without values, of which a share is visible (see `visible_share`)."""
 
     visible_share: float = 1.0
 
     def fakes(self, positions: range | list[int], purpose: str) -> FakeDraws:
-        """Latents, cameras and ray draws for as many images."""
-        count, networks = len(positions), self.config.networks
+        count, rays, networks = len(positions), self.resolution**2, self.config.networks
+        generator = torch.Generator().manual_seed(0)
+        camera = self.cameras.camera(self.cameras.draw(count, generator)).to(META)
         latents = Latents(
             torch.empty(count, networks.shape_dim, device=META),
             torch.empty(count, networks.appearance_dim, device=META),
         )
-        generator = torch.Generator().manual_seed(0)
-        camera = self.cameras.camera(self.cameras.draw(count, generator)).to(META)
-        rays = self.resolution**2
-        jitter = torch.empty(count, rays, self.sampling.coarse, device=META)
-        importance = torch.empty(count, rays, self.sampling.fine, device=META)
-        draws = RayDraws(jitter, importance, visible_share=self.visible_share)
+        draws = RayDraws(
+            torch.empty(count, rays, self.sampling.coarse, device=META),
+            torch.empty(count, rays, self.sampling.fine, device=META),
+            visible_share=self.visible_share,
+        )
         return FakeDraws(latents, camera, draws)
 
 
@@ -87,22 +83,31 @@ def step_cost(
         visible: share of the samples that are visible and need features and gradients.
         processes: with more than one, gradients are averaged.
     """
-    networks = Networks(config, META, fresh=False)
+    networks, piece = Networks(config, META, fresh=False), images // stage.accumulate
     if config.precision != "no":
         inr = [part for name, part in networks.generator.named_children() if name == "inr"]
         for module in (*inr, *networks.discriminators.values()):
             _in_half_precision(module)
     networks.prepare(stage, config.frozen_discriminator_blocks)
-    trained = parameter_count(networks.generator), parameter_count(networks.discriminators)
-    state = 4 * (4 * trained[0] + 3 * trained[1])  # weights, average of the generator, moments
-    piece = images // stage.accumulate
-    sampling = config.sampling or config.generator.sampling
+    side, sampling = stage.resolution, config.sampling or config.generator.sampling
     chunk = stage.chunk or automatic_chunk(config.generator, piece, sampling, memory)
-    counted = max(chunk, stage.resolution**2 // 8)  # counting many small chunks takes minutes
+    counted = max(chunk, side**2 // 8)  # counting many small chunks takes minutes
+    augment = 0.5 if config.augment_target is not None else stage.augment
+    cameras = networks.poses or config.generator.poses
+    draws = ShapeDraws(
+        config.generator, sampling, side, 0.0, (0, 0), META, cameras, augment, visible
+    )
 
     def run(chunk: int, step: int) -> Account:
+        """One piece of a step, as the training loop takes it."""
         one_piece = replace(stage, chunk=chunk, accumulate=1, batch=max(1, piece))
-        return _run_step(networks, config, one_piece, piece, step, visible, processes)
+        context = _context(one_piece, step, config.share_fakes, processes)
+        with Account() as account:
+            labels = torch.empty(piece, 25, device=META) if config.judges_cameras else None
+            real = torch.empty(piece, 3, side, side, device=META)
+            batch = Batch(range(piece), real, labels, draws.augment(range(piece)))
+            training_step(networks, batch, draws, config.objective, context)
+        return account
 
     penalties = [term.every for term in (config.objective.r1, config.objective.r2) if term]
     every = min(penalties, default=1)
@@ -111,60 +116,24 @@ def step_cost(
     peak = max(penalised.peak, plain.peak)
     if counted > chunk and stage.gradients != "full":  # memory grows linearly with the chunk
         peak -= (run(2 * counted, 0).peak - penalised.peak) * (counted - chunk) // counted
+    # float32 weights, average of the generator, and Adam's moments
+    generator, discriminators = map(parameter_count, (networks.generator, networks.discriminators))
+    state = 4 * (4 * generator + 3 * discriminators)
     flops = plain.flops + (penalised.flops - plain.flops) / every
     return StepCost(flops / piece, state + peak)
 
 
-def _run_step(
-    networks: Networks,
-    config: TrainConfig,
-    stage: Stage,
-    images: int,
-    step: int,
-    visible: float,
-    processes: int,
-) -> Account:
-    """One piece of a step, as the training loop takes it."""
-    side = stage.resolution
-    context = StepContext(
-        stage=stage,
-        step=step,
-        alpha=0.5 if stage.fade_kimg else 1.0,
-        warming_up=False,
-        share_fakes=config.share_fakes,
-        memory=0,  # the stage has its chunk
-        autocast=nullcontext,
-        update=lambda optimizer: _averaged(optimizer, processes),
-    )
-    draws = ShapeDraws(
-        config=config.generator,
-        sampling=config.sampling or config.generator.sampling,
-        resolution=side,
-        noise_std=0.0,
-        key=(0, 0),
-        device=META,
-        cameras=networks.poses or config.generator.poses,
-        augment_probability=0.5 if config.augment_target is not None else stage.augment,
-        visible_share=visible,
-    )
-    with Account() as account:
-        labels = torch.empty(images, 25, device=META) if config.judges_cameras else None
-        real = torch.empty(images, 3, side, side, device=META)
-        training_step(
-            networks, Batch(range(images), real, labels), draws, config.objective, context
-        )
-        for parameter in (*networks.generator.parameters(), *networks.discriminators.parameters()):
-            parameter.grad = None
-    return account
+def _context(
+    stage: Stage, step: int = 0, share_fakes: bool = False, processes: int = 1
+) -> StepContext:
+    def update(optimizer: torch.optim.Optimizer) -> bool:
+        if processes > 1:  # the flat copies that averaging over processes makes
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).clone()
+        return True
 
-
-def _averaged(optimizer: torch.optim.Optimizer, processes: int) -> bool:
-    """The flat copies that averaging over processes makes."""
-    if processes > 1:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        flat.clone()
-    return True
+    alpha = 0.5 if stage.fade_kimg else 1.0
+    return StepContext(stage, step, alpha, False, share_fakes, 0, nullcontext, update)
 
 
 def in_mode(stage: Stage, mode: Mode) -> Stage:
@@ -179,40 +148,27 @@ def visible_share(config: TrainConfig) -> float:
     Fog comes before surfaces, which hide more later. Operations grow linearly with the share: those
     of a small real image lie between those of shapes with no and with all samples visible.
     """
-    counts = []
-    for assumed in (0.0, 1.0):
+
+    def flops(device: torch.device, visible: float = 1.0) -> int:
+        generator = Networks(config, device, fresh=False).generator
         with torch.no_grad(), Account() as account:
-            _image(Networks(config, META, fresh=False).generator, config, 8, META, 1, assumed)
-        counts.append(account.flops)
-    if counts[0] == counts[1]:  # a generator without samples
+            _image(generator, config, 8, device, visible=visible)
+        return account.flops
+
+    none, all_samples = flops(META, 0.0), flops(META, 1.0)
+    if none == all_samples:  # a generator without samples
         return 1.0
-    cpu = torch.device("cpu")
-    with torch.no_grad(), Account() as account:
-        _image(Networks(config, cpu, fresh=False).generator, config, 8, cpu)
-    return max(0.5, (account.flops - counts[0]) / (counts[1] - counts[0]))
+    return max(0.5, (flops(torch.device("cpu")) - none) / (all_samples - none))
 
 
 def measured_speed(config: TrainConfig, processes: int = 1) -> float:
     """Operations per second of a generator's forward and backward pass on this machine.
 
     In the run's own precision: of one small image on a CPU, of enough to keep an accelerator busy.
-
-    Args:
-        processes: that share the machine's cores, where it has no accelerator; the speed is that of
-            one of them.
+    On a CPU it is the speed of one of `processes` that share the cores.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, threads // processes))
-    try:
-        return _speed(config, device)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _speed(config: TrainConfig, device: torch.device) -> float:
-    on_cpu = device.type == "cpu"
+    on_cpu, threads = device.type == "cpu", torch.get_num_threads()
     images, side = (1, 32) if on_cpu else (2, min(128, config.stages[-1].resolution))
     generator = build_generator(config.generator).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
@@ -224,12 +180,17 @@ def _speed(config: TrainConfig, device: torch.device) -> float:
         if not on_cpu:
             torch.accelerator.synchronize()
 
-    with Account() as account:
-        one_pass()
-    start, elapsed, passes = time.perf_counter(), 0.0, 0
-    while elapsed < MEASURED_SECONDS:
-        one_pass()
-        passes, elapsed = passes + 1, time.perf_counter() - start
+    if on_cpu:
+        torch.set_num_threads(max(1, threads // processes))
+    try:
+        with Account() as account:
+            one_pass()
+        start, elapsed, passes = time.perf_counter(), 0.0, 0
+        while elapsed < MEASURED_SECONDS:
+            one_pass()
+            passes, elapsed = passes + 1, time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
     return passes * account.flops / elapsed
 
 
@@ -243,21 +204,22 @@ def _image(
 ) -> RenderOutput:
     """Images as a training step renders them, with all gradients."""
     sampling = config.sampling or config.generator.sampling
-    poses = config.generator.poses
-    common = (config.generator, sampling, side, 0.0, (0, 0), device, poses)
+    common = (config.generator, sampling, side, 0.0, (0, 0), device, config.generator.poses)
     draws = ShapeDraws(*common, 0.0, visible) if device == META else StepDraws(*common)
     stage = Stage(1 << (side - 1).bit_length(), kimg=1, batch=count)
-    context = StepContext(stage, 0, 1.0, False, False, 0, nullcontext, lambda _: True)
-    return render_fakes(generator, draws.fakes(range(count), "plan"), draws, context)
+    return render_fakes(generator, draws.fakes(range(count), "plan"), draws, _context(stage))
 
 
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Trainable numbers of each network."""
     networks = Networks(config, META, fresh=False)
-    counts = {"generator": parameter_count(networks.generator)}
-    names = {"main": "discriminator", "aux": "auxiliary discriminator"}
-    parts = networks.discriminators.items()
-    return counts | {names[name]: parameter_count(module) for name, module in parts}
+    main, aux = networks.discriminators.values()
+    parts = {
+        "generator": networks.generator,
+        "discriminator": main,
+        "auxiliary discriminator": aux,
+    }
+    return {name: parameter_count(module) for name, module in parts.items()}
 
 
 def _in_half_precision(module: nn.Module) -> None:
@@ -267,11 +229,9 @@ def _in_half_precision(module: nn.Module) -> None:
     if isinstance(module, ProgressiveDiscriminator):  # called by its method `judge`
         entries = [part for part in (*module.from_rgb.values(), module.label) if part is not None]
         exits = [part for part in (module.logit, module.pose) if part is not None]
-
-    def halve(_: nn.Module, args: object) -> object:
-        return tree_map_only(Tensor, lambda x: x.bfloat16(), args)
-
     for part in entries:
-        part.register_forward_pre_hook(halve)
+        part.register_forward_pre_hook(
+            lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args)
+        )
     for part in exits:
         part.register_forward_hook(lambda _, __, result: result.float())

@@ -11,13 +11,7 @@ from torch import nn
 
 from cips3d.camera import PoseDistribution
 from cips3d.errors import UserError
-from cips3d.models.config import (
-    Cips3dNetworks,
-    Embedding,
-    GeneratorConfig,
-    NetworkConfig,
-    Sampling,
-)
+from cips3d.models.config import Cips3dNetworks, Embedding, GeneratorConfig, NetworkConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.peers.cips import CipsNetworks
 from cips3d.models.peers.pi_gan import PiGanNetworks
@@ -88,9 +82,7 @@ def _heads_32_pi_gan() -> TrainConfig:
         shape_dim=64, appearance_dim=64, shape_style_dim=64, nerf_width=60, density_gain=160.0,
         density_blob=240.0, background="plain",
     )  # fmt: skip
-    base = _heads_32_with(networks, _heads_32())
-    stages = tuple(replace(stage, generator_lr=PI_GAN_RATE) for stage in base.stages)
-    return replace(base, stages=stages)
+    return _with(networks, _heads_32(), auxiliary=False, generator_lr=PI_GAN_RATE)
 
 
 def _heads_32_cips_2d() -> TrainConfig:
@@ -101,30 +93,24 @@ def _heads_32_cips_2d() -> TrainConfig:
     )  # fmt: skip
     base = without_pose_loss(_heads_32())
     flat = replace(base, objective=replace(base.objective, transmittance=None))
-    return _heads_32_with(networks, flat)
+    return _with(networks, flat, auxiliary=False)
 
 
-def _heads_32_with(networks: NetworkConfig, base: TrainConfig) -> TrainConfig:
-    """heads-32 with another generator, without the auxiliary discriminator."""
-    return replace(
-        base,
-        generator=replace(base.generator, networks=networks),
-        stages=tuple(replace(stage, auxiliary=False) for stage in base.stages),
-    )
+def _with(networks: NetworkConfig, base: TrainConfig, **changes: Any) -> TrainConfig:
+    """A run with another generator, and with changes of all stages."""
+    stages = tuple(replace(stage, **changes) for stage in base.stages)
+    return replace(base, generator=replace(base.generator, networks=networks), stages=stages)
 
 
 def _heads_64() -> TrainConfig:
     """heads-32, continued at 64² with one more block in each discriminator."""
     small = _heads_32()
-
-    def larger(config: DiscriminatorConfig) -> DiscriminatorConfig:
-        return replace(config, channels={**config.channels, 64: 16})
-
+    main, aux = small.discriminator, small.aux_discriminator
     return replace(
         small,
         generator=replace(small.generator, resolution=64),
-        discriminator=larger(small.discriminator),
-        aux_discriminator=larger(small.aux_discriminator),
+        discriminator=replace(main, channels={**main.channels, 64: 16}),
+        aux_discriminator=replace(aux, channels={**aux.channels, 64: 16}),
         stages=(
             *small.stages,
             Stage(64, kimg=30, batch=32, generator_lr=2e-4, discriminator_lr=2e-3, fade_kimg=4),
@@ -136,15 +122,11 @@ def _heads_64() -> TrainConfig:
 # ---------------------------------------------------------------- the paper's datasets
 def _large(resolution: int, stages: tuple[Stage, ...], **changes: Any) -> TrainConfig:
     """Settings that all large presets share."""
+    changes = {"generator": GeneratorConfig(resolution=resolution)} | changes
     return TrainConfig(
-        stages,
-        data="datasets/ffhq.zip",
-        precision="bf16",
-        workers=3,
-        sample_kimg=50.0,
-        checkpoint_kimg=50.0,
-        **{"generator": GeneratorConfig(resolution=resolution)} | changes,
-    )
+        stages, data="datasets/ffhq.zip", precision="bf16", workers=3, sample_kimg=50.0,
+        checkpoint_kimg=50.0, **changes,
+    )  # fmt: skip
 
 
 def _ffhq(resolution: int) -> TrainConfig:
@@ -182,12 +164,9 @@ def _ffhq_512_paper() -> TrainConfig:
     stages = (*(Stage(side, kimg=kimg) for side, kimg in sides.items()), last)
     networks = Cips3dNetworks(rgb_from_block=0, residual_from_block=9, rgb_tanh=False)
     widths = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32}
-    return _large(
-        512,
-        stages,
-        generator=GeneratorConfig(networks, resolution=512),
-        aux_discriminator=DiscriminatorConfig(widths, downsample_first=True),
-    )
+    generator = GeneratorConfig(networks, resolution=512)
+    aux = DiscriminatorConfig(widths, downsample_first=True)
+    return _large(512, stages, generator=generator, aux_discriminator=aux)
 
 
 def _afhq_cats_256() -> TrainConfig:
@@ -198,25 +177,16 @@ def _afhq_cats_256() -> TrainConfig:
     """
     faces = _ffhq(256)
     poses = PoseDistribution("uniform", yaw_std=0.5, pitch_std=0.4)
+    generator = replace(faces.generator, poses=poses)
     stages = tuple(replace(stage, kimg=stage.kimg / 4, augment=0.0) for stage in faces.stages)
-    return replace(
-        faces,
-        data="datasets/afhq-cats.zip",
-        generator=replace(faces.generator, poses=poses),
-        stages=stages,
-        augment_target=0.6,
-    )
+    changes = {"data": "datasets/afhq-cats.zip", "generator": generator, "augment_target": 0.6}
+    return replace(faces, stages=stages, **changes)
 
 
 def _table_2(view_direction: bool, embedding: Embedding, auxiliary: bool) -> TrainConfig:
     """One row of Table 2: FFHQ at 64²."""
-    base = _ffhq(64)
-    networks = replace(base.generator.networks, view_direction=view_direction, embedding=embedding)
-    return replace(
-        base,
-        generator=replace(base.generator, networks=networks),
-        stages=tuple(replace(stage, auxiliary=auxiliary) for stage in base.stages),
-    )
+    networks = Cips3dNetworks(view_direction=view_direction, embedding=embedding)
+    return _with(networks, _ffhq(64), auxiliary=auxiliary)
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
@@ -235,11 +205,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of that name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The configuration of that name; raises UserError if there is none."""
     if name not in PRESETS:
         raise UserError(f"--preset: no preset named {name}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
@@ -260,81 +226,61 @@ def transfer(
 ) -> TrainConfig:
     """Transfer to another domain (Section 4.4): one stage with everything that makes V_r frozen.
 
-    The augmentation adapts (StyleGAN2-ADA), since the new images may be few, at the pace of
-    resumed runs there (100 thousand images) or faster.
+    The augmentation adapts (StyleGAN2-ADA), since the new images may be few, at the pace of resumed
+    runs there (100 thousand images) or faster.
 
     Args:
         generator: the model's configuration.
         model: its name, as for `cips3d.load`.
         data: the new images.
         discriminators: those that it was trained against, if known.
-        kimg: length, thousands of images shown; at most its first quarter warms the discriminators
-            up.
+        kimg: length, thousands of images; at most its first quarter warms the discriminators up.
         name: preset with the learning rates and, if none are known, the discriminators; by default
             the first one with the model's networks and resolution.
 
     Raises:
         UserError: if the model's shape and appearance are not separate, or no preset fits it.
     """
-    architecture = generator.networks.architecture
-    geometry = generator_class(architecture).geometry_parts
+    networks, side = generator.networks, generator.resolution
+    geometry = generator_class(networks.architecture).geometry_parts
     if not geometry:
         raise UserError(
-            f"{model}: is a {architecture}, whose shape cannot stay while the rest learns; "
-            "give a cips-3d"
+            f"{model}: is a {networks.architecture}, whose shape cannot stay while the rest "
+            "learns; give a cips-3d"
         )
     if name is None:
-        name = next((key for key, make in PRESETS.items() if _fits(make(), generator)), None)
+        made = {key: make() for key, make in PRESETS.items()}
+        alike = [key for key, config in made.items() if config.generator.networks == networks]
+        name = next((key for key in alike if _first_stage(made[key], side)), None)
     if name is None:
         raise UserError(
             f"{model}: no preset has its networks; name one for rates and discriminators with "
             "--preset"
         )
-    base, side = preset(name), generator.resolution
-    # the first stage of a resolution has the rates of learning anew
-    stage = next((stage for stage in base.stages if stage.resolution == side), None)
+    base = preset(name)
+    stage = _first_stage(base, side)
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
-    known: dict[str, Any] = {}
-    pose = base.objective.pose
+    judges, pose = [base.discriminator, base.aux_discriminator], base.objective.pose
     if discriminators is not None:
-        configs = [
-            d.config for d in discriminators.values() if isinstance(d, ProgressiveDiscriminator)
-        ]
-        known = {"discriminator": configs[0], "aux_discriminator": configs[1]}
-        pose = Pose() if configs[0].pose_head else None
-    plain = generator.networks.background == "plain"
-    frozen = (*geometry, "aux_head") if plain else ("nerf", "shape_mapping", "aux_head")
+        parts = discriminators.values()
+        judges = [part.config for part in parts if isinstance(part, ProgressiveDiscriminator)]
+        pose = Pose() if judges[0].pose_head else None
+    plain = networks.background == "plain"
     stage = replace(
-        stage,
-        kimg=kimg,
-        frozen=frozen,
-        auxiliary=False,
-        fade_kimg=0.0,
-        augment=0.0,
-        minutes=None,
-        from_average=False,
-        warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4),
-    )
+        stage, kimg=kimg, warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4),
+        frozen=(*geometry, "aux_head") if plain else ("nerf", "shape_mapping", "aux_head"),
+        auxiliary=False, fade_kimg=0.0, augment=0.0, minutes=None, from_average=False,
+    )  # fmt: skip
     return replace(
-        base,
-        stages=(stage,),
-        data=data,
-        start=model,
-        generator=generator,
+        base, stages=(stage,), data=data, start=model, generator=generator,
+        discriminator=judges[0], aux_discriminator=judges[1],
         objective=replace(base.objective, pose=pose, transmittance=None),
-        cameras="prior",
-        augment_target=0.6,
-        augment_kimg=min(100.0, kimg),
-        density_noise=0.0,
-        sample_kimg=5.0,
-        alarm_kimg=10.0,
-        metrics=(),
-        **known,
-    )
+        cameras="prior", augment_target=0.6, augment_kimg=min(100.0, kimg), density_noise=0.0,
+        sample_kimg=5.0, alarm_kimg=10.0, metrics=(),
+    )  # fmt: skip
 
 
-def _fits(config: TrainConfig, generator: GeneratorConfig) -> bool:
-    """Whether a preset trains these networks at the generator's resolution."""
-    sides = [stage.resolution for stage in config.stages]
-    return config.generator.networks == generator.networks and generator.resolution in sides
+def _first_stage(config: TrainConfig, resolution: int) -> Stage | None:
+    """The first stage at a resolution, which has the rates of learning anew."""
+    return next((stage for stage in config.stages if stage.resolution == resolution), None)

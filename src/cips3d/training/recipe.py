@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from cips3d.configuration import (
-    Configuration,
-    Count,
-    Decay,
-    NonNegative,
-    Positive,
-    Seed,
-    Share,
-)
+from cips3d.configuration import Configuration, Count, Decay, NonNegative, Positive, Seed, Share
 from cips3d.errors import UserError
 from cips3d.models.config import GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.registry import PARTS, generator_class
 from cips3d.training.objective import Objective
-
-if TYPE_CHECKING:
-    from cips3d.models.protocol import ImageGenerator
 
 #: Beyond these a number is a typo that a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
@@ -45,60 +35,50 @@ class Stage(Configuration):
     generator_lr: Positive = 2e-4
     discriminator_lr: Positive = 2e-3
     fade_kimg: NonNegative = 0.0
-    """the new resolution fades in over this many thousand images"""
+    """thousands of images over which the new resolution fades in"""
     auxiliary: bool = True
     """train with the auxiliary discriminator (Section 3.3)"""
     frozen: tuple[str, ...] = ()
     """networks of the generator that do not train, such as nerf, shape_mapping and aux_head"""
     warm_up_kimg: NonNegative = 0.0
-    """only the discriminators train for this many thousand images, such as new discriminators of a
-    transferred generator"""
+    """thousands of images for which only the discriminators train, such as in a transfer"""
     from_average: bool = False
     """start the stage from the averaged generator"""
     gradients: Literal["full", "partial", "checkpointed"] = "full"
-    """which rays carry gradients (cips3d.models.rays): all; `gradient_rays` of them (Section 3.2);
-    or all in the memory of a chunk, for one more forward pass"""
+    """rays that carry gradients: all; `gradient_rays` of them (Section 3.2); or all in the memory
+    of a chunk, for one more forward pass (cips3d.models.rays)"""
     gradient_rays: Count | None = None
     """n_r, for partial gradients"""
     chunk: Count | None = None
-    """rays of each image at a time, for partial and checkpointed gradients; by default as many as
-    fit a quarter of the memory"""
+    """rays of an image at a time, unless gradients are full; null fits a quarter of the memory"""
     augment: Share = 0.0
-    """probability that DiffAugment changes an image before it is judged"""
+    """probability that DiffAugment changes an image"""
     accumulate: Count = 1
-    """each process takes its part of the batch in this many pieces, whose gradients add up"""
+    """pieces of each process's part of the batch, whose gradients add up"""
     minutes: Positive | None = None
     """end the stage after this time even if `kimg` is not reached"""
 
     def check(self) -> None:
-        if self.resolution < 4 or self.resolution & (self.resolution - 1):
-            raise UserError(
-                f"stage: resolution {self.resolution} is not a power of two from 4 up; "
-                "choose 16, 32, 64 or another"
-            )
-        if self.gradient_rays is not None and self.gradient_rays > self.resolution**2:
-            raise UserError(
-                f"stage: gradient_rays is {self.gradient_rays}; "
-                f"it must be at most {self.resolution**2}"
-            )
-        if self.batch % self.accumulate:
-            raise UserError(
-                f"stage: batch {self.batch} does not divide into {self.accumulate} equal pieces; "
-                "change one of them"
-            )
-        unknown = sorted(set(self.frozen) - set(PARTS))
-        if unknown:
-            raise UserError(
-                f"stage: frozen names {', '.join(unknown)}; generators have {', '.join(PARTS)}"
-            )
+        for problem in self._problems():
+            raise UserError(f"stage: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        side, most, unknown = self.resolution, self.resolution**2, {*self.frozen} - {*PARTS}
+        if side < 4 or side & (side - 1):
+            yield f"resolution {side} is not a power of two from 4 up; choose 16, 32, 64 or another"
         if (self.gradients == "partial") != (self.gradient_rays is not None):
-            raise UserError(
-                "stage: partial gradients and gradient_rays go together; give both or neither"
-            )
+            yield "gradient_rays go with partial gradients; give both or neither"
+        if self.gradient_rays is not None and self.gradient_rays > most:
+            yield f"gradient_rays is {self.gradient_rays}; it must be at most {most}"
+        if self.batch % self.accumulate:
+            pieces = f"{self.accumulate} equal pieces"
+            yield f"batch {self.batch} does not divide into {pieces}; change one of them"
+        if unknown:
+            yield f"frozen names {', '.join(sorted(unknown))}; generators have {', '.join(PARTS)}"
         if self.warm_up_kimg >= self.kimg:
-            raise UserError(
-                f"stage: warm_up_kimg is {self.warm_up_kimg} and the whole stage {self.kimg} kimg, "
-                "so its generator would not train; shorten the warm-up"
+            yield (
+                f"warm_up_kimg is {self.warm_up_kimg} and the whole stage {self.kimg} kimg, so its "
+                "generator would not train; shorten the warm-up"
             )
 
 
@@ -113,10 +93,9 @@ class TrainConfig(Configuration):
 
     stages: tuple[Stage, ...]
     data: str = "heads"
-    """"heads" or "heads-cartoon" (embedded datasets), or the path of a folder or zip of images"""
+    """heads or heads-cartoon (embedded datasets), or the path of a folder or zip of images"""
     start: str | None = None
-    """model whose weights the generator starts from; the discriminators start from the model's own
-    where they fit (transfer, Section 4.4)"""
+    """model to start from, with its discriminators where they fit (transfer, Section 4.4)"""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     aux_discriminator: DiscriminatorConfig = field(
@@ -131,9 +110,8 @@ class TrainConfig(Configuration):
     sampling: Sampling | None = None
     """samples per ray in training; by default the generator's"""
     cameras: Literal["prior", "learned", "labels"] = "prior"
-    """cameras of generated images: from the generator's prior; from a prior whose mean and spread
-    are learned (CAMPARI, Niemeyer & Geiger 2021); or those of random images of the dataset, which
-    must have labels"""
+    """cameras of generated images: from the generator's prior; from a prior that is learned
+    (CAMPARI, Niemeyer & Geiger 2021); or from the labels of random images of the dataset"""
     mirror: bool = True
     """show each real image mirrored half of the time"""
     augment_target: Annotated[float, Gt(-1), Lt(1)] | None = None
@@ -149,7 +127,7 @@ class TrainConfig(Configuration):
     density_noise: NonNegative = 1.0
     """standard deviation of the density noise at the start, per world unit"""
     density_noise_kimg: NonNegative = 160.0
-    """it falls linearly to 0 over this many thousand images"""
+    """thousands of images over which it falls linearly to 0"""
     share_fakes: bool = False
     """one set of generated images for both steps, the discriminators' and the generator's"""
     precision: Literal["no", "bf16"] = "no"
@@ -158,108 +136,89 @@ class TrainConfig(Configuration):
     wandb: str | None = None
     """Weights & Biases project that receives the figures too; needs the package wandb"""
     alarm_kimg: NonNegative = 20.0
-    """after this many thousand images, collapse, flat or mirrored geometry and runaway R1 raise an
-    alarm"""
+    """warn of collapse, flat or mirrored geometry and runaway R1 after this many thousand images"""
     stop_on_alarm: bool = False
     """an alarm ends the run, after a checkpoint"""
     log_steps: Count = 20
     """write a log line every Nth step"""
     sample_kimg: Positive = 10.0
-    """write a sample sheet every this many thousand images"""
+    """thousands of images between sample sheets"""
     metrics: tuple[str, ...] = ()
-    """FID and KID to measure during the run and at its end, by name (cips3d.metrics.fidelity), such
-    as ["fd2k_heads"]"""
+    """FID and KID to measure (cips3d.metrics.fidelity), such as ["fd2k_heads"]"""
     metrics_kimg: Positive = 50.0
-    """measure them every this many thousand images"""
+    """thousands of images between measurements; there is one at the end too"""
     inception_weights: str | None = None
     """file with torch-fidelity's Inception weights, which FID and KID otherwise download"""
     checkpoint_kimg: Positive = 10.0
-    """write a checkpoint every this many thousand images"""
+    """thousands of images between checkpoints"""
     workers: Annotated[int, Ge(0), Le(MOST_WORKERS)] = 0
     """data loading processes per training process"""
 
     def check(self) -> None:
-        if not self.stages:
-            raise UserError("training configuration: no stages; give at least one")
-        for stage in self.stages:
-            judges = [self.discriminator, self.aux_discriminator][: 1 + stage.auxiliary]
-            if not all(stage.resolution in judge.channels for judge in judges):
-                raise UserError(
-                    "training configuration: a discriminator has no width for the stage at "
-                    f"{stage.resolution}; add it to its channels"
-                )
-        blocks = min(len(d.channels) for d in (self.discriminator, self.aux_discriminator)) - 1
-        if self.frozen_discriminator_blocks > blocks:
-            raise UserError(
-                "training configuration: frozen_discriminator_blocks is "
-                f"{self.frozen_discriminator_blocks}; it must be at most {blocks}"
-            )
-        self._check_combinations()
-        self._check_architecture()
+        for problem in itertools.chain(self._problems(), self._problems_of_architecture()):
+            raise UserError(f"{self.label}: {problem}")
 
-    def _check_combinations(self) -> None:
-        label = self.label
+    def _problems(self) -> Iterator[str]:
+        """Settings that do not go together."""
+        if not self.stages:
+            yield "no stages; give at least one"
+        judges = self.discriminator, self.aux_discriminator
+        for stage in self.stages:
+            if any(stage.resolution not in d.channels for d in judges[: 1 + stage.auxiliary]):
+                yield (
+                    f"a discriminator has no width for the stage at {stage.resolution}; add it to "
+                    "its channels"
+                )
+        frozen, blocks = self.frozen_discriminator_blocks, min(len(d.channels) for d in judges) - 1
+        if frozen > blocks:
+            yield f"frozen_discriminator_blocks is {frozen}; it must be at most {blocks}"
         if self.share_fakes and any(stage.accumulate > 1 for stage in self.stages):
-            raise UserError(
-                f"{label}: share_fakes keeps a whole batch in memory; set accumulate=1 or "
-                "share_fakes=false"
-            )
+            yield "share_fakes keeps a whole batch in memory; set accumulate=1 or share_fakes=false"
         if self.augment_target is not None and self.objective.game.compares:
-            raise UserError(
-                f"{label}: augment_target uses the sign of real logits, which the relativistic "
-                "loss leaves free; set augment_target=null (in cips3d finetune, give --augment)"
+            yield (
+                "augment_target uses the sign of real logits, which the relativistic loss leaves "
+                "free; set augment_target=null (in cips3d finetune, give --augment)"
             )
         if self.augment_target is not None and any(stage.augment for stage in self.stages):
-            raise UserError(
-                f"{label}: augment_target adapts what a stage's augment fixes; give only one"
-            )
-        heads = self.discriminator.pose_head, self.aux_discriminator.pose_head
-        judging = heads[: 1 + any(stage.auxiliary for stage in self.stages)]
+            yield "augment_target adapts what a stage's augment fixes; give only one"
+        used = judges[: 1 + any(stage.auxiliary for stage in self.stages)]
         # inversion would trust the predictions of an untrained head
-        if any(head != (self.objective.pose is not None) for head in judging):
-            raise UserError(
-                f"{label}: objective.pose and the discriminators' pose_head go together; give all "
-                "of them, or set objective.pose=null discriminator.pose_head=false "
+        if any(d.pose_head != (self.objective.pose is not None) for d in used):
+            yield (
+                "objective.pose and the discriminators' pose_head go together; give all of them, "
+                "or set objective.pose=null discriminator.pose_head=false "
                 "aux_discriminator.pose_head=false"
             )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
-            raise UserError(
-                f"{label}: cameras=learned needs poses of kind gaussian or uniform, not spherical"
-            )
+            yield "cameras=learned needs poses of kind gaussian or uniform, not spherical"
 
-    def _check_architecture(self) -> None:
-        """Refuses what the generator cannot do, and stages that would train nothing."""
+    def _problems_of_architecture(self) -> Iterator[str]:
+        """What the generator cannot do, and stages that would train nothing."""
         networks = self.generator.networks
         name, kind = networks.architecture, generator_class(networks.architecture)
         if not kind.has_density and self.objective.transmittance is not None:
-            raise UserError(
-                f"{self.label}: {name} has no density; set objective.transmittance=null"
-            )
+            yield f"{name} has no density; set objective.transmittance=null"
         if not kind.has_density and (self.cameras == "learned" or self.objective.pose is not None):
-            raise UserError(
-                f"{self.label}: {name} draws the same from every camera; set cameras=prior and "
+            yield (
+                f"{name} draws the same from every camera; set cameras=prior and "
                 "objective.pose=null"
             )
-        for stage in self.stages:
-            self._check_stage(stage, name, kind)
-
-    def _check_stage(self, stage: Stage, name: str, kind: type[ImageGenerator]) -> None:
-        if stage.auxiliary and not kind.has_aux_image:
-            raise UserError(f"{self.label}: {name} has no auxiliary image; set auxiliary=false")
-        lacking = [part for part in stage.frozen if part not in kind.parts]
-        if lacking:
-            raise UserError(
-                f"{self.label}: frozen names {', '.join(lacking)}, which {name} does not have; "
-                f"its networks are {', '.join(kind.parts)}"
-            )
-        plain = self.generator.networks.background == "plain"
-        unused = {"aux_head"} if plain else {"aux_head", "background"}
+        unused = {"aux_head"} if networks.background == "plain" else {"aux_head", "background"}
         trained = [part for part in kind.parts if part not in unused]
-        if set(trained) <= set(stage.frozen) and self.cameras != "learned":
-            raise UserError(
-                f"{self.label}: the stage at {stage.resolution} freezes everything that makes its "
-                f"images; leave one of {', '.join(trained)} to train"
-            )
+        for stage in self.stages:
+            if stage.auxiliary and not kind.has_aux_image:
+                yield f"{name} has no auxiliary image; set auxiliary=false"
+            lacking = [part for part in stage.frozen if part not in kind.parts]
+            if lacking:
+                yield (
+                    f"frozen names {', '.join(lacking)}, which {name} does not have; its networks "
+                    f"are {', '.join(kind.parts)}"
+                )
+            if {*trained} <= {*stage.frozen} and self.cameras != "learned":
+                yield (
+                    f"the stage at {stage.resolution} freezes everything that makes its images; "
+                    f"leave one of {', '.join(trained)} to train"
+                )
 
     @property
     def judges_cameras(self) -> bool:
@@ -269,14 +228,13 @@ class TrainConfig(Configuration):
 
 def with_minutes(config: TrainConfig, minutes: float) -> TrainConfig:
     """The same curriculum in a given time: half for the final resolution, half for those below."""
-    final = config.stages[-1].resolution
-    at_final = sum(stage.resolution == final for stage in config.stages)
-    below = len(config.stages) - at_final
-    stages = []
-    for stage in config.stages:
-        peers = at_final if stage.resolution == final else below
-        stages.append(replace(stage, minutes=minutes / peers * (0.5 if below else 1.0)))
-    return replace(config, stages=tuple(stages))
+    final = [stage.resolution == config.stages[-1].resolution for stage in config.stages]
+    half = minutes if all(final) else minutes / 2
+    stages = zip(config.stages, final, strict=True)
+    return replace(
+        config,
+        stages=tuple(replace(s, minutes=half / final.count(is_final)) for s, is_final in stages),
+    )
 
 
 def check_batches(stages: Iterable[Stage], processes: int, source: str) -> None:

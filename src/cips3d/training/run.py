@@ -33,7 +33,7 @@ from cips3d.training.networks import Networks
 from cips3d.training.recipe import TrainConfig, check_batches
 
 CONFIG_FILE = "config.json"
-#: Learning rates that were halved to below this share of the configuration's end the run.
+#: A run ends when its learning rates have been halved to below this share of the configuration's.
 LEAST_RATE_SCALE = 2.0**-8
 
 #: Figures of the averaged generator for the log, measured by all processes together.
@@ -47,22 +47,19 @@ class Run:
 
     Args:
         config: the run. A directory that already holds a run must hold the same configuration.
-        run_dir: where config.json, log.jsonl, samples/, checkpoints/, TensorBoard events and the
-            model go.
+        run_dir: for config.json, log.jsonl, samples/, checkpoints/, TensorBoard events and model.
         accelerator: devices and processes; by default from the environment.
         measures: called every `metrics_kimg` and at the end, besides the configuration's metrics;
             their figures are logged.
 
     Attributes:
-        networks: what trains.
         counters: how far it is.
         cameras: where the cameras of generated images come from.
         dataset: of the current stage.
 
     Raises:
-        UserError: if a metric cannot be measured, the data cannot be read or its labels do not fit,
-            the directory cannot be written or holds another run, a checkpoint is damaged, or the
-            device does not have the precision.
+        UserError: if the data, its labels, a metric, the directory, a checkpoint or the device does
+            not fit the configuration.
     """
 
     def __init__(
@@ -72,9 +69,13 @@ class Run:
         accelerator: Accelerator | None = None,
         measures: Sequence[Measure] = (),
     ) -> None:
-        self.config, self.measures = config, [*measures]
-        self.run_dir = Path(run_dir)
+        self.config, self.run_dir, self.measures = config, Path(run_dir), [*measures]
         self.accelerator = accelerator or joined(config.precision)
+        #: Where this process trains, and whether it writes the files.
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        #: Samples per ray in training.
+        self.sampling: Sampling = config.sampling or config.generator.sampling
+        self.model_path = self.run_dir / MODEL_FILE
         torch.backends.cudnn.benchmark = True  # all images of a stage have one size
         check_batches(config.stages, self.accelerator.num_processes, "stages")
         # at the largest size, so that an image too small for a later stage is refused at once
@@ -102,37 +103,21 @@ class Run:
             self.cameras = labelled if config.cameras == "labels" else self.cameras
         self.counters = checkpoint.Counters()
         if saved is not None:
-            self.counters = self._restored(saved)
+            self.counters = checkpoint.load_state(saved, self.networks)
         # not before, so that what was refused can be corrected in the same folder
         if self.is_main:
             write_config(self.run_dir, config)
 
-    # ---------------------------------------------------------------- the machine
-    @property
-    def device(self) -> torch.device:
-        """Where this process trains."""
-        return self.accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files."""
-        return self.accelerator.is_main_process
-
+    # ---------------------------------------------------------------- processes
     @property
     def memory(self) -> int:
         """Bytes of memory of this process: its GPU's, or its share of this machine's.
 
-        In total rather than free, so that a resumed run takes the same chunks and gets the same
-        bits.
+        In total, not free, so that a resumed run takes the same chunks and gets the same bits.
         """
         # torchrun's number of processes on this machine, one of several
         here = os.environ.get("LOCAL_WORLD_SIZE") or self.accelerator.num_processes
         return device_memory(self.device, int(here))
-
-    @property
-    def sampling(self) -> Sampling:
-        """Samples per ray in training."""
-        return self.config.sampling or self.config.generator.sampling
 
     def positions(self, batch: int) -> range:
         """The positions of a global batch that this process handles."""
@@ -156,22 +141,19 @@ class Run:
     # ---------------------------------------------------------------- progress
     def progress(self) -> float:
         """The share of the run that is done, in [0, 1], by the planned length of the stages."""
-        stages, counters = self.config.stages, self.counters
-        if counters.stage >= len(stages):
+        stages, index = self.config.stages, self.counters.stage
+        if index >= len(stages):
             return 1.0
         timed = all(stage.minutes is not None for stage in stages)
         lengths = [stage.minutes or 0.0 if timed else stage.kimg for stage in stages]
-        done = sum(lengths[: counters.stage])
-        current = lengths[counters.stage] * min(1.0, self.stage_progress())
-        return (done + current) / sum(lengths)
+        done = sum(lengths[:index]) + lengths[index] * min(1.0, self.stage_progress())
+        return done / sum(lengths)
 
     def stage_progress(self) -> float:
         """The share of the current stage that is done, above 1 at its end."""
         stage, counters = self.config.stages[self.counters.stage], self.counters
-        by_images = counters.stage_images / (stage.kimg * 1000)
-        minutes = stage.minutes
-        by_time = counters.stage_seconds / (minutes * 60) if minutes is not None else 0.0
-        return max(by_images, by_time)
+        by_time = 0.0 if stage.minutes is None else counters.stage_seconds / (stage.minutes * 60)
+        return max(counters.stage_images / (stage.kimg * 1000), by_time)
 
     def is_due(self, kimg: float) -> bool:
         """Whether the last step crossed a multiple of `kimg` thousand images."""
@@ -183,8 +165,8 @@ class Run:
     def averaged_model(self) -> ImageGenerator:
         """The averaged generator, ready to be saved or measured.
 
-        With the resolution of the last stage, the camera prior that is learned or that labels have,
-        and mean styles for truncation. A transferred model keeps its mean shape.
+        It has the resolution of the last stage, the camera prior that is learned or that labels
+        have, and mean styles for truncation. A transferred model keeps its mean shape.
         """
         ema, counters, config = self.networks.ema, self.counters, self.config
         last = max(0, counters.stage - (counters.stage_images == 0))
@@ -206,22 +188,13 @@ class Run:
         return figures
 
     # ---------------------------------------------------------------- files
-    @property
-    def model_path(self) -> Path:
-        """Where the model goes."""
-        return self.run_dir / MODEL_FILE
-
     def save(self) -> None:
         """Writes the model, then a checkpoint, and deletes old ones (main process only)."""
         self.save_model()  # first: a run that is stopped in between resumes and writes it again
         if self.is_main:
             folder = self.run_dir / checkpoint.FOLDER
-            checkpoint.save_state(
-                checkpoint.checkpoint_path(folder, self.counters.images),
-                self.networks.modules,
-                self.networks.optimizers,
-                self.counters,
-            )
+            path = checkpoint.checkpoint_path(folder, self.counters.images)
+            checkpoint.save_state(path, self.networks, self.counters)
             checkpoint.prune(folder)
             for half_written in self.run_dir.glob(".model*.safetensors"):  # by a killed process
                 half_written.unlink(missing_ok=True)
@@ -235,9 +208,6 @@ class Run:
 
     def roll_back(self, skipped_steps: int) -> None:
         """Restores the newest checkpoint, with half the learning rates.
-
-        Args:
-            skipped_steps: steps in a row without finite gradients, for the error line.
 
         Raises:
             UserError: if there is no checkpoint, or rolling back did not help.
@@ -256,22 +226,15 @@ class Run:
                 f"learning rates times {2 * scale:g}; look for damaged images (cips3d data check), "
                 "or start again with other settings"
             )
-        self.counters = self._restored(saved)
-        self.counters.rate_scale, self.counters.skipped = scale, counters.skipped
-        self.counters.skipped_in_a_row = 0
+        restored = checkpoint.load_state(saved, self.networks)
+        restored.rate_scale, restored.skipped = scale, counters.skipped
+        restored.skipped_in_a_row = 0
+        self.counters = restored
         if self.is_main:
             logger.warning(
-                "%d images: no finite gradients in %d steps in a row; back to the checkpoint at "
-                "%d, learning rates times %g",
-                counters.images,
-                skipped_steps,
-                self.counters.images,
-                scale,
+                f"{counters.images} images: no finite gradients in {skipped_steps} steps in a row; "
+                f"back to the checkpoint at {restored.images}, learning rates times {scale:g}"
             )
-
-    def _restored(self, saved: Path) -> checkpoint.Counters:
-        networks = self.networks
-        return checkpoint.load_state(saved, networks.modules, networks.optimizers)
 
     def _newest_checkpoint(self) -> Path | None:
         folder = self.run_dir / checkpoint.FOLDER
@@ -281,11 +244,7 @@ class Run:
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Raises UserError if the configuration cannot run in a directory.
-
-    It may hold another run, or other files, or be read-only; or Weights & Biases is asked for and
-    not installed.
-    """
+    """Raises UserError if a directory is not for this run, or if wandb is needed and missing."""
     path = run_dir / CONFIG_FILE
     if path.exists():
         if read_json(TrainConfig, path) != config:
@@ -304,11 +263,7 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes config.json if the run directory has none yet.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    """Writes config.json if the run directory has none yet; raises UserError if it cannot."""
     path = run_dir / CONFIG_FILE
     if not path.exists():
         with atomic_path(path) as temporary:

@@ -1,13 +1,15 @@
-"""One training step: discriminators, then generator (paper Section 4.1).
+"""One training step: the discriminators, then the generator (paper Section 4.1).
 
-`training_step` is all there is. The training loop runs it on images; `planning` runs it on shapes.
+The training loop runs it on images; `planning` runs it on shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +23,7 @@ from cips3d.models.types import RenderOutput
 from cips3d.training.augment import AugmentDraws, diff_augment
 from cips3d.training.draws import FakeDraws, StepDraws
 from cips3d.training.networks import Networks
-from cips3d.training.objective import Judged, Objective, Term
+from cips3d.training.objective import Judged, Objective
 from cips3d.training.recipe import Stage
 
 
@@ -30,26 +32,24 @@ class Batch:
     """This process's real images of a step.
 
     Attributes:
-        positions: their positions in the global batch.
-        images: (B, 3, R, R) in [-1, 1], mirrored where that was drawn.
-        cameras: (B, 25) their labels, for discriminators that see them; else None.
+        positions: in the global batch.
+        images: in [-1, 1], mirrored where that was drawn.
+        cameras: labels, for discriminators that see them.
+        augment: DiffAugment's draws, the same for real and generated images; None for no change.
     """
 
     positions: range
     images: Float[Tensor, "batch 3 res res"]
     cameras: Float[Tensor, "batch 25"] | None = None
+    augment: AugmentDraws | None = None
 
     def pieces(self, count: int) -> list[Batch]:
         """The batch in `count` equal pieces, whose gradients add up to one step."""
-        size = len(self.positions) // count
-        return [
-            Batch(
-                self.positions[start : start + size],
-                self.images[start : start + size],
-                None if self.cameras is None else self.cameras[start : start + size],
-            )
-            for start in range(0, len(self.positions), size)
-        ]
+        pieces = []
+        for part in ray_choices.chunks(len(self.positions), len(self.positions) // count):
+            values: list[Any] = [v if v is None else v[part] for v in vars(self).values()]
+            pieces.append(Batch(*values))
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -100,42 +100,39 @@ def training_step(
     context: StepContext,
 ) -> StepResult:
     """One iteration: the discriminators' update, then the generator's."""
+    for optimizer in networks.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
     pieces = batch.pieces(context.stage.accumulate)
-    terms = objective.terms(context.step)
-    networks.discriminator_optimizer.zero_grad(set_to_none=True)
-    networks.generator_optimizer.zero_grad(set_to_none=True)
     shares_graph = context.share_fakes and not context.warming_up
     d_figures, g_figures = [], []
     for piece in pieces:
         with context.autocast():
-            fake_draws = draws.fakes(piece.positions, "D")
+            drawn = draws.fakes(piece.positions, "D")
             with torch.set_grad_enabled(shares_graph):
-                fake = render_fakes(networks.generator, fake_draws, draws, context)
-            game = Game(networks, objective, terms, context, piece, draws, 1 / len(pieces))
-            d_figures.append(game.discriminator_step(fake, fake_draws))
+                fake = render_fakes(networks.generator, drawn, draws, context)
+            d_figures.append(discriminator_step(networks, piece, fake, drawn, objective, context))
     finite = context.update(networks.discriminator_optimizer)
     if not context.warming_up:
         for piece in pieces:
             with context.autocast():
                 if not context.share_fakes:
-                    fake_draws = draws.fakes(piece.positions, "G")
-                    fake = render_fakes(networks.generator, fake_draws, draws, context)
-                game = Game(networks, objective, terms, context, piece, draws, 1 / len(pieces))
-                g_figures.append(game.generator_step(fake, fake_draws))
+                    drawn = draws.fakes(piece.positions, "G")
+                    fake = render_fakes(networks.generator, drawn, draws, context)
+                g_figures.append(generator_step(networks, piece, fake, drawn, objective, context))
         finite &= context.update(networks.generator_optimizer)
-    return StepResult(_averaged(d_figures) | _averaged(g_figures), finite, fake)
+    return StepResult(_averages(d_figures) | _averages(g_figures), finite, fake)
 
 
 def render_fakes(
-    generator: ImageGenerator, fakes: FakeDraws, draws: StepDraws, context: StepContext
+    generator: ImageGenerator, drawn: FakeDraws, draws: StepDraws, context: StepContext
 ) -> RenderOutput:
     """Generated images with the stage's kind of gradients; none where autograd is off."""
     stage, side = context.stage, context.stage.resolution
     if not isinstance(generator, RayGenerator):
-        return generator.render(fakes.latents, fakes.camera, side, psi=1.0, draws=fakes.rays)
-    styles = generator.map(fakes.latents)
-    rays = fakes.camera.to(generator.shape_mean).rays(side, side)
-    arguments = (generator.render_rays, styles, rays, draws.sampling, fakes.rays)
+        return generator.render(drawn.latents, drawn.camera, side, psi=1.0, draws=drawn.rays)
+    styles = generator.map(drawn.latents)
+    rays = drawn.camera.to(generator.shape_mean).rays(side, side)
+    arguments = (generator.render_rays, styles, rays, draws.sampling, drawn.rays)
     if stage.gradients == "full":
         return ray_choices.as_images(ray_choices.full(*arguments), side, side)
     size = stage.chunk or automatic_chunk(
@@ -148,122 +145,108 @@ def render_fakes(
     return ray_choices.as_images(ray_choices.partial(*arguments, index, size), side, side)
 
 
-@dataclass(frozen=True)
-class Game:
-    """One piece of a batch between generator and discriminators.
-
-    Attributes:
-        share: the piece's share of the batch, by which gradients are scaled.
-    """
-
-    networks: Networks
-    objective: Objective
-    terms: dict[str, Term]
-    context: StepContext
-    piece: Batch
-    draws: StepDraws
-    share: float
-
-    def discriminator_step(self, fake: RenderOutput, fakes: FakeDraws) -> dict[str, Tensor]:
-        """Adds the gradients of the discriminators' loss to their parameters; returns figures."""
-        networks, alpha = self.networks, self.context.alpha
-        augment = self.draws.augment(self.piece.positions)
-        needs_real = any(term.needs_real_gradient for term in self.terms.values())
-        needs_fake = any(term.needs_fake_gradient for term in self.terms.values())
-        images = self._judged_images(fake)
-        reals = [self.piece.images.clone().requires_grad_(needs_real) for _ in images]
-        fake_leaves = [image.detach().requires_grad_(needs_fake) for image in images]
-        seen_fakes, seen_reals = _augmented(fake_leaves, augment), _augmented(reals, augment)
-        labels = self._labels(fakes)
-        if needs_real or needs_fake or not networks.judges_each_alone:
-            fake_logits, poses = networks.judge(seen_fakes, alpha, labels[0])
-            real_logits, _ = networks.judge(seen_reals, alpha, labels[1])
-        else:  # one call of each discriminator instead of two
-            count = len(self.piece.positions)
-            together = [torch.cat(pair) for pair in zip(seen_fakes, seen_reals, strict=True)]
-            cameras = None if labels[0] is None else torch.cat(labels)
-            logits, poses = networks.judge(together, alpha, cameras)
-            logits = logits.view(len(images), 2, count, 1).transpose(0, 1).flatten(1, 2)
-            fake_logits, real_logits = logits
-            poses = [pose[:count] for pose in poses]
-        judged = Judged(reals, fake_leaves, real_logits, fake_logits, poses, fakes)
-        losses = {"d_adversarial": self.objective.game.discriminator(real_logits, fake_logits)}
-        for name, term in self.terms.items():
-            if (loss := term.discriminator_loss(judged)) is not None:
-                losses[f"d_{name}"] = loss
-        total = _sum(losses.values())
-        # gradients have the precision of what they belong to, unless told otherwise
-        with without_autocast(total.device):
-            (self.share * total).backward()
-        real_main = real_logits[: len(self.piece.positions)].detach()
-        fake_main = fake_logits[: len(self.piece.positions)].detach()
-        return {name: loss.detach() for name, loss in losses.items()} | {
-            "d_loss": total.detach(),
-            "d_real_logit": real_main.mean(),
-            "d_fake_logit": fake_main.mean(),
-            # near 1 the main discriminator has memorised the dataset (StyleGAN2-ADA's r_t)
-            "d_real_sign": real_main.sign().mean(),
-        }
-
-    def generator_step(self, fake: RenderOutput, fakes: FakeDraws) -> dict[str, Tensor]:
-        """Adds the gradients of the generator's loss to its parameters; returns figures."""
-        networks, alpha = self.networks, self.context.alpha
-        augment = self.draws.augment(self.piece.positions)
-        images = self._judged_images(fake)
-        fake_label, real_label = self._labels(fakes)
-        logits, poses = networks.judge(_augmented(images, augment), alpha, fake_label)
-        real_logits = logits.new_empty(0, 1)
-        if self.objective.game.compares:
-            with torch.no_grad():
-                reals = _augmented([self.piece.images for _ in images], augment)
-                real_logits, _ = networks.judge(reals, alpha, real_label)
-        judged = Judged([], images, real_logits, logits, poses, fakes)
-        losses = {"g_adversarial": self.objective.game.generator(real_logits, logits)}
-        on_rendering: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            if (loss := term.generator_loss(judged)) is not None:
-                losses[f"g_{name}"] = loss
-            if (loss := term.rendering_loss(fake)) is not None:
-                on_rendering[f"g_{name}"] = loss
-        total = _sum(losses.values())
-        # first to the images only: gradients of the discriminators' parameters are not computed;
-        # an image that depends on frozen parts alone has no gradient to pass on
-        trained = [image for image in images if image.requires_grad]
-        with without_autocast(total.device):
-            gradients: list[Tensor | None] = [*torch.autograd.grad(self.share * total, trained)]
-            if on_rendering and (rendering := _sum(on_rendering.values())).requires_grad:
-                trained, gradients = [*trained, self.share * rendering], [*gradients, None]
-            torch.autograd.backward(trained, gradients)
-        figures = {name: loss.detach() for name, loss in (losses | on_rendering).items()}
-        return figures | {"g_loss": total.detach()}
-
-    def _judged_images(self, fake: RenderOutput) -> list[Tensor]:
-        """What the discriminators see: the main image, and the auxiliary one where it counts."""
-        return [fake.image, fake.aux_image] if self.context.stage.auxiliary else [fake.image]
-
-    def _labels(self, fakes: FakeDraws) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Camera labels of generated and of real images, for discriminators that see them."""
-        if self.piece.cameras is None:
-            return None, None
-        # a camera with a gradient would be trained to fit the label, not the image
-        device = self.piece.images.device
-        return fakes.camera.to_label().detach().to(device), self.piece.cameras.to(device)
+def discriminator_step(
+    networks: Networks,
+    batch: Batch,
+    fake: RenderOutput,
+    drawn: FakeDraws,
+    objective: Objective,
+    context: StepContext,
+) -> dict[str, Tensor]:
+    """Adds the gradients of the discriminators' loss to their parameters; returns figures."""
+    terms, alpha, count = objective.terms(context.step), context.alpha, len(batch.positions)
+    needs_real = any(term.needs_real_gradient for term in terms.values())
+    needs_fake = any(term.needs_fake_gradient for term in terms.values())
+    fakes = [image.detach().requires_grad_(needs_fake) for image in _judged_images(fake, context)]
+    reals = [batch.images.clone().requires_grad_(needs_real) for _ in fakes]
+    seen_fakes, seen_reals = _augmented(fakes, batch), _augmented(reals, batch)
+    fake_cameras = _cameras(drawn, batch)
+    if needs_real or needs_fake or networks.mixes_batch:
+        fake_logits, poses = networks.judge(seen_fakes, alpha, fake_cameras)
+        real_logits, _ = networks.judge(seen_reals, alpha, batch.cameras)
+    else:  # one call of each discriminator instead of two
+        both = [torch.cat(pair) for pair in zip(seen_fakes, seen_reals, strict=True)]
+        cameras = None
+        if fake_cameras is not None and batch.cameras is not None:
+            cameras = torch.cat([fake_cameras, batch.cameras])
+        logits, poses = networks.judge(both, alpha, cameras)
+        by_kind = logits.view(len(fakes), 2, count, 1).transpose(0, 1).flatten(1, 2)
+        fake_logits, real_logits = by_kind
+        poses = [pose[:count] for pose in poses]
+    judged = Judged(reals, fakes, real_logits, fake_logits, poses, drawn)
+    losses = {"d_adversarial": objective.game.discriminator(real_logits, fake_logits)}
+    for name, term in terms.items():
+        if (loss := term.discriminator_loss(judged)) is not None:
+            losses[f"d_{name}"] = loss
+    total = reduce(torch.add, losses.values())
+    # outside autocast, so that each gradient has the precision of its parameter
+    with without_autocast(total.device):
+        (total / context.stage.accumulate).backward()
+    real_main, fake_main = real_logits[:count].detach(), fake_logits[:count].detach()
+    return {name: loss.detach() for name, loss in losses.items()} | {
+        "d_loss": total.detach(),
+        "d_real_logit": real_main.mean(),
+        "d_fake_logit": fake_main.mean(),
+        # near 1 the main discriminator has memorised the dataset (StyleGAN2-ADA's r_t)
+        "d_real_sign": real_main.sign().mean(),
+    }
 
 
-def _augmented(images: list[Tensor], draws: AugmentDraws | None) -> list[Tensor]:
-    return images if draws is None else [diff_augment(image, draws) for image in images]
+def generator_step(
+    networks: Networks,
+    batch: Batch,
+    fake: RenderOutput,
+    drawn: FakeDraws,
+    objective: Objective,
+    context: StepContext,
+) -> dict[str, Tensor]:
+    """Adds the gradients of the generator's loss to its parameters; returns figures."""
+    images, alpha = _judged_images(fake, context), context.alpha
+    logits, poses = networks.judge(_augmented(images, batch), alpha, _cameras(drawn, batch))
+    real_logits = logits.new_empty(0, 1)
+    if objective.game.compares:
+        with torch.no_grad():
+            reals = _augmented([batch.images for _ in images], batch)
+            real_logits, _ = networks.judge(reals, alpha, batch.cameras)
+    judged = Judged([], images, real_logits, logits, poses, drawn)
+    losses = {"g_adversarial": objective.game.generator(real_logits, logits)}
+    on_rendering: dict[str, Tensor] = {}
+    for name, term in objective.terms(context.step).items():
+        if (loss := term.generator_loss(judged)) is not None:
+            losses[f"g_{name}"] = loss
+        if (loss := term.rendering_loss(fake)) is not None:
+            on_rendering[f"g_{name}"] = loss
+    total, pieces = reduce(torch.add, losses.values()), context.stage.accumulate
+    # Backward in two stages: to the images, which skips the discriminators' parameters, and on to
+    # the generator. An image of frozen networks alone has no gradient to pass on.
+    outputs = [image for image in images if image.requires_grad]
+    with without_autocast(total.device):
+        gradients: list[Tensor | None] = [*torch.autograd.grad(total / pieces, outputs)]
+        if on_rendering:
+            rendering = reduce(torch.add, on_rendering.values())
+            if rendering.requires_grad:
+                outputs, gradients = [*outputs, rendering / pieces], [*gradients, None]
+        torch.autograd.backward(outputs, gradients)
+    figures = {name: loss.detach() for name, loss in (losses | on_rendering).items()}
+    return figures | {"g_loss": total.detach()}
 
 
-def _sum(losses: Sequence[Tensor] | object) -> Tensor:
-    """The sum of at least one loss, in order."""
-    first, *rest = losses  # pyright: ignore[reportGeneralTypeIssues]
-    for loss in rest:
-        first = first + loss
-    return first
+def _judged_images(fake: RenderOutput, context: StepContext) -> list[Tensor]:
+    """What each discriminator sees, the main one's first."""
+    return [fake.image, fake.aux_image] if context.stage.auxiliary else [fake.image]
 
 
-def _averaged(figures: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The average over the pieces of a batch."""
-    if not figures:
-        return {}
-    return {name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]}
+def _augmented(images: list[Tensor], batch: Batch) -> list[Tensor]:
+    return images if batch.augment is None else [diff_augment(x, batch.augment) for x in images]
+
+
+def _cameras(drawn: FakeDraws, batch: Batch) -> Tensor | None:
+    """Labels of the generated images, where the discriminators see labels."""
+    # a camera with a gradient would be trained to fit the label, not the image
+    return None if batch.cameras is None else drawn.camera.to_label().detach()
+
+
+def _averages(figures: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Averages over the pieces of a batch; none for no piece."""
+    names = figures[0] if figures else ()
+    return {name: torch.stack([piece[name] for piece in figures]).mean() for name in names}

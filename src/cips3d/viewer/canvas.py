@@ -1,4 +1,4 @@
-"""A client's browser: the image or mesh that it shows, notifications, downloads."""
+"""A client's browser: the image or mesh that it shows, and errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import viser
 
 from cips3d.camera import Camera
 from cips3d.errors import UserError
-from cips3d.viewer.rendering import Pixels
-from cips3d.viewer.requests import Pose, viser_pose
+from cips3d.models.types import RenderOutput
+from cips3d.viewer.cameras import Pose, viser_pose
+from cips3d.viewer.rendering import Pixels, on_canvas, pixels_of
+from cips3d.viewer.requests import View
 from cips3d.viewer.worker import Steps
 
 #: JPEG quality of coarse images.
@@ -26,13 +28,7 @@ _ERROR_SECONDS = 15
 
 
 class Canvas:
-    """Shows images, or a mesh and cameras.
-
-    Ignores results that come too late: for the other kind of content, or for a client that has
-    gone.
-
-    Args:
-        client: handle of the client.
+    """Shows images, or a mesh and cameras. Ignores results that come too late.
 
     Attributes:
         closed: whether the client has gone.
@@ -44,12 +40,6 @@ class Canvas:
         self._changing = threading.Lock()
         self.closed = self.has_mesh = False
 
-    def close(self) -> None:
-        """Stops showing anything."""
-        with self._changing:
-            self.closed = True
-
-    # ---------------------------------------------------------------- camera
     @property
     def pose(self) -> Pose:
         """The client's camera."""
@@ -65,21 +55,20 @@ class Canvas:
         pose = camera.cam_to_world[0].cpu().double().numpy()
         position = pose[:3, 3]
         is_rolled = abs(pose[1, 0]) > 1e-3
-        up = pose[:3, 1] if is_rolled else np.array([0.0, 1.0, 0.0])
         with self._client.atomic():
             self._client.camera.position = position
             self._client.camera.look_at = position - pose[:3, 2] * np.linalg.norm(position)
-            self._client.camera.up_direction = up
+            self._client.camera.up_direction = pose[:3, 1] if is_rolled else (0.0, 1.0, 0.0)
 
-    # ---------------------------------------------------------------- content
     def clear(self, for_mesh: bool) -> None:
         """Removes everything, to show a mesh or images next."""
         with self._changing:
             self.has_mesh = for_mesh
             self._client.scene.reset()
 
-    def show_image(self, pixels: Pixels, format: Literal["jpeg", "png"]) -> None:
-        """Fills the window with an image."""
+    def show_image(self, out: RenderOutput, view: View, format: Literal["jpeg", "png"]) -> None:
+        """Fills the window with the view's image, or a coarser one."""
+        pixels = on_canvas(pixels_of(out, view.mode), view)
         with self._changing:
             if not self.closed and not self.has_mesh:
                 self._client.scene.set_background_image(pixels, format, jpeg_quality=_QUALITY)
@@ -100,26 +89,9 @@ class Canvas:
         with self._changing:
             if not self.closed and self.has_mesh:
                 self._client.scene.add_camera_frustum(
-                    f"/cameras/{name}",
-                    fov,
-                    1.0,
-                    scale=scale,
-                    thickness=1.5,
-                    thickness_units="screen",
-                    image=image,
-                    wxyz=wxyz,
-                    position=position,
-                )
-
-    # ---------------------------------------------------------------- messages and files
-    def notify(self, title: str) -> viser.NotificationHandle:
-        """Shows a notification of work in progress, to be updated and removed."""
-        return self._client.add_notification(title, "", loading=True, with_close_button=False)
-
-    def download(self, name: str, content: bytes) -> None:
-        """Saves a file on the client's machine."""
-        if not self.closed:
-            self._client.send_file_download(name, content, save_immediately=True)
+                    f"/cameras/{name}", fov, 1.0, scale=scale, thickness=1.5,
+                    thickness_units="screen", image=image, wxyz=wxyz, position=position,
+                )  # fmt: skip
 
     @contextmanager
     def errors_shown(self) -> Iterator[None]:
@@ -127,15 +99,15 @@ class Canvas:
         try:
             yield
         except Exception as error:
-            if not self.closed:
-                text = str(error) or type(error).__name__
-                self._client.add_notification(
-                    "Something went wrong", text, color="red", auto_close_seconds=_ERROR_SECONDS
-                )
+            text = str(error) or type(error).__name__
+            self._client.add_notification(
+                "Something went wrong", text, color="red", auto_close_seconds=_ERROR_SECONDS
+            )
             if not isinstance(error, UserError):
                 raise
 
     def guarded(self, steps: Steps[None]) -> Steps[None]:
-        """The steps, with `errors_shown`."""
+        """The steps with `errors_shown`, until the client goes."""
         with self.errors_shown():
-            yield from steps
+            while not self.closed and (delay := next(steps, None)) is not None:
+                yield delay

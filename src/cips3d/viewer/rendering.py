@@ -15,7 +15,8 @@ from cips3d.export.media import depth_map, to_uint8
 from cips3d.models.protocol import RayGenerator
 from cips3d.models.rays import as_images, full
 from cips3d.models.types import RenderOutput, Sampling, Styles
-from cips3d.viewer.requests import Mode, View, front_camera
+from cips3d.viewer.cameras import front_camera
+from cips3d.viewer.requests import Mode, View
 from cips3d.viewer.worker import Steps, run_all
 
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -37,9 +38,9 @@ _LARGEST_COARSE = 512
 
 
 class RenderSpeed:
-    """Predicts how many rays can be rendered in a given time, from earlier renderings.
+    """Predicts how many rays can be rendered in a given time, for each sampling.
 
-    Keeps a running geometric mean of the seconds per ray for each sampling.
+    Keeps a running geometric mean of the seconds per ray.
     """
 
     def __init__(self) -> None:
@@ -61,11 +62,10 @@ class RenderSpeed:
 def measured_speed(generator: RayGenerator) -> RenderSpeed:
     """The speed of coarse images, after a first one that loads and compiles what it needs."""
     styles = generator.map(generator.sample_latents(1, 0))
-    camera = front_camera(generator.config.poses)
-    sampling, speed = preview_sampling(generator.sampling), RenderSpeed()
+    camera, sampling = front_camera(generator.config.poses), preview_sampling(generator.sampling)
+    speed = RenderSpeed()
     generator.render(styles, camera, _SMALLEST_SIDE, sampling=sampling)
-    size = (2 * _SMALLEST_SIDE, 2 * _SMALLEST_SIDE)
-    run_all(strips(generator, styles, camera, size, sampling, speed))
+    run_all(strips(generator, styles, camera, (48, 48), sampling, speed))
     return speed
 
 
@@ -76,13 +76,10 @@ def preview_sampling(sampling: Sampling) -> Sampling:
 
 
 def preview_side(view: View, speed: RenderSpeed, last: int = 0) -> int:
-    """Shorter side of the coarse image.
+    """Shorter side of the coarse image: a simple fraction of the refined one's.
 
-    It is the largest simple fraction of the refined image's that fits in `FRAME_SECONDS`.
-
-    Args:
-        last: side of the last coarse image. A larger one needs some reserve, so that the side does
-            not alternate between two values.
+    It is the largest that fits in `FRAME_SECONDS`. A side above the `last` one needs some reserve,
+    so that it does not alternate between two values.
     """
     rays = speed.rays_within(FRAME_SECONDS, preview_sampling(view.sampling))
     least = min(_SMALLEST_SIDE, view.side)
@@ -111,14 +108,9 @@ def strips(
     sampling: Sampling,
     speed: RenderSpeed,
 ) -> Steps[RenderOutput]:
-    """`RayGenerator.render`, one strip of rays a step.
+    """`RayGenerator.render` on the CPU, one strip of rays a step; `size` is (height, width).
 
-    Args:
-        size: height and width, pixels.
-        speed: decides how many rays a strip has, and learns from it.
-
-    Returns:
-        The image, on the CPU.
+    `speed` decides how many rays a strip has, and learns from it.
     """
     rays = camera.to(generator.shape_mean).rays(*size)
     parts, start = [], 0
@@ -143,21 +135,18 @@ def pixels_of(out: RenderOutput, mode: Mode) -> Pixels:
 
 
 def on_canvas(
-    pixels: Pixels, view: View, grey: int
+    pixels: Pixels, view: View, grey: int = 255
 ) -> UInt8[np.ndarray, "canvas_height canvas_width 3"]:
-    """An image as it is sent, centred on a canvas of the window's shape.
+    """The view's image, or a coarser one, centred on a grey canvas of the window's shape.
 
     The canvas has one size for all sides up to the view's, so the image stays in place while it is
     refined.
-
-    Args:
-        pixels: the view's image or a coarser one.
-        grey: grey level of the margins.
     """
     height, width = view.size(max(min(pixels.shape[:2]), min(view.side, _LARGEST_COARSE)))
-    if pixels.shape[:2] != (height, width):
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
+    # a copy if it has this size
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     across = max(0, round((height * view.canvas_aspect - width) / 2))
     above = max(0, round((width / view.canvas_aspect - height) / 2))
-    return np.pad(pixels, ((above, above), (across, across), (0, 0)), constant_values=grey)
+    return np.pad(
+        np.asarray(image), ((above, above), (across, across), (0, 0)), constant_values=grey
+    )

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import math
 import os
 import socket
-import threading
 import warnings
-from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import Annotated
 
 import viser
+from annotated_types import Ge, Le
 
+from cips3d.configuration import validated
 from cips3d.editing.subject import Subject
 from cips3d.errors import UserError
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.protocol import RayGenerator
+from cips3d.viewer.cameras import front_camera, viser_pose
 from cips3d.viewer.page import served_with
 from cips3d.viewer.rendering import measured_speed
-from cips3d.viewer.requests import front_camera, viser_pose
-from cips3d.viewer.session import Session
+from cips3d.viewer.session import Session, Shared
 from cips3d.viewer.subject_cache import Subjects
-from cips3d.viewer.worker import Workers
+from cips3d.viewer.worker import Worker
 
 
 class Viewer:
@@ -32,11 +33,11 @@ class Viewer:
     Args:
         generator: the model; it renders where it is.
         other: a second model to blend it with.
-        discriminator: the model's discriminator, for photos (see `cips3d.editing.inversion`).
+        discriminator: the model's, which helps with photos (see `cips3d.editing.inversion`).
         host: address to listen on. Others than 127.0.0.1 can be reached from other machines.
         port: port to listen on; 0 for any free one.
-        name: name of the model, shown in the panel and the browser's tab.
-        subject: first subject of every client; that of the first seed by default.
+        name: the model's, shown in the panel and the browser's tab.
+        subject: first subject of every client, or its seed (below 2^31).
 
     Attributes:
         url: address to open in a browser.
@@ -53,21 +54,21 @@ class Viewer:
         host: str = "127.0.0.1",
         port: int = 8080,
         name: str = "model",
-        subject: Subject | None = None,
+        subject: Subject | int = 0,
     ) -> None:
         _check_address(host, port)
-        self._subjects, self._subject = Subjects(generator, other, discriminator), subject
-        self._speed = measured_speed(generator)
+        subjects, speed = Subjects(generator, other, discriminator), measured_speed(generator)
         self._sessions: dict[int, Session] = {}
-        self._lock = threading.Lock()
         # a client may vanish between our check and a message to it
         warnings.filterwarnings("ignore", "Queued a .* on a closed connection")
-        with _quiet(), served_with(f"{name} · cips3d"):
+        # hides viser's banner with the address, which the command prints itself
+        with redirect_stdout(io.StringIO()), served_with(f"{name} · cips3d"):
             self._server = _Server(host=host, port=port, label=name, verbose=False)
         if port not in (0, self._server.get_port()):  # viser took the next one
             self._stop_server()
             raise _taken(host, port)
-        self._workers = Workers(f"viewer {name}")
+        workers = {kind: Worker(f"viewer {name} {kind}") for kind in ("images", "meshes", "photos")}
+        self._shared = Shared(subjects, speed, workers, subject)
         self._set_scene(generator)
         self._server.on_client_connect(self._open)
         self._server.on_client_disconnect(self._close)
@@ -77,8 +78,7 @@ class Viewer:
     @property
     def sessions(self) -> list[Session]:
         """Sessions of the connected clients."""
-        with self._lock:
-            return list(self._sessions.values())
+        return list(self._sessions.values())
 
     def __enter__(self) -> Viewer:
         return self
@@ -90,11 +90,12 @@ class Viewer:
         """Stops listening and ends all threads. A running mesh or inversion may take a while."""
         for session in self.sessions:
             session.close()
-        self._workers.close()
+        for worker in self._shared.workers.values():
+            worker.close()
         self._stop_server()
 
     def _stop_server(self) -> None:
-        with _quiet():
+        with redirect_stdout(io.StringIO()):
             self._server.stop()
 
     def _set_scene(self, generator: RayGenerator) -> None:
@@ -104,23 +105,18 @@ class Viewer:
         server.scene.world_axes.visible = False
         server.gui.configure_theme(show_logo=False, show_share_button=False)
         server.gui.main_panel.dock_right()  # next to the image, not in front of it
-        server.initial_camera.position = viser_pose(front_camera(poses))[1]
-        server.initial_camera.look_at = (0.0, 0.0, 0.0)
-        server.initial_camera.up = (0.0, 1.0, 0.0)
-        server.initial_camera.fov = math.radians(poses.fov)
+        camera = server.initial_camera
+        camera.position = viser_pose(front_camera(poses))[1]
+        camera.look_at, camera.up = (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+        camera.fov = math.radians(poses.fov)
 
     def _open(self, client: viser.ClientHandle) -> None:
-        session = Session(client, self._subjects, self._workers, self._speed, self._subject)
-        with self._lock:
-            # it may have gone while its controls were made
-            if client.client_id in self._server.get_clients():
-                self._sessions[client.client_id] = session
-                return
-        session.close()
+        self._sessions[client.client_id] = Session(client, self._shared)
+        if client.client_id not in self._server.get_clients():  # it has gone meanwhile
+            self._close(client)
 
     def _close(self, client: viser.ClientHandle) -> None:
-        with self._lock:
-            session = self._sessions.pop(client.client_id, None)
+        session = self._sessions.pop(client.client_id, None)
         if session is not None:
             session.close()
 
@@ -134,39 +130,23 @@ class _Server(viser.ViserServer):
 
 def _check_address(host: str, port: int) -> None:
     """Raises UserError if the address is not free; viser would wait forever or change the port."""
-    if not 0 <= port < 2**16:
-        raise UserError(f"port is {port}; it must be 0 (any free one) to 65535")
+    validated(Annotated[int, Ge(0), Le(2**16 - 1)], port, "port")
+    advice = "use 127.0.0.1 or 0.0.0.0"
     try:
-        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = info[0]
-        with socket.socket(family, kind, protocol) as trial:
-            # as asyncio does
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name == "posix"))
-            trial.bind(address)
-            trial.listen()
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
     except PermissionError:
         raise UserError(f"port is {port}, which needs privileges; use one above 1023") from None
     except (socket.gaierror, UnicodeError):
-        raise UserError(
-            f"host is {host!r}, which is no address of this machine; use 127.0.0.1 or 0.0.0.0"
-        ) from None
+        raise UserError(f"host is {host!r}, which is no address; {advice}") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise _taken(host, port) from None
-        raise UserError(
-            f"host is {host}, which cannot be listened on ({error.strerror}); "
-            "use 127.0.0.1 or 0.0.0.0"
-        ) from None
+        reason = os.strerror(error.errno or 0).lower()
+        raise UserError(f"host is {host}, which cannot be used: {reason}; {advice}") from None
 
 
 def _taken(host: str, port: int) -> UserError:
     return UserError(
         f"port {port} on {host} is used by another program; choose another, or 0 for any free one"
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides viser's banner with the address, which the command prints itself."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

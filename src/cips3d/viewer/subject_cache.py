@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 
 import torch
 
@@ -20,13 +19,7 @@ _KEPT_STYLES, _KEPT_BLENDS = 32, 8
 class Subjects:
     """Finds what a subject is rendered with, and remembers the last few.
 
-    Args:
-        generator: the model.
-        other: a second model to blend with.
-        discriminator: the model's discriminator, for inversion.
-
-    Raises:
-        UserError: if the two cannot be blended.
+    The discriminator helps with photos. Raises UserError if the two models cannot be blended.
     """
 
     def __init__(
@@ -38,53 +31,36 @@ class Subjects:
         if other is not None:
             check_same_geometry(generator, other)
         self.generator, self.other, self.discriminator = generator, other, discriminator
-        self._inversions: dict[int | None, tuple[RayGenerator, Styles]] = {}
-        self._numbers = itertools.count()
         self._styles = functools.lru_cache(_KEPT_STYLES)(self._find_styles)
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
-    def add(self, generator: RayGenerator, styles: Styles) -> int:
-        """Adds a photo's subject; returns its number for `Choice.inversion`."""
-        number = next(self._numbers)
-        self._inversions[number] = generator, styles
-        return number
+    def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
+        """The generator and the styles of one subject."""
+        base = choice.photo.generator if choice.photo else self.generator
+        return self._blended(base, choice.blend), self._styles(choice)
 
-    def remove(self, number: int) -> None:
-        """Forgets a photo's subject; its number then means the seeds' subject."""
-        self._inversions.pop(number, None)
+    def forget(self) -> None:
+        """Frees the memory of photos' subjects that no client shows."""
         self._styles.cache_clear()
         self._blended.cache_clear()
 
-    def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
-        """The generator and the styles of one subject."""
-        base, _ = self._inversions.get(choice.inversion, (self.generator, None))
-        return self._blended(base, choice.blend), self._styles(choice)
-
     @torch.no_grad()
     def _find_styles(self, choice: Choice) -> Styles:
-        psi = (choice.psi_shape, choice.psi_appearance)
-        base, inverted = self._inversions.get(choice.inversion, (self.generator, None))
-        generator = self._blended(base, choice.blend)
-        if inverted is not None:
-            content = base.truncate(inverted, psi)
+        psi, photo = (choice.psi_shape, choice.psi_appearance), choice.photo
+        generator = self._blended(photo.generator if photo else self.generator, choice.blend)
+        if photo:
+            content = photo.generator.truncate(photo.styles, psi)
         else:
             content = generator.map(self._latents(choice.shape_seed, choice.appearance_seed), psi)
         if choice.mix_from >= generator.style_blocks:
             return content
-        return mix_styles(
-            generator,
-            content,
-            self._latents(choice.shape_seed, choice.mix_seed),
-            choice.mix_from,
-            psi,
-        )
+        second = self._latents(choice.shape_seed, choice.mix_seed)
+        return mix_styles(generator, content, second, choice.mix_from, psi)
 
     def _latents(self, shape_seed: int, appearance_seed: int) -> Latents:
         """z_s of one seed, z_a of another; with equal seeds, those of `cips3d sample --count 1`."""
-        shape, appearance = (
-            self.generator.sample_latents(1, seed) for seed in (shape_seed, appearance_seed)
-        )
-        return Latents(shape.shape, appearance.appearance)
+        sample = self.generator.sample_latents
+        return Latents(sample(1, shape_seed).shape, sample(1, appearance_seed).appearance)
 
     def _blend(self, base: RayGenerator, amount: float) -> RayGenerator:
         return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)

@@ -32,12 +32,8 @@ class _Task:
 class Worker:
     """Runs the steps of each owner's newest request in turns, in a thread of its own.
 
-    A new request replaces the owner's last one, however far that is. So nothing queues up behind a
-    moving mouse, and an owner with many requests gets no more turns than the others. A request that
-    fails is reported on stderr and dropped.
-
-    Args:
-        name: name of the thread.
+    A new request replaces the owner's last one, however far that is, so nothing queues up behind a
+    moving mouse. A request that fails is reported on stderr and dropped.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,11 +44,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, owner: Hashable, steps: Iterator[float], delay: float = 0.0) -> None:
-        """Replaces the owner's request.
-
-        Args:
-            delay: seconds to wait before the first step.
-        """
+        """Replaces the owner's request; the first step waits for `delay` seconds."""
         with self._wake:
             # an owner that is already in the order keeps its place
             self._tasks[owner] = _Task(steps, time.monotonic() + delay)
@@ -99,31 +91,3 @@ class Worker:
                 due = min((task.due for task in self._tasks.values()), default=None)
                 self._wake.wait(None if due is None else due - now)
             return None
-
-
-class Workers:
-    """The threads that all clients share, one for each kind of work.
-
-    Attributes:
-        images, meshes, inversions: images on screen and saved; meshes and other files; photos.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.images = Worker(f"{name} images")
-        self.meshes = Worker(f"{name} meshes")
-        self.inversions = Worker(f"{name} inversions")
-
-    def forget(self, client: int) -> None:
-        """Drops all requests of a client, whose owners are (client, kind)."""
-        for worker, kinds in (
-            (self.images, ("image", "image file")),
-            (self.meshes, ("mesh", "mesh file", "subject file")),
-            (self.inversions, ("photo",)),
-        ):
-            for kind in kinds:
-                worker.forget((client, kind))
-
-    def close(self) -> None:
-        """Ends all threads."""
-        for worker in (self.images, self.meshes, self.inversions):
-            worker.close()

@@ -9,13 +9,9 @@ from numba import njit
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator that compiles a function at its first call, without the GIL.
+    """Decorator with the options of `numba.njit`: compiles at the first call, releases the GIL.
 
-    Later processes reuse the compiled code. Where neither the module's folder nor the user's cache
-    folder can be written, every process compiles again.
-
-    Args:
-        options: of `numba.njit`.
+    Later processes reuse the compiled code, if there is a folder to write it to.
     """
 
     def decorated(function: Callable[..., Any]) -> Any:

@@ -1,10 +1,8 @@
-"""The sine of the SIREN layers: for float32 on CPUs kernels three times as fast as torch's.
+"""The sine of the SIREN layers: for float32 on CPUs, kernels three times as fast as torch's.
 
-Sines are a fifth of a small model's training step on a CPU. torch computes them to half a unit in
-the last place, with one library call per operation. The kernels reduce the argument to
+Sines are a fifth of a small model's training step on a CPU. The kernels reduce the argument to
 [−π/2, π/2] and evaluate a polynomial of degree 9 in vector instructions. Their absolute error is
-below 3e-7 for arguments up to 1e5. Larger arguments still give values in [−1, 1], but inaccurate
-ones.
+below 3e-7 for arguments up to 1e5; larger ones give inaccurate values in [−1, 1].
 """
 
 from __future__ import annotations
@@ -14,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from cips3d.models.ops.kernels import kernel
+
+Channels = Float[Tensor, "batch points channels"]
+Shift = Float[Tensor, "batch 1 channels"]
 
 #: With more threads torch's sine should be faster (an estimate): ours uses one thread.
 MOST_THREADS = 4
@@ -37,16 +38,12 @@ _C7, _C9 = np.float32(-0.00019810690192193), np.float32(2.6076848e-06)
 _HALF, _ONE, _FOUR = np.float32(0.5), np.float32(1), np.float32(4)
 
 
-def sine(
-    x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]
-) -> Tensor:
-    """sin(x + shift), differentiable; the sum costs no pass over memory of its own."""
+def sine(x: Channels, shift: Shift) -> Channels:
+    """sin(x + shift), differentiable; the sum needs no pass over memory of its own."""
     return _Sine.apply(x, shift) if _fast(x, shift) else torch.sin(x + shift)
 
 
-def sine_(
-    x: Float[Tensor, "batch points channels"], shift: Float[Tensor, "batch 1 channels"]
-) -> Tensor:
+def sine_(x: Channels, shift: Shift) -> Channels:
     """sin(x + shift), in place of x and without gradients."""
     if not _fast(x, shift):
         return x.add_(shift).sin_()
@@ -59,11 +56,8 @@ def sine_along(
     slope: Float[Tensor, "batch rays channels"],
     t: Float[Tensor, "batch rays samples"],
     part: slice,
-) -> Float[Tensor, "batch points channels"]:
-    """sin(start + t · slope) at every depth t of the rays in `part`, without gradients.
-
-    The points are (ray, sample) pairs.
-    """
+) -> Channels:
+    """sin(start + t · slope) at the (ray, sample) pairs of the rays in `part`; no gradients."""
     if not _fast(start, slope, t):
         affine = torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None])
         return affine.sin_().flatten(1, 2)
@@ -85,18 +79,14 @@ def _fast(*tensors: Tensor) -> bool:
 
 class _Sine(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Float32[Tensor, "b n c"], shift: Float32[Tensor, "b 1 c"]
-    ) -> Float32[Tensor, "b n c"]:
+    def forward(ctx: Any, x: Channels, shift: Shift) -> Channels:
         ctx.save_for_backward(x, shift)
         out = torch.empty_like(x)
         _shifted_sine(x.detach().numpy(), shift.detach().numpy(), out.numpy())
         return out
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Float32[Tensor, "b n c"]
-    ) -> tuple[Float32[Tensor, "b n c"], Float32[Tensor, "b 1 c"]]:
+    def backward(ctx: Any, *gradients: Channels) -> tuple[Channels, Shift]:
         (x, shift), (gradient,) = ctx.saved_tensors, gradients
         if torch.is_grad_enabled():  # for second derivatives
             out = gradient * torch.cos(x + shift)
