@@ -71,21 +71,20 @@ class ImplicitNetwork(nn.Module):
         layers = [
             [layer.modulated_weight(style)[0].to(dtype) for layer in (block.first, block.second)]
             for block, style in zip(self.blocks, styles, strict=True)
+            if isinstance(block, InrBlock)
         ]
-        heads = [(head.weight.t().contiguous(), head.bias) for head in self.to_rgb]
-        config, full = self.config, self.to_rgb[0].weight.dtype
+        config = self.config
 
         def paint(feature: Float[Tensor, "rays feature"]) -> Float[Tensor, "rays 3"]:
             x = feature.to(dtype)
-            rgb = feature.new_zeros(len(feature), 3, dtype=full)
+            rgb = feature.new_zeros(len(feature), 3)
             for i, matrices in enumerate(layers):
                 y = x
                 for matrix in matrices:
                     y = F.leaky_relu_(y @ matrix, LEAKY_SLOPE)
                 x = x + y if i >= config.residual_from_block else y
                 if i >= config.rgb_from_block:
-                    matrix, bias = heads[i - config.rgb_from_block]
-                    rgb = rgb.addmm_(x.to(full), matrix).add_(bias)
+                    rgb = rgb.add_(self.to_rgb[i - config.rgb_from_block](x.to(feature.dtype)))
             return rgb.tanh_() if config.rgb_tanh else rgb
 
         return paint

@@ -24,8 +24,8 @@ from cips3d.camera import Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.config import Sampling
-from cips3d.models.layers import LEAKY_SLOPE, FilmSiren
-from cips3d.models.nerf import CHUNK_SAMPLES, RadianceField
+from cips3d.models.layers import FilmSiren
+from cips3d.models.nerf import CHUNK_SAMPLES
 from cips3d.models.ops.precision import Precision, fast_products, inr_dtype
 from cips3d.models.ops.sine import sine_
 from cips3d.models.protocol import Prepared
@@ -98,6 +98,11 @@ class PreparedSubject(Prepared):
         self.generator, self.styles = generator, styles.map(Tensor.detach)
         self.precision: Precision = precision
         self._refresh()
+
+    @property
+    def occupied_share(self) -> float:
+        """Share of the grid's cells in which there can be density."""
+        return self._grid.share
 
     @torch.no_grad()
     def _refresh(self) -> None:

@@ -42,6 +42,9 @@ class Prepared(ABC):
 
     styles: Styles
 
+    def __len__(self) -> int:
+        return 1
+
     @abstractmethod
     def render_rays(
         self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
@@ -128,6 +131,10 @@ class ImageGenerator(
     def density_along(self, rays: Rays, t: Samples, styles: Styles) -> Samples:
         """`density` at depths t of each ray, without gradients."""
         return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
+
+    def prepared(self, styles: Styles, samples: float) -> Styles | Prepared:
+        """One subject made ready for many views if that pays for this many samples, else as is."""
+        return styles
 
     @property
     def style_blocks(self) -> int:

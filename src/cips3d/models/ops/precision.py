@@ -50,9 +50,7 @@ def _onednn_is_accurate() -> bool:
     return bool(error.norm() < 1e-5 * exact.norm())
 
 
-def inr_dtype(
-    precision: Precision, device: torch.device, parameters: torch.dtype
-) -> torch.dtype:
+def inr_dtype(precision: Precision, device: torch.device, parameters: torch.dtype) -> torch.dtype:
     """The type in which the implicit network computes.
 
     bfloat16 only where the processor has instructions for it: elsewhere it is slower than float32.
