@@ -54,7 +54,7 @@ class FieldGenerator(RayGenerator):
         if self.background is None:
             return None
         with without_autocast(self.device):
-            return self.background(shape_style.to(self.shape_mean))
+            return self.background(shape_style)
 
     def density(self, points: Points, styles: Styles) -> Float[Tensor, "batch points"]:
         sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
@@ -112,7 +112,8 @@ class Generator(FieldGenerator):
             share = 1.0 if draws is None else draws.visible_share
             feature, spread = self._distinct(field, self.feature_behind(styles.shape), share)
         rgb = self.inr(feature, styles.appearance)
-        aux_rgb = torch.tanh(self.aux_head(feature))
+        with without_autocast(self.device):
+            aux_rgb = torch.tanh(self.aux_head(feature))
         if spread is not None:
             rgb, aux_rgb = spread(rgb), spread(aux_rgb)
         return RayOutput(rgb=rgb, aux_rgb=aux_rgb, **field._asdict())

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.models.config import InrConfig
-from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head
+from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head, without_autocast
 
 
 class InrBlock(nn.Module):
@@ -55,10 +55,20 @@ class ImplicitNetwork(nn.Module):
             y = block(x, style)
             x = x + y if i >= self.config.residual_from_block else y
             if i >= self.config.rgb_from_block:
-                part = self.to_rgb[i - self.config.rgb_from_block](x)
+                part = self._colour(i, x)
                 rgb = part if rgb is None else rgb + part
         assert rgb is not None  # InrConfig guarantees rgb_from_block < inr_blocks
         return torch.tanh(rgb) if self.config.rgb_tanh else rgb
+
+    def _colour(self, block: int, x: Tensor) -> Tensor:
+        """The tRGB layer behind a block.
+
+        Not in 16 bits: the gradient of the hyperbolic tangent would vanish from 3.5 on.
+        """
+        head = self.to_rgb[block - self.config.rgb_from_block]
+        assert isinstance(head, nn.Linear)
+        with without_autocast(x.device):
+            return head(x.to(head.weight.dtype))
 
     def folded(
         self, w: Float[Tensor, "one w"] | Sequence[Float[Tensor, "one w"]], dtype: torch.dtype
@@ -84,7 +94,7 @@ class ImplicitNetwork(nn.Module):
                     y = F.leaky_relu_(y @ matrix, LEAKY_SLOPE)
                 x = x + y if i >= config.residual_from_block else y
                 if i >= config.rgb_from_block:
-                    rgb = rgb.add_(self.to_rgb[i - config.rgb_from_block](x.to(feature.dtype)))
+                    rgb = rgb.add_(self._colour(i, x))
             return rgb.tanh_() if config.rgb_tanh else rgb
 
         return paint

@@ -140,7 +140,6 @@ class RadianceField(nn.Module):
         Densities of all samples are computed first, without gradients. The visible samples are then
         evaluated again, with features and gradients. Depths are constants to the gradient.
         """
-        w = w.to(rays.origins.dtype)  # autocast computes the mapping network in 16 bits
         draws = RayDraws.even(rays, sampling) if draws is None else draws
         noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):

@@ -157,9 +157,11 @@ class ImageGenerator(
         if isinstance(seed, torch.Generator):
             generator = seed
         else:
-            generator = torch.Generator().manual_seed(int(seed))
-        shape = torch.randn(count, self.networks.shape_dim, generator=generator)
-        appearance = torch.randn(count, self.networks.appearance_dim, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(int(seed))
+        like: dict[str, Any] = {"generator": generator, "device": generator.device}
+        like["dtype"] = torch.float32  # equal seeds, equal codes, whatever torch's defaults are
+        shape = torch.randn(count, self.networks.shape_dim, **like)
+        appearance = torch.randn(count, self.networks.appearance_dim, **like)
         return Latents(shape, appearance).to(self.shape_mean)
 
     def map(self, latents: Latents, psi: Psi = 1.0) -> Styles:
