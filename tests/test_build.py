@@ -6,8 +6,10 @@ import json
 import struct
 import zipfile
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,24 @@ def test_a_damaged_videos_frames_up_to_the_damage(tmp_path: Path) -> None:
     written, skipped = build_zip(path, tmp_path / "some.zip", Recipe(16), skip_bad=True)
     assert 0 < written < 20 and "is damaged after frame" in skipped[0]
     assert len(ImageDataset(tmp_path / "some.zip", 16)) == written
+
+
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(1, 2)])
+def test_a_videos_pixels_become_square(tmp_path: Path, aspect: Fraction) -> None:
+    """A disc that is stored squeezed is round again."""
+    x, y = np.meshgrid(np.arange(48) - 23.5, np.arange(48) - 23.5)
+    disc = (np.hypot(x * float(aspect), y) < 16 * max(1, float(aspect)) / 2) * np.uint8(255)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 48
+        stream.pix_fmt, stream.sample_aspect_ratio = "yuv420p", aspect
+        frame = av.VideoFrame.from_ndarray(np.repeat(disc[..., None], 3, axis=2), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    build_zip(tmp_path / "clip.mp4", tmp_path / "out.zip", Recipe(48))
+    bright = ImageDataset(tmp_path / "out.zip", 48)[0][0] > 127
+    wide, high = bright.any(dim=0).sum(), bright.any(dim=1).sum()
+    assert wide > 12 and abs(int(wide) - int(high)) <= 2
 
 
 def test_a_phones_video_is_upright(tmp_path: Path) -> None:

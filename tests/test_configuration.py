@@ -238,3 +238,10 @@ def test_settings_of_a_generator() -> None:
     assert other == replace(tiny.GENERATOR, networks=generator_class("pi-gan").Networks())
     found = line(lambda: with_settings(tiny.GENERATOR, ["networks.architecture=pi-gan"], "--set"))
     assert 'replace networks as a whole, such as by {"architecture": "pi-gan"}' in found
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    """Some editors of Windows write one at the start of every text file."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(tiny.GENERATOR)), encoding="utf-8-sig")
+    assert read_json(GeneratorConfig, path) == tiny.GENERATOR

@@ -710,3 +710,56 @@ def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         cips3d.save(tiny(dtype=torch.float32), tmp_path / "file" / "m.safetensors")
+
+
+@pytest.mark.parametrize("psi", [1.0, 0.7])
+def test_autocast_leaves_codes_and_geometry_alone_from_latents_on(psi: float) -> None:
+    generator = tiny(dtype=torch.float32)
+    latents, camera = generator.sample_latents(2, 0), Camera.orbit(torch.zeros(2))
+    exact = generator.render(latents, camera, 8, psi=psi)
+    with torch.autocast("cpu", torch.bfloat16):
+        styles = generator.map(latents, psi)
+        fast = generator.render(latents, camera, 8, psi=psi)
+    assert torch.equal(styles.shape, generator.map(latents, psi).shape)
+    assert torch.equal(fast.depth, exact.depth)
+    assert (fast.image - exact.image).abs().max() < 0.05
+
+
+def test_autocast_keeps_the_gradients_of_saturated_pixels() -> None:
+    """The slope of tanh is 1e-5 at 6; in bfloat16 it would be 0."""
+    generator = tiny(dtype=torch.float32)
+    styles, _, rays, _ = setting(generator, draws=False)
+    styles = styles.map(Tensor.detach)
+    heads = [*generator.inr.to_rgb, generator.aux_head]
+    for head in heads:
+        torch.nn.init.constant_(head.bias, 6.0 if head is heads[0] or head is heads[-1] else 0.0)
+
+    def gradients() -> list[Tensor]:
+        out = generator.render_rays(styles, rays, generator.sampling)
+        parameters = [head.weight for head in heads]
+        return list(torch.autograd.grad(out.rgb.sum() + out.aux_rgb.sum(), parameters))
+
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = gradients()
+    for a, b in zip(exact, fast, strict=True):
+        assert a.abs().max() > 0
+        assert (a - b).norm() < 0.1 * a.norm()
+
+
+def test_draws_do_not_depend_on_the_default_type() -> None:
+    generator = tiny(dtype=torch.float32)
+
+    def draws() -> list[Tensor]:
+        rays = RayDraws.sample(1, 4, generator.sampling, 1.0, torch.Generator().manual_seed(0))
+        angles = generator.config.poses.draw(3, torch.Generator().manual_seed(0))
+        return [generator.sample_latents(2, 0).shape, rays.jitter, rays.importance, angles]
+
+    expected = draws()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = draws()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(expected, found, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)

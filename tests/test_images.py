@@ -5,11 +5,12 @@ import json
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader
 
 from cips3d.camera import Camera
@@ -164,15 +165,49 @@ def test_exif_orientation_is_honoured(tmp_path):
     assert item[2, 9:].mean() > 200
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_every_listed_format_is_read(tmp_path, format):
-    data = ImageDataset(
-        write_folder(
-            tmp_path, {f"a.{format.lower()}": encoded(Image.new("RGB", (16, 16), RED), format)}
-        ),
-        16,
-    )
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [
+        *(("PNG", "png"), ("JPEG", "jpg"), ("JPEG", "jfif"), ("JPEG", "jpe"), ("WEBP", "webp")),
+        *(("BMP", "bmp"), ("TIFF", "tiff"), ("GIF", "gif"), ("AVIF", "avif")),
+    ],
+)
+def test_every_listed_format_is_read(tmp_path, format, suffix):
+    image = encoded(Image.new("RGB", (16, 16), RED), format)
+    data = ImageDataset(write_folder(tmp_path, {f"a.{suffix}": image}), 16)
     assert (data[0].float().mean(dim=(1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_embedded_profile_is_converted_to_srgb(tmp_path, mode):
+    """Display P3's (200, 30, 30) lies outside sRGB: it is redder than (219, 0, 0)."""
+    profile = (Path(__file__).parent / "data" / "display_p3.icc").read_bytes()
+    image = encoded(Image.new(mode, (8, 8), (200, 30, 30)), icc_profile=profile)
+    item = ImageDataset(write_folder(tmp_path, {"a.png": image}), 8)[0]
+    assert item[:, 0, 0].tolist() == pytest.approx([219, 0, 0], abs=2)
+
+
+def test_a_damaged_profile_is_no_fault_of_the_image(tmp_path):
+    image = encoded(Image.new("RGB", (8, 8), (200, 30, 30)), icc_profile=b"nonsense" * 20)
+    item = ImageDataset(write_folder(tmp_path, {"a.png": image}), 8)[0]
+    assert item[:, 0, 0].tolist() == [200, 30, 30]
+
+
+def test_a_png_with_much_text_is_read(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("log", "x" * (20 * 2**20), zip=True)
+    image = encoded(Image.new("RGB", (8, 8), RED), pnginfo=text)
+    assert ImageDataset(write_folder(tmp_path, {"a.png": image}), 8)[0][0, 0, 0] == 255
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    image = encoded(noise(8, 8))
+    inside = write_folder(tmp_path / "inside", {"sub/a.png": image})
+    outside = write_folder(tmp_path / "outside", {"b.png": image})
+    (inside / "far").symlink_to(outside)
+    (inside / "again").symlink_to(inside / "sub")
+    (inside / "sub" / "loop").symlink_to(inside)
+    assert ImageDataset(inside, 8).names == ["far/b.png", "sub/a.png"]
 
 
 # ---------------------------------------------------------------- processes

@@ -317,13 +317,16 @@ def test_labels_and_angles_mean_the_same_and_mix(tmp_path: Path) -> None:
         for yaw in (0.3, -0.2)
     ]
     label = camera.to_label().tolist()
-    (tmp_path / "path.json").write_text(json.dumps([angle[0], {"label": label[1], "seconds": 1}]))
+    text = json.dumps([angle[0], {"label": label[1], "seconds": 1}])
+    (tmp_path / "path.json").write_text(text)
+    (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")
     expected = trajectories.keyframes(angle, 9)
     for source in (
         label,
         [label[0], angle[1]],
         tmp_path / "path.json",
         str(tmp_path / "path.json"),
+        tmp_path / "marked.json",
     ):
         assert_same(trajectories.keyframes(source, 9), expected)
 

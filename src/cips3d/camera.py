@@ -321,7 +321,8 @@ class PoseDistribution(Configuration):
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """(count, 2) standard draws on the CPU: normal for "gaussian", else uniform in [0, 1)."""
         draw = torch.randn if self.kind == "gaussian" else torch.rand
-        return draw(count, 2, generator=generator)
+        device = "cpu" if generator is None else generator.device
+        return draw(count, 2, generator=generator, dtype=torch.float32, device=device)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Camera:
         """`count` random cameras on the CPU, float32."""

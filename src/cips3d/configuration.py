@@ -146,7 +146,7 @@ def from_dict(kind: type[T], values: Any, source: str) -> T:
 def read_json(kind: type[T], path: Path) -> T:
     """A configuration from a JSON file; raises UserError if it cannot be read or does not fit."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

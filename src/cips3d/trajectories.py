@@ -238,7 +238,7 @@ def _listed(source: Source) -> tuple[str, list[Any], bool]:
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         try:
-            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            content = json.loads(Path(source).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(f"cannot read {name}: {first_line(error)}") from None
         except (ValueError, RecursionError) as error:

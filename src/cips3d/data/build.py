@@ -147,10 +147,11 @@ def _frames(path: Path) -> Iterator[_Entry]:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{video}: contains only sound; give a video")
+            aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
             for frame in container.decode(video=0):
                 place = f"frame {number} of {video}"
                 check_pixels(frame.width, frame.height, place)
-                yield _Entry(str(number), place, partial(_upright, frame, place))
+                yield _Entry(str(number), place, partial(_upright, frame, aspect, place))
                 number += 1
     except (av.error.FFmpegError, OSError) as error:
         fault = "cannot be read" if number == 0 else f"is damaged after frame {number - 1}"
@@ -160,10 +161,19 @@ def _frames(path: Path) -> Iterator[_Entry]:
 
 
 @contextmanager
-def _upright(frame: av.VideoFrame, place: str) -> Iterator[Image.Image]:
-    """A frame as an image, rotated as the video's metadata says (phones record that way)."""
+def _upright(frame: av.VideoFrame, aspect: float, place: str) -> Iterator[Image.Image]:
+    """A frame as an image, rotated as the video's metadata says (phones record that way).
+
+    `aspect` is a pixel's width in its heights: the image is enlarged to square pixels.
+    """
+    width = round(frame.width * max(aspect, 1))
+    height = round(frame.height / min(aspect, 1))
+    check_pixels(width, height, place)
     try:
-        image = frame.to_image().rotate(frame.rotation, expand=True)
+        image = frame.to_image()
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.rotate(frame.rotation, expand=True)
     except (av.error.FFmpegError, ValueError) as error:
         fault = f"cannot be converted to RGB ({first_line(error)}); convert the video"
         raise UserError(f"{place}: {fault}") from error

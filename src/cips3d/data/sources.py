@@ -17,16 +17,21 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from cips3d.errors import UserError, first_line, printable
 
+#: Pillow's decoders. Pillow chooses by content.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 #: Extensions of images, in any case. Other files are skipped.
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-#: Pillow's decoders for them. Pillow chooses by content.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".avif"),
+)
 #: Largest unpacked size of an image in a zip, and of any other member, bytes.
 MOST_BYTES, MOST_OTHER_BYTES = 2**28, 2**30
+# Pillow takes 16 MiB of unpacked text or colour profile for an attack; scanners write more
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_BYTES
 
 
 class Folder:
@@ -40,9 +45,19 @@ class Folder:
             fault = f"cannot be listed ({first_line(error)}); make the folder readable"
             raise UserError(f"{printable(error.filename)}: {fault}")
 
-        walk = os.walk(self.path, onerror=fail)
-        paths = (Path(folder) / name for folder, _, files in walk for name in files)
-        return [path.relative_to(self.path).as_posix() for path in paths]
+        # links to folders come last, so each folder is read once, by its own name if it has one
+        names, seen, roots = [], set(), [str(self.path)]
+        while roots:
+            root = roots.pop(0)
+            for folder, inner, files in os.walk(root, onerror=fail):
+                if os.path.realpath(folder) in seen:
+                    inner.clear()
+                    continue
+                seen.add(os.path.realpath(folder))
+                names += [(Path(folder) / name).relative_to(self.path).as_posix() for name in files]
+                inside = (os.path.join(folder, name) for name in inner)
+                roots += sorted(path for path in inside if os.path.islink(path))
+        return names
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
         return open(self.path / name, "rb")
@@ -189,9 +204,27 @@ def _fault(error: Exception) -> str:
     return f"is damaged or cannot be read ({first_line(error)}); remove it or save it again"
 
 
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The image with its colours converted from an embedded profile of RGB or CMYK to sRGB."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        source, target = (
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+        )
+        converted = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):  # damaged, or of another kind of pixels
+        return image
+    assert converted is not None
+    return converted
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image turned upright (EXIF), on white and as RGB. Of 16 bits, the upper eight are kept."""
-    image = ImageOps.exif_transpose(image)
+    """An image turned upright (EXIF), on white and as sRGB; the upper eight of 16 bits are kept."""
+    image = _in_srgb(ImageOps.exif_transpose(image))
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
         transparent = np.asarray(image) == image.info.get("transparency", -1)

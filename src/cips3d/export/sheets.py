@@ -15,7 +15,14 @@ from torch import Tensor
 from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
-from cips3d.export.strips import KINDS, Kind, depth_range, image_format, image_strips
+from cips3d.export.strips import (
+    KINDS,
+    Kind,
+    depth_range,
+    image_format,
+    image_strips,
+    ready,
+)
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
@@ -151,9 +158,10 @@ def view_sheet(
     def cells() -> Iterable[Cells]:
         for i in range(len(styles)):
             depths = depth_range(generator, styles[i], cameras) if "depth" in form.show else None
+            subject = ready(generator, styles[i], form, len(cameras))
             for first in range(0, len(cameras), _TOGETHER):
                 views = cameras[first : first + _TOGETHER]
-                strips = image_strips(generator, styles[i], views, form, depths)
+                strips = image_strips(generator, subject, views, form, depths)
                 yield i * len(form.show), first, strips
 
     rows, size = len(styles) * len(form.show), (form.height, form.width)

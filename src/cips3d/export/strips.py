@@ -16,7 +16,7 @@ from cips3d.camera import Camera
 from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.export.media import depth_map, robust_range, to_uint8
-from cips3d.models.protocol import ImageGenerator, RayGenerator
+from cips3d.models.protocol import ImageGenerator, Prepared, RayGenerator
 from cips3d.models.types import Styles
 
 #: What an image shows: the INR's image, the auxiliary head's ("NeRF image"), or the depth map.
@@ -62,10 +62,21 @@ def image_format(
     return ImageFormat(height, width, kinds, supersample)
 
 
+def ready(
+    generator: ImageGenerator, styles: Styles | Prepared, form: ImageFormat, views: int
+) -> Styles | Prepared:
+    """A subject made ready for this many views of a format, if that pays."""
+    if isinstance(styles, Prepared):
+        return styles
+    samples = generator.sampling.coarse + generator.sampling.fine
+    pixels = form.height * form.width * form.supersample**2
+    return generator.prepared(styles, views * pixels * samples)
+
+
 @torch.no_grad()
 def image_strips(
     generator: ImageGenerator,
-    styles: Styles,
+    styles: Styles | Prepared,
     cameras: Camera,
     form: ImageFormat,
     depths: Range | None = None,
@@ -94,6 +105,7 @@ def image_strips(
     if depths is None and "depth" in form.show:
         depths = depth_range(generator, styles, cameras)
     distance = _distance(cameras.to(generator.shape_mean))
+    styles = ready(generator, styles, form, len(cameras))
     n, batch = form.supersample, max(len(styles), len(cameras))
     rows = form.height  # a generator whose pixels depend on each other renders them together
     if isinstance(generator, RayGenerator):
@@ -112,7 +124,7 @@ def image_strips(
 
 def whole_images(
     generator: ImageGenerator,
-    styles: Styles,
+    styles: Styles | Prepared,
     cameras: Camera,
     form: ImageFormat,
     depths: Range | None = None,
@@ -136,7 +148,9 @@ def fill(
 
 
 @torch.no_grad()
-def depth_range(generator: ImageGenerator, styles: Styles, cameras: Camera) -> Range | None:
+def depth_range(
+    generator: ImageGenerator, styles: Styles | Prepared, cameras: Camera
+) -> Range | None:
     """The 2nd to 98th percentile of solid pixels' depths in small images of up to eight cameras.
 
     Depths are relative to each camera's distance from the origin, negative in front of the origin.
@@ -145,7 +159,9 @@ def depth_range(generator: ImageGenerator, styles: Styles, cameras: Camera) -> R
     """
     count = max(len(styles), len(cameras))
     chosen = torch.linspace(0, count - 1, min(count, _PREVIEWS)).round().long()
-    some = styles if len(styles) == 1 else styles[chosen.to(generator.device)]
+    some = styles
+    if isinstance(styles, Styles) and len(styles) > 1:
+        some = styles[chosen.to(generator.device)]
     cameras = cameras if len(cameras) == 1 else cameras[chosen.to(cameras.fov.device)]
     out = generator.render(some, cameras, _PREVIEW)
     solid = (out.depth - _distance(cameras.to(out.depth)))[out.solid]

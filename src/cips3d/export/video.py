@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
-from cips3d.export.strips import Kind, depth_range, image_format, whole_images
-from cips3d.models.protocol import ImageGenerator
+from cips3d.export.strips import Kind, depth_range, image_format, ready, whole_images
+from cips3d.models.protocol import ImageGenerator, Prepared
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
 
@@ -85,16 +85,21 @@ def video_frames(
         ranges = [depth_range(generator, one, cameras) for one in styles]
         ends = list(zip(*filter(None, ranges), strict=True))
         depths = (min(ends[0]), max(ends[1])) if ends else None
+    shown = [ready(generator, one, form, count) if len(one) == 1 else one for one in styles]
     for frame in range(count):
         camera = cameras[frame if len(cameras) > 1 else 0]
         views = [
-            whole_images(generator, one[frame if len(one) > 1 else 0], camera, form, depths)[:, 0]
-            for one in styles
+            whole_images(generator, _at(one, frame), camera, form, depths)[:, 0] for one in shown
         ]
         # one subject's kinds side by side; several subjects in columns, their kinds in rows
         cells = np.stack(views, axis=0 if len(views) == 1 else 1)
         rows, columns, height, width, _ = cells.shape
         yield cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+
+
+def _at(codes: Styles | Prepared, frame: int) -> Styles | Prepared:
+    """The codes of one frame."""
+    return codes[frame] if isinstance(codes, Styles) and len(codes) > 1 else codes
 
 
 def interpolated(styles: Styles, frames: int) -> Styles:

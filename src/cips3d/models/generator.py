@@ -5,6 +5,7 @@ A pixel depends on its ray and the styles, and on nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
+from cips3d.models import volume
 from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.inr import ImplicitNetwork
 from cips3d.models.layers import MappingNetwork, rgb_head, without_autocast
 from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
-from cips3d.models.protocol import RayGenerator
+from cips3d.models.ops.precision import Precision
+from cips3d.models.prepared import CELLS, PreparedSubject
+from cips3d.models.protocol import Prepared, RayGenerator
 from cips3d.models.types import Latents, Points, RayDraws, RayOutput, Samples, StyleCodes, Styles
+
+#: Above this share of rays that meet something, selecting them costs more than it saves.
+_MOST_MEETING = 0.9
 
 
 class FieldGenerator(RayGenerator):
@@ -34,14 +41,20 @@ class FieldGenerator(RayGenerator):
     ) -> FieldOutput:
         """The NeRF half of `render_rays` (Eq. 4): rendered features V_r with the background."""
         field = self.nerf.render(shape_style, rays, sampling, draws)
-        transmittance = (1 - field.opacity)[..., None]
-        if self.networks.background == "white":
-            return field._replace(feature=field.feature + transmittance)
-        if self.background is None:
+        behind = self.feature_behind(shape_style)
+        if behind is None:
             return field
+        transmittance = (1 - field.opacity)[..., None]
+        return field._replace(feature=field.feature + transmittance * behind[:, None])
+
+    def feature_behind(self, shape_style: StyleCodes) -> Float[Tensor, "batch feature"] | None:
+        """The feature behind all samples of a ray; None where there is none."""
+        if self.networks.background == "white":
+            return self.shape_mean.new_ones(len(shape_style), 1)
+        if self.background is None:
+            return None
         with without_autocast(self.device):
-            behind = self.background(shape_style.to(rays.origins.dtype))[:, None]
-        return field._replace(feature=field.feature + transmittance * behind)
+            return self.background(shape_style)
 
     def density(self, points: Points, styles: Styles) -> Float[Tensor, "batch points"]:
         sigma, _ = self.nerf(points, torch.zeros_like(points), styles.shape)
@@ -94,11 +107,38 @@ class Generator(FieldGenerator):
     ) -> RayOutput:
         """Renders any rays; see `RayGenerator.render_rays`."""
         field = self.render_features(styles.shape, rays, sampling, draws)
-        return RayOutput(
-            rgb=self.inr(field.feature, styles.appearance),
-            aux_rgb=torch.tanh(self.aux_head(field.feature)),
-            **field._asdict(),
-        )
+        feature, spread = field.feature, None
+        if self.networks.background != "last":
+            share = 1.0 if draws is None else draws.visible_share
+            feature, spread = self._distinct(field, self.feature_behind(styles.shape), share)
+        rgb = self.inr(feature, styles.appearance)
+        with without_autocast(self.device):
+            aux_rgb = torch.tanh(self.aux_head(feature))
+        if spread is not None:
+            rgb, aux_rgb = spread(rgb), spread(aux_rgb)
+        return RayOutput(rgb=rgb, aux_rgb=aux_rgb, **field._asdict())
+
+    @staticmethod
+    def _distinct(
+        field: FieldOutput, behind: Tensor | None, assumed_share: float
+    ) -> tuple[Float[Tensor, "batch rows feature"], Callable[[Tensor], Tensor] | None]:
+        """Features of the rays that meet something and, last, of one that meets nothing.
+
+        Also the function that gives every ray the colour of its row; None if all rays are rows.
+        """
+        count = field.opacity.shape[1]
+        index = volume.first_marked(field.opacity > 0, assumed_share)[..., None]
+        if index.shape[1] >= _MOST_MEETING * count:
+            return field.feature, None
+        nothing = torch.zeros_like(field.feature[:, :1])
+        if behind is not None:
+            nothing = nothing + behind[:, None]
+
+        def spread(rows: Tensor) -> Tensor:
+            everywhere = rows[:, -1:].expand(-1, count, -1)
+            return everywhere.scatter(1, index.expand_as(rows[:, :-1]), rows[:, :-1])
+
+        return torch.cat([torch.take_along_dim(field.feature, index, dim=1), nothing], 1), spread
 
     @property
     def style_blocks(self) -> int:
@@ -107,3 +147,15 @@ class Generator(FieldGenerator):
     def activations_per_ray(self, sampling: Sampling) -> int:
         samples = sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)
+
+    def prepared(self, styles: Styles, samples: float) -> Styles | Prepared:
+        pays = len(styles) == 1 and samples > 2 * CELLS**3 and not torch.is_grad_enabled()
+        return self.prepare(styles) if pays else styles
+
+    def prepare(self, styles: Styles, precision: Precision = "auto") -> PreparedSubject:
+        """One subject made ready for many views: pass it to `render` in the place of styles.
+
+        Raises:
+            UserError: if there is more than one style.
+        """
+        return PreparedSubject(self, styles, precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.models.config import InrConfig
-from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head
+from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head, without_autocast
 
 
 class InrBlock(nn.Module):
@@ -55,7 +55,46 @@ class ImplicitNetwork(nn.Module):
             y = block(x, style)
             x = x + y if i >= self.config.residual_from_block else y
             if i >= self.config.rgb_from_block:
-                part = self.to_rgb[i - self.config.rgb_from_block](x)
+                part = self._colour(i, x)
                 rgb = part if rgb is None else rgb + part
         assert rgb is not None  # InrConfig guarantees rgb_from_block < inr_blocks
         return torch.tanh(rgb) if self.config.rgb_tanh else rgb
+
+    def _colour(self, block: int, x: Tensor) -> Tensor:
+        """The tRGB layer behind a block.
+
+        Not in 16 bits: the gradient of the hyperbolic tangent would vanish from 3.5 on.
+        """
+        head = self.to_rgb[block - self.config.rgb_from_block]
+        assert isinstance(head, nn.Linear)
+        with without_autocast(x.device):
+            return head(x.to(head.weight.dtype))
+
+    def folded(
+        self, w: Float[Tensor, "one w"] | Sequence[Float[Tensor, "one w"]], dtype: torch.dtype
+    ) -> Callable[[Float[Tensor, "rays feature"]], Float[Tensor, "rays 3"]]:
+        """The network of a single style with modulation folded into plain weights, in `dtype`.
+
+        Hidden layers are computed in `dtype`, colours and their sum in the parameters' precision.
+        """
+        styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
+        layers = [
+            [layer.modulated_weight(style)[0].to(dtype) for layer in (block.first, block.second)]
+            for block, style in zip(self.blocks, styles, strict=True)
+            if isinstance(block, InrBlock)
+        ]
+        config = self.config
+
+        def paint(feature: Float[Tensor, "rays feature"]) -> Float[Tensor, "rays 3"]:
+            x = feature.to(dtype)
+            rgb = feature.new_zeros(len(feature), 3)
+            for i, matrices in enumerate(layers):
+                y = x
+                for matrix in matrices:
+                    y = F.leaky_relu_(y @ matrix, LEAKY_SLOPE)
+                x = x + y if i >= config.residual_from_block else y
+                if i >= config.rgb_from_block:
+                    rgb = rgb.add_(self._colour(i, x))
+            return rgb.tanh_() if config.rgb_tanh else rgb
+
+        return paint

@@ -41,11 +41,13 @@ class MappingNetwork(nn.Module):
                 nn.init.kaiming_normal_(parameter, a=LEAKY_SLOPE)
 
     def forward(self, z: Float[Tensor, "batch z"]) -> Float[Tensor, "batch w"]:
-        x = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
-        for i, linear in enumerate(self.linears):
-            x = linear(F.leaky_relu(x, LEAKY_SLOPE) if i > 0 else x)
-            if self.norms is not None:
-                x = self.norms[i](x)
+        # 16 bits would move the codes by half a percent, between training and evaluation too
+        with without_autocast(z.device):
+            x = z * torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + 1e-8)
+            for i, linear in enumerate(self.linears):
+                x = linear(F.leaky_relu(x, LEAKY_SLOPE) if i > 0 else x)
+                if self.norms is not None:
+                    x = self.norms[i](x)
         return x
 
 

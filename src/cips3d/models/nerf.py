@@ -78,7 +78,7 @@ class RadianceField(nn.Module):
             x = self.embedding(x)
         for layer in self.layers:
             x = layer(x, w)
-        sigma = self._raw_density(x, points.square().sum(dim=-1))
+        sigma = self.raw_density(x, points.square().sum(dim=-1))
         if self.config.view_direction:
             assert directions is not None
             x = torch.cat([x, directions], dim=-1)
@@ -90,7 +90,7 @@ class RadianceField(nn.Module):
         """Σ w v from Σ w h and Σ w."""
         raise NotImplementedError
 
-    def _raw_density(
+    def raw_density(
         self, x: Float[Tensor, "*points hidden"], squared_radius: Float[Tensor, "*points"]
     ) -> Float[Tensor, "*points"]:
         """σ from the last hidden activations, with a blob as in DreamFusion (Poole et al. 2022)."""
@@ -128,7 +128,7 @@ class RadianceField(nn.Module):
                 x = sine_(torch.bmm(x, matrix), offset)
             # |o + t d|² = o·o + t (2 o·d + t d·d)
             squared_radius = oo[:, part] + depth * (od[:, part] + depth * dd[:, part])
-            parts.append(self._raw_density(x.unflatten(1, depth.shape[1:]), squared_radius))
+            parts.append(self.raw_density(x.unflatten(1, depth.shape[1:]), squared_radius))
         return torch.cat(parts, dim=1)
 
     # ---------------------------------------------------------------- volume rendering
@@ -140,16 +140,13 @@ class RadianceField(nn.Module):
         Densities of all samples are computed first, without gradients. The visible samples are then
         evaluated again, with features and gradients. Depths are constants to the gradient.
         """
-        w = w.to(rays.origins.dtype)  # autocast computes the mapping network in 16 bits
         draws = RayDraws.even(rays, sampling) if draws is None else draws
         noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):
             with torch.no_grad():
-                # not `norm`, which takes ten times as long on CPUs
-                distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
-                near, far = distance - self.config.extent, distance + self.config.extent
+                near, far = self.bounds(rays)
                 t, sigma = self._sampled_density(w, rays, near, far, sampling, draws)
-                weights = self._weights(t, sigma + noise, far)
+                weights = self.weights(t, sigma + noise, far)
                 index = volume.visible_samples(weights, draws.visible_share)
             ray = index // t.shape[-1]
             points = torch.take_along_dim(rays.at(t).flatten(1, 2), index[..., None], dim=1)
@@ -158,12 +155,20 @@ class RadianceField(nn.Module):
                 directions = torch.take_along_dim(rays.directions, ray[..., None], dim=1)
             visible_sigma, hidden = self(points, directions, w)
             sigma = sigma.flatten(1).scatter(1, index, visible_sigma).view_as(t)
-            weights = self._weights(t, sigma + noise, far)
+            weights = self.weights(t, sigma + noise, far)
             weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
             depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
+
+    def bounds(
+        self, rays: Rays
+    ) -> tuple[Float[Tensor, "batch rays 1"], Float[Tensor, "batch rays 1"]]:
+        """Depths at which the volume begins and ends on each ray."""
+        # not `norm`, which takes ten times as long on CPUs
+        distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
+        return distance - self.config.extent, distance + self.config.extent
 
     def _sampled_density(
         self, w: Tensor, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
@@ -174,12 +179,12 @@ class RadianceField(nn.Module):
         if not sampling.fine:
             return t, sigma
         noisy = sigma if draws.coarse_noise is None else sigma + draws.coarse_noise
-        fine_t = volume.importance_depths(t, self._weights(t, noisy, far), draws.importance)
+        fine_t = volume.importance_depths(t, self.weights(t, noisy, far), draws.importance)
         fine_sigma = self.density_along(rays, fine_t, w)
         t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
         return t, torch.cat([sigma, fine_sigma], dim=-1).gather(-1, order)
 
-    def _weights(self, t: Samples, sigma: Samples, far: Float[Tensor, "batch rays 1"]) -> Samples:
+    def weights(self, t: Samples, sigma: Samples, far: Float[Tensor, "batch rays 1"]) -> Samples:
         """Compositing weights of sorted samples; with the background "last" they sum to 1."""
         endless = self.config.background == "endless"
         weights = volume.compositing_weights(t, sigma, volume.ENDLESS if endless else far)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,21 @@ from cips3d.storage import write_tensors
 #: Bytes of hidden activations that `render` allows a chunk of rays by default: on other devices,
 #: where many small chunks would be slow, and on CPUs.
 CHUNK_BYTES = (2**30, 64 * 2**20)
+
+
+class Prepared(ABC):
+    """A subject of one generator, made ready for many views; `Generator.prepare` makes it."""
+
+    styles: Styles
+
+    def __len__(self) -> int:
+        return 1
+
+    @abstractmethod
+    def render_rays(
+        self, styles: Styles, rays: Rays, sampling: Sampling, draws: RayDraws | None = None
+    ) -> RayOutput:
+        """`RayGenerator.render_rays` of this subject, without gradients; `styles` are ignored."""
 
 
 class ImageGenerator(
@@ -96,7 +111,7 @@ class ImageGenerator(
     @abstractmethod
     def render(
         self,
-        codes: Latents | Styles,
+        codes: Latents | Styles | Prepared,
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
@@ -116,6 +131,10 @@ class ImageGenerator(
     def density_along(self, rays: Rays, t: Samples, styles: Styles) -> Samples:
         """`density` at depths t of each ray, without gradients."""
         return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
+
+    def prepared(self, styles: Styles, samples: float) -> Styles | Prepared:
+        """One subject made ready for many views if that pays for this many samples, else as is."""
+        return styles
 
     @property
     def style_blocks(self) -> int:
@@ -138,9 +157,11 @@ class ImageGenerator(
         if isinstance(seed, torch.Generator):
             generator = seed
         else:
-            generator = torch.Generator().manual_seed(int(seed))
-        shape = torch.randn(count, self.networks.shape_dim, generator=generator)
-        appearance = torch.randn(count, self.networks.appearance_dim, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(int(seed))
+        like: dict[str, Any] = {"generator": generator, "device": generator.device}
+        like["dtype"] = torch.float32  # equal seeds, equal codes, whatever torch's defaults are
+        shape = torch.randn(count, self.networks.shape_dim, **like)
+        appearance = torch.randn(count, self.networks.appearance_dim, **like)
         return Latents(shape, appearance).to(self.shape_mean)
 
     def map(self, latents: Latents, psi: Psi = 1.0) -> Styles:
@@ -244,7 +265,7 @@ class RayGenerator(ImageGenerator):
 
     def render(
         self,
-        codes: Latents | Styles,
+        codes: Latents | Styles | Prepared,
         camera: Camera,
         resolution: int | tuple[int, int] | None = None,
         *,
@@ -257,8 +278,8 @@ class RayGenerator(ImageGenerator):
         """Images of any size from any cameras, or a part of them.
 
         Args:
-            codes: latents, or styles that are used as they are. A single code goes with all
-                cameras.
+            codes: latents, styles that are used as they are, or what `prepare` returns. A single
+                code goes with all cameras.
             camera: the cameras. A single one goes with all codes.
             resolution: side of a square image, or (height, width), in pixels; by default the
                 training resolution.
@@ -282,13 +303,17 @@ class RayGenerator(ImageGenerator):
         height, width = validated(tuple[int, int], sides, "resolution")
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk: {chunk} rays; take at least 1")
-        styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
+        render_rays = self.render_rays
+        if isinstance(codes, Prepared):
+            render_rays, styles = codes.render_rays, codes.styles
+        else:
+            styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
         rays = camera.to(self.shape_mean).rays(height, width, window)
         height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
         styles, rays = ray_choices.paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)
-        stacked = ray_choices.in_chunks(self.render_rays, styles, rays, sampling, draws, chunk)
+        stacked = ray_choices.in_chunks(render_rays, styles, rays, sampling, draws, chunk)
         return ray_choices.as_images(stacked, height, width)
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:

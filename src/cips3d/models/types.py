@@ -83,7 +83,7 @@ class RayDraws(TensorRecord):
             noise_std: standard deviation of the density noise, per world unit; 0 for none.
         """
         device = generator.device if generator is not None else torch.device("cpu")
-        like: dict[str, Any] = {"generator": generator, "device": device}
+        like: dict[str, Any] = {"generator": generator, "device": device, "dtype": torch.float32}
         coarse, fine = sampling.coarse, sampling.fine
         jitter = torch.rand(batch, rays, coarse, **like)
         # one draw in each of `fine` equal parts of the CDF: the distribution of independent draws,

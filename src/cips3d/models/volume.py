@@ -6,7 +6,7 @@ Depths t are in world units along unit directions. Samples are the last axis thr
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Bound = Float[Tensor, "*rays 1"]
@@ -95,14 +95,27 @@ def visible_samples(
     them than others are filled up with samples that have no effect. `assumed_share` is the visible
     share on the meta device, whose tensors have no values.
     """
-    visible = weights.flatten(1) > torch.finfo(weights.dtype).eps
-    count = visible.shape[1]
-    most = round(assumed_share * count) if visible.is_meta else int(visible.sum(dim=1).max())
-    if not visible.is_cpu:  # few sizes, which an allocator can reuse; the surplus has weight 0
+    return first_marked(weights.flatten(1) > torch.finfo(weights.dtype).eps, assumed_share)
+
+
+def first_marked(
+    marked: Bool[Tensor, "batch n"], assumed_share: float = 1.0
+) -> Int[Tensor, "batch most"]:
+    """Indices of the marked entries of each row, in order.
+
+    A row with fewer of them than another is filled up with its first unmarked ones; there is at
+    least one. `assumed_share` is the marked share on the meta device, whose tensors have no values.
+    """
+    count = marked.shape[1]
+    most = round(assumed_share * count) if marked.is_meta else int(marked.sum(dim=1).max())
+    if not marked.is_cpu:  # few sizes, which an allocator can reuse
         step = max(1, count // 64)
         most = min(count, -(-most // step) * step)
-    most = max(1, most)
-    return torch.sort(visible, dim=1, descending=True, stable=True).indices[:, :most]
+    # not `sort`, which is wrong for booleans in some releases for MPS
+    before = torch.cumsum(marked, dim=1)
+    place = torch.where(marked, before - 1, before[:, -1:] + torch.cumsum(~marked, dim=1) - 1)
+    entries = torch.arange(count, device=marked.device).expand_as(place)
+    return torch.empty_like(place).scatter_(1, place, entries)[:, : max(1, most)]
 
 
 def sum_by_ray(

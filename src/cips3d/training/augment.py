@@ -7,6 +7,7 @@ replayed. Main and auxiliary image of a subject share their draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,10 @@ class AugmentDraws(TensorRecord):
     @staticmethod
     def sample(seeds: list[int], probability: float = 1.0) -> AugmentDraws:
         """One image's draws per seed, on the CPU; each image is changed with this probability."""
-        generator = torch.Generator()
-        rows = torch.stack([torch.rand(8, generator=generator.manual_seed(s)) for s in seeds])
+        generator = torch.Generator("cpu")
+        like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        draws = (torch.rand(8, generator=generator.manual_seed(seed), **like) for seed in seeds)
+        rows = torch.stack(list(draws))
         return AugmentDraws(rows[:, :3], rows[:, 3:5], rows[:, 5:7], rows[:, 7] < probability)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -55,13 +56,14 @@ class StepDraws:
     def fakes(self, positions: Sequence[int], purpose: str) -> FakeDraws:
         """Draws for generated images at `positions` of the global batch, for step "D" or "G"."""
         networks, count = self.config.networks, self.resolution**2
-        on_cpu, on_device = torch.Generator(), torch.Generator(self.device)
+        on_cpu, on_device = torch.Generator("cpu"), torch.Generator(self.device)
+        like: dict[str, Any] = {"generator": on_cpu, "dtype": torch.float32, "device": "cpu"}
         shape, appearance, angles, rays = [], [], [], []
         for position in positions:
             seed = image_seed(*self.key, purpose, position)
             on_cpu.manual_seed(seed)
-            shape.append(torch.randn(networks.shape_dim, generator=on_cpu))
-            appearance.append(torch.randn(networks.appearance_dim, generator=on_cpu))
+            shape.append(torch.randn(networks.shape_dim, **like))
+            appearance.append(torch.randn(networks.appearance_dim, **like))
             angles.append(self.cameras.draw(1, on_cpu))
             on_device.manual_seed(seed)
             rays.append(RayDraws.sample(1, count, self.sampling, self.noise_std, on_device))
