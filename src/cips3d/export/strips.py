@@ -70,7 +70,7 @@ def ready(
         return styles
     samples = generator.sampling.coarse + generator.sampling.fine
     pixels = form.height * form.width * form.supersample**2
-    return generator.prepared(styles, views * pixels * samples)
+    return generator.prepare_for(styles, views * pixels * samples)
 
 
 @torch.no_grad()

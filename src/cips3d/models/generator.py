@@ -148,7 +148,7 @@ class Generator(FieldGenerator):
         samples = sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)
 
-    def prepared(self, styles: Styles, samples: float) -> Styles | Prepared:
+    def prepare_for(self, styles: Styles, samples: float) -> Styles | Prepared:
         pays = len(styles) == 1 and samples > 2 * CELLS**3 and not torch.is_grad_enabled()
         return self.prepare(styles) if pays else styles
 

@@ -132,7 +132,7 @@ class ImageGenerator(
         """`density` at depths t of each ray, without gradients."""
         return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
 
-    def prepared(self, styles: Styles, samples: float) -> Styles | Prepared:
+    def prepare_for(self, styles: Styles, samples: float) -> Styles | Prepared:
         """One subject made ready for many views if that pays for this many samples, else as is."""
         return styles
 
