@@ -182,7 +182,7 @@ class ImageGenerator(
                 f"latents: shape and appearance codes have {given} numbers, but this model's have "
                 f"{expected}; sample them from this model"
             )
-        return self.truncate(self.mapped(latents), psi)
+        return self.truncate(self.mapped(latents.to(self.shape_mean)), psi)
 
     def truncate(self, styles: Styles, psi: Psi) -> Styles:
         """Styles moved towards the stored means, see `map`."""
