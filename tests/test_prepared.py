@@ -121,6 +121,13 @@ def test_draws_reach_a_prepared_subject() -> None:
     assert largest_difference(plain, ready) < 1e-9
 
 
+def test_a_subject_of_another_model_is_refused() -> None:
+    one, other = model(), model()
+    ready = one.prepare(one.map(one.sample_latents(1, 0)))
+    with pytest.raises(UserError, match="another model"):
+        other.render(ready, CAMERA, 8)
+
+
 def test_subjects_are_prepared_one_at_a_time() -> None:
     generator = model()
     with pytest.raises(UserError, match="one at a time"):

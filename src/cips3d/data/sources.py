@@ -7,6 +7,7 @@ whatever the file is called.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -211,15 +212,18 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
-        source, target = (
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-        )
-        converted = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+        converted = ImageCms.applyTransform(image, _to_srgb(profile, image.mode, mode))
     except (ImageCms.PyCMSError, OSError):  # damaged, or of another kind of pixels
         return image
     assert converted is not None
     return converted
+
+
+@functools.lru_cache(16)
+def _to_srgb(profile: bytes, mode: str, out: str) -> ImageCms.ImageCmsTransform:
+    """A dataset has few profiles, and a transform takes longer to make than to apply."""
+    source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(source, target, mode, out)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -107,38 +107,11 @@ class Generator(FieldGenerator):
     ) -> RayOutput:
         """Renders any rays; see `RayGenerator.render_rays`."""
         field = self.render_features(styles.shape, rays, sampling, draws)
-        feature, spread = field.feature, None
-        if self.networks.background != "last":
-            share = 1.0 if draws is None else draws.visible_share
-            feature, spread = self._distinct(field, self.feature_behind(styles.shape), share)
+        feature, spread = _distinct(field)
         rgb = self.inr(feature, styles.appearance)
         with without_autocast(self.device):
             aux_rgb = torch.tanh(self.aux_head(feature))
-        if spread is not None:
-            rgb, aux_rgb = spread(rgb), spread(aux_rgb)
-        return RayOutput(rgb=rgb, aux_rgb=aux_rgb, **field._asdict())
-
-    @staticmethod
-    def _distinct(
-        field: FieldOutput, behind: Tensor | None, assumed_share: float
-    ) -> tuple[Float[Tensor, "batch rows feature"], Callable[[Tensor], Tensor] | None]:
-        """Features of the rays that meet something and, last, of one that meets nothing.
-
-        Also the function that gives every ray the colour of its row; None if all rays are rows.
-        """
-        count = field.opacity.shape[1]
-        index = volume.first_marked(field.opacity > 0, assumed_share)[..., None]
-        if index.shape[1] >= _MOST_MEETING * count:
-            return field.feature, None
-        nothing = torch.zeros_like(field.feature[:, :1])
-        if behind is not None:
-            nothing = nothing + behind[:, None]
-
-        def spread(rows: Tensor) -> Tensor:
-            everywhere = rows[:, -1:].expand(-1, count, -1)
-            return everywhere.scatter(1, index.expand_as(rows[:, :-1]), rows[:, :-1])
-
-        return torch.cat([torch.take_along_dim(field.feature, index, dim=1), nothing], 1), spread
+        return RayOutput(rgb=spread(rgb), aux_rgb=spread(aux_rgb), **field._asdict())
 
     @property
     def style_blocks(self) -> int:
@@ -159,3 +132,25 @@ class Generator(FieldGenerator):
             UserError: if there is more than one style.
         """
         return PreparedSubject(self, styles, precision)
+
+
+def _distinct(
+    field: FieldOutput,
+) -> tuple[Float[Tensor, "batch rows feature"], Callable[[Tensor], Tensor]]:
+    """Features of the rays that meet something and, last, of one that meets nothing.
+
+    Also the function that gives every ray the colour of its row. All rays are rows where nearly all
+    meet something, and on the meta device, whose tensors have no values.
+    """
+    meets, count = field.opacity > 0, field.opacity.shape[1]
+    most = volume.most_marked(meets)
+    if most >= _MOST_MEETING * count:
+        return field.feature, lambda rows: rows
+    # no image has more than `most` rays that meet something, so the next one meets nothing
+    index = volume.marked_first(meets)[:, : most + 1, None]
+
+    def spread(rows: Tensor) -> Tensor:
+        everywhere = rows[:, -1:].expand(-1, count, -1)
+        return everywhere.scatter(1, index.expand_as(rows), rows)
+
+    return torch.take_along_dim(field.feature, index, dim=1), spread

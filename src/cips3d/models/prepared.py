@@ -71,11 +71,6 @@ class OccupancyGrid:
         x, y, z = cell.unbind(dim=-1)
         return self.occupied[(x * side + y) * side + z]
 
-    @property
-    def share(self) -> float:
-        """Share of the cells that are occupied."""
-        return float(self.occupied.float().mean())
-
 
 class PreparedSubject(Prepared):
     """One subject of a CIPS-3D generator, ready to be seen from many cameras.
@@ -95,14 +90,15 @@ class PreparedSubject(Prepared):
     def __init__(self, generator: Generator, styles: Styles, precision: Precision) -> None:
         if len(styles) != 1:
             raise UserError(f"styles: {len(styles)} subjects; prepare one at a time")
-        self.generator, self.styles = generator, styles.map(Tensor.detach)
+        self.generator: Generator = generator
+        self.styles = styles.map(Tensor.detach)
         self.precision: Precision = precision
         self._refresh()
 
     @property
     def occupied_share(self) -> float:
         """Share of the grid's cells in which there can be density."""
-        return self._grid.share
+        return float(self._grid.occupied.float().mean())
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -114,8 +110,8 @@ class PreparedSubject(Prepared):
             if isinstance(layer, FilmSiren)
             for matrix, offset in [layer.folded(styles.shape)]
         ]
-        self._dtype = inr_dtype(self.precision, g.device, styles.shape.dtype)
-        self._inr = g.inr.folded(styles.appearance, self._dtype)
+        dtype = inr_dtype(self.precision, g.device, styles.shape.dtype)
+        self._inr = g.inr.folded(styles.appearance, dtype)
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
 

@@ -40,6 +40,7 @@ CHUNK_BYTES = (2**30, 64 * 2**20)
 class Prepared(ABC):
     """A subject of one generator, made ready for many views; `Generator.prepare` makes it."""
 
+    generator: ImageGenerator
     styles: Styles
 
     def __len__(self) -> int:
@@ -305,6 +306,8 @@ class RayGenerator(ImageGenerator):
             raise UserError(f"chunk: {chunk} rays; take at least 1")
         render_rays = self.render_rays
         if isinstance(codes, Prepared):
+            if codes.generator is not self:
+                raise UserError("codes: the subject was prepared by another model; prepare it here")
             render_rays, styles = codes.render_rays, codes.styles
         else:
             styles = codes if isinstance(codes, Styles) else self.map(codes, psi)

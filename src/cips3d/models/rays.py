@@ -25,6 +25,7 @@ from cips3d.camera import Rays
 from cips3d.errors import UserError
 from cips3d.models.config import Sampling
 from cips3d.models.types import RayDraws, RayOutput, RenderOutput, Styles
+from cips3d.models.volume import marked_first
 
 #: `render_rays` of a generator.
 RenderRays = Callable[[Styles, Rays, Sampling, RayDraws | None], RayOutput]
@@ -78,7 +79,7 @@ def partial(
     """
     chosen = torch.zeros(rays.count, dtype=torch.bool, device=index.device)
     chosen = chosen.index_fill_(0, index, True)
-    others = torch.sort(chosen, stable=True).indices[: rays.count - len(index)]
+    others = marked_first(~chosen[None])[0, : rays.count - len(index)]
     parts = [full(render, styles, rays[index], sampling, draws[index])]
     with torch.no_grad():
         constant = styles.map(torch.Tensor.detach)

@@ -106,16 +106,26 @@ def first_marked(
     A row with fewer of them than another is filled up with its first unmarked ones; there is at
     least one. `assumed_share` is the marked share on the meta device, whose tensors have no values.
     """
+    return marked_first(marked)[:, : max(1, most_marked(marked, assumed_share))]
+
+
+def most_marked(marked: Bool[Tensor, "batch n"], assumed_share: float = 1.0) -> int:
+    """The largest number of marked entries of a row, rounded up a little where that saves sizes."""
     count = marked.shape[1]
     most = round(assumed_share * count) if marked.is_meta else int(marked.sum(dim=1).max())
     if not marked.is_cpu:  # few sizes, which an allocator can reuse
         step = max(1, count // 64)
         most = min(count, -(-most // step) * step)
+    return most
+
+
+def marked_first(marked: Bool[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
+    """Indices of all entries of each row: first the marked ones, then the others, both in order."""
     # not `sort`, which is wrong for booleans in some releases for MPS
     before = torch.cumsum(marked, dim=1)
     place = torch.where(marked, before - 1, before[:, -1:] + torch.cumsum(~marked, dim=1) - 1)
-    entries = torch.arange(count, device=marked.device).expand_as(place)
-    return torch.empty_like(place).scatter_(1, place, entries)[:, : max(1, most)]
+    entries = torch.arange(marked.shape[1], device=marked.device).expand_as(place)
+    return torch.empty_like(place).scatter_(1, place, entries)
 
 
 def sum_by_ray(
