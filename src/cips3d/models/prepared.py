@@ -26,6 +26,7 @@ from cips3d.models import volume
 from cips3d.models.config import Sampling
 from cips3d.models.layers import FilmSiren
 from cips3d.models.nerf import CHUNK_SAMPLES
+from cips3d.models.ops import march
 from cips3d.models.ops.precision import Precision, fast_products, inr_dtype
 from cips3d.models.ops.sine import sine_
 from cips3d.models.protocol import Prepared
@@ -53,8 +54,9 @@ class OccupancyGrid:
     """
 
     def __init__(self, sigma: Float[Tensor, "x y z"], half_side: float) -> None:
-        self.half_side = half_side
         self.cells = sigma.shape[0] - 1
+        self.scale = self.cells / (2 * half_side)
+        """cells per world unit"""
         corners = sigma[None, None]
         highest = F.max_pool3d(corners, 4, stride=1, padding=2)
         lowest = -F.max_pool3d(-corners, 4, stride=1, padding=2)
@@ -65,8 +67,7 @@ class OccupancyGrid:
 
     def __call__(self, points: Float[Tensor, "*points 3"]) -> Bool[Tensor, "*points"]:
         """Whether there can be density at the points."""
-        scale = self.cells / (2 * self.half_side)
-        cell = points.mul(scale).add_(self.cells / 2 + 1).clamp_(0, self.cells + 1).int()
+        cell = points.mul(self.scale).add_(self.cells / 2 + 1).clamp_(0, self.cells + 1).int()
         side = self.cells + 2
         x, y, z = cell.unbind(dim=-1)
         return self.occupied[(x * side + y) * side + z]
@@ -100,6 +101,11 @@ class PreparedSubject(Prepared):
         """Share of the grid's cells in which there can be density."""
         return float(self._grid.occupied.float().mean())
 
+    @property
+    def compiled(self) -> bool:
+        """Whether rays go through the compiled loop of `cips3d.models.ops.march`."""
+        return self._field is not None
+
     @torch.no_grad()
     def _refresh(self) -> None:
         g, styles = self.generator, self.styles.to(self.generator.shape_mean)
@@ -114,6 +120,24 @@ class PreparedSubject(Prepared):
         self._inr = g.inr.folded(styles.appearance, dtype)
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
+        self._field = self._compiled_field()
+
+    def _compiled_field(self) -> march.Field | None:
+        """The field as the compiled loop takes it; None where that does not apply."""
+        field, last = self.generator.nerf, self._film[-1][0]
+        c = field.config
+        if not last.is_cpu or last.dtype != torch.float32:
+            return None
+        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
+            return None
+        film = [(self._film[0][0] / c.extent, self._film[0][1]), *self._film[1:]]
+        gain, weight, bias = c.density_gain, field.density.weight, field.density.bias
+        return march.Field.of(
+            film,
+            density=(gain * weight, gain * bias + c.density_blob),
+            falloff=c.density_blob / (c.extent / 2) ** 2,
+            grid=(self._grid.occupied, self._grid.cells + 2, self._grid.scale),
+        )
 
     def _mapped_out(self) -> OccupancyGrid:
         g = self.generator
@@ -145,9 +169,32 @@ class PreparedSubject(Prepared):
 
     def _rendered(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> RayOutput:
         g = self.generator
-        field, n = g.nerf, rays.count
+        near, far = g.nerf.bounds(rays)
+        if self._field is not None and draws.noise is None and draws.coarse_noise is None:
+            marched = march.march(
+                self._field,
+                g.nerf.feature_layer.linear.out_features,
+                g.nerf.config.background,
+                (rays.origins[0], rays.directions[0]),
+                (near[0, :, 0], far[0, :, 0]),
+                (draws.jitter[0], draws.importance[0, :, : sampling.fine]),
+            )
+        else:
+            marched = self._marched(rays, near, far, sampling, draws)
+        hidden, depth, opacity, last_weight = (x[None] for x in marched)
+        depth = depth + (1 - opacity) * far[..., 0]
+        feature = g.nerf.project(hidden, opacity)
+        if self._behind is not None:
+            feature = feature + (1 - opacity)[..., None] * self._behind
+        rgb, aux = self._painted(feature[0], opacity[0])
+        return RayOutput(rgb, aux, depth, opacity, last_weight, feature)
+
+    def _marched(
+        self, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
+    ) -> march.Marched:
+        """As `march.march`, for every device, type and field."""
+        field = self.generator.nerf
         noise = 0.0 if draws.noise is None else draws.noise
-        near, far = field.bounds(rays)
         t = volume.stratified_depths(near, far, sampling.coarse, draws.jitter)
         always = field.config.background == "last" or draws.noise is not None
         samples = [self._evaluated(rays, t, always)]
@@ -161,23 +208,18 @@ class PreparedSubject(Prepared):
             t, order = torch.cat([t, fine_t], dim=-1).sort(dim=-1)
             sigma = torch.cat([s for s, _, _ in samples], dim=-1).gather(-1, order)
         weights = field.weights(t, sigma + noise, far)
-        opacity = weights.sum(dim=-1)
-        depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
         # the weights in the order in which the samples were evaluated
         unsorted = torch.empty_like(weights).scatter_(-1, order, weights)
         parts = unsorted.split([s.shape[-1] for s, _, _ in samples], dim=-1)
-        summed = t.new_zeros(n, field.feature_layer.linear.out_features)
+        summed = t.new_zeros(rays.count, field.feature_layer.linear.out_features)
         for (_, index, x), part in zip(samples, parts, strict=True):
             weight = part.flatten()[index]
             visible = (weight > torch.finfo(weight.dtype).eps).nonzero()[:, 0]
             ray = index[visible] // part.shape[-1]
             hidden = self._feature(x[visible], rays.directions[0, ray])
             summed.index_add_(0, ray, hidden * weight[visible, None])
-        feature = field.project(summed[None], opacity)
-        if self._behind is not None:
-            feature = feature + (1 - opacity)[..., None] * self._behind
-        rgb, aux = self._painted(feature[0], opacity[0])
-        return RayOutput(rgb, aux, depth, opacity, weights[..., -1], feature)
+        depth, opacity = (weights * t).sum(dim=-1)[0], weights.sum(dim=-1)[0]
+        return march.Marched(summed, depth, opacity, weights[0, :, -1])
 
     def _evaluated(
         self, rays: Rays, t: Tensor, everywhere: bool

@@ -19,6 +19,7 @@ from cips3d.errors import UserError
 from cips3d.model_paths import MODEL_FILE
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
+from cips3d.models.ops.precision import Precision, computing
 from cips3d.models.types import (
     DEFAULT_PSI,
     Latents,
@@ -121,6 +122,7 @@ class ImageGenerator(
         draws: RayDraws | None = None,
         chunk: int | None = None,
         window: Window = WHOLE,
+        precision: Precision = "float32",
     ) -> RenderOutput:
         """Images of the codes from the cameras; see `RayGenerator.render`."""
 
@@ -275,6 +277,7 @@ class RayGenerator(ImageGenerator):
         draws: RayDraws | None = None,
         chunk: int | None = None,
         window: Window = WHOLE,
+        precision: Precision = "float32",
     ) -> RenderOutput:
         """Images of any size from any cameras, or a part of them.
 
@@ -289,6 +292,7 @@ class RayGenerator(ImageGenerator):
             draws: random numbers of all rays that are rendered; none by default.
             chunk: rays rendered at a time; changes memory, not pixels. Chosen by default.
             window: rows and columns to render, such as `numpy.s_[:64, 100:200]`.
+            precision: see `cips3d.models.ops.precision`; a prepared subject has its own.
 
         Raises:
             UserError: if an argument is of another type, the resolution or chunk is below 1, no
@@ -316,7 +320,8 @@ class RayGenerator(ImageGenerator):
         styles, rays = ray_choices.paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)
-        stacked = ray_choices.in_chunks(render_rays, styles, rays, sampling, draws, chunk)
+        with computing("float32" if isinstance(codes, Prepared) else precision, self.device):
+            stacked = ray_choices.in_chunks(render_rays, styles, rays, sampling, draws, chunk)
         return ray_choices.as_images(stacked, height, width)
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:

@@ -19,6 +19,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @contextlib.contextmanager
+def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Computes in a precision; what has to stay in float32 leaves autocast by itself."""
+    dtype = inr_dtype(precision, device, torch.float32)
+    with (
+        fast_products(precision),
+        torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def fast_products(precision: Precision) -> Iterator[None]:
     """Lets float32 products on CPUs take oneDNN's route, if that is accurate; not for "float32"."""
     if precision == "float32" or not _onednn_is_accurate():

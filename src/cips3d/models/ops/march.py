@@ -1,0 +1,347 @@
+"""One subject's rays through its FiLM-SIREN field, as one compiled loop per block of rays.
+
+It computes what `PreparedSubject` computes in torch, for float32 on CPUs: densities of coarse and
+fine samples, compositing weights, and the weighted sum of the hidden features behind them. Samples
+are evaluated `LANES` at a time, one per vector lane, and all values stay in the cache.
+"""
+
+from __future__ import annotations
+
+import typing
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cips3d.models.ops.kernels import kernel
+from cips3d.models.ops.sine import _sine_of
+from cips3d.models.volume import ENDLESS
+
+#: Samples evaluated at a time, a multiple of every vector width.
+LANES = 128
+#: Columns of a matrix that one pass over its output takes.
+UNROLLED = 8
+#: The widest field: of wider ones the library for matrix products makes more.
+WIDEST = 96
+#: Rays handled at a time, and the fewest for which a second thread is worth starting.
+BLOCK, LEAST = 64, 1024
+
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+#: As in `volume`: against log 0, for empty bins (added twice), the narrowest bin.
+_TINY, _BIN, _NARROW = np.float32(1e-10), np.float32(2e-5), np.float32(1e-5)
+_EPSILON = np.float32(np.finfo(np.float32).eps)
+
+
+class Marched(typing.NamedTuple):
+    """What `march` returns for n rays."""
+
+    hidden: Float[Tensor, "n hidden"]
+    """Σ w h, the weighted sum of the last FiLM-SIREN layer"""
+    depth: Float[Tensor, " n"]
+    """Σ w t"""
+    opacity: Float[Tensor, " n"]
+    """Σ w"""
+    last_weight: Float[Tensor, " n"]
+
+
+class Field(typing.NamedTuple):
+    """A field of one style with everything folded into float32 matrices, output rows first.
+
+    Rows and columns are filled up with zeros to multiples of `UNROLLED`.
+    """
+
+    first: np.ndarray
+    """of positions in world units, like all of `layers` with its offset"""
+    first_offset: np.ndarray
+    layers: np.ndarray
+    """the other layers before the density, (layers, width, width)"""
+    offsets: np.ndarray
+    density: np.ndarray
+    density_offset: np.ndarray
+    feature: np.ndarray
+    """of the layer behind the density"""
+    feature_offset: np.ndarray
+    falloff: np.float32
+    """by which σ falls with the squared distance from the origin"""
+    occupied: np.ndarray
+    """(side³,) cells that can hold density"""
+    side: int
+    scale: np.float32
+    """cells per world unit"""
+
+    @staticmethod
+    def of(
+        film: list[tuple[Tensor, Tensor]],
+        density: tuple[Tensor, Tensor],
+        falloff: float,
+        grid: tuple[Tensor, int, float],
+    ) -> Field:
+        """A field of layers x ↦ sin(x M + c), the density's weight and bias, and a grid."""
+        matrices = [_filled(matrix.t()) for matrix, _ in film]
+        offsets = [_filled(offset.reshape(1, -1))[0] for _, offset in film]
+        width, inner = len(offsets[0]), len(film) - 2
+        occupied, side, scale = grid
+        return Field(
+            matrices[0],
+            offsets[0],
+            np.array(matrices[1:-1], np.float32).reshape(inner, width, width),
+            np.array(offsets[1:-1], np.float32).reshape(inner, width),
+            _filled(density[0]),
+            _filled(density[1][None])[0],
+            matrices[-1],
+            offsets[-1],
+            np.float32(falloff),
+            occupied.numpy(),
+            side,
+            np.float32(scale),
+        )
+
+
+def _filled(matrix: Float[Tensor, "rows columns"]) -> np.ndarray:
+    rows, columns = (-size % UNROLLED for size in matrix.shape)
+    return torch.nn.functional.pad(matrix.detach(), (0, columns, 0, rows)).numpy()
+
+
+def march(
+    field: Field,
+    hidden: int,
+    background: str,
+    rays: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor],
+    draws: tuple[Tensor, Tensor],
+) -> Marched:
+    """Volume rendering (paper Eq. 4) of n rays.
+
+    Args:
+        hidden: width of the layer behind the density.
+        background: as in the configuration.
+        rays: origins and directions (n, 3).
+        bounds: depths at which the volume begins and ends (n,).
+        draws: jitter (n, coarse) and importance draws (n, fine).
+    """
+    n = len(rays[0])
+    out = Marched(torch.zeros(n, hidden), torch.zeros(n), torch.zeros(n), torch.zeros(n))
+    arrays = [x.contiguous().numpy() for x in (*rays, *bounds, *draws)]
+    results = [x.numpy() for x in out]
+    modes = (background == "endless", background == "last")
+    threads = max(1, min(torch.get_num_threads(), n // LEAST))
+    # small parts, since rays that meet something are not evenly spread
+    size = -(-n // (threads * 8)) if threads > 1 else n
+    size = max(BLOCK, -(-size // BLOCK) * BLOCK)
+
+    def work(start: int) -> None:
+        part = slice(start, start + size)
+        _march(*field, *modes, *(a[part] for a in arrays), *(r[part] for r in results))
+
+    starts = range(0, n, size)
+    if threads == 1:
+        for start in starts:
+            work(start)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, starts))
+    return out
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _affine(matrix, offset, x, out, count):
+    """Computes matrix · x + offset, lane by lane."""
+    rows, columns = matrix.shape
+    whole = columns - columns % UNROLLED  # all of them; LLVM makes better code for this form
+    for c in range(0, rows, 2):  # two rows, so that an x that is loaded serves twice
+        one, two = out[c], out[c + 1]
+        for s in range(count):
+            one[s] = offset[c]
+        for s in range(count):
+            two[s] = offset[c + 1]
+        d = c + 1
+        for k in range(0, whole, UNROLLED):
+            a0, a1, a2, a3 = matrix[c, k], matrix[c, k + 1], matrix[c, k + 2], matrix[c, k + 3]
+            a4, a5, a6, a7 = matrix[c, k + 4], matrix[c, k + 5], matrix[c, k + 6], matrix[c, k + 7]
+            b0, b1, b2, b3 = matrix[d, k], matrix[d, k + 1], matrix[d, k + 2], matrix[d, k + 3]
+            b4, b5, b6, b7 = matrix[d, k + 4], matrix[d, k + 5], matrix[d, k + 6], matrix[d, k + 7]
+            for s in range(count):
+                x0, x1, x2, x3 = x[k, s], x[k + 1, s], x[k + 2, s], x[k + 3, s]
+                x4, x5, x6, x7 = x[k + 4, s], x[k + 5, s], x[k + 6, s], x[k + 7, s]
+                one[s] += (
+                    a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3 + a4 * x4 + a5 * x5 + a6 * x6 + a7 * x7
+                )
+                two[s] += (
+                    b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3 + b4 * x4 + b5 * x5 + b6 * x6 + b7 * x7
+                )
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _siren(matrix, offset, x, out, count):
+    """A FiLM-SIREN layer (Eq. 2), lane by lane."""
+    _affine(matrix, offset, x, out, count)
+    for c in range(matrix.shape[0]):
+        for s in range(count):
+            out[c, s] = _sine_of(out[c, s])
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _weigh(t, sigma, end, last, weights):
+    """As `RadianceField.weights`, for one ray."""
+    count, transmittance, total = t.shape[0], _ONE, _ZERO
+    for s in range(count):
+        weights[s] = _ZERO
+        if sigma[s] > _ZERO:
+            following = t[s + 1] if s + 1 < count else max(end, t[s])
+            transparency = np.exp((t[s] - following) * sigma[s])
+            weights[s] = (_ONE - transparency) * transmittance
+            transmittance *= transparency + _TINY
+        if s + 1 < count:
+            total += weights[s]
+    if last:
+        weights[count - 1] = _ONE - total
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _importance_depths(t, weights, u, cdf, out):
+    """As `volume.importance_depths`, for one ray."""
+    edges, total = t.shape[0] - 1, _ZERO
+    for i in range(1, edges):
+        total += weights[i] + _BIN
+    cdf[0] = _ZERO
+    for i in range(1, edges):
+        cdf[i] = cdf[i - 1] + (weights[i] + _BIN) / total
+    for j in range(u.shape[0]):
+        above = 0
+        while above < edges and cdf[above] <= u[j]:
+            above += 1
+        low, high = max(above - 1, 0), min(above, edges - 1)
+        from_, to = (t[low] + t[low + 1]) * _HALF, (t[high] + t[high + 1]) * _HALF
+        width = cdf[high] - cdf[low]
+        out[j] = from_ + (u[j] - cdf[low]) / (width if width >= _NARROW else _ONE) * (to - from_)
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _sorted(t, coarse, order):
+    """Finds the order of one ray's depths, of which the first `coarse` ones are sorted."""
+    count = t.shape[0]
+    for i in range(coarse, count):  # few moves, since most draws are sorted
+        j = i - 1
+        while j >= coarse and t[order[j]] > t[i]:
+            order[j + 1] = order[j]
+            j -= 1
+        order[j + 1] = i
+    a, b = 0, coarse
+    for i in range(count):
+        if b == count or (a < coarse and t[a] <= t[order[b]]):
+            order[i] = a
+            a += 1
+        else:
+            order[i] = order[b]
+            b += 1
+
+
+@typing.no_type_check
+@kernel(fastmath={"contract"})
+def _march(
+    first, first_offset, layers, offsets, density, density_offset, feature, feature_offset,
+    falloff, occupied, side, scale, endless, last,
+    origins, directions, near, far, jitter, importance, summed, depth, opacity, last_weight,
+):  # fmt: skip
+    coarse, fine = jitter.shape[1], importance.shape[1]
+    samples, width = coarse + fine, first.shape[0]
+    # of the rays of a block
+    t, sigma = np.empty((BLOCK, samples), np.float32), np.empty((BLOCK, samples), np.float32)
+    weights = np.empty((BLOCK, samples), np.float32)
+    order, cdf = np.empty(samples, np.int64), np.empty(coarse, np.float32)
+    sorted_t, sorted_sigma = np.empty(samples, np.float32), np.empty(samples, np.float32)
+    sorted_weights = np.empty(samples, np.float32)
+    # of the evaluated samples of a block
+    most = BLOCK * samples // LANES + 2
+    ray, sample = np.empty((most, LANES), np.int64), np.empty((most, LANES), np.int64)
+    used = np.empty(most, np.int64)
+    points = np.zeros((UNROLLED, LANES), np.float32)
+    activations = np.zeros((most, width, LANES), np.float32)
+    spare = np.zeros((max(width, feature.shape[0]), LANES), np.float32)
+    met = np.empty(BLOCK, np.bool_)
+    highest = np.float32(side - 1)
+    middle = highest * _HALF + _HALF
+    for start in range(0, origins.shape[0], BLOCK):
+        block = min(BLOCK, origins.shape[0] - start)
+        batch, count = 0, 0
+        met[:] = last
+        for stage in range(2 if fine > 0 else 1):
+            begin, stop = (0, coarse) if stage == 0 else (coarse, samples)
+            for r in range(block):
+                n = start + r
+                end = np.float32(ENDLESS) if endless else far[n]
+                if stage == 0:
+                    spacing = (far[n] - near[n]) / np.float32(coarse - 1)
+                    for s in range(coarse):
+                        moved = np.float32(s) + (jitter[n, s] - _HALF)
+                        t[r, s] = near[n] + moved * spacing
+                else:
+                    _weigh(t[r, :coarse], sigma[r, :coarse], end, last, weights[r, :coarse])
+                    _importance_depths(
+                        t[r, :coarse], weights[r, :coarse], importance[n], cdf, t[r, coarse:]
+                    )
+            for r in range(block):
+                n = start + r
+                for s in range(begin, stop):
+                    sigma[r, s] = _ZERO
+                    x = origins[n, 0] + t[r, s] * directions[n, 0]
+                    y = origins[n, 1] + t[r, s] * directions[n, 1]
+                    z = origins[n, 2] + t[r, s] * directions[n, 2]
+                    i = int(min(max(x * scale + middle, _ZERO), highest))
+                    j = int(min(max(y * scale + middle, _ZERO), highest))
+                    k = int(min(max(z * scale + middle, _ZERO), highest))
+                    if last or occupied[(i * side + j) * side + k]:
+                        points[0, count], points[1, count], points[2, count] = x, y, z
+                        ray[batch, count], sample[batch, count] = r, s
+                        count += 1
+                    if count == LANES or (count > 0 and r == block - 1 and s == stop - 1):
+                        lanes = (count + 15) // 16 * 16  # whole vectors are faster than remainders
+                        from_, to = activations[batch], spare
+                        _siren(first, first_offset, points, from_, lanes)
+                        for layer in range(layers.shape[0]):
+                            _siren(layers[layer], offsets[layer], from_, to, lanes)
+                            from_, to = to, from_
+                        if layers.shape[0] % 2:
+                            activations[batch, :, :lanes] = from_[:width, :lanes]
+                        _affine(density, density_offset, activations[batch], spare, lanes)
+                        for c in range(count):
+                            squared = (
+                                points[0, c] * points[0, c] + points[1, c] * points[1, c]
+                                + points[2, c] * points[2, c]
+                            )  # fmt: skip
+                            found = spare[0, c] - falloff * squared
+                            sigma[ray[batch, c], sample[batch, c]] = found
+                            if found > _ZERO:
+                                met[ray[batch, c]] = True
+                        used[batch] = count
+                        batch, count = batch + 1, 0
+        for r in range(block):
+            n = start + r
+            if not met[r]:
+                weights[r] = _ZERO
+                continue
+            _sorted(t[r], coarse, order)
+            for s in range(samples):
+                sorted_t[s], sorted_sigma[s] = t[r, order[s]], sigma[r, order[s]]
+            end = np.float32(ENDLESS) if endless else far[n]
+            _weigh(sorted_t, sorted_sigma, end, last, sorted_weights)
+            last_weight[n] = sorted_weights[samples - 1]
+            for s in range(samples):
+                weights[r, order[s]] = sorted_weights[s]
+                opacity[n] += sorted_weights[s]
+                depth[n] += sorted_weights[s] * sorted_t[s]
+        for done in range(batch):
+            lanes = (used[done] + 15) // 16 * 16
+            _siren(feature, feature_offset, activations[done], spare, lanes)
+            for c in range(used[done]):
+                weight = weights[ray[done, c], sample[done, c]]
+                if weight > _EPSILON:
+                    for h in range(summed.shape[1]):
+                        summed[start + ray[done, c], h] += weight * spare[h, c]
