@@ -56,7 +56,7 @@ def measure(config: TrainConfig, return_freed: bool, connection: Connection) -> 
     heads = preset("heads-32")
     take_steps(replace(heads, stages=(replace(heads.stages[0], batch=2),)))
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     take_steps(config)
     connection.send(resident("VmHWM") - before)
 
@@ -73,7 +73,7 @@ def take_steps(config: TrainConfig) -> None:
 
 def resident(name: str) -> int:
     """Resident memory of this process in bytes: now (VmRSS) or its peak (VmHWM)."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None
     return int(found[1]) * 1024
 

@@ -92,7 +92,9 @@ class Command:
         found = []
         for group in groups:
             value = (ANY_VERB | own).get(group[0])
-            found += group if value is None else [group[0], value]
+            if self.verb == "data build" and group[0] == "--resolution" and len(group) > 2:
+                value = "4 8"  # several, which go into a folder
+            found += group if value is None else [group[0], *value.split()]
         for option, value in own.items():
             if option not in found:
                 found += [option, value]
@@ -102,7 +104,7 @@ class Command:
 def commands(page: Path) -> list[Command]:
     """The commands of a page's blocks of code, in order."""
     found = []
-    for number, line in _logical_lines(page.read_text()):
+    for number, line in _logical_lines(page.read_text(encoding="utf-8")):
         if re.match(r"(\S*/)?cips3d\s", line) or re.search(r"-m cips3d\s", line):
             found.append(Command(page.name, number, line))
     return found
@@ -110,13 +112,17 @@ def commands(page: Path) -> list[Command]:
 
 def mentions(page: Path) -> list[str]:
     """Commands in the prose of a page, perhaps with placeholders: `cips3d train RUN --seed S`."""
-    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     return [" ".join(found.split()) for found in re.findall(r"`cips3d\s([^`]+)`", prose)]
 
 
 def python(page: Path) -> list[str]:
     """The page's blocks of Python, with small settings."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     for old, new in PYTHON.items():
         blocks = [block.replace(old, new) for block in blocks]
     return blocks

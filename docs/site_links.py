@@ -28,7 +28,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         if not (root / target).is_file():
             continue  # stays a broken link, which --strict refuses
         if target.endswith(".py"):
-            content = source_page(target, (root / target).read_text())
+            content = source_page(target, (root / target).read_text(encoding="utf-8"))
             files.append(File.generated(config, _page_name(target), content=content))
         else:
             files.append(File.generated(config, target, abs_src_path=str(root / target)))

@@ -106,7 +106,9 @@ def run_name(config: TrainConfig) -> str:
 @cache
 def _stored(record: Path) -> TrainConfig:
     """The configuration in a record; fields that are newer than the record have their defaults."""
-    return from_dict(TrainConfig, json.loads(record.read_text())["config"], str(record))
+    return from_dict(
+        TrainConfig, json.loads(record.read_text(encoding="utf-8"))["config"], str(record)
+    )
 
 
 def measure(config: TrainConfig) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     name = run_name(config)
     record = RECORDS / f"{name}.json"
     if record.exists():
-        return json.loads(record.read_text())
+        return json.loads(record.read_text(encoding="utf-8"))
     folder = RUNS / name
     print(f"training {folder}, unless it is finished", flush=True)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -160,7 +162,9 @@ def train_run(config: TrainConfig, folder: Path) -> Path:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def log_curve(log: list[dict[str, Any]], distance: str) -> list[tuple[float, float]]:
@@ -171,7 +175,7 @@ def log_curve(log: list[dict[str, Any]], distance: str) -> list[tuple[float, flo
 def write_json(path: Path, content: Any, indent: int) -> None:
     """Writes a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def measure_all(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
@@ -299,7 +303,7 @@ def bundled_digest(*sources: str) -> str:
     texts = []
     for source in sources:
         with as_file(files("cips3d") / source) as path:
-            texts.append(path.read_text())
+            texts.append(path.read_text(encoding="utf-8"))
     return weights_digest(weights, "".join(texts), size=4)
 
 

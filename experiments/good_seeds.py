@@ -91,7 +91,7 @@ def main() -> None:
     logit = torch.stack([logits(view) for view in images]).sum(dim=0)
     order = (ranks(distance) + ranks(-logit)).argsort().tolist()
     seeds = distinct(order, load_head_network().identity(images[1]))
-    OUT.write_text(json.dumps({MODEL: seeds}) + "\n")
+    OUT.write_text(json.dumps({MODEL: seeds}) + "\n", encoding="utf-8")
     SHEET.parent.mkdir(exist_ok=True)
     save_image(SHEET, image_grid(images[1][seeds], columns=8))
     print(f"{len(seeds)} seeds in {OUT}; the subjects: {SHEET}")

@@ -90,7 +90,7 @@ def inverted(index: int, wrong: bool) -> dict[str, Any]:
     """Figures of one head's inversion, after each step; computed once."""
     path = record(index, wrong)
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     generator, discriminator = cips3d.load("heads"), pretrained.load_main_discriminator("heads")
     side = generator.config.resolution

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,8 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from cips3d.camera import Camera
 from cips3d.cli import main
+from cips3d.cli.train import run_with_progress
 from cips3d.data import ImageDataset
 from cips3d.data.build import Recipe, build_zip
 from cips3d.data.check import check
@@ -55,7 +61,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
 def test_a_zip_holds_what_the_dataset_would_read(folder: Path, tmp_path: Path) -> None:
     for filter in ("lanczos", "box"):
         out = tmp_path / f"{filter}.zip"
-        assert build_zip(folder, out, Recipe(8, filter=filter)) == (5, [])
+        assert build_zip(folder, out, Recipe(8, filter=filter)) == (5, [], "")
         direct, built = ImageDataset(folder, 8, filter), ImageDataset(out, 8)
         assert all(torch.equal(direct[i], built[i]) for i in range(5))
         record = json.loads(zipfile.ZipFile(out).read("dataset.json"))
@@ -111,9 +117,9 @@ def test_class_numbers_are_kept_too(folder: Path, tmp_path: Path) -> None:
 def test_frames_of_a_video(tmp_path: Path) -> None:
     frames = [np.full((32, 48, 3), 20 * i, dtype=np.uint8) for i in range(10)]
     save_frames(tmp_path / "clip.mp4", frames, fps=10)
-    assert build_zip(tmp_path / "clip.mp4", tmp_path / "all.zip", Recipe(16)) == (10, [])
+    assert build_zip(tmp_path / "clip.mp4", tmp_path / "all.zip", Recipe(16)) == (10, [], "")
     few = build_zip(tmp_path / "clip.mp4", tmp_path / "some.zip", Recipe(16), every=4, most=2)
-    assert few == (2, [])
+    assert few == (2, [], "")
     some = ImageDataset(tmp_path / "some.zip", 16)
     assert [float(some[i].float().mean()) for i in range(2)] == pytest.approx([0, 80], abs=6)
 
@@ -126,7 +132,7 @@ def test_a_damaged_videos_frames_up_to_the_damage(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])  # the index comes first, so it can be opened
     with pytest.raises(UserError, match=r"clip\.mp4: is damaged after frame"):
         build_zip(path, tmp_path / "all.zip", Recipe(16))
-    written, skipped = build_zip(path, tmp_path / "some.zip", Recipe(16), skip_bad=True)
+    written, skipped, _ = build_zip(path, tmp_path / "some.zip", Recipe(16), skip_bad=True)
     assert 0 < written < 20 and "is damaged after frame" in skipped[0]
     assert len(ImageDataset(tmp_path / "some.zip", 16)) == written
 
@@ -264,6 +270,129 @@ def crafted(path: Path, kind: str, content: bytes) -> Path:
             data[data.find(signature) + offset] |= 1
         path.write_bytes(bytes(data))
     return path
+
+
+def test_a_zip_per_resolution_holds_what_the_largest_one_gives(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [[f"{i}.png", Camera.orbit(0.1 * i).to_label()[0].tolist()] for i in range(5)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    out = tmp_path / "out"
+    command = ["data", "build", folder, out, "--resolution", "16", "4", "8", "--filter", "box"]
+    main([str(word) for word in command])
+    assert "5 images of 4², 8², 16²" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["16.zip", "4.zip", "8.zip"]
+    for side, used in {4: 4, 6: 8, 8: 8, 16: 16}.items():
+        data, largest = ImageDataset(out, side), ImageDataset(out / "16.zip", side)
+        direct = ImageDataset(out / f"{used}.zip", side)
+        assert len(data) == 5 and data.filter == "box"
+        assert data.labels is not None and torch.equal(data.labels, largest.labels)  # type: ignore
+        assert all(torch.equal(data[i], direct[i]) for i in range(5))
+        assert side == 6 or all(torch.equal(data[i], largest[i]) for i in range(5))
+        with zipfile.ZipFile(out / f"{used}.zip") as archive:
+            assert Image.open(archive.open(data.names[0])).width == used
+    main(["data", "check", str(out), "--resolution", "8"])  # of 8.zip
+    assert "8 to 8 pixels" in capsys.readouterr().out
+    assert "smaller than the resolution 32" in error_of(
+        capsys, "data", "build", out, tmp_path / "larger.zip", "--resolution", 32
+    )
+    for bad in ([tmp_path / "new.zip", "--resolution", 8, 4], [tmp_path / "new", "--resolution"]):
+        assert any(
+            word in error_of(capsys, "data", "build", folder, *bad)
+            for word in ("leave out .zip", "--resolution")
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_other_zips_is_a_folder_of_images(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "2023.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    data = ImageDataset(folder, 8)
+    assert len(data) == 5 and data.passed_over == "passed over 1 file: 1 .zip"
+
+
+def test_what_is_passed_over_is_printed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (folder / "notes.txt").write_text("")
+    line = "passed over 1 file: 1 .txt"
+    main(["data", "check", str(folder)])
+    assert line in capsys.readouterr().out
+    main(["data", "build", str(folder), str(tmp_path / "out.zip"), "--resolution", "8"])
+    assert line in capsys.readouterr().out
+    monkeypatch.setattr("cips3d.training.loop.train", lambda run, show: run.model_path)
+    run_with_progress(tiny.config(str(folder)), tmp_path / "run")
+    assert f"{folder}: {line}" in capsys.readouterr().err
+
+
+def test_the_pixel_limit_is_an_option(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of 24 x 16
+    build = ["data", "build", str(folder), str(tmp_path / "out.zip"), "--resolution", "8"]
+    assert "raise --max-pixels of cips3d data build" in error_of(capsys, *build)
+    assert "more than the 383 pixels" in error_of(capsys, *build, "--max-pixels", "383")
+    main([*build, "--max-pixels", "384"])
+    main(["data", "check", str(folder), "--max-pixels", "384"])
+    assert "5 images would stop" in error_of(capsys, "data", "check", folder)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "faults"),
+    [
+        ([], "none", 0),
+        (None, "none", 0),
+        ([["0.png", 1], ["1.png", 2]], "class numbers", 0),
+        ([["0.png", 1]], "class numbers", 1),
+        ([["0.png", 1], ["1.png", [0.5] * 25]], "cameras", 1),
+        ([["0.png", [1.0] * 25], ["1.png", [0.5] * 24]], "cameras", 1),
+    ],
+)
+def test_check_build_and_train_agree_on_labels(
+    tmp_path: Path, labels: Any, kind: str, faults: int
+) -> None:
+    data = tmp_path / "data"
+    for i in range(2):
+        noise_image(data / f"{i}.png", seed=i)
+    (data / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8-sig")
+    report = check(data)
+    assert (report.labels, report.faults) == (kind, faults)
+    for use in (
+        lambda: build_zip(data, tmp_path / "out.zip", Recipe(8)),
+        lambda: ImageDataset(data, 8),
+    ):
+        if faults:
+            with pytest.raises(UserError, match="label"):
+                use()
+        else:
+            use()
+    if not faults:
+        found = json.loads(zipfile.ZipFile(tmp_path / "out.zip").read("dataset.json"))["labels"]
+        assert (found is None) == (kind == "none")
+
+
+def test_a_locale_without_utf8_changes_nothing(tmp_path: Path) -> None:
+    image = noise_image(tmp_path / "0.png").read_bytes()
+    label = Camera.orbit(0.1).to_label()[0].tolist()
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("Bögen/é.png", image)
+        content = json.dumps({"labels": [["é.png", label]]}, ensure_ascii=False)
+        archive.writestr("Bögen/dataset.json", content.encode("utf-8-sig"))
+    code = (
+        "import sys; from cips3d.cli import main; assert not sys.flags.utf8_mode\n"
+        "main(['data', 'check', 'in.zip'])\n"
+        "main(['data', 'build', 'in.zip', 'out.zip', '--resolution', '8'])"
+    )
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, env=os.environ | environment | path
+    )
+    data = ImageDataset(tmp_path / "out.zip", 8)
+    assert data.labels is not None and data.labels[0].tolist() == pytest.approx(label)
 
 
 # ---------------------------------------------------------------- check

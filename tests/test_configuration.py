@@ -26,6 +26,7 @@ from cips3d.configuration import (
     with_settings,
 )
 from cips3d.errors import UserError
+from cips3d.model_paths import local_file
 from cips3d.models.config import GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.registry import GENERATORS, generator_class
@@ -245,3 +246,6 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(to_dict(tiny.GENERATOR)), encoding="utf-8-sig")
     assert read_json(GeneratorConfig, path) == tiny.GENERATOR
+    path.write_text('{"stages": []}', encoding="utf-8-sig")
+    with pytest.raises(UserError, match="is the folder of a run"):
+        local_file(tmp_path)

@@ -1,6 +1,8 @@
 """A file appears whole or not at all, and whether it can is known before."""
 
+import ast
 import os
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,20 @@ def test_follows_a_symbolic_link(tmp_path):
         temporary.write_text("x")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "x"
+
+
+def test_text_is_utf8_whatever_the_locale():
+    root = Path(__file__).parents[1]
+    for path in [*root.glob("src/**/*.py"), *root.glob("*/*.py")]:
+        if path.parent.name == "tests":
+            continue
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                name = getattr(call.func, "attr", getattr(call.func, "id", None))
+                texts = name in ("read_text", "write_text") or (
+                    name == "open"
+                    and isinstance(call.func, ast.Name)
+                    and not any(isinstance(a, ast.Constant) and "b" in a.value for a in call.args)
+                )
+                named = any(keyword.arg == "encoding" for keyword in call.keywords)
+                assert named or not texts, f"{path}:{call.lineno}"

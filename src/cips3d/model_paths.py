@@ -70,6 +70,6 @@ def check_replaces_nothing(path: Path, *inputs: str | Path | None) -> None:
 def _is_run(folder: Path) -> bool:
     """Whether a folder's config.json is a training run's."""
     try:
-        return "stages" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return "stages" in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError):
         return False

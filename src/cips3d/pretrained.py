@@ -58,7 +58,7 @@ def save(
         return
     write_tensors(path / MODEL_FILE, tensors, _KEY, entry)
     with atomic_path(path / CONFIG_NAME) as temporary:
-        temporary.write_text(json.dumps(entry["generator"], indent=2) + "\n")
+        temporary.write_text(json.dumps(entry["generator"], indent=2) + "\n", encoding="utf-8")
 
 
 def push_to_hub(

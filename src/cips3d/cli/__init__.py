@@ -166,7 +166,7 @@ def help_page(text: str, function: Callable[..., None]) -> str:
     """The parser's help with lines that fit the terminal, and the examples of the docstring."""
     width = shutil.get_terminal_size().columns
     lines = [
-        line if line[:1] in "╭│╰" else "\n".join(textwrap.wrap(line, width))
+        line if line[:1] in "╭│╰" else "\n".join(textwrap.wrap(line, width, break_on_hyphens=False))
         for line in text.splitlines()
     ]
     examples = (inspect.getdoc(function) or "").partition("Examples:\n")[2]

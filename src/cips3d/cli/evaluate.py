@@ -88,7 +88,9 @@ def evaluate_model(
         print(f"try next: cips3d eval {model} --json-file figures.json")
         return
     with atomic_path(json_file) as temporary:
-        temporary.write_text(json.dumps({"model": model} | found.as_json(), indent=2) + "\n")
+        temporary.write_text(
+            json.dumps({"model": model} | found.as_json(), indent=2) + "\n", encoding="utf-8"
+        )
     finished(json_file, "docs/metrics.md explains each figure")
 
 

@@ -126,7 +126,7 @@ def invert(
             cips3d.save(fitted, paths[MODEL_FILE], pretrained.load_discriminators(model))
             subject.Subject(found.styles, found.camera).save(paths[SUBJECT_FILE], fitted)
             text = json.dumps(content | {"loss": found.loss}, indent=2)
-            paths[CAMERA_FILE].write_text(f"{text}\n")
+            paths[CAMERA_FILE].write_text(f"{text}\n", encoding="utf-8")
             media.save_image(paths[REPORT_FILE], comparisons.inversion_sheet(pixels, found))
             side = size_of(fitted, None)
             views = sheets.view_sheet(fitted, found.styles, cameras, side, show=("image", "depth"))

@@ -246,6 +246,7 @@ def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None)
 
 def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
     """Runs a configuration; the main process shows progress and returns the model's file."""
+    from cips3d.data import ImageDataset
     from cips3d.training import loop
     from cips3d.training.allocator import keep_freed_memory
     from cips3d.training.run import Run
@@ -253,6 +254,8 @@ def run_with_progress(config: TrainConfig, run_dir: Path) -> Path | None:
     keep_freed_memory()
     run = Run(config, run_dir)
     is_main, device = run.accelerator.is_main_process, run.accelerator.device.type
+    if is_main and isinstance(run.dataset, ImageDataset) and run.dataset.passed_over:
+        print(f"{config.data}: {run.dataset.passed_over}", file=sys.stderr)
     with progress(f"training on {device}", run.progress(), shown=is_main) as report:
 
         def show(share: float, figures: dict[str, float]) -> None:

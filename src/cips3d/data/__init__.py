@@ -9,7 +9,7 @@ __all__ = ["Dataset", "ImageDataset", "Truth", "open_dataset"]
 
 
 def open_dataset(name: str, resolution: int) -> Dataset:
-    """Opens "heads" or "heads-cartoon", the embedded dataset, or the path of a folder or zip.
+    """Opens "heads" or "heads-cartoon", the embedded dataset, or a path (see `ImageDataset`).
 
     Raises:
         UserError: if there is no such dataset, or one of its images cannot be used.

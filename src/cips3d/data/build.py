@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,19 @@ from PIL import Image
 
 from cips3d.configuration import Configuration, Count
 from cips3d.data.images import Filter, central_square, check_size
-from cips3d.data.layout import LABEL_FILE, Labels, check_free, member_name, read_labels, write_files
-from cips3d.data.sources import check_pixels, image_names, open_image, open_source, upright_rgb
+from cips3d.data.layout import (
+    LABEL_FILE,
+    Labels,
+    check_free,
+    member_name,
+    new_folder,
+    new_zip,
+    read_contents,
+)
+from cips3d.data.pixels import upright_rgb
+from cips3d.data.sources import check_pixels, open_image, open_source
 from cips3d.errors import UserError, first_line, printable
-from cips3d.files import png
+from cips3d.files import atomic_path, png
 
 #: Extensions of videos, in any case.
 VIDEO_EXTENSIONS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
@@ -49,6 +58,14 @@ class Recipe(Configuration):
         return central_square(image, self.resolution, self.filter)
 
 
+class Built(NamedTuple):
+    """What was written, and what was not."""
+
+    images: int
+    skipped: list[str]  # one line per skipped image that says why
+    passed_over: str  # a line for the source's files that are no images; empty if all are
+
+
 class _Entry(NamedTuple):
     """One image of a source."""
 
@@ -61,37 +78,47 @@ def build_zip(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     recipe: Recipe,
+    smaller: Sequence[int] = (),
     every: int = 1,
     most: int | None = None,
     skip_bad: bool = False,
     progress: Callable[[int], object] = lambda done: None,
-) -> tuple[int, list[str]]:
+) -> Built:
     """Writes the images of a folder or zip, or the frames of a video, into a new zip.
 
-    Equal sources give equal files. `dataset.json` holds the recipe and the source's labels, of any
-    kind, under the new names.
+    Equal sources give equal files. `dataset.json` holds the recipe and the source's labels under
+    the new names.
 
     Args:
+        smaller: further resolutions, below the recipe's. Then `out` is a new folder with one zip
+            per resolution, such as 64.zip. A small zip holds exactly what `ImageDataset` makes of
+            the largest one, but need not decode it.
         every: takes every Nth image or frame.
         most: largest number of images to write.
         progress: called with the number of images read so far.
-
-    Returns:
-        The number of images written, and one line per skipped image that says why.
 
     Raises:
         UserError: if the source or, without `skip_bad`, an image cannot be used, or the zip cannot
             be written.
     """
-    path = Path(source)
-    if Path(out).suffix.lower() != ".zip":
+    path, target = Path(source), Path(out)
+    is_zip = target.suffix.lower() == ".zip"
+    if smaller and is_zip:
+        raise UserError(f"{out}: several resolutions go into a new folder; leave out .zip")
+    if not smaller and not is_zip:
         raise UserError(f"{out}: give a path that ends in .zip")
     check_free(out)
-    entries, labels = _entries(path)
+    entries, labels, passed_over = _entries(path)
     written: list[tuple[str, Any]] = []
     skipped: list[str] = []
-
-    def files() -> Iterator[tuple[str, bytes]]:
+    with ExitStack() as stack:
+        if smaller:
+            folder = stack.enter_context(new_folder(target))
+            sides = [*smaller, recipe.resolution]
+            files = {side: folder / f"{side}.zip" for side in sides}
+        else:
+            files = {recipe.resolution: stack.enter_context(atomic_path(target))}
+        zips = {side: stack.enter_context(new_zip(file)) for side, file in files.items()}
         usable = _up_to_damage(entries, skipped) if skip_bad else entries
         for number, entry in islice(enumerate(usable), None, None, every):
             if most is not None and len(written) >= most:
@@ -106,18 +133,19 @@ def build_zip(
                     raise
                 skipped.append(str(error))
                 continue
-            target = member_name(len(written))
-            yield target, png(square)
-            written.append((target, label))
+            name = member_name(len(written))
+            for side, add in zips.items():
+                add(name, png(central_square(square, side, recipe.filter)))
+            written.append((name, label))
         if not written:
             reason = f": {skipped[0]}" if skipped else ""
             raise UserError(f"{printable(path)}: none of its images can be used{reason}")
-        record = {"source": path.name, "every": every, "images": len(written)} | vars(recipe)
-        content = {"labels": None if labels is None else written, "cips3d": record}
-        yield LABEL_FILE, json.dumps(content).encode()
-
-    write_files(out, files())
-    return len(written), skipped
+        for side, add in zips.items():
+            settings = vars(replace(recipe, resolution=side))
+            record = {"source": path.name, "every": every, "images": len(written)} | settings
+            content = {"labels": None if labels is None else written, "cips3d": record}
+            add(LABEL_FILE, json.dumps(content).encode())
+    return Built(len(written), skipped, passed_over)
 
 
 def _up_to_damage(entries: Iterator[_Entry], skipped: list[str]) -> Iterator[_Entry]:
@@ -128,16 +156,17 @@ def _up_to_damage(entries: Iterator[_Entry], skipped: list[str]) -> Iterator[_En
         skipped.append(str(error))
 
 
-def _entries(path: Path) -> tuple[Iterator[_Entry], Labels | None]:
-    """The images of a source in order, and its labels."""
+def _entries(path: Path) -> tuple[Iterator[_Entry], Labels | None, str]:
+    """The images of a source in order, its labels, and the line for what is passed over."""
     if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
-        return _frames(path), None
+        return _frames(path), None, ""
     source = open_source(path)
+    contents = read_contents(source)
     entries = (
         _Entry(name, printable(source.place(name)), partial(open_image, source, name))
-        for name in image_names(source)
+        for name in contents.names
     )
-    return entries, read_labels(source)
+    return entries, contents.labels, contents.passed_over
 
 
 def _frames(path: Path) -> Iterator[_Entry]:

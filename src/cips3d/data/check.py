@@ -14,8 +14,9 @@ import torch
 
 from cips3d.camera import Camera, is_centred, is_rigid
 from cips3d.data.images import central_square
-from cips3d.data.layout import LABEL_SIZE, Labels, read_labels
-from cips3d.data.sources import image_names, open_image, open_source, upright_rgb
+from cips3d.data.layout import LABEL_SIZE, Labels, read_contents
+from cips3d.data.pixels import upright_rgb
+from cips3d.data.sources import open_image, open_source
 from cips3d.errors import UserError, printable
 
 #: Columns of a contact sheet, its largest number of images, and the side of each, pixels.
@@ -33,6 +34,7 @@ class DataReport:
     names: list[str]  # of all images
     resolution: int | None  # of the training run
     labels: str  # their kind
+    passed_over: str = ""  # a line for the files that are no images
     #: Median distance from the origin and field of view (degrees) of the labels' cameras.
     camera: tuple[float, float] | None = None
     unreadable: list[str] = field(default_factory=list)  # one line per image
@@ -59,6 +61,7 @@ class DataReport:
         """The report as text."""
         readable = len(self.names) - len(self.unreadable)
         lines = [f"{len(self.names):,} images, {readable:,} readable; labels: {self.labels}"]
+        lines += [self.passed_over] if self.passed_over else []
         if self.camera is not None:
             distance, fov = self.camera
             view = f"distance {distance:.3g}, field of view {fov:.4g} degrees"
@@ -69,7 +72,7 @@ class DataReport:
         for title, entries in {
             "unreadable": self.unreadable,
             f"smaller than {self.resolution} pixels": self.too_small,
-            "camera label missing or malformed": self.unlabelled,
+            "label missing or malformed": self.unlabelled,
             odd: self.odd_labels,
             "identical pixels": [" = ".join(group) for group in self.duplicates],
         }.items():
@@ -108,12 +111,13 @@ def check(
     Raises:
         UserError: if the folder, the zip or its labels cannot be read, or there are no images.
     """
-    source = open_source(Path(path))
-    names = image_names(source)
-    labels = read_labels(source)
-    report = DataReport([printable(name) for name in names], resolution, _kind(labels, names))
-    if labels is not None and not labels.are_classes:
-        _check_cameras(report, labels, names)
+    source = open_source(Path(path), resolution)
+    contents = read_contents(source)
+    names, labels = contents.names, contents.labels
+    shown_names = [printable(name) for name in names]
+    report = DataReport(shown_names, resolution, _kind(labels), contents.passed_over)
+    if labels is not None:
+        _check_labels(report, labels, names)
     total, squares, count = np.zeros(3), np.zeros(3), 0  # of colours
     digests: dict[bytes, list[str]] = {}
     shown = {i * len(names) // SHEET_IMAGES for i in range(SHEET_IMAGES)}
@@ -155,24 +159,24 @@ def check(
     return report
 
 
-def _kind(labels: Labels | None, names: list[str]) -> str:
+def _kind(labels: Labels | None) -> str:
     """What the report says of the labels."""
     if labels is None:
         return "none"
-    kind = "class numbers" if labels.are_classes else "cameras"
-    missing = sum(name not in labels.by_name for name in names)
-    return kind + (f", missing for {missing:,} images" if missing else "")
+    return "class numbers" if labels.are_classes else "cameras"
 
 
-def _check_cameras(report: DataReport, labels: Labels, names: list[str]) -> None:
-    """Reports malformed and odd camera labels, and the median camera of the others."""
+def _check_labels(report: DataReport, labels: Labels, names: list[str]) -> None:
+    """Reports missing, malformed and odd labels, and the median camera of the others."""
     well_formed: dict[str, list[float]] = {}
     for name in names:
         try:
-            well_formed[name] = labels.camera(name)
+            well_formed[name] = labels[name]
         except UserError as error:
             report.unlabelled.append(str(error))
             report.faulty.add(name)
+    if labels.are_classes:
+        return
     numbers = torch.tensor(list(well_formed.values())).reshape(-1, LABEL_SIZE)
     usable = is_centred(numbers) & is_rigid(numbers)
     report.odd_labels = [

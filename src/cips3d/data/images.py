@@ -22,8 +22,9 @@ from torch.utils.data import Dataset
 
 from cips3d.camera import is_centred, is_rigid
 from cips3d.configuration import Count, validated
-from cips3d.data.layout import read_labels, read_recipe
-from cips3d.data.sources import Folder, Source, image_names, open_image, open_source, upright_rgb
+from cips3d.data.layout import read_contents
+from cips3d.data.pixels import upright_rgb
+from cips3d.data.sources import Folder, Source, open_image, open_source
 from cips3d.errors import UserError, printable
 
 #: Pillow's resampling: "lanczos" is sharper, "box" averages areas.
@@ -34,13 +35,15 @@ class ImageDataset(Dataset[Tensor]):
     """Square images from a folder (with its subfolders) or a zip, in the order of their names.
 
     Each image is turned upright (EXIF), composited onto white where it is transparent, converted
-    to RGB, cropped to its central square and resized. Sizes may differ. Hidden files and
-    `__MACOSX` are skipped. Of an animation, only the first frame is used.
+    to sRGB, cropped to its central square and resized. Sizes may differ. Hidden files and
+    `__MACOSX` are skipped. Of an animation, only the first frame is used. Of a folder that holds a
+    zip per resolution (`cips3d data build --resolution 32 64 …`), one zip is read.
 
     Attributes:
         names: sorted paths of the images inside the folder or zip, with forward slashes.
         labels: (N, 25) camera labels in the order of the items (see `Camera.from_label`), or None
             if there are none or they are class numbers.
+        passed_over: a line that counts and names the files that are no images; empty if all are.
     """
 
     #: Each image is decoded on its own.
@@ -65,16 +68,18 @@ class ImageDataset(Dataset[Tensor]):
         """
         self.path = Path(path)
         self.resolution: int = validated(Count, resolution, "resolution")
-        self._source = open_source(self.path)
-        recorded = (read_recipe(self._source) or {}).get("filter")
+        self._source = open_source(self.path, self.resolution)
+        contents = read_contents(self._source)
+        self.names, self.passed_over = contents.names, contents.passed_over
+        self._recipe = contents.recipe
+        recorded = (self._recipe or {}).get("filter")
         default = recorded if recorded in get_args(Filter) else "lanczos"
         self.filter: Filter = validated(Filter, filter or default, "filter")
-        self.names = image_names(self._source)
-        labels = read_labels(self._source)
         self.labels: Float[Tensor, "count 25"] | None = None
-        if labels is not None and not labels.are_classes:
-            numbers = [labels.camera(name) for name in self.names]
-            self.labels = torch.tensor(numbers, dtype=torch.float32)
+        if contents.labels is not None:
+            labels = [contents.labels[name] for name in self.names]
+            if not contents.labels.are_classes:
+                self.labels = torch.tensor(labels, dtype=torch.float32)
         for name in self.names:
             with open_image(self._source, name) as image:
                 size = image.size
@@ -116,7 +121,7 @@ class ImageDataset(Dataset[Tensor]):
     def description(self) -> dict[str, Any]:
         """The settings that the images depend on; "built" is the record of `cips3d data build`."""
         sizes = {"images": len(self), "resolution": self.resolution, "filter": self.filter}
-        return {"name": str(self.path), **sizes, "built": read_recipe(self._source)}
+        return {"name": str(self.path), **sizes, "built": self._recipe}
 
     @property
     def fingerprint(self) -> str:

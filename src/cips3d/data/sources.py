@@ -1,4 +1,4 @@
-"""Opens a user's images in a folder or zip: safely, upright and as RGB.
+"""Opens the files of a folder or zip, and the images among them, safely.
 
 Decompression bombs (of pixels and of bytes) and zips whose members point outside the zip are
 refused. Only the decoders of known formats are tried: Pillow passes PostScript to Ghostscript,
@@ -7,28 +7,35 @@ whatever the file is called.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from cips3d.data.pixels import UnclearPixelsError, check_kind, check_pages
 from cips3d.errors import UserError, first_line, printable
 
 #: Pillow's decoders. Pillow chooses by content.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-#: Extensions of images, in any case. Other files are skipped.
-EXTENSIONS = (
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+#: Extensions of images, in any case. Other files are passed over.
+_EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
     *(".gif", ".avif"),
 )
+#: HEIC is read where its plug-in is installed, which Pillow does not load by itself.
+HEIF_EXTENSIONS, HEIF_REMEDY = (".heic", ".heif", ".hif"), "install pillow-heif"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+with contextlib.suppress(ImportError):
+    import_module("pillow_heif").register_heif_opener()
 #: Largest unpacked size of an image in a zip, and of any other member, bytes.
 MOST_BYTES, MOST_OTHER_BYTES = 2**28, 2**30
 # Pillow takes 16 MiB of unpacked text or colour profile for an attack; scanners write more
@@ -77,39 +84,44 @@ class Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
         self._owner = 0
 
     def names(self) -> list[str]:
-        names = [info.filename for info in self._opened().infolist() if not info.is_dir()]
-        for name in names:
-            inside = PureWindowsPath(name)  # understands both kinds of slash, and drives
+        """Names with forward slashes; some programs on Windows write others."""
+        archive = self._opened()
+        for info in archive.infolist():
+            inside = PureWindowsPath(info.filename)  # understands both kinds of slash, and drives
             if inside.anchor or ".." in inside.parts:
-                fault = f"its member {printable(name)} points outside the zip"
+                fault = f"its member {printable(info.filename)} points outside the zip"
                 raise UserError(f"{printable(self.path)}: {fault}; create the zip again")
-        return names
+        return [name for name in self._members if not name.endswith("/")]
 
     def open(self, name: str) -> Any:  # a readable, seekable binary file
-        size = self._opened().getinfo(name).file_size
+        archive, info = self._opened(), self._members[name]
         most = MOST_BYTES if is_image(name) else MOST_OTHER_BYTES
-        if size > most:
-            fault = f"unpacks to {size} bytes, more than {most}; remove it"
-            raise UserError(f"{printable(self.place(name))}: {fault}")
-        return self._opened().open(name)
+        if info.file_size > most:
+            fault = f"unpacks to {info.file_size} bytes, more than {most}"
+            remedy = "remove it, or give the unpacked folder"
+            raise UserError(f"{printable(self.place(name))}: {fault}; {remedy}")
+        return archive.open(info)
 
     def place(self, name: str) -> str:
         return f"{name} in {self.path}"
 
     def version(self, name: str) -> list[int]:
-        info = self._opened().getinfo(name)
-        return [info.file_size, info.CRC]
+        self._opened()
+        return [self._members[name].file_size, self._members[name].CRC]
 
     def _opened(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
             self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
+            members = self._archive.infolist()
+            self._members = {info.filename.replace("\\", "/"): info for info in members}
         return self._archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None}
+        return {**self.__dict__, "_archive": None, "_members": {}}
 
 
 class Memory:
@@ -129,10 +141,20 @@ Archive = Folder | Zip
 Source = Archive | Memory
 
 
-def open_source(path: Path) -> Archive:
-    """The files of a folder or zip; raises UserError if there is none or it cannot be read."""
+def open_source(path: Path, resolution: int | None = None) -> Archive:
+    """The files of a folder or zip.
+
+    Of a folder with a zip per resolution, which `cips3d data build` writes, it opens the zip of
+    `resolution`, else the next larger one, else the largest.
+
+    Raises:
+        UserError: if there is none or it cannot be read.
+    """
     if not path.exists():
         raise UserError(f"{printable(path)}: no such folder or zip; check the path")
+    if sides := _zip_sides(path):
+        enough = [side for side in sides if resolution is not None and side >= resolution]
+        path = path / f"{min(enough, default=max(sides))}.zip"
     if path.is_dir():
         return Folder(path)
     source = Zip(path)
@@ -150,37 +172,67 @@ def open_source(path: Path) -> Archive:
     return source
 
 
-def image_names(source: Archive) -> list[str]:
-    """Sorted paths of the images in a folder or zip; raises UserError if there are none."""
-    names = sorted(name for name in source.names() if is_image(name))
-    if not names:
-        fault = f"contains no images; looked for {', '.join(EXTENSIONS)}"
-        raise UserError(f"{printable(source.path)}: {fault}")
-    return names
+def _zip_sides(path: Path) -> list[int]:
+    """The resolutions of a folder that holds a zip per resolution (64.zip) and nothing else."""
+    sides = []
+    with contextlib.suppress(OSError):  # it is a file, or reading it fails later
+        for entry in path.iterdir():
+            name = re.fullmatch(r"([1-9][0-9]*)\.zip", entry.name)
+            if name is None and not entry.name.startswith("."):
+                return []
+            sides += [int(name[1])] if name else []
+    return sides
+
+
+def extensions() -> tuple[str, ...]:
+    """Extensions of the images that can be read, in lower case."""
+    return _EXTENSIONS + (HEIF_EXTENSIONS if "HEIF" in Image.OPEN else ())
 
 
 def is_image(name: str) -> bool:
-    """Whether a path has an image's extension and is not hidden."""
+    """Whether a path has the extension of an image that can be read."""
+    return name.lower().endswith(extensions())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path or one of its folders is hidden."""
     parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return name.lower().endswith(EXTENSIONS) and not hidden
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 @contextmanager
 def open_image(source: Source, name: str) -> Iterator[Image.Image]:
     """An image whose header has been read. Pixels are decoded at their first use.
 
-    Raises UserError for an image that is damaged or unsafe to decode, also from inside the block.
+    Raises UserError for an image that is damaged, unsafe to decode or of an unknown kind of
+    pixels, also from inside the block.
     """
+    formats = (*_FORMATS, "HEIF") if "HEIF" in Image.OPEN else _FORMATS
+    start = b""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), source.open(name) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with source.open(name) as file, Image.open(file, formats=FORMATS) as image:
+            start = file.read(12)
+            file.seek(0)
+            with Image.open(file, formats=formats) as image:
+                check_kind(image)
+                check_pages(image)
                 yield image
     except (UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything for damaged data
-        raise UserError(f"{printable(source.place(name))}: {_fault(error)}") from error
+        raise UserError(f"{printable(source.place(name))}: {_fault(error, start)}") from error
+
+
+@contextmanager
+def pixel_limit(most: int | None) -> Iterator[None]:
+    """Inside, images of up to `most` pixels are opened; None keeps Pillow's limit."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = before if most is None else most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def check_pixels(width: int, height: int, place: str) -> None:
@@ -190,52 +242,22 @@ def check_pixels(width: int, height: int, place: str) -> None:
 
 
 def _too_many_pixels() -> str:
-    limit = Image.MAX_IMAGE_PIXELS
-    return f"has more than the {limit} pixels that are safe to decode; scale it down or remove it"
+    fault = f"has more than the {Image.MAX_IMAGE_PIXELS} pixels that are safe to decode"
+    return f"{fault}; scale it down, remove it, or raise --max-pixels of cips3d data build"
 
 
-def _fault(error: Exception) -> str:
-    """What is wrong with an image, and what to do about it."""
+def _fault(error: Exception, start: bytes) -> str:
+    """What is wrong with an image that starts with these bytes, and what to do about it."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return _too_many_pixels()
     if isinstance(error, FileNotFoundError):
         return "there is no such file; check the name"
+    if isinstance(error, UnclearPixelsError):
+        return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
+        if start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
+            return f"is HEIC; {HEIF_REMEDY}, or save it as JPEG"
+        if start[:4] in TiffImagePlugin.PREFIXES:
+            return "is a TIFF of an unknown kind of pixels, or damaged; save it again as 8-bit RGB"
         return "is not a readable image; remove it or save it again"
     return f"is damaged or cannot be read ({first_line(error)}); remove it or save it again"
-
-
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """The image with its colours converted from an embedded profile of RGB or CMYK to sRGB."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    try:
-        converted = ImageCms.applyTransform(image, _to_srgb(profile, image.mode, mode))
-    except (ImageCms.PyCMSError, OSError):  # damaged, or of another kind of pixels
-        return image
-    assert converted is not None
-    return converted
-
-
-@functools.lru_cache(16)
-def _to_srgb(profile: bytes, mode: str, out: str) -> ImageCms.ImageCmsTransform:
-    """A dataset has few profiles, and a transform takes longer to make than to apply."""
-    source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(source, target, mode, out)
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image turned upright (EXIF), on white and as sRGB; the upper eight of 16 bits are kept."""
-    image = _in_srgb(ImageOps.exif_transpose(image))
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 255
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-        transparent = np.asarray(image) == image.info.get("transparency", -1)
-        return Image.fromarray(np.where(transparent, 255, grey).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range, not 8 or 16 bits")
-    return image.convert("RGB")

@@ -17,7 +17,7 @@ from torch import Tensor
 from cips3d.camera import Camera
 from cips3d.configuration import Configuration, NonNegative
 from cips3d.data.images import central_square, read_image
-from cips3d.data.sources import upright_rgb
+from cips3d.data.pixels import upright_rgb
 from cips3d.editing.similarity import Distance, pixel_distance
 from cips3d.errors import UserError
 from cips3d.models.cost import automatic_chunk, device_memory

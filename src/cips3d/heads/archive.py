@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from cips3d.data.layout import LABEL_FILE, member_name, write_files
+from cips3d.data.layout import ATTRIBUTE_FILE, LABEL_FILE, member_name, write_files
 from cips3d.errors import UserError
 from cips3d.files import png
 from cips3d.heads.dataset import SyntheticHeads
@@ -49,7 +49,7 @@ def _files(dataset: SyntheticHeads, count: int) -> Iterator[tuple[str, bytes]]:
             attributes[name] = {key: values[row] for key, values in columns.items()}
             yield name, png(Image.fromarray(image.permute(1, 2, 0).numpy()))
     yield LABEL_FILE, json.dumps({"labels": labels}).encode()
-    yield "attributes.json", json.dumps({"kinds": OPTIONS, "attributes": attributes}).encode()
+    yield ATTRIBUTE_FILE, json.dumps({"kinds": OPTIONS, "attributes": attributes}).encode()
 
 
 def _rounded(value: Any) -> Any:

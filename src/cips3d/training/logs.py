@@ -164,11 +164,11 @@ def _wandb_run(config: TrainConfig, run_dir: Path) -> Any:
     path = run_dir / "wandb-id.txt"
     if not path.exists():
         with atomic_path(path) as temporary:
-            temporary.write_text(secrets.token_hex(8))
+            temporary.write_text(secrets.token_hex(8), encoding="utf-8")
     try:
         return wandb.init(
-            project=config.wandb, name=run_dir.name, id=path.read_text(), resume="allow",
-            dir=run_dir, config=to_dict(config),
+            project=config.wandb, name=run_dir.name, id=path.read_text(encoding="utf-8"),
+            resume="allow", dir=run_dir, config=to_dict(config),
         )  # fmt: skip
     except wandb.Error as error:
         raise UserError(
