@@ -13,6 +13,7 @@ from cips3d.models import volume
 from cips3d.models.config import FieldConfig, Sampling
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
 from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, without_autocast
+from cips3d.models.ops import march
 from cips3d.models.ops.sine import sine_, sine_along
 from cips3d.models.rays import chunks
 from cips3d.models.types import Points, RayDraws, Samples, StyleCodes
@@ -138,9 +139,15 @@ class RadianceField(nn.Module):
         """Composited features along rays (Eq. 4), without the background behind them.
 
         Densities of all samples are computed first, without gradients. The visible samples are then
-        evaluated again, with features and gradients. Depths are constants to the gradient.
+        evaluated again, with features and gradients. Depths are constants to the gradient. Without
+        gradients a compiled loop does it in one go where it applies.
         """
         draws = RayDraws.even(rays, sampling) if draws is None else draws
+        noiseless = draws.noise is None and draws.coarse_noise is None
+        if noiseless and len(rays) and not torch.is_grad_enabled():
+            marched = self._marched(w, rays, draws)
+            if marched is not None:
+                return marched
         noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):
             with torch.no_grad():
@@ -161,6 +168,10 @@ class RadianceField(nn.Module):
             depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
+
+    def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
+        """`render` by a compiled loop; None where there is none."""
+        return None
 
     def bounds(
         self, rays: Rays
@@ -207,3 +218,49 @@ class ShallowNerf(RadianceField):
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays feature"]:
         return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
+
+    def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
+        """`render` by the compiled loop, subject by subject."""
+        with without_autocast(rays.origins.device):
+            near, far = self.bounds(rays)
+            parts = []
+            for i in range(len(rays)):
+                film = [
+                    (matrix[0], offset[0])
+                    for layer in [*self.layers, self.feature_layer]
+                    if isinstance(layer, FilmSiren)
+                    for matrix, offset in [layer.folded(w[i : i + 1])]
+                ]
+                field = self.compiled(film)
+                if field is None:
+                    return None
+                lines, ends = (rays.origins[i], rays.directions[i]), (near[i, :, 0], far[i, :, 0])
+                uniform = draws.jitter[i], draws.importance[i]
+                parts.append(march.march(field, self.config.background, lines, ends, uniform))
+            hidden, depth, opacity, last_weight = map(torch.stack, zip(*parts, strict=True))
+            depth = depth + (1 - opacity) * far[..., 0]
+            return FieldOutput(self.project(hidden, opacity), depth, opacity, last_weight)
+
+    def compiled(
+        self, film: list[tuple[Tensor, Tensor]], grid: tuple[Tensor, int, float] | None = None
+    ) -> march.Field | None:
+        """The field of one style for `march.march`; None where the loop does not apply.
+
+        Args:
+            film: matrices and offsets of the FiLM-SIREN layers (`FilmSiren.folded`).
+            grid: occupied cells, cells along a side and per world unit; None for no empty cells.
+        """
+        c, (matrix, offset) = self.config, film[0]
+        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
+            return None
+        if torch.compiler.is_compiling() or type(matrix) is not Tensor or not matrix.is_cpu:
+            return None
+        if matrix.dtype != torch.float32:
+            return None
+        gain, weight, bias = c.density_gain, self.density.weight, self.density.bias
+        return march.Field.of(
+            [(matrix / c.extent, offset), *film[1:]],
+            density=(gain * weight, gain * bias + c.density_blob),
+            falloff=c.density_blob / (c.extent / 2) ** 2,
+            grid=grid or (torch.ones(1, dtype=torch.bool), 1, 0.0),
+        )

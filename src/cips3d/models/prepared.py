@@ -120,24 +120,8 @@ class PreparedSubject(Prepared):
         self._inr = g.inr.folded(styles.appearance, dtype)
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
-        self._field = self._compiled_field()
-
-    def _compiled_field(self) -> march.Field | None:
-        """The field as the compiled loop takes it; None where that does not apply."""
-        field, last = self.generator.nerf, self._film[-1][0]
-        c = field.config
-        if not last.is_cpu or last.dtype != torch.float32:
-            return None
-        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
-            return None
-        film = [(self._film[0][0] / c.extent, self._film[0][1]), *self._film[1:]]
-        gain, weight, bias = c.density_gain, field.density.weight, field.density.bias
-        return march.Field.of(
-            film,
-            density=(gain * weight, gain * bias + c.density_blob),
-            falloff=c.density_blob / (c.extent / 2) ** 2,
-            grid=(self._grid.occupied, self._grid.cells + 2, self._grid.scale),
-        )
+        grid = (self._grid.occupied, self._grid.cells + 2, self._grid.scale)
+        self._field = g.nerf.compiled(self._film, grid)
 
     def _mapped_out(self) -> OccupancyGrid:
         g = self.generator
@@ -173,11 +157,10 @@ class PreparedSubject(Prepared):
         if self._field is not None and draws.noise is None and draws.coarse_noise is None:
             marched = march.march(
                 self._field,
-                g.nerf.feature_layer.linear.out_features,
                 g.nerf.config.background,
                 (rays.origins[0], rays.directions[0]),
                 (near[0, :, 0], far[0, :, 0]),
-                (draws.jitter[0], draws.importance[0, :, : sampling.fine]),
+                (draws.jitter[0], draws.importance[0]),
             )
         else:
             marched = self._marched(rays, near, far, sampling, draws)

@@ -2,7 +2,7 @@
 
 It computes what `PreparedSubject` computes in torch, for float32 on CPUs: densities of coarse and
 fine samples, compositing weights, and the weighted sum of the hidden features behind them. Samples
-are evaluated `LANES` at a time, one per vector lane, and all values stay in the cache.
+are evaluated some dozens at a time, one per vector lane, and all values stay in the cache.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from cips3d.models.ops.kernels import kernel
 from cips3d.models.ops.sine import _sine_of
 from cips3d.models.volume import ENDLESS
 
-#: Samples evaluated at a time, a multiple of every vector width.
-LANES = 128
+#: Samples evaluated at a time, a multiple of every vector width: of fields up to `NARROW` wide, and
+#: of wider ones, so that a layer's activations stay in the first-level cache.
+LANES, NARROW = (128, 64), 64
 #: Columns of a matrix that one pass over its output takes.
 UNROLLED = 8
-#: The widest field: of wider ones the library for matrix products makes more.
-WIDEST = 96
+#: The widest field: of wider ones torch's matrix products make more.
+WIDEST = 128
 #: Rays handled at a time, and the fewest for which a second thread is worth starting.
-BLOCK, LEAST = 64, 1024
+BLOCK, LEAST = 64, 256
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 #: As in `volume`: against log 0, for empty bins (added twice), the narrowest bin.
@@ -63,6 +64,8 @@ class Field(typing.NamedTuple):
     feature: np.ndarray
     """of the layer behind the density"""
     feature_offset: np.ndarray
+    feature_rows: int
+    """rows that were not filled up"""
     falloff: np.float32
     """by which σ falls with the squared distance from the origin"""
     occupied: np.ndarray
@@ -92,6 +95,7 @@ class Field(typing.NamedTuple):
             _filled(density[1][None])[0],
             matrices[-1],
             offsets[-1],
+            film[-1][0].shape[1],
             np.float32(falloff),
             occupied.numpy(),
             side,
@@ -106,7 +110,6 @@ def _filled(matrix: Float[Tensor, "rows columns"]) -> np.ndarray:
 
 def march(
     field: Field,
-    hidden: int,
     background: str,
     rays: tuple[Tensor, Tensor],
     bounds: tuple[Tensor, Tensor],
@@ -115,14 +118,15 @@ def march(
     """Volume rendering (paper Eq. 4) of n rays.
 
     Args:
-        hidden: width of the layer behind the density.
         background: as in the configuration.
         rays: origins and directions (n, 3).
         bounds: depths at which the volume begins and ends (n,).
         draws: jitter (n, coarse) and importance draws (n, fine).
     """
     n = len(rays[0])
-    out = Marched(torch.zeros(n, hidden), torch.zeros(n), torch.zeros(n), torch.zeros(n))
+    out = Marched(
+        torch.zeros(n, field.feature_rows), torch.zeros(n), torch.zeros(n), torch.zeros(n)
+    )
     arrays = [x.contiguous().numpy() for x in (*rays, *bounds, *draws)]
     results = [x.numpy() for x in out]
     modes = (background == "endless", background == "last")
@@ -247,11 +251,12 @@ def _sorted(t, coarse, order):
 @kernel(fastmath={"contract"})
 def _march(
     first, first_offset, layers, offsets, density, density_offset, feature, feature_offset,
-    falloff, occupied, side, scale, endless, last,
+    feature_rows, falloff, occupied, side, scale, endless, last,
     origins, directions, near, far, jitter, importance, summed, depth, opacity, last_weight,
 ):  # fmt: skip
     coarse, fine = jitter.shape[1], importance.shape[1]
     samples, width = coarse + fine, first.shape[0]
+    most_lanes = LANES[0] if width <= NARROW else LANES[1]
     # of the rays of a block
     t, sigma = np.empty((BLOCK, samples), np.float32), np.empty((BLOCK, samples), np.float32)
     weights = np.empty((BLOCK, samples), np.float32)
@@ -259,12 +264,12 @@ def _march(
     sorted_t, sorted_sigma = np.empty(samples, np.float32), np.empty(samples, np.float32)
     sorted_weights = np.empty(samples, np.float32)
     # of the evaluated samples of a block
-    most = BLOCK * samples // LANES + 2
-    ray, sample = np.empty((most, LANES), np.int64), np.empty((most, LANES), np.int64)
+    most = BLOCK * samples // most_lanes + 2
+    ray, sample = np.empty((most, most_lanes), np.int64), np.empty((most, most_lanes), np.int64)
     used = np.empty(most, np.int64)
-    points = np.zeros((UNROLLED, LANES), np.float32)
-    activations = np.zeros((most, width, LANES), np.float32)
-    spare = np.zeros((max(width, feature.shape[0]), LANES), np.float32)
+    points = np.zeros((UNROLLED, most_lanes), np.float32)
+    activations = np.zeros((most, width, most_lanes), np.float32)
+    spare = np.zeros((max(width, feature.shape[0]), most_lanes), np.float32)
     met = np.empty(BLOCK, np.bool_)
     highest = np.float32(side - 1)
     middle = highest * _HALF + _HALF
@@ -301,7 +306,7 @@ def _march(
                         points[0, count], points[1, count], points[2, count] = x, y, z
                         ray[batch, count], sample[batch, count] = r, s
                         count += 1
-                    if count == LANES or (count > 0 and r == block - 1 and s == stop - 1):
+                    if count == most_lanes or (count > 0 and r == block - 1 and s == stop - 1):
                         lanes = (count + 15) // 16 * 16  # whole vectors are faster than remainders
                         from_, to = activations[batch], spare
                         _siren(first, first_offset, points, from_, lanes)
@@ -343,5 +348,5 @@ def _march(
             for c in range(used[done]):
                 weight = weights[ray[done, c], sample[done, c]]
                 if weight > _EPSILON:
-                    for h in range(summed.shape[1]):
+                    for h in range(feature_rows):
                         summed[start + ray[done, c], h] += weight * spare[h, c]
