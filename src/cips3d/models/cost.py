@@ -22,7 +22,6 @@ from cips3d.models.protocol import RayGenerator
 from cips3d.models.registry import build_generator
 from cips3d.models.types import Styles
 
-
 #: Operations that only describe or reserve memory, besides views.
 _WITHOUT_KERNEL = {
     torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided,

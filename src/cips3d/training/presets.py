@@ -19,13 +19,8 @@ from cips3d.models.registry import generator_class
 from cips3d.training.objective import R1, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
 
-#: The authors' learning rates by resolution.
-RELEASED_RATES = {
-    side: {"generator_lr": rates[0], "discriminator_lr": rates[1]}
-    for side, rates in {
-        32: (2e-4, 2e-3), 64: (2e-4, 2e-3), 128: (1e-4, 1e-3), 256: (1e-4, 5e-4),
-    }.items()
-}  # fmt: skip
+#: The authors' learning rates of generator and discriminators, by resolution.
+RELEASED_RATES = {32: (2e-4, 2e-3), 64: (2e-4, 2e-3), 128: (1e-4, 1e-3), 256: (1e-4, 5e-4)}
 #: FID as in the paper's Table 2 and Fig. 8, 2,048 generated against 2,048 real images.
 PAPER_METRICS = ("fid2048",)
 #: pi-GAN's learning rate on the embedded heads; with CIPS-3D's it stops at speckled balls.
@@ -138,6 +133,12 @@ def _large(resolution: int, stages: tuple[Stage, ...], **changes: Any) -> TrainC
     )  # fmt: skip
 
 
+def _released(resolution: int, kimg: float, **changes: Any) -> Stage:
+    """A stage at the authors' rates; those at 256² above it, where nothing was released."""
+    rates = RELEASED_RATES[min(256, resolution)]
+    return Stage(resolution, kimg, generator_lr=rates[0], discriminator_lr=rates[1], **changes)
+
+
 def _ffhq(resolution: int) -> TrainConfig:
     """The authors' released settings (8 GPUs × 4 images) up to that resolution.
 
@@ -149,14 +150,15 @@ def _ffhq(resolution: int) -> TrainConfig:
     every resolution.
     """
     first = (
-        Stage(32, kimg=2_560, **RELEASED_RATES[32]),
-        Stage(64, kimg=6_400, **RELEASED_RATES[64], restart_noise=True),
-        Stage(128, kimg=25_600, **RELEASED_RATES[128], restart_noise=True),
+        _released(32, 2_560),
+        _released(64, 6_400, restart_noise=True),
+        _released(128, 25_600, restart_noise=True),
     )
     late = [
-        Stage(
-            side, kimg=25_600, **RELEASED_RATES[256], fade_kimg=320, auxiliary=False, augment=1.0, frozen=("nerf", "shape_mapping", "aux_head"),
-            from_average=side == 256, gradients="partial" if side > 256 else "full",
+        _released(
+            side, 25_600, fade_kimg=320, auxiliary=False, augment=1.0,
+            frozen=("nerf", "shape_mapping", "aux_head"), from_average=side == 256,
+            gradients="partial" if side > 256 else "full",
             gradient_rays=256**2 if side > 256 else None,
         )
         for side in (256, 512, 1024)
@@ -173,20 +175,18 @@ def _ffhq_512_paper() -> TrainConfig:
     discriminators, the auxiliary one with fewer channels; no mirrored images, density noise or
     clipped gradients. docs/paper-to-code.md lists what the text leaves open.
     """
-    full = Stage(64, kimg=8_960, **RELEASED_RATES[64])
-    higher = [
-        Stage(128, kimg=25_600, **RELEASED_RATES[128]),
-        Stage(256, kimg=25_600, **RELEASED_RATES[256]),
-        Stage(
-            512, kimg=25_600, **RELEASED_RATES[256], gradients="partial", gradient_rays=400**2
-        ),
-    ]
+    stages = (
+        _released(64, 8_960),
+        _released(128, 25_600),
+        _released(256, 25_600),
+        _released(512, 25_600, gradients="partial", gradient_rays=400**2),
+    )
     networks = Cips3dNetworks(
         embedding="learned", rgb_from_block=0, residual_from_block=9, rgb_tanh=False
     )
     widths = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32}
     return _large(
-        512, (full, *higher), generator=GeneratorConfig(networks, resolution=512),
+        512, stages, generator=GeneratorConfig(networks, resolution=512),
         discriminator=DiscriminatorConfig(stddev_group=4),
         aux_discriminator=DiscriminatorConfig(widths, stddev_group=4),
         mirror=False, density_noise=0.0, grad_clip=None, metrics=PAPER_METRICS,

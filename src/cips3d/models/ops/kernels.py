@@ -17,7 +17,7 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorated(function: Callable[..., Any]) -> Any:
-        compiled = njit(nogil=True, error_model="numpy", **options)(function)
+        compiled: Any = njit(nogil=True, error_model="numpy", **options)(function)
         with contextlib.suppress(RuntimeError, OSError):  # no folder can be written to
             compiled._cache = _Cache(function)
         return compiled
