@@ -25,8 +25,8 @@ from cips3d.models.types import DEFAULT_PSI
 _SUBJECTS = 8
 #: Share of an inversion's steps that the model's own subject takes, which is found easily.
 _SHARE = 0.25
-#: Share of the distance between two subjects from which on an image is foreign to the model. Heads
-#: of the bundled model's training set reach 0.2, cartoon heads 0.2, photographs 0.7 and more.
+#: Share of the distance between two subjects from which on an image is foreign to the model. With
+#: the bundled model heads and cartoon heads come within a fifth, photographs to seven tenths.
 _FOREIGN = 0.5
 
 
