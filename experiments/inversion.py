@@ -30,6 +30,7 @@ from torch import Tensor
 import cips3d
 from cips3d import Camera, pretrained
 from cips3d.editing.inversion import SPACES, Inversion, invert
+from cips3d.editing.similarity import psnr
 from cips3d.export.media import save_image
 from cips3d.export.sheets import image_grid
 from cips3d.heads import SyntheticHeads
@@ -130,11 +131,6 @@ def measured(
 def true_image(heads: SyntheticHeads, index: int, camera: Camera) -> Float[Tensor, "1 3 side side"]:
     """A head of the dataset from any camera, in [-1, 1]."""
     return heads.render([index], camera).images.float() / 127.5 - 1
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR of images in [-1, 1], decibels."""
-    return float(-10 * torch.log10(((a.clamp(-1, 1) - b) / 2).square().mean()))
 
 
 @torch.inference_mode()

@@ -38,6 +38,7 @@ from cips3d.cli.loading import load_model
 from cips3d.cli.options import PRESET_NAMES, RandomSubjects
 from cips3d.configuration import to_dict
 from cips3d.data import ImageDataset
+from cips3d.errors import UserError
 from cips3d.export.media import to_uint8
 from cips3d.export.video import video_frames
 from cips3d.heads import SyntheticHeads
@@ -53,6 +54,7 @@ from cips3d.metrics.geometry import (
 )
 from cips3d.metrics.measures import MEASURES
 from cips3d.metrics.views import Subjects
+from cips3d.model_paths import local_file
 from cips3d.models.generator import Generator
 from cips3d.models.registry import build_generator
 from cips3d.training.presets import PRESETS
@@ -974,6 +976,24 @@ def test_a_model_that_the_hub_does_not_have(
         "nobody/nothing: is neither a file, a folder nor a model on the Hugging Face hub (404)"
         in line
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/hedas", "user/model.pt", "nowhere/model.ckpt", "a/b/c", "a\\b", "../hedas"]
+)
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "hf_hub_download", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match="no such file or folder"):
+        pretrained.load(name)
+
+
+@pytest.mark.parametrize("name", ["user/model", "user/model-1.5", "user/model.v2"])
+def test_hub_ids(name: str) -> None:
+    assert local_file(name) is None
 
 
 def test_a_model_on_the_hub(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def reader(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     )
     monkeypatch.setattr(train, "_FRAMES", 2)
     # Steps on shapes are slow while every shape is checked; tests/test_plan.py tests them.
-    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
+    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1, 1.0, 1.0))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
     return tmp_path
 

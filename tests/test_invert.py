@@ -21,8 +21,10 @@ import cips3d
 import tiny
 from cips3d import Camera, UserError, cli, pretrained
 from cips3d.camera import PoseDistribution
+from cips3d.editing.comparisons import found_views_sheet
 from cips3d.editing.inversion import Inversion, InversionConfig, invert
-from cips3d.editing.similarity import discriminator_distance, lpips_distance, pixel_distance
+from cips3d.editing.reach import Nearness, Reach, reach
+from cips3d.editing.similarity import discriminator_distance, lpips_distance, pixel_distance, psnr
 from cips3d.editing.style_space import StyleSpace
 from cips3d.editing.subject import Subject
 from cips3d.editing.target import Target
@@ -522,6 +524,65 @@ def test_invert_writes_everything_needed_to_continue(folder: Path, generator: Ge
             "0.1",
         ]
     )
+
+
+def test_what_was_reached_is_printed_and_stored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image that is farther away than the model's subjects are from each other is foreign."""
+    near, far = (Nearness(psnr, distance) for psnr, distance in ((30.0, 0.01), (10.0, 1.2)))
+    words = ["invert", str(folder / "me.png"), str(folder / "model.safetensors")]
+    for found, foreign in ((near, False), (far, True)):
+        monkeypatch.setattr(
+            "cips3d.editing.reach.reach", lambda *_, f=found, **__: Reach(near, f, near, 0.7)
+        )
+        cli.main([*words, str(folder / "out"), "--effort", "0.003"])
+        printed = capsys.readouterr()
+        assert "reached: 30.0 dB, perceptual distance 0.010" in printed.out
+        assert "own subjects reach 30.0 dB" in printed.out
+        assert ("warning: the image is far from what the model knows" in printed.err) == foreign
+        stored = json.loads((folder / "out/inversion.json").read_text())["reach"]
+        assert stored["among_subjects"]["distance"] == found.distance
+
+
+def test_a_subject_is_nearer_than_noise_which_is_foreign() -> None:
+    """With the bundled model, a few steps and its discriminator's features."""
+    bundled = pretrained.load("heads")
+    discriminator = pretrained.load_main_discriminator("heads")
+    steps = InversionConfig(steps=(6, 10, 1, 1))
+    draws = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        camera = bundled.config.poses.sample(1, draws)
+        own = bundled.render(bundled.sample_latents(1, draws), camera, 64, psi=0.7).image
+    options: dict[str, Any] = {"discriminator": discriminator, "config": steps}
+    results = []
+    for image in (own, torch.rand(own.shape, generator=draws) * 2 - 1):
+        found = cips3d.invert(bundled, image, "w", **options)
+        assert isinstance(bundled, Generator)
+        results.append(reach(bundled, image, found, **options))
+    known, foreign = results
+    assert not known.is_foreign and foreign.is_foreign
+    assert known.reached.psnr > 20 > foreign.reached.psnr
+    assert known.own == foreign.own and known.among_subjects == known.reached
+
+
+def test_psnr() -> None:
+    image = torch.zeros(1, 3, 4, 4)
+    assert psnr(image, image) == 100
+    assert psnr(image, image + 0.02) == pytest.approx(40, abs=1e-3)
+    assert psnr(image + 1, image + 5) == 100  # beyond white
+
+
+def test_the_image_is_beside_the_views_of_its_subject(generator: Generator) -> None:
+    image = torch.full((1, 3, 8, 8), -1.0)
+    styles = generator.map(generator.sample_latents(1, 0))
+    found = Inversion(Camera.orbit(0.1), styles, generator, 0.0)
+    sheet = found_views_sheet(image, found, (-10, 0, 10))
+    headings = ["input", "-10°", "0°", "10°"]
+    grid = sheets.labelled_grid(2, 4, (256, 256), [], ["image", "depth"], headings)
+    assert sheet.shape == grid.shape
+    black = (sheet == 0).all(axis=2)
+    assert black.sum() >= 256 * 256 and black[:, : black.shape[1] // 3].sum() >= 256 * 256
 
 
 def test_options_reach_the_search(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cips3d.models.ops.kernels import kernel
 
@@ -15,3 +20,54 @@ def test_a_kernel_compiles_without_a_cache_folder() -> None:
         names,
     )
     assert names["total"]((1.5, 2.0)) == 3.5 and names["total"].signatures
+
+
+def imported(folder: Path, name: str) -> Any:
+    """A new copy of a module with a kernel, as in a new process."""
+    spec = importlib.util.spec_from_file_location(name, folder / "loop.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cache_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The index and the code of a kernel that has been compiled in this folder."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    (folder / "loop.py").write_text(
+        "from cips3d.models.ops.kernels import kernel\n\n\n"
+        "@kernel()\ndef twice(x):\n    return 2 * x\n"
+    )
+    assert imported(folder, "first").twice(1.5) == 3.0
+    return sorted((folder / "__pycache__").glob("*.nb?"))
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("length", [0, 40])
+def test_a_truncated_cache_is_compiled_and_written_anew(
+    suffix: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = cache_files(tmp_path, monkeypatch)
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    (damaged,) = (path for path in files if path.suffix == suffix)
+    damaged.write_bytes(damaged.read_bytes()[:length])
+    module = imported(tmp_path, "second")
+    assert module.twice(1.5) == 3.0 and not module.twice.stats.cache_hits
+    module = imported(tmp_path, "third")
+    assert module.twice(1.5) == 3.0 and module.twice.stats.cache_hits
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cache_that_is_full_or_cannot_be_read_is_done_without(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in cache_files(tmp_path, monkeypatch):
+        path.unlink()
+        if damaged:
+            path.mkdir()  # cannot be opened, even by root
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", no_space)
+    assert imported(tmp_path, "second").twice(1.5) == 3.0

@@ -27,7 +27,12 @@ from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
-from cips3d.training.launch import default_processes, joined, run_in_processes
+from cips3d.training.launch import (
+    check_launcher,
+    default_processes,
+    joined,
+    run_in_processes,
+)
 from cips3d.training.loop import train
 from cips3d.training.presets import preset
 from cips3d.training.recipe import Stage, TrainConfig
@@ -113,6 +118,53 @@ def test_processes_on_a_machine_with_gpus_are_started_by_a_launcher(
         UserError, match=r"--processes 2: .*8 GPUs; .*accelerate launch --num_processes 8"
     ):
         run_in_processes(2, fail_on, 0)
+
+
+LONELY = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        (LONELY, "SLURM_NTASKS is 2: .*torchrun --nnodes"),
+        (LONELY | {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, "SLURM_NTASKS is 2"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE is 4: .*torchrun --nnodes"),
+        (LONELY | {"WORLD_SIZE": "2"}, None),  # of torchrun
+        (LONELY | {"SLURM_JOB_ID": "7"}, None),  # the job's script
+        (LONELY | {"SLURM_NTASKS": "1"}, None),
+    ],
+)
+def test_tasks_that_do_not_find_each_other_are_refused(
+    variables: dict[str, str], fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if fault is None:
+        check_launcher()
+        return
+    for start in (joined, lambda: run_in_processes(2, total_of_ranks)):
+        with pytest.raises(UserError, match=fault):
+            start()
+
+
+def test_srun_without_torchrun_leaves_no_run_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in LONELY.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", str(tmp_path / "run")])
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists()
+    assert "-m cips3d" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_several_gpus_of_a_windows_machine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="not supported on Windows"):
+        joined()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_launcher()
 
 
 def test_a_gpu_that_only_emulates_16_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cips3d.training import planning as plans
 from cips3d.training.networks import Networks
 from cips3d.training.objective import R1, R2, Objective
 from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
-from cips3d.training.presets import preset
+from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import write_config
 
@@ -45,6 +45,30 @@ def test_an_account_of_a_product() -> None:
     assert account.flops == 2 * 10 * 20 * 30
     assert account.peak == 4 * (200 + 600 + 300)
     assert account.live == 4 * 300 and c.numel() == 300
+
+
+def test_an_account_of_launches_and_passes() -> None:
+    with Account() as account:
+        a = torch.empty(10, 20, device="meta")  # reserves memory only
+        b = a.t() @ a.view(10, 20)  # views launch nothing
+        b.add_(1.0)
+        c = b + torch.empty(1, 1, device="meta").expand(20, 20)  # reads the number once
+        d = c.sum()
+    assert account.launches == 4 and d.ndim == 0
+    assert account.passed_bytes == 4 * ((400 + 400) + (400 + 1 + 400) + (400 + 1))
+
+
+def test_a_step_takes_as_long_as_its_slowest_resource() -> None:
+    """A fast GPU waits for launches below 128², and no card computes 11,000 images/s at 64²."""
+    config = preset("ffhq-64")
+    cost = step_cost(config, config.stages[1], 4, 2**36, 0.6, processes=8)
+    assert 2_000 < cost.launches < 4_000
+    fast = cost.seconds(4, plans.Machine(200e12, 2e12))
+    assert max(fast, key=fast.__getitem__) == "launches" and max(fast.values()) > 0.02
+    slow = cost.seconds(4, plans.Machine(5e12))
+    assert max(slow, key=slow.__getitem__) == "arithmetic"
+    narrow = cost.seconds(4, plans.Machine(200e12, 50e9))
+    assert max(narrow, key=narrow.__getitem__) == "memory"
 
 
 def test_costs_grow_as_they_should() -> None:
@@ -78,6 +102,7 @@ def test_gradient_modes_trade_memory_for_operations() -> None:
     assert partial.peak_bytes < full.peak_bytes and checkpointed.peak_bytes < full.peak_bytes
     assert partial.flops < full.flops < checkpointed.flops
     larger = step_cost(config, in_mode(replace(stage, chunk=1024), "checkpointed"), 1, MEMORY, 0.6)
+    assert larger.launches < checkpointed.launches
     assert larger.peak_bytes > checkpointed.peak_bytes
     assert larger.flops == pytest.approx(checkpointed.flops, rel=0.01)
 
@@ -88,6 +113,7 @@ def test_pieces_of_a_batch_take_less_memory() -> None:
     pieces = step_cost(config, replace(stage, accumulate=4), 4, MEMORY, 0.6)
     assert pieces.peak_bytes < whole.peak_bytes
     assert pieces.flops == pytest.approx(whole.flops, rel=0.1)
+    assert pieces.launches > 3 * whole.launches
 
 
 def test_half_precision_takes_less_memory_and_the_same_operations() -> None:
@@ -141,7 +167,7 @@ def test_the_printed_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_plan_lists_each_stage_and_reports_faulty_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1))
+    monkeypatch.setattr(plans, "step_cost", lambda *_: plans.StepCost(1.0, 1, 1.0, 1.0))
     monkeypatch.setattr(plans, "visible_share", lambda _: 0.5)
     data = tiny.images(tmp_path / "data", size=4)
     write_config(tmp_path / "run", tiny.config(data))
@@ -240,3 +266,10 @@ def test_presets_of_table_2_are_its_rows(row: str) -> None:
     assert networks.view_direction == (row == "direction")
     assert networks.embedding == ("learned" if row in ("learned", "full") else "fixed")
     assert {stage.auxiliary for stage in config.stages} == {row == "full"}
+
+
+def test_presets_that_measure_the_papers_fid() -> None:
+    """2,048 generated against 2,048 real images: Table 2, and Fig. 8 along the curriculum."""
+    paper = {name for name in PRESETS if "fid2048" in preset(name).metrics}
+    rows = {f"table-2-{row}" for row in ("direction", "fixed", "learned", "full")}
+    assert paper == rows | {"ffhq-512-paper"}

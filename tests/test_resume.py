@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from cips3d.training import run as runs
 from cips3d.training.logs import LOCK_FILE, RunLog
 from cips3d.training.loop import train
 from cips3d.training.recipe import Stage, TrainConfig
-from cips3d.training.run import Run
+from cips3d.training.run import Run, located
 
 #: Runs that are killed at a random moment.
 KILLS = int(os.environ.get("CIPS3D_KILLS", "3"))
@@ -205,6 +206,25 @@ def test_a_run_continues_with_another_stage_and_with_moved_images(tmp_path: Path
     assert [line["images"] for line in log[len(before) :]] == [
         before[-1]["images"] + 4 * i for i in range(1, 9)
     ]
+
+
+def test_a_run_is_resumed_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.images(tmp_path / "data")
+    for name in ("elsewhere", "runs"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = tiny.config("data", start="heads", stages=(Stage(8, kimg=0.004, batch=4),))
+    run = Run(replace(config, start=None), "runs/one")
+    assert Path(run.config.data).is_absolute()
+    assert Run(replace(config, start=None), "runs/one").config == run.config  # the same words
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    stored = read_json(TrainConfig, tmp_path / "runs/one/config.json")
+    assert train(Run(stored, tmp_path / "runs/one")).exists()
+    assert located(config).start == "heads"
+
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"one/config.json: data is .*/data, which is not there"):
+        Run(stored, tmp_path / "runs/one")
 
 
 def test_a_resumed_state_does_not_keep_its_file_open(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import tiny
 from cips3d import pretrained
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
+from cips3d.models.config import Cips3dNetworks
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
 from cips3d.training import loop
 from cips3d.training import step as training_step
 from cips3d.training.checkpoint import checkpoints
-from cips3d.training.loop import train
+from cips3d.training.loop import step_draws, train
 from cips3d.training.objective import transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
@@ -317,6 +318,38 @@ def test_released_settings_from_256_on() -> None:
     assert last.fade_kimg * 1000 == 10_000 * last.batch
     assert preset("ffhq-512").stages[-1].gradient_rays == 256**2
     assert preset("ffhq-512-paper").stages[-1].gradient_rays == 400**2
+
+
+def test_the_released_stage_at_128() -> None:
+    """Its own rates, and the density noise of a run of its own."""
+    first, second, third, last = preset("ffhq-256").stages
+    assert (third.generator_lr, third.discriminator_lr) == (1e-4, 1e-3)
+    assert (second.generator_lr, second.discriminator_lr) == (2e-4, 2e-3)
+    noisy = [stage.restart_noise for stage in (first, second, third, last)]
+    assert noisy == [False, True, True, False]
+
+
+def test_the_preset_of_the_text_is_the_text() -> None:
+    config = preset("ffhq-512-paper")
+    networks = config.generator.networks
+    assert isinstance(networks, Cips3dNetworks)
+    assert networks.embedding == "learned" and networks.residual_from_block == networks.inr_blocks
+    assert (networks.rgb_from_block, networks.rgb_tanh) == (0, False)
+    assert [stage.resolution for stage in config.stages] == [64, 128, 256, 512]
+    assert all(stage.auxiliary and not stage.frozen for stage in config.stages)
+    assert not (config.density_noise or config.mirror or config.grad_clip)
+    rates = [(stage.generator_lr, stage.discriminator_lr) for stage in config.stages]
+    assert rates == [(2e-4, 2e-3), (1e-4, 1e-3), (1e-4, 5e-4), (1e-4, 5e-4)]
+    assert config.discriminator.stddev_group and config.aux_discriminator.stddev_group
+
+
+def test_density_noise_starts_anew_where_a_stage_says_so(tmp_path: Path, data: str) -> None:
+    stages = (Stage(4, kimg=0.016, batch=4), Stage(8, kimg=0.016, batch=4, restart_noise=True))
+    run = Run(tiny.config(data, stages=stages), tmp_path / "run")
+    run.counters.images, run.counters.stage, run.counters.stage_images = 24, 1, 8
+    assert run.config.density_noise_kimg == 0.032
+    assert step_draws(run, stages[1]).noise_std == 1 - 8 / 32
+    assert step_draws(run, stages[0]).noise_std == 1 - 24 / 32
 
 
 def test_half_precision_trains(tmp_path: Path, data: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,7 +153,9 @@ def test_the_authors_models_find_the_preset_of_their_networks() -> None:
     assert config.discriminator == preset("ffhq-256").discriminator and config.generator == imported
 
 
-def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -> None:
+def test_a_short_transfer_trains_the_generator_too(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.main(
         ["finetune", model, str(tmp_path / "run"), "--data", "heads-cartoon", "--kimg", "0.04"]
     )
@@ -165,6 +168,9 @@ def test_a_short_transfer_trains_the_generator_too(model: str, tmp_path: Path) -
         for path in (model, tmp_path / "run" / "model.safetensors")
     )
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    # a run that is shorter than the distance between sample sheets has none
+    said = re.findall(r"^  (\w+): (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [name for name, _ in said] == ["log"] and Path(said[0][1]).exists()
 
 
 def test_a_transferred_model_keeps_the_mean_shape(model: str, tmp_path: Path) -> None:

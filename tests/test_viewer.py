@@ -817,13 +817,19 @@ def test_a_photo_is_opened_and_its_subject_found(
         return found[-1]
 
     monkeypatch.setattr(session, "invert", invert)
-    with connected(generator, discriminator=discriminator) as (client, _, _):
+    with connected(generator, discriminator=discriminator) as (client, _, viewer):
         before = client.image
         upload(client, "grey.png", 50)
         until(lambda: bool(found))
         client.rest()
         assert differs(client.image, before)
         assert_shown(client, found[0].generator, Subject(found[0].styles, found[0].camera))
+        controls = viewer.sessions[0].controls
+        until(lambda: controls.reach.visible)  # beside the photo, what was reached
+        assert controls.photo.visible and int(controls.photo.image.max()) == 50
+        assert "reached: " in controls.reach.content
+        controls.show_inversion.value = False
+        until(lambda: not controls.photo.visible and not controls.reach.visible)
 
 
 def test_ten_clients_at_once_have_their_own_views(viewer: Viewer, generator: Generator) -> None:
@@ -1123,12 +1129,14 @@ def test_a_second_photo_takes_the_place_of_one_whose_subject_is_not_found_yet(
         assert (begun, finished) == ([True, False], [False])
         assert_shown(client, other, subject)
         assert_shown_is_saved(client, tmp_path)
-        notices, gone = (
-            {message["uuid"] for message in of_kind(client, kind)}
-            for kind in ("NotificationShowMessage", "RemoveNotificationMessage")
-        )
+
+        def notices(kind: str) -> set[str]:
+            return {message["uuid"] for message in of_kind(client, kind)}
+
         # all are removed, so none is an error; viser sends none that is removed at once
-        assert notices <= gone
+        until(
+            lambda: notices("NotificationShowMessage") <= notices("RemoveNotificationMessage"), 60
+        )
 
 
 def until(what: Callable[[], bool], seconds: float = 20.0) -> None:

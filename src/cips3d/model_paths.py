@@ -13,7 +13,8 @@ BUNDLED = {"heads": "heads-64.safetensors"}
 #: Suffix of a model, and the names of its files in a folder (of a run, or in the hub's form).
 SUFFIX, MODEL_FILE, CONFIG_FILE = ".safetensors", "model.safetensors", "config.json"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)")
+#: user/model. A name may end in a version such as .5 or .v2, but not in a file's suffix.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/(?![^/]*\.(?!v\d)[A-Za-z]\w+$)[\w.-]+")
 
 
 def local_file(name: str | Path) -> Path | None:
@@ -35,10 +36,12 @@ def local_file(name: str | Path) -> Path | None:
         if not (path / MODEL_FILE).is_file():
             raise UserError(f"model {name}: is not a model folder (it has no {MODEL_FILE})")
         return path / MODEL_FILE
-    if not _HUB_ID.fullmatch(str(name)):
-        raise UserError(  # without asking the hub, which takes half a minute without a network
-            f"model {name}: no such file or folder; check the path (a model on the hub is named "
-            f"user/model, a bundled one {' or '.join(BUNDLED)})"
+    # without asking the hub, which takes half a minute without a network
+    if not _HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
+        where = f" in the folder {path.parent}" if path.parent.is_dir() else ""
+        raise UserError(
+            f"model {name}: no such file or folder{where}; check the path (a model on the hub is "
+            f"named user/model, a bundled one {' or '.join(BUNDLED)})"
         )
     return None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,8 +47,9 @@ def invert(
 
     The subject can then be turned, edited and exported. OUT receives subject.safetensors (for
     --subject of render, blend, mix, mesh and view), model.safetensors (fitted to the image with
-    --space tuned), inversion.json with the camera, views.png with seven novel views and their
-    depth, and report.png, which compares the image with the result of each step.
+    --space tuned), inversion.json with the camera and how near the result is, views.png with the
+    image, seven novel views and their depth, and report.png, which compares the image with the
+    result of each step. Warns if the image is far from everything that the model knows.
 
     Args:
         image: An image framed like the model's training images; its central square is used.
@@ -81,10 +83,11 @@ def invert(
     import torch
 
     from cips3d import pretrained
-    from cips3d.cli.loading import load_model, named_predictor, size_of
+    from cips3d.cli.loading import load_model, named_predictor
     from cips3d.data.images import read_image
     from cips3d.editing import comparisons, inversion, similarity, subject
-    from cips3d.export import media, sheets
+    from cips3d.editing.reach import reach
+    from cips3d.export import media
     from cips3d.metrics.consistency import predicted_pose
 
     generator = load_model(model, device)
@@ -118,20 +121,27 @@ def invert(
             generator, pixels, space, start=start, features=distance, discriminator=discriminator,
             config=config, seed=seed, progress=report,
         )  # fmt: skip
+    with progress("comparing") as report:
+        near = reach(
+            generator, pixels, found, discriminator, features=distance, config=config, seed=seed,
+            progress=report,
+        )  # fmt: skip
         yaw, pitch = (float(torch.rad2deg(angle)) for angle in found.camera.yaw_pitch())
         content = {"image": str(image), "model": model, "yaw": yaw, "pitch": pitch}
-        fitted, cameras = found.generator, sheets.orbit_cameras(found.generator, _YAWS)
+        fitted = found.generator
         with ExitStack() as stack:  # all, or none
             paths = {name: stack.enter_context(atomic_path(out / name)) for name in FILES}
             cips3d.save(fitted, paths[MODEL_FILE], pretrained.load_discriminators(model))
             subject.Subject(found.styles, found.camera).save(paths[SUBJECT_FILE], fitted)
-            text = json.dumps(content | {"loss": found.loss}, indent=2)
+            content |= {"loss": found.loss, "reach": asdict(near)}
+            text = json.dumps(content, indent=2)
             paths[CAMERA_FILE].write_text(f"{text}\n", encoding="utf-8")
             media.save_image(paths[REPORT_FILE], comparisons.inversion_sheet(pixels, found))
-            side = size_of(fitted, None)
-            views = sheets.view_sheet(fitted, found.styles, cameras, side, show=("image", "depth"))
+            views = comparisons.found_views_sheet(pixels, found, _YAWS)
             media.save_image(paths[VIEWS_FILE], views)
-    print(f"camera: yaw {yaw:.1f}°, pitch {pitch:.1f}°")
+    print("\n".join([f"camera: yaw {yaw:.1f}°, pitch {pitch:.1f}°", *near.lines()]))
+    if (warning := near.warning()) is not None:
+        print(f"cips3d: warning: {warning}", file=sys.stderr)
     then = f"cips3d render {out / MODEL_FILE} turn.mp4 --subject {out / SUBJECT_FILE}"
     finished(f"{', '.join(FILES)} in {out}", then)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from cips3d.training.recipe import TrainConfig
 
 _HEADER = """
-stage       kimg  batch   TFLOP/     GiB per GPU, by gradients         images/s    days
+stage       kimg  batch   TFLOP/     GiB per GPU, by gradients         images/s    days  slowest
                    /GPU    image        full     partial    checkpt."""
 
 
@@ -24,13 +25,16 @@ def plan(
     /,
     gpus: Count = 1,
     tflops: Derived[Limited] = None,
+    bandwidth: Derived[Limited] = None,
     memory: Derived[Limited] = None,
     set: Settings = (),
 ) -> None:
     """Estimate memory and time of a training run.
 
     Prints operations, memory for each gradient mode, images per second and days. Steps run on
-    shapes only, so this takes at most a minute and needs neither data nor a GPU. Memory counts
+    shapes only, so this takes at most a minute and needs neither data nor a GPU. A step takes as
+    long as the slowest of its arithmetic (matrix products and convolutions), its launches (10 µs
+    for each call of torch on a GPU) and the passes of all other calls over memory. Memory counts
     tensors; the framework and its libraries need more on top.
 
     Args:
@@ -38,12 +42,15 @@ def plan(
         gpus: GPUs, or processes on CPUs, that share each batch.
         tflops: Training speed of each in 10¹² operations per second, which is well below the data
             sheet. Default: measured on this machine in a few seconds.
+        bandwidth: GB/s of each one's memory. Default: measured on this machine's GPU, or 900 (a
+            V100) with --tflops.
         memory: GiB of each. Default: this machine's GPU memory, or its share of the main memory.
         set: Settings to change, as in `cips3d train`.
 
     Examples:
         cips3d plan heads-64
         cips3d plan ffhq-256 --gpus 8 --tflops 30 --memory 32
+        cips3d plan ffhq-256 --tflops 200 --bandwidth 2000 --memory 80
     """
     path = Path(what)
     path = path / "config.json" if path.is_dir() else path
@@ -62,10 +69,18 @@ def plan(
     check_batches(config.stages, gpus, "--gpus")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     limit = device_memory(device, gpus) if memory is None else memory * 2**30
-    speed = planning.measured_speed(config, gpus) if tflops is None else tflops * 1e12
     source = "measured here" if tflops is None else "given"
-    machines = f"{gpus} x {speed / 1e12:,.2f} TFLOP/s ({source}), {limit / 2**30:,.0f} GiB each"
-    print(f"{what} on {machines}, precision {config.precision}")
+    if tflops is None:
+        machine = planning.measured_machine(config, gpus)
+    else:
+        machine = planning.Machine(tflops * 1e12)
+    if bandwidth is not None:
+        machine = replace(machine, bandwidth=bandwidth * 1e9)
+    speeds = f"{machine.speed / 1e12:,.2f} TFLOP/s ({source})"
+    if machine.bandwidth < math.inf:
+        speeds += f", {machine.bandwidth / 1e9:,.0f} GB/s"
+    limits = f"{limit / 2**30:,.0f} GiB each, precision {config.precision}"
+    print(f"{what} on {gpus} x {speeds}, {limits}")
     for name, numbers in planning.parameters(config).items():
         print(f"  {name:<24}{numbers:>14,} parameters")
     print(_HEADER)
@@ -78,7 +93,8 @@ def plan(
             )
             for mode in get_args(planning.Mode)
         }
-        rate = gpus * speed / costs[stage.gradients].flops
+        seconds = costs[stage.gradients].seconds(stage.batch // gpus, machine)
+        rate = stage.batch / max(seconds.values())
         most = math.inf if stage.minutes is None else rate * stage.minutes * 60 / 1000
         kimg = min(stage.kimg, most)
         stage_days = kimg * 1000 / rate / 86_400
@@ -88,7 +104,8 @@ def plan(
         for mode, cost in costs.items():
             marks = "*" * (mode == stage.gradients) + "!" * (cost.peak_bytes > limit)
             row += f"{cost.peak_bytes / 2**30:>10.2f}{marks:<2}"
-        print(f"{row}{rate:>11,.1f}{stage_days:>8.2f}")
+        slowest = max(seconds, key=seconds.__getitem__)
+        print(f"{row}{rate:>11,.1f}{stage_days:>8.2f}  {slowest}")
     print(
         "* the stage's own gradients; ! exceeds the memory. "
         "Partial: the stage's number of gradient rays, or a quarter."

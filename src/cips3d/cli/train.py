@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 import time
 from dataclasses import replace
@@ -218,8 +219,9 @@ def _carry_out(config: TrainConfig, run_dir: Path, options: RunOptions) -> None:
     config = with_settings(config, options.set, "--set")
     model = train_here(config, run_dir, options.processes)
     if model is not None:
-        wrote = f"{model}\n  samples: {run_dir / 'samples'}\n  log: {run_dir / 'log.jsonl'}"
-        finished(wrote, f"cips3d render {model} turn.mp4")
+        parts = {"samples": run_dir / "samples", "log": run_dir / "log.jsonl"}
+        lines = [f"  {name}: {path}" for name, path in parts.items() if path.exists()]
+        finished("\n".join([str(model), *lines]), f"cips3d render {model} turn.mp4")
 
 
 def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None) -> Path | None:
@@ -238,8 +240,10 @@ def train_here(config: TrainConfig, run_dir: Path, processes: int | None = None)
         check_batches(config.stages, processes, "--processes")
     found = torch.accelerator.device_count()
     if found > 1 and processes is None and "WORLD_SIZE" not in os.environ:
-        command = f"accelerate launch --num_processes {found} -m cips3d train {run_dir}"
-        print(f"using one of {found} GPUs; to use all: {command}", file=sys.stderr)
+        rest = f"to use all: accelerate launch --num_processes {found} -m cips3d train {run_dir}"
+        if platform.system() == "Windows":
+            rest = "several are not supported on Windows"
+        print(f"using one of {found} GPUs; {rest}", file=sys.stderr)
     count = processes or default_processes(config.stages)
     return run_in_processes(count, run_with_progress, config, run_dir)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from cips3d.data.images import ImageDataset
 from cips3d.data.protocol import Dataset, Truth
 
-__all__ = ["Dataset", "ImageDataset", "Truth", "open_dataset"]
+__all__ = ["EMBEDDED", "Dataset", "ImageDataset", "Truth", "open_dataset"]
+
+#: Datasets that come with the package, by name.
+EMBEDDED = ("heads", "heads-cartoon")
 
 
 def open_dataset(name: str, resolution: int) -> Dataset:
@@ -14,7 +17,7 @@ def open_dataset(name: str, resolution: int) -> Dataset:
     Raises:
         UserError: if there is no such dataset, or one of its images cannot be used.
     """
-    if name in ("heads", "heads-cartoon"):
+    if name in EMBEDDED:
         from cips3d.heads import SyntheticHeads  # imports numba, which other datasets do not need
 
         style = "natural" if name == "heads" else "cartoon"

@@ -133,16 +133,39 @@ def inversion_sheet(image: Float[Tensor, "1 3 side side"], found: Inversion) -> 
 
     Cells have `DEFAULT_SIDE` pixels or more, whatever the side on which the image was fitted.
     """
-    side, columns = max(image.shape[-1], DEFAULT_SIDE), len(INVERSION_YAWS)
-    image = F.interpolate(image, size=side, mode="bicubic", antialias=True).clamp(-1, 1)
+    image, columns = _enlarged(image), len(INVERSION_YAWS)
     steps = [*found.earlier, found]
-    first = [step.generator.render(step.styles, step.camera, side).image for step in steps]
+    first = [
+        step.generator.render(step.styles, step.camera, image.shape[-1]).image for step in steps
+    ]
     blank = [torch.ones_like(image)] * (columns - 1 - len(steps))
-    out = found.generator.render(found.styles, orbit_cameras(found.generator, INVERSION_YAWS), side)
-    depth = depth_map(out.depth, out.subject_opacity).to(out.image)
-    cells = torch.cat([image, *first, *blank, out.image, depth])
+    cells = torch.cat([image, *first, *blank, *_turned(found, INVERSION_YAWS, image)])
     headings = {0: ["input", *SPACES[: len(steps)]], 1: [degrees(yaw) for yaw in INVERSION_YAWS]}
     return image_grid(cells, columns, ["", "views", "depth"], headings)
+
+
+@torch.inference_mode()
+def found_views_sheet(
+    image: Float[Tensor, "1 3 side side"], found: Inversion, yaws: Sequence[float]
+) -> Sheet:
+    """The image beside views of the subject that was found; depth below. Cells as above."""
+    image = _enlarged(image)
+    views, depth = _turned(found, yaws, image)
+    cells = torch.cat([image, views, torch.ones_like(image), depth])
+    headings = ["input", *(degrees(yaw) for yaw in yaws)]
+    return image_grid(cells, len(headings), ["image", "depth"], headings)
+
+
+def _enlarged(image: Float[Tensor, "1 3 side side"]) -> Float[Tensor, "1 3 shown shown"]:
+    side = max(image.shape[-1], DEFAULT_SIDE)
+    return F.interpolate(image, size=side, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def _turned(found: Inversion, yaws: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of a found subject and its depth from these yaws, at another image's size."""
+    cameras = orbit_cameras(found.generator, yaws)
+    out = found.generator.render(found.styles, cameras, like.shape[-1])
+    return out.image, depth_map(out.depth, out.subject_opacity).to(out.image)
 
 
 def _styles(generator: ImageGenerator, codes: Codes, psi: Psi) -> Styles:

@@ -40,6 +40,12 @@ def pixel_distance(
     return total
 
 
+def psnr(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> float:
+    """Peak signal-to-noise ratio of colours, clamped to [-1, 1], in decibels; at most 100."""
+    error = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean()
+    return min(100.0, float(10 * (4 / error).log10()))
+
+
 def _root_mean_square(x: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, " batch"]:
     # the gradient of a norm is 0 at 0, that of a square root infinite
     return torch.linalg.vector_norm(x, dim=(1, 2, 3)) / x[0].numel() ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from cips3d.camera import Rays
@@ -20,6 +21,14 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.protocol import RayGenerator
 from cips3d.models.registry import build_generator
 from cips3d.models.types import Styles
+
+#: Operations that only describe or reserve memory, besides views.
+_WITHOUT_KERNEL = {
+    torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty, torch.ops.aten.new_empty_strided, torch.ops.aten._unsafe_view,
+    torch.ops.aten._reshape_alias, torch.ops.aten.lift_fresh, torch.ops.aten.set_,
+    torch.ops.aten.resize_,
+}  # fmt: skip
 
 
 class Account(TorchDispatchMode):
@@ -31,6 +40,10 @@ class Account(TorchDispatchMode):
 
     flops: int
     """operations of matrix products and convolutions so far (2 per multiply-add)"""
+    launches: int
+    """calls that compute something: on a GPU, at least one kernel each"""
+    passed_bytes: int
+    """bytes that all other calls than those products and convolutions read and write"""
     live: int
     """bytes of the storages that are alive"""
     peak: int
@@ -38,7 +51,7 @@ class Account(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.live = self.peak = 0
+        self.flops = self.launches = self.passed_bytes = self.live = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,6 +59,11 @@ class Account(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        if not (func.is_view or func._overloadpacket in _WITHOUT_KERNEL):
+            self.launches += 1
+            if formula is None:
+                touched = tree_leaves((args, kwargs, result))
+                self.passed_bytes += sum(_bytes(x) for x in touched if isinstance(x, Tensor))
         tree_map_only(Tensor, self._note, result)
         return result
 
@@ -62,6 +80,12 @@ class Account(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements; an expanded dimension is read once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in sizes if stride or not size)
 
 
 @dataclass(frozen=True)

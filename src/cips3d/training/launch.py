@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,8 @@ from cips3d.training.recipe import Stage
 LEAST_LOCAL_BATCH = 4
 #: Seconds that a process waits to learn why another one ended.
 _PATIENCE = 5.0
+#: Where the flavours of MPI tell each task how many there are.
+_MPI_COUNTS = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 Result = TypeVar("Result")
 
@@ -61,8 +64,9 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
     a module-level function, and its arguments can be pickled.
 
     Raises:
-        UserError: that of any of the processes.
+        UserError: that of any of the processes, or see `check_launcher`.
     """
+    check_launcher()
     if count == 1:
         result = work(*arguments)
         if torch.distributed.is_initialized():  # a launcher's; NCCL complains if nobody does
@@ -113,13 +117,43 @@ def run_in_processes(count: int, work: Callable[..., Result], *arguments: Any) -
             helper.join()
 
 
+def check_launcher() -> None:
+    """Raises UserError if this process is one of several that will not find each other.
+
+    These are tasks of plain `srun` or `mpirun`, each of which would train on its own, and processes
+    on the GPUs of a Windows machine, which has no NCCL.
+    """
+    variables = os.environ
+    several = int(variables.get("WORLD_SIZE", "1")) > 1
+    if several and platform.system() == "Windows" and "ACCELERATE_USE_CPU" not in variables:
+        raise UserError(
+            "training on several GPUs is not supported on Windows; start one process, or use "
+            "Linux or WSL"
+        )
+    if "WORLD_SIZE" in variables:
+        return
+    # a batch script is one process, however many tasks its job may start
+    in_step = "SLURM_STEP_ID" in variables or "SLURM_JOB_ID" not in variables
+    counts = ["SLURM_NTASKS"] if "SLURM_PROCID" in variables and in_step else []
+    counts += [] if "MASTER_ADDR" in variables else _MPI_COUNTS
+    for name in counts:
+        if int(variables.get(name, "1")) > 1:
+            raise UserError(
+                f"{name} is {variables[name]}: these tasks do not find each other, and each would "
+                "do all of the work; start one task per machine (srun --ntasks-per-node 1) that "
+                "runs torchrun --nnodes MACHINES --nproc_per_node GPUS --rdzv_backend c10d "
+                "--rdzv_endpoint HOST:29500 -m cips3d ... (docs/cluster.md)"
+            )
+
+
 def joined(precision: str = "no") -> Accelerator:
     """The Accelerator of this process in its job, whatever an earlier run of this process had.
 
     Raises:
         UserError: if the device does not have the precision, or the launcher's processes find no
-            GPU, without which they do not find each other.
+            GPU, without which they do not find each other, or see `check_launcher`.
     """
+    check_launcher()
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     try:

@@ -178,7 +178,8 @@ def step_draws(run: Run, stage: Stage) -> StepDraws:
     config, counters = run.config, run.counters
     remaining = 0.0
     if config.density_noise_kimg:
-        remaining = max(0.0, 1 - counters.images / (config.density_noise_kimg * 1000))
+        shown = counters.stage_images if stage.restart_noise else counters.images
+        remaining = max(0.0, 1 - shown / (config.density_noise_kimg * 1000))
     adapted = config.augment_target is not None
     return StepDraws(
         config=config.generator,

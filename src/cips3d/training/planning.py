@@ -6,6 +6,7 @@ operations are counted and the storages that are alive are added up. So the figu
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +30,27 @@ Mode = Literal["full", "partial", "checkpointed"]
 META = torch.device("meta")
 #: How long `measured_speed` measures, about.
 MEASURED_SECONDS = 3.0
+#: Seconds that Python and torch need to launch one call on a GPU, about.
+LAUNCH_SECONDS = 1e-5
+#: Bytes per second of the memory of a V100, the paper's GPU.
+BANDWIDTH = 900e9
+#: Bytes that `measured_bandwidth` copies at a time, more than any cache holds.
+_COPIED = 2**28
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast each process trains.
+
+    Attributes:
+        speed: operations of matrix products and convolutions per second.
+        bandwidth: bytes per second that all other calls read and write.
+        launch: seconds to launch a call.
+    """
+
+    speed: float
+    bandwidth: float = BANDWIDTH
+    launch: float = LAUNCH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -39,10 +61,25 @@ class StepCost:
         flops: operations of matrix products and convolutions (2 per multiply-add) per image, lazy
             penalties included by their share.
         peak_bytes: the most that is alive at one time, with weights, average and Adam's moments.
+        launches: calls per step that compute something, lazy penalties likewise.
+        passed_bytes: bytes per image that calls other than those products read and write, likewise.
     """
 
     flops: float
     peak_bytes: int
+    launches: float
+    passed_bytes: float
+
+    def seconds(self, images: int, machine: Machine) -> dict[str, float]:
+        """What each resource alone needs for a step; the step takes as long as the slowest.
+
+        Launches run ahead of the GPU, and products overlap with the passes of other calls at best.
+        """
+        return {
+            "arithmetic": images * self.flops / machine.speed,
+            "launches": self.launches * machine.launch,
+            "memory": images * self.passed_bytes / machine.bandwidth,
+        }
 
 
 @dataclass(frozen=True)
@@ -114,13 +151,19 @@ def step_cost(
     penalised = run(counted, 0)  # all lazy terms are due at step 0, none at step 1
     plain = penalised if every == 1 else run(counted, 1)
     peak = max(penalised.peak, plain.peak)
-    if counted > chunk and stage.gradients != "full":  # memory grows linearly with the chunk
-        peak -= (run(2 * counted, 0).peak - penalised.peak) * (counted - chunk) // counted
+    launches = plain.launches + (penalised.launches - plain.launches) / every
+    # memory grows linearly with the chunk, launches with the number of chunks
+    if counted > chunk and stage.gradients != "full":
+        larger = run(2 * counted, 0)
+        peak -= (larger.peak - penalised.peak) * (counted - chunk) // counted
+        many, some, few = (math.ceil(side**2 / c) for c in (chunk, counted, 2 * counted))
+        launches += (penalised.launches - larger.launches) * (many - some) / (some - few)
     # float32 weights, average of the generator, and Adam's moments
     generator, discriminators = map(parameter_count, (networks.generator, networks.discriminators))
     state = 4 * (4 * generator + 3 * discriminators)
     flops = plain.flops + (penalised.flops - plain.flops) / every
-    return StepCost(flops / piece, state + peak)
+    passed = plain.passed_bytes + (penalised.passed_bytes - plain.passed_bytes) / every
+    return StepCost(flops / piece, state + peak, launches * stage.accumulate, passed / piece)
 
 
 def _context(
@@ -159,6 +202,28 @@ def visible_share(config: TrainConfig) -> float:
     if none == all_samples:  # a generator without samples
         return 1.0
     return max(0.5, (flops(torch.device("cpu")) - none) / (all_samples - none))
+
+
+def measured_machine(config: TrainConfig, processes: int = 1) -> Machine:
+    """This machine. On a CPU, the speed of products includes all other calls."""
+    speed = measured_speed(config, processes)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return Machine(speed, bandwidth=math.inf, launch=0.0)
+    return Machine(speed, measured_bandwidth(device))
+
+
+def measured_bandwidth(device: torch.device) -> float:
+    """Bytes per second that copying on an accelerator reads and writes."""
+    source, copy = (torch.empty(_COPIED, dtype=torch.uint8, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        torch.accelerator.synchronize()
+        start = time.perf_counter()
+        copy.copy_(source)
+        torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * _COPIED / min(seconds)
 
 
 def measured_speed(config: TrainConfig, processes: int = 1) -> float:

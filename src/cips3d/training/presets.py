@@ -19,6 +19,10 @@ from cips3d.models.registry import generator_class
 from cips3d.training.objective import R1, Objective, Pose, Transmittance
 from cips3d.training.recipe import Stage, TrainConfig
 
+#: The authors' learning rates of generator and discriminators, by resolution.
+RELEASED_RATES = {32: (2e-4, 2e-3), 64: (2e-4, 2e-3), 128: (1e-4, 1e-3), 256: (1e-4, 5e-4)}
+#: FID as in the paper's Table 2 and Fig. 8, 2,048 generated against 2,048 real images.
+PAPER_METRICS = ("fid2048",)
 #: pi-GAN's learning rate on the embedded heads; with CIPS-3D's it stops at speckled balls.
 PI_GAN_RATE = 1e-4
 
@@ -129,21 +133,32 @@ def _large(resolution: int, stages: tuple[Stage, ...], **changes: Any) -> TrainC
     )  # fmt: skip
 
 
+def _released(resolution: int, kimg: float, **changes: Any) -> Stage:
+    """A stage at the authors' rates; those at 256² above it, where nothing was released."""
+    rates = RELEASED_RATES[min(256, resolution)]
+    return Stage(resolution, kimg, generator_lr=rates[0], discriminator_lr=rates[1], **changes)
+
+
 def _ffhq(resolution: int) -> TrainConfig:
     """The authors' released settings (8 GPUs × 4 images) up to that resolution.
 
-    80,000 steps at 32², 200,000 at 64², 800,000 at each resolution above. The stage at 256² starts
-    from the average. From it on, radiance field, its mapping and the auxiliary head are frozen,
-    there is no auxiliary discriminator, DiffAugment changes every image and the new block fades in
-    over 10,000 steps. Nothing was released above 256²: those stages are like the one at 256², with
-    256² gradient rays, the authors' setting for every resolution.
+    80,000 steps at 32², 200,000 at 64², 800,000 at each resolution above. The density noise starts
+    anew at 64² and 128². The stage at 256² starts from the average. From it on, radiance field, its
+    mapping and the auxiliary head are frozen, there is no auxiliary discriminator, DiffAugment
+    changes every image and the new block fades in over 10,000 steps. Nothing was released above
+    256²: those stages are like the one at 256², with 256² gradient rays, the authors' setting for
+    every resolution.
     """
-    first = (Stage(32, kimg=2_560), Stage(64, kimg=6_400), Stage(128, kimg=25_600))
+    first = (
+        _released(32, 2_560),
+        _released(64, 6_400, restart_noise=True),
+        _released(128, 25_600, restart_noise=True),
+    )
     late = [
-        Stage(
-            side, kimg=25_600, generator_lr=1e-4, discriminator_lr=5e-4, fade_kimg=320,
-            auxiliary=False, augment=1.0, frozen=("nerf", "shape_mapping", "aux_head"),
-            from_average=side == 256, gradients="partial" if side > 256 else "full",
+        _released(
+            side, 25_600, fade_kimg=320, auxiliary=False, augment=1.0,
+            frozen=("nerf", "shape_mapping", "aux_head"), from_average=side == 256,
+            gradients="partial" if side > 256 else "full",
             gradient_rays=256**2 if side > 256 else None,
         )
         for side in (256, 512, 1024)
@@ -153,20 +168,29 @@ def _ffhq(resolution: int) -> TrainConfig:
 
 
 def _ffhq_512_paper() -> TrainConfig:
-    """The paper's text (Sections 3.2 and 4.1) where it differs from the released settings.
+    """The paper's text (Sections 3 and 4.1, Fig. 8), and the released settings where it is silent.
 
     64² up to 512² with the auxiliary discriminator, all networks trained, 400² gradient rays at
-    512²; tRGB after every block, no residual additions, no tanh. The text gives no lengths: they
-    are the released ones.
+    512²; a learned embedding, tRGB after every block, no residual additions, no tanh; StyleGAN2's
+    discriminators, the auxiliary one with fewer channels; no mirrored images, density noise or
+    clipped gradients. docs/paper-to-code.md lists what the text leaves open.
     """
-    sides = {64: 8_960, 128: 25_600, 256: 25_600}
-    last = Stage(512, kimg=25_600, gradients="partial", gradient_rays=400**2)
-    stages = (*(Stage(side, kimg=kimg) for side, kimg in sides.items()), last)
-    networks = Cips3dNetworks(rgb_from_block=0, residual_from_block=9, rgb_tanh=False)
+    stages = (
+        _released(64, 8_960),
+        _released(128, 25_600),
+        _released(256, 25_600),
+        _released(512, 25_600, gradients="partial", gradient_rays=400**2),
+    )
+    networks = Cips3dNetworks(
+        embedding="learned", rgb_from_block=0, residual_from_block=9, rgb_tanh=False
+    )
     widths = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 128, 256: 64, 512: 32}
-    generator = GeneratorConfig(networks, resolution=512)
-    aux = DiscriminatorConfig(widths, downsample_first=True)
-    return _large(512, stages, generator=generator, aux_discriminator=aux)
+    return _large(
+        512, stages, generator=GeneratorConfig(networks, resolution=512),
+        discriminator=DiscriminatorConfig(stddev_group=4),
+        aux_discriminator=DiscriminatorConfig(widths, stddev_group=4),
+        mirror=False, density_noise=0.0, grad_clip=None, metrics=PAPER_METRICS,
+    )  # fmt: skip
 
 
 def _afhq_cats_256() -> TrainConfig:
@@ -186,7 +210,7 @@ def _afhq_cats_256() -> TrainConfig:
 def _table_2(view_direction: bool, embedding: Embedding, auxiliary: bool) -> TrainConfig:
     """One row of Table 2: FFHQ at 64²."""
     networks = Cips3dNetworks(view_direction=view_direction, embedding=embedding)
-    return _with(networks, _ffhq(64), auxiliary=auxiliary)
+    return replace(_with(networks, _ffhq(64), auxiliary=auxiliary), metrics=PAPER_METRICS)
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {

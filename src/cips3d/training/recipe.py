@@ -44,6 +44,8 @@ class Stage(Configuration):
     """thousands of images for which only the discriminators train, such as in a transfer"""
     from_average: bool = False
     """start the stage from the averaged generator"""
+    restart_noise: bool = False
+    """the density noise starts anew, as in a run of its own"""
     gradients: Literal["full", "partial", "checkpointed"] = "full"
     """rays that carry gradients: all; `gradient_rays` of them (Section 3.2); or all in the memory
     of a chunk, for one more forward pass (cips3d.models.rays)"""
@@ -127,7 +129,8 @@ class TrainConfig(Configuration):
     density_noise: NonNegative = 1.0
     """standard deviation of the density noise at the start, per world unit"""
     density_noise_kimg: NonNegative = 160.0
-    """thousands of images over which it falls linearly to 0"""
+    """thousands of images over which it falls linearly to 0, from the start of the run, or of a
+    stage with `restart_noise`"""
     share_fakes: bool = False
     """one set of generated images for both steps, the discriminators' and the generator's"""
     precision: Literal["no", "bf16"] = "no"

@@ -19,10 +19,11 @@ from torch import Tensor
 from cips3d import pretrained
 from cips3d.camera import PoseDistribution
 from cips3d.configuration import read_json, to_dict
-from cips3d.data import Dataset, open_dataset
+from cips3d.data import EMBEDDED, Dataset, open_dataset
 from cips3d.errors import UserError
 from cips3d.files import atomic_path, check_writable
 from cips3d.metrics.fidelity import Fidelity
+from cips3d.model_paths import BUNDLED
 from cips3d.models.config import Sampling
 from cips3d.models.cost import device_memory
 from cips3d.models.protocol import MODEL_FILE, ImageGenerator
@@ -47,6 +48,7 @@ class Run:
 
     Args:
         config: the run. A directory that already holds a run must hold the same configuration.
+            Relative paths in it start at the working directory.
         run_dir: for config.json, log.jsonl, samples/, checkpoints/, TensorBoard events and model.
         accelerator: devices and processes; by default from the environment.
         measures: called every `metrics_kimg` and at the end, besides the configuration's metrics;
@@ -69,6 +71,7 @@ class Run:
         accelerator: Accelerator | None = None,
         measures: Sequence[Measure] = (),
     ) -> None:
+        config = located(config)
         self.config, self.run_dir, self.measures = config, Path(run_dir), [*measures]
         self.accelerator = accelerator or joined(config.precision)
         #: Where this process trains, and whether it writes the files.
@@ -80,6 +83,12 @@ class Run:
         check_batches(config.stages, self.accelerator.num_processes, "stages")
         # at the largest size, so that an image too small for a later stage is refused at once
         largest = max(stage.resolution for stage in config.stages)
+        path = self.run_dir / CONFIG_FILE
+        if not (config.data in EMBEDDED or Path(config.data).exists()) and path.exists():
+            raise UserError(
+                f"{path}: data is {config.data}, which is not there; write the path of the images "
+                "into that file"
+            )
         self.dataset = open_dataset(config.data, largest)
         needs_labels = config.judges_cameras or config.cameras == "labels"
         if needs_labels and not self.dataset.has_cameras:
@@ -243,11 +252,23 @@ class Run:
         return None if name is None else folder / name
 
 
+def located(config: TrainConfig) -> TrainConfig:
+    """The configuration with absolute paths, so that its run can be resumed from any folder."""
+    paths = {name: getattr(config, name) for name in ("data", "start", "inception_weights")}
+    names = (None, *EMBEDDED, *BUNDLED)
+    there = {
+        field: str(Path(path).absolute())
+        for field, path in paths.items()
+        if path not in names and Path(path).exists()
+    }
+    return replace(config, **there)
+
+
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
     """Raises UserError if a directory is not for this run, or if wandb is needed and missing."""
     path = run_dir / CONFIG_FILE
     if path.exists():
-        if read_json(TrainConfig, path) != config:
+        if located(read_json(TrainConfig, path)) != located(config):
             raise UserError(
                 f"{run_dir} holds a run with another configuration; resume it with "
                 f"cips3d train {run_dir}, or give another folder"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import viser
+from PIL import Image
 
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI
 from cips3d.viewer.cameras import FOVS
+from cips3d.viewer.rendering import Pixels
 from cips3d.viewer.requests import BOUNDS, MODES, within
 
 #: Side of the refined image: a multiple of the model's resolution, up to a number of pixels.
 _REFINEMENT, _REFINED_SIDE = 4, 256
+#: Side of the photo in the panel, pixels.
+_PHOTO_SIDE = 256
 #: Range of the field of view's slider unless the model's lies outside, degrees.
 _USUAL_FOVS = (1.0, 60.0)
 
@@ -52,6 +57,8 @@ class Controls:
         )
         hint = "Show the subject found in the photo instead of the seeds"
         self.show_inversion = gui.add_checkbox("Photo's subject", False, hint=hint, visible=False)
+        self.photo = gui.add_image(np.zeros((1, 1, 3), np.uint8), label="Photo", visible=False)
+        self.reach = gui.add_markdown("", visible=False)
         hint = "Image, low-resolution NeRF image, depth map (near is bright) or mesh"
         self.mode = gui.add_dropdown("Show", modes, hint=hint)
         hint = "A random subject; back to the front"
@@ -115,6 +122,23 @@ class Controls:
         """Current values by the names that `view_from` takes."""
         inputs = {name: handle.value for name, handle in self.inputs.items()}
         return {"mode": self.mode.value} | inputs
+
+    def set_photo(self, pixels: Pixels) -> None:
+        """Sets the photo that `show_photo` shows; what its inversion reached is not known yet."""
+        self.reach.content = ""
+        shown = Image.fromarray(pixels).resize((_PHOTO_SIDE, _PHOTO_SIDE))
+        self.photo.image = np.asarray(shown)
+
+    def set_reach(self, lines: list[str], warning: str | None) -> None:
+        """Sets what the inversion of the photo reached."""
+        first = [] if warning is None else [f"**Warning:** {warning}"]
+        self.reach.content = "\n\n".join([*first, *lines])
+        self.show_photo(self.show_inversion.value)
+
+    def show_photo(self, is_shown: bool) -> None:
+        """Shows or hides the photo beside its subject, if there is one, and what was reached."""
+        self.photo.visible = is_shown and self.photo.image.shape[0] > 1
+        self.reach.visible = is_shown and bool(self.reach.content)
 
     def set(self, **values: Any) -> None:
         """Sets inputs by name, as the user would."""

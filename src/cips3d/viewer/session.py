@@ -17,6 +17,7 @@ import viser
 
 from cips3d.camera import Camera
 from cips3d.editing.inversion import invert
+from cips3d.editing.reach import reach
 from cips3d.editing.subject import Subject
 from cips3d.export.media import to_uint8
 from cips3d.export.meshes import extract_mesh, glb
@@ -298,6 +299,7 @@ class Session:
 
     def _change_psi(self) -> None:
         """Swaps the truncation: photos' subjects and random ones keep one each."""
+        self.controls.show_photo(self.controls.show_inversion.value)
         if self.controls.show_inversion.value != self._shows_inversion:
             values = self.controls.values()
             kept = {name: values[name] for name in _FULL_PSI}
@@ -325,15 +327,28 @@ class Session:
             yield 0.0
             discriminator = self._subjects.discriminator
             found = invert(self._generator, photo, discriminator=discriminator, progress=report)
-            self._show_inversion(found.generator, found.styles, found.camera)
+            self._show_inversion(found.generator, found.styles, found.camera, photo)
+            yield 0.0
+            notification.title = "Comparing with the model's own subjects …"
+            near = reach(self._generator, photo, found, discriminator, progress=report)
+            self.controls.set_reach(near.lines(), near.warning())
         except _Abandoned:
             return
         finally:
             notification.remove()
 
-    def _show_inversion(self, generator: RayGenerator, styles: Styles, camera: Camera) -> None:
-        """Shows a photo's subject from its camera, in place of the last photo's."""
+    def _show_inversion(
+        self,
+        generator: RayGenerator,
+        styles: Styles,
+        camera: Camera,
+        photo: torch.Tensor | None = None,
+    ) -> None:
+        """Shows a photo's subject from its camera, in place of the last photo's, and the photo."""
         self._found = PhotoSubject(generator, styles)
+        if photo is not None:
+            self.controls.set_photo(to_uint8(photo)[0])
+            self.controls.show_photo(True)
         self._subjects.forget()
         if self._shows_inversion:
             self.controls.set(**_FULL_PSI)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -15,9 +17,28 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorated(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # numba looks for a cache folder on decoration
-            return njit(nogil=True, error_model="numpy", **options)(function)
+        compiled: Any = njit(nogil=True, error_model="numpy", **options)(function)
+        with contextlib.suppress(RuntimeError, OSError):  # no folder can be written to
+            compiled._cache = _Cache(function)
+        return compiled
 
     return decorated
+
+
+class _Cache(FunctionCache):
+    """A cache whose damaged files are compiled anew, and which may be full.
+
+    numba itself ends in an error of pickle or of the disk.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # what unpickling a damaged file raises is anything
+            with contextlib.suppress(OSError):
+                self.flush()  # an index that cannot be read could not be added to either
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(Exception):
+            super().save_overload(sig, data)
