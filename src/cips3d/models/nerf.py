@@ -12,7 +12,7 @@ from cips3d.camera import Rays
 from cips3d.models import volume
 from cips3d.models.config import FieldConfig, Sampling
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
-from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, without_autocast
+from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, Linear, without_autocast
 from cips3d.models.ops.sine import sine_, sine_along
 from cips3d.models.rays import chunks
 from cips3d.models.types import Points, RayDraws, Samples, StyleCodes
@@ -59,7 +59,7 @@ class RadianceField(nn.Module):
         in_dim = 3 if self.embedding is None else self.embedding.out_dim
         in_dims = [in_dim] + [width] * (config.nerf_layers - 1)
         self.layers = nn.ModuleList(FilmSiren(in_dim, width, style_dim) for in_dim in in_dims)
-        self.density = nn.Linear(width, 1)
+        self.density = Linear(width, 1)
         in_dim = width + (3 if config.view_direction else 0)
         self.feature_layer = FilmSiren(in_dim, head_width, style_dim)
 
@@ -115,7 +115,7 @@ class RadianceField(nn.Module):
             matrix = matrix / self.config.extent
             start, slope = torch.baddbmm(offset, o, matrix), torch.bmm(d, matrix)
         oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
-        size = CHUNK_SAMPLES[o.is_cpu] // (t.shape[0] * t.shape[2])
+        size = CHUNK_SAMPLES[o.is_cpu] // max(1, t.shape[0] * t.shape[2])
         parts = []
         for part in chunks(rays.count, size):
             depth = t[:, part]
@@ -138,16 +138,19 @@ class RadianceField(nn.Module):
         """Composited features along rays (Eq. 4), without the background behind them.
 
         Densities of all samples are computed first, without gradients. The visible samples are then
-        evaluated again, with features and gradients. Depths are constants to the gradient.
+        evaluated again, with features and gradients. The samples' places on a ray are constants to
+        the gradient, measured from its centre: a camera that moves back leaves them where they are.
         """
         draws = RayDraws.even(rays, sampling) if draws is None else draws
         noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):
+            rays, distance = rays.centred()
             with torch.no_grad():
                 near, far = self.bounds(rays)
                 t, sigma = self._sampled_density(w, rays, near, far, sampling, draws)
                 weights = self.weights(t, sigma + noise, far)
                 index = volume.visible_samples(weights, draws.visible_share)
+            t, sigma = t.detach(), sigma.detach()  # constants in forward mode too
             ray = index // t.shape[-1]
             points = torch.take_along_dim(rays.at(t).flatten(1, 2), index[..., None], dim=1)
             directions = None
@@ -158,17 +161,16 @@ class RadianceField(nn.Module):
             weights = self.weights(t, sigma + noise, far)
             weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
-            depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
+            depth = distance + (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
 
     def bounds(
         self, rays: Rays
     ) -> tuple[Float[Tensor, "batch rays 1"], Float[Tensor, "batch rays 1"]]:
-        """Depths at which the volume begins and ends on each ray."""
-        # not `norm`, which takes ten times as long on CPUs
-        distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
-        return distance - self.config.extent, distance + self.config.extent
+        """Where the volume begins and ends on each ray, from its centre."""
+        far = rays.origins.new_full((len(rays), rays.count, 1), self.config.extent)
+        return -far, far
 
     def _sampled_density(
         self, w: Tensor, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
@@ -200,10 +202,11 @@ class ShallowNerf(RadianceField):
     def __init__(self, config: FieldConfig, feature_dim: int) -> None:
         width = config.nerf_width // 2
         super().__init__(config, width)
-        self.feature = nn.Linear(width, feature_dim)
+        self.feature = Linear(width, feature_dim)
         nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
 
     def project(
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays feature"]:
-        return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
+        weight = self.feature.weight.t().to(hidden.dtype)
+        return hidden @ weight + opacity[..., None] * self.feature.bias

@@ -108,7 +108,7 @@ class PreparedSubject(Prepared):
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        g, styles = self.generator, self.styles.to(self.generator.shape_mean)
+        g, styles = self.generator, self.styles.to(self.generator.like)
         self._versions = _versions(g)
         self._film = [
             (matrix[0], offset)
@@ -131,7 +131,8 @@ class PreparedSubject(Prepared):
         if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
             return None
         film = [(self._film[0][0] / c.extent, self._film[0][1]), *self._film[1:]]
-        gain, weight, bias = c.density_gain, field.density.weight, field.density.bias
+        gain = c.density_gain
+        weight, bias = (x.to(last.dtype) for x in (field.density.weight, field.density.bias))
         return march.Field.of(
             film,
             density=(gain * weight, gain * bias + c.density_blob),
@@ -142,7 +143,7 @@ class PreparedSubject(Prepared):
     def _mapped_out(self) -> OccupancyGrid:
         g = self.generator
         half = HALF_SIDE * g.nerf.config.extent
-        axis = torch.linspace(-half, half, CELLS + 1, device=g.device, dtype=g.shape_mean.dtype)
+        axis = torch.linspace(-half, half, CELLS + 1, device=g.device, dtype=g.like.dtype)
         rows = torch.cartesian_prod(axis, axis)
         start = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1)[None]
         along = Rays(start, torch.tensor([0.0, 0, 1]).to(start).expand_as(start))
@@ -158,17 +159,18 @@ class PreparedSubject(Prepared):
         if _versions(self.generator) != self._versions:
             self._refresh()
         batch, count = len(rays), rays.count
-        flat = Rays(rays.origins.reshape(1, -1, 3), rays.directions.reshape(1, -1, 3))
+        flat = rays.map(lambda x: x.reshape(1, -1, 3))
         if draws is None:
             draws = RayDraws.even(flat, sampling)
         else:
-            draws = draws.map(lambda x: x.reshape(1, batch * count, -1))
+            draws = draws.map(lambda x: x.reshape(1, batch * count, x.shape[2]))
         with fast_products(self.precision):
             output = self._rendered(flat, sampling, draws)
         return output.map(lambda x: x.reshape(batch, count, *x.shape[2:]))
 
     def _rendered(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> RayOutput:
         g = self.generator
+        rays, distance = rays.centred()
         near, far = g.nerf.bounds(rays)
         if self._field is not None and draws.noise is None and draws.coarse_noise is None:
             marched = march.march(
@@ -182,7 +184,7 @@ class PreparedSubject(Prepared):
         else:
             marched = self._marched(rays, near, far, sampling, draws)
         hidden, depth, opacity, last_weight = (x[None] for x in marched)
-        depth = depth + (1 - opacity) * far[..., 0]
+        depth = distance + depth + (1 - opacity) * far[..., 0]
         feature = g.nerf.project(hidden, opacity)
         if self._behind is not None:
             feature = feature + (1 - opacity)[..., None] * self._behind

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cips3d.models.ops.kernels import kernel
 
@@ -46,6 +47,8 @@ def sine(x: Channels, shift: Shift) -> Channels:
 def sine_(x: Channels, shift: Shift) -> Channels:
     """sin(x + shift), in place of x and without gradients."""
     if not _fast(x, shift):
+        if torch._C._are_functorch_transforms_active():  # the shift may have a batch that x has not
+            return torch.sin(x + shift)
         return x.add_(shift).sin_()
     _shifted_sine_in_place(x.numpy(), shift.numpy())
     return x
@@ -70,6 +73,9 @@ def sine_along(
 def _fast(*tensors: Tensor) -> bool:
     """Whether the kernels apply."""
     if torch.get_num_threads() > MOST_THREADS or torch.compiler.is_compiling():
+        return False
+    # torch.func and forward mode need operations that torch knows
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     return all(
         type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()
