@@ -38,7 +38,7 @@ def rendered(mode: str, generator: Generator, fakes: FakeDraws, resolution: int)
     if mode == "checkpointed":
         return ray_choices.checkpointed(*arguments, CHUNK)
     order = torch.randperm(resolution**2, generator=torch.Generator().manual_seed(0))
-    return ray_choices.partial(*arguments, order[: resolution**2 // 4], CHUNK)
+    return ray_choices.partial(*arguments, order[None, : resolution**2 // 4], CHUNK)
 
 
 def measure(mode: str, resolution: int, memory: bool, connection: Connection) -> None:

@@ -1,8 +1,8 @@
 """A hook of mkdocs: links out of docs/ work on the site as they do in the repository.
 
-A link to a module (`../src/cips3d/camera.py`) leads to a page with its source. Any other file of
-the repository that a page links to or shows (`../experiments/results/figure_7.png`) is copied next
-to the pages.
+A link to a module (`../src/cips3d/trajectories.py`) leads to a page with its source. Any other file
+of the repository that a page links to or shows (`../experiments/results/figure_7.png`) is copied
+next to the pages.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cips3d.camera import Camera, PoseDistribution
+from cips3d.camera import Camera, PoseDistribution, Rays
 from cips3d.errors import UserError
 
 relaxed = settings(deadline=None, max_examples=40)
@@ -200,6 +200,93 @@ def test_projecting_the_points_of_rays_gives_their_pixels(
     assert torch.allclose(column[0], expected[1].flatten(), atol=1e-8)
     assert torch.allclose(distance, depth, rtol=1e-9)
     assert bool((cam.project(2 * cam.position[:, None])[1] < 0).all())  # behind the camera
+
+
+# ---------------------------------------------------------------- far away, and without perspective
+@given(points, points, fovs, st.booleans())
+@relaxed
+def test_centres_lie_on_the_rays_as_far_as_the_origin(position, target, fov, parallel) -> None:
+    position, target = (torch.tensor([p], dtype=torch.float64) for p in (position, target))
+    axis = target - position
+    assume(float(axis.norm()) > 0.1 and float(torch.hypot(axis[0, 0], axis[0, 2])) > 0.1)
+    assume(float(position.norm()) > 0.1)
+    cam = Camera.look_at(position, target, fov=fov)
+    if parallel:
+        cam = Camera(cam.cam_to_world, torch.zeros_like(cam.fov), torch.ones_like(cam.fov))
+    rays = cam.rays(3, 4)
+    centred, distance = rays.centred()
+    assert torch.allclose(rays.at(distance[..., None])[:, :, 0], centred.origins, atol=1e-9)
+    if parallel:
+        assert (centred.origins * rays.directions).sum(dim=-1).abs().max() < 1e-9
+    else:
+        assert torch.allclose(distance, position.norm(dim=-1)[:, None], atol=1e-9)
+        again, same = Rays(rays.origins, rays.directions).centred()
+        assert torch.allclose(again.origins, centred.origins, atol=1e-9)
+        assert torch.allclose(same, distance, atol=1e-9)
+
+
+@pytest.mark.parametrize("radius", [1.0, 30.0, 1000.0])
+def test_centres_keep_their_digits_from_afar(radius: float) -> None:
+    fov = math.degrees(2 * math.atan(math.tan(math.radians(6)) / radius))
+    cam = Camera.orbit(0.4, 0.2, radius, fov)  # single precision
+    exact = cam.to(torch.float64).rays(32, 32).centred()[0].origins
+    found = cam.rays(32, 32).centred()[0].origins
+    rounding = 2e-7 * radius  # of the pose, as one shift
+    shift = (found - exact).mean(dim=1, keepdim=True)
+    assert shift.abs().max() < rounding
+    assert (found - exact - shift).abs().max() < 1e-7
+
+
+@given(yaws, pitches, radii, st.floats(0.01, 2.0), st.integers(1, 9), st.integers(1, 9))
+@relaxed
+def test_an_orthographic_camera_has_parallel_rays_and_projects_them_back(
+    yaw, pitch, radius, span, height: int, width: int
+) -> None:
+    cam = Camera.orthographic(torch.tensor([yaw], dtype=torch.float64), pitch, radius, span)
+    rays = cam.rays(height, width)
+    assert torch.allclose(rays.directions, -cam.cam_to_world[:, None, :3, 2], atol=1e-12)
+    depth = torch.rand(1, height * width, dtype=torch.float64)
+    place, distance = cam.project(rays.at(depth[..., None])[:, :, 0])
+    assert torch.allclose(distance, depth, atol=1e-9)
+    rows = -1 + (2 * torch.arange(height).double() + 1) / height
+    columns = (2 * torch.arange(width).double() + 1 - width) / height
+    expected = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
+    assert torch.allclose(place[0], expected.flatten(0, 1), atol=1e-6)
+    second = Camera.cat([cam, cam])[1]
+    assert second.span is not None and cam.span is not None
+    assert torch.equal(second.span, cam.span)
+    again = Camera.from_opencv(cam.to_opencv())
+    assert torch.equal(again.cam_to_world, cam.cam_to_world)
+
+
+def test_orthographic_cameras_frame_like_the_pinhole_ones_they_come_from() -> None:
+    cam = camera(0.4, 0.2, 1.5, 20.0)
+    parallel = cam.as_orthographic()
+    assert parallel.as_orthographic() is parallel
+    facing = 0.2 * cam.cam_to_world[:, None, :3, 0] - 0.1 * cam.cam_to_world[:, None, :3, 1]
+    assert torch.allclose(parallel.project(facing)[0], cam.project(facing)[0], atol=1e-12)
+    corner = parallel.from_corner_grid(5).rays(5, 5).origins
+    edge = parallel.project(corner)[0].abs().amax()
+    assert float(edge) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Camera.orthographic(0.0).to_label(), "no focal length"),
+        (lambda: Camera.orthographic(0.0, span=0.0), "span above 0"),
+        (lambda: Camera.orthographic(0.0, span=math.nan), "NaN"),
+        (lambda: Camera.cat([Camera.orbit(0.0), Camera.orthographic(0.0)]), "one batch"),
+        (
+            lambda: Camera.look_at(torch.ones(1, 3), torch.full((1, 3), 2.0)).as_orthographic(),
+            "behind",
+        ),
+    ],
+)
+def test_impossible_orthographic_cameras(make, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
 
 
 @given(yaws, pitches, radii, fovs)

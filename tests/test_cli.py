@@ -395,6 +395,16 @@ def test_render_along_a_path(path: str, solid_model: str, tmp_path: Path) -> Non
     assert holds(np.asarray(Image.open(tmp_path / "a.png")), 2, 3, 16)
 
 
+def test_render_without_perspective(solid_model: str) -> None:
+    execute(f"render {solid_model} a.png --count 1 --views 1 --yaw 20 --show image --orthographic "
+            "--resolution 24 --fov 14")  # fmt: skip
+    generator = pretrained.load(solid_model)
+    camera = trajectories.arc(1, math.radians(20), fov=14).as_orthographic()
+    image = generator.render(generator.sample_latents(1, 0), camera, 24).image
+    shown = np.asarray(Image.open("a.png")).astype(int)
+    assert np.abs(shown - to_uint8(image)[0].astype(int)).max() <= 1
+
+
 def test_render_from_seed_to_seed(model: str, tmp_path: Path) -> None:
     """Each seed's frame is that subject, alone; the video is back at the first after the last."""
     same = "--yaw 0 --resolution 16 --fps 4"
@@ -842,6 +852,7 @@ def test_the_parser_refuses(words: str, refusal: Refusal) -> None:
             "render MODEL OUT.mp4 --path dolly-zoom --fov 120",
             "camera: it comes within",
         ),
+        ("render MODEL OUT.mp4 --path dolly-zoom --orthographic", "--orthographic"),
         ("render MODEL OUT.mp4 --pitch 95", "pitch reaches 95"),
         ("render MODEL OUT.mp4 --path spiral", "--path is spiral"),
         ("render MODEL OUT.mp4 --path OUT.json", "OUT.json"),

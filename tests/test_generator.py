@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import cips3d
 import tiny as configurations
@@ -24,6 +26,7 @@ from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.embedding import positional_encoding
 from cips3d.models.generator import Generator
+from cips3d.models.registry import build_generator
 from cips3d.models.types import DEFAULT_PSI, Latents, RayDraws, RenderOutput, Styles
 from cips3d.pretrained import load_discriminators, load_main_discriminator
 
@@ -763,3 +766,170 @@ def test_draws_do_not_depend_on_the_default_type() -> None:
         torch.set_default_dtype(torch.float32)
     for a, b in zip(expected, found, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- cameras anywhere
+def psnr(image: Tensor, expected: Tensor) -> float:
+    """Of images in [-1, 1], decibels."""
+    error = (image.detach().double() - expected.detach().double()).square().mean()
+    return float(-10 * torch.log10(error / 4))
+
+
+def dollied(radius: float) -> Camera:
+    """The camera of a dolly zoom from 12° at distance 1, single precision."""
+    fov = math.degrees(2 * math.atan(math.tan(math.radians(6)) / radius))
+    return Camera.orbit(0.35, 0.13, radius, fov)
+
+
+@pytest.fixture(scope="module")
+def heads() -> Generator:
+    found = cips3d.load("heads")
+    assert isinstance(found, Generator)
+    return found
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_camera_that_moves_away_ends_as_an_orthographic_one(
+    heads: Generator, prepared: bool
+) -> None:
+    styles = heads.map(heads.sample_latents(1, 3), 0.7)
+    codes = heads.prepare(styles, "float32") if prepared else styles
+    views = [dollied(radius) for radius in (1, 10, 100, 1000)]
+    with torch.no_grad():
+        end = heads.render(codes, views[0].as_orthographic(), 48)
+        images = [heads.render(codes, view, 48) for view in views]
+    likeness = [psnr(out.image, end.image) for out in images]
+    assert likeness[0] < 35 < 45 < likeness[1] < likeness[2]
+    assert min(likeness[2:]) > 55
+    solid = end.solid & images[3].solid
+    assert (images[3].depth - 999 - end.depth)[solid].abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("radius", [1, 100, 1000])
+def test_single_precision_is_enough_from_anywhere(heads: Generator, radius: int) -> None:
+    precise = Generator(heads.config).double()
+    precise.load_state_dict(heads.state_dict())
+    camera, z = dollied(radius), heads.sample_latents(1, 3)
+    with torch.no_grad():
+        exact = precise.render(z, camera.to(torch.float64), 48)
+        found = heads.render(z, camera, 48)
+    assert psnr(found.image, exact.image) > (55 if radius == 1000 else 70)
+
+
+def test_an_orthographic_image_does_not_depend_on_the_distance() -> None:
+    generator = tiny()
+    z, yaw = generator.sample_latents(1, 0), torch.tensor(0.4, dtype=torch.float64)
+    near, far = (
+        generator.render(z, Camera.orthographic(yaw, 0.2, radius), 8) for radius in (0.5, 50.0)
+    )
+    torch.testing.assert_close(near.image, far.image, rtol=0, atol=1e-12)
+    torch.testing.assert_close(near.depth + 49.5, far.depth)
+
+
+@pytest.mark.parametrize("name", ["yaw", "pitch", "radius", "fov", "span", "sideways"])
+def test_gradients_of_cameras_equal_finite_differences(name: str) -> None:
+    generator = tiny(seed=5, coarse=6, fine=0)
+    z = generator.sample_latents(1, 2)
+
+    def loss(value: Tensor) -> Tensor:
+        if name == "span":
+            camera = Camera.orthographic(torch.zeros_like(value), span=value)
+        elif name == "sideways":
+            camera = Camera.orbit(torch.full_like(value, 0.3))
+            moved = camera.position + value * value.new_tensor([0.4, 0.2, 0.1])
+            camera = Camera.look_at(moved, moved.new_tensor([[0.01, 0.02, 0.03]]))
+        else:
+            given = {"yaw": value.new_tensor([0.3]), "pitch": 0.1, "radius": 1.0, "fov": 12.0}
+            camera = Camera.orbit(**(given | {name: value}))
+        out = generator.render(z, camera, 5, psi=1.0)
+        return out.image.square().sum() + out.depth.square().sum() + out.opacity.sum()
+
+    start = {"radius": 1.1, "fov": 14.0, "span": 0.2}.get(name, 0.2)
+    value = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, value, eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- other types, sizes, transforms
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["cips-3d", "pi-gan", "cips-2d"])
+def test_parameters_of_16_bits_compute_in_32(architecture: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = configurations.generator(architecture=architecture)
+    generator = build_generator(config)
+    generator.update_style_means(100)
+    rounded = build_generator(config)
+    rounded.load_state_dict(generator.to(dtype).state_dict())
+    camera, z = Camera.orbit(0.3, 0.1), rounded.sample_latents(2, 0)
+    for psi in (1.0, 0.7):
+        found = generator.render(generator.sample_latents(2, 0), camera, 8, psi=psi)
+        expected = rounded.render(z, camera, 8, psi=psi)
+        assert found.image.dtype == torch.float32
+        assert psnr(found.image, expected.image) > 100
+        torch.testing.assert_close(found.depth, expected.depth)
+    found.image.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == dtype for p in generator.parameters())
+    if isinstance(generator, Generator):
+        with torch.no_grad():
+            subject = generator.prepare(generator.map(z[0], 0.7), "float32")
+            assert psnr(generator.render(subject, camera, 8).image, found.image[:1]) > 80
+
+
+def test_empty_batches_give_empty_images() -> None:
+    for dtype in (torch.float32, torch.float64):
+        generator = tiny(dtype=dtype)
+        z, camera = generator.sample_latents(1, 0), Camera.orbit(0.2)
+        for codes, cameras in ((z[:0], camera), (z, camera[:0]), (z[:0], camera[:0])):
+            out = generator.render(codes, cameras, (4, 6))
+            assert out.image.shape == (0, 3, 4, 6) and out.depth.shape == (0, 1, 4, 6)
+        generator.render(z[:0], camera, 4).image.sum().backward()
+        styles, rays = generator.map(z), camera.to(dtype).rays(4, 4)
+        assert generator.render_rays(styles, rays[:0], generator.sampling).rgb.shape == (1, 0, 3)
+        with torch.no_grad():
+            subject = generator.prepare(styles)
+            assert generator.render(subject, camera[:0], 4).image.shape == (0, 3, 4, 4)
+            assert subject.render_rays(styles, rays[:0], generator.sampling).depth.shape == (1, 0)
+        assert generator.sample_latents(0, 0).shape.shape == (0, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_function_transforms_and_forward_mode(dtype: torch.dtype) -> None:
+    generator = tiny(seed=1, dtype=dtype)
+    z = generator.sample_latents(3, 1)
+    yaw = torch.tensor([0.2], dtype=dtype)
+    like = {"float32": (1e-3, 1e-5), "float64": (1e-9, 1e-12)}[str(dtype).removeprefix("torch.")]
+    close = partial(torch.testing.assert_close, rtol=like[0], atol=like[1])
+
+    def loss(shape: Tensor, yaw: Tensor) -> Tensor:
+        latents = Latents(shape, z.appearance[:1])
+        return generator.render(latents, Camera.orbit(yaw, 0.1), 4, psi=1.0).image.square().sum()
+
+    inputs = z.shape[:1].clone().requires_grad_(), yaw.clone().requires_grad_()
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    given = z.shape[:1], yaw
+    close(torch.func.grad(loss, argnums=(0, 1))(*given), expected)
+    directions = torch.ones_like(z.shape[:1]), torch.ones_like(yaw)
+    slope = sum((g * d).sum() for g, d in zip(expected, directions, strict=True))
+    close(torch.func.jvp(loss, given, directions)[1], slope)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(given, directions, strict=True)]
+        close(forward_ad.unpack_dual(loss(*duals)).tangent, slope)
+
+    def image(shape: Tensor, appearance: Tensor, yaw: Tensor) -> Tensor:
+        latents = Latents(shape[None], appearance[None])
+        return generator.render(latents, Camera.orbit(yaw, 0.1), 4, psi=1.0).image[0]
+
+    yaws = torch.tensor([0.1, 0.2, -0.3], dtype=dtype)
+    together = generator.render(z, Camera.orbit(yaws, 0.1), 4, psi=1.0).image
+    close(torch.func.vmap(image)(z.shape, z.appearance, yaws), together)
+
+    def of_weights(weights: dict[str, Tensor], shape: Tensor, appearance: Tensor) -> Tensor:
+        latents = Latents(shape[None], appearance[None])
+        call = latents, Camera.orbit(0.2), 4
+        return torch.func.functional_call(generator, weights, call).image.square().sum()
+
+    weights = {name: p.detach() for name, p in generator.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(of_weights), (None, 0, 0))(weights, *vars(z).values())
+    generator(z, Camera.orbit(0.2), 4).image.square().sum().backward()
+    for name, p in generator.named_parameters():
+        if p.grad is not None:
+            close(each[name].sum(dim=0), p.grad)

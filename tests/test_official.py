@@ -383,8 +383,9 @@ def test_backgrounds(units, background, name):
     )
     network = Generator(GeneratorConfig(networks))
     network.nerf = RecordedSamples(networks, samples, t)
-    even = torch.linspace(1 - 0.2, 1 + 0.2, 7)
-    draws = RayDraws((t - even) / (even[1] - even[0]) + 0.5, torch.zeros(2, 5, 0))
+    even = torch.linspace(1 - 0.2, 1 + 0.2, 7, dtype=torch.float64)
+    jitter = (t - even) / (even[1] - even[0]) + 0.5
+    draws = RayDraws(jitter.float(), torch.zeros(2, 5, 0))
     origins = torch.tensor([0.0, 0.0, 1.0]).expand(2, 5, 3)
     feature, depth, opacity, _ = network.render_features(
         torch.zeros(2, 2), Rays(origins, -origins), Sampling(7, 0), draws

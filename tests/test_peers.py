@@ -334,8 +334,8 @@ def test_choices_of_rays(architecture: str) -> None:
     for choose, *choice in (
         (ray_choices.full,),
         (ray_choices.checkpointed, 7),
-        (ray_choices.partial, index, 7),
-        (ray_choices.partial, index[:9], 7),
+        (ray_choices.partial, index[None], 7),
+        (ray_choices.partial, index[None, :9], 7),
     ):
         arguments = (generator.render_rays, generator.map(z), rays, generator.sampling, draws)
         out = ray_choices.as_images(choose(*arguments, *choice), 8, 8)

@@ -93,7 +93,7 @@ def test_partial_gradients_of_all_rays_are_the_full_ones(
 ) -> None:
     images, expected = gradient(render(rays.full), generator)
     shuffled = torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(1))
-    same, found = gradient(render(rays.partial, shuffled, 5), generator)
+    same, found = gradient(render(rays.partial, shuffled[None], 5), generator)
     assert_same_images(same, images)
     assert float((found - expected).norm() / expected.norm()) < 1e-9
 
@@ -104,7 +104,7 @@ def test_partial_gradients_of_parts_of_the_rays_add_up_to_the_full_one(
     images, expected = gradient(render(rays.full), generator)
     total = torch.zeros_like(expected)
     for index in torch.randperm(SIDE * SIDE, generator=torch.Generator().manual_seed(1)).chunk(4):
-        same, found = gradient(render(rays.partial, index, 5), generator)
+        same, found = gradient(render(rays.partial, index[None], 5), generator)
         assert_same_images(same, images)
         total += found
     assert float((total - expected).norm() / expected.norm()) < 1e-9

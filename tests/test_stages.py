@@ -18,6 +18,7 @@ from cips3d import pretrained
 from cips3d.configuration import from_dict, to_dict
 from cips3d.errors import UserError
 from cips3d.models.config import Cips3dNetworks
+from cips3d.models.generator import Generator
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
 from cips3d.training import loop
@@ -134,6 +135,34 @@ def test_gradient_modes_that_see_all_rays_train_alike(
             )
         )
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-12)
+
+
+def test_rays_of_partial_gradients_go_by_groups_of_four_images(tmp_path: Path, data: str) -> None:
+    """As the authors' processes draw them, on however many processes the batch is."""
+    config = with_last_stage(tiny.config(data), batch=8, gradients="partial", gradient_rays=16)
+    trainer = Run(config, tmp_path / "run")
+    draws = loop.step_draws(trainer, config.stages[-1])
+    whole = draws.gradient_rays(range(8), 16)
+    for size in (4, 2, 1):  # images of a process
+        parts = [draws.gradient_rays(range(i, i + size), 16) for i in range(0, 8, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert all(torch.equal(whole[i], whole[4 * (i // 4)]) for i in range(8))
+    assert set(whole[0].tolist()) != set(whole[4].tolist())
+    assert all(len(set(row.tolist())) == 16 for row in whole)
+    assert draws.gradient_rays(range(0), 16).shape == (0, 16)
+
+    # the gradients of the generator add up too
+    generator, stage = trainer.networks.generator, config.stages[-1]
+    assert isinstance(generator, Generator)
+
+    def gradient(positions: range) -> torch.Tensor:
+        fake = render_fakes(generator, draws.fakes(positions, "G"), draws, context(stage))
+        weights = [p for p in generator.parameters() if p.requires_grad]
+        found = torch.autograd.grad(fake.image.square().sum(), weights, allow_unused=True)
+        return torch.cat([x.flatten() for x in found if x is not None])
+
+    total = gradient(range(4)) + gradient(range(4, 8))
+    torch.testing.assert_close(total, gradient(range(8)), rtol=1e-3, atol=1e-5)
 
 
 def test_augmentation_and_partial_gradients_resume_bit_exactly(tmp_path: Path, data: str) -> None:

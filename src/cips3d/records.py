@@ -37,6 +37,10 @@ class TensorRecord:
             index = slice(index, index + 1 or None)
         return self.map(lambda tensor: tensor[(slice(None),) * self.axis + (index,)])
 
+    def gathered(self: Self, index: Tensor) -> Self:
+        """For records along the second axis: the entries at a row of indices per batch entry."""
+        return self.map(lambda tensor: tensor.take_along_dim(index[..., None], dim=1))
+
     def __iter__(self) -> Any:
         """Each entry that indexing selects, with an axis of one."""
         return (self[i] for i in range(self._count))
@@ -56,6 +60,11 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Sequence):
         return [function(tensor) for tensor in value]
     return function(value) if isinstance(value, Tensor) else value
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether code may look at values: not on the meta device, nor inside `torch.func`."""
+    return not tensor.is_meta and not torch._C._are_functorch_transforms_active()
 
 
 def _joined(column: Sequence[Any], axis: int) -> Any:

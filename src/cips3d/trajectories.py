@@ -1,8 +1,8 @@
 """Camera paths: arc, orbit, figure-eight, dolly zoom, and paths through the keyframes of a file.
 
-Each is a batch of cameras, one per frame, float32 on the CPU. Orbit, figure-eight and dolly zoom
-loop: the frame after the last would be the first again. Angles are radians and fields of view
-degrees, as everywhere; keyframes use degrees only.
+Each is a batch of pinhole cameras, float32 on the CPU (`Camera.as_orthographic` takes
+their perspective away). Orbit, figure-eight and dolly zoom loop: the frame after the last would be
+the first again. Angles are radians and fields of view degrees; keyframes use degrees only.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from cips3d.errors import UserError, first_line
 
 #: More frames are a typo: nine hours at 30 per second.
 MOST_FRAMES = 1_000_000
-#: Bounds of a keyframe: from farther away float32 cannot tell a ray's samples apart (world units);
-#: a day (seconds).
+#: Bounds of a keyframe: from farther away the rounding of float32 poses shifts the image by more
+#: than a thousandth of its height (world units); a day (seconds).
 FARTHEST, LONGEST = 1000.0, 86400.0
 Frames = Annotated[int, Ge(1), Le(MOST_FRAMES)]
 Radius = Annotated[float, AllowInfNan(False), Gt(0), Le(FARTHEST)]

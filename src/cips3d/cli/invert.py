@@ -91,7 +91,7 @@ def invert(
     from cips3d.metrics.consistency import predicted_pose
 
     generator = load_model(model, device)
-    pixels = read_image(image, generator.config.resolution).to(generator.shape_mean)
+    pixels = read_image(image, generator.config.resolution).to(generator.like)
     discriminator = pretrained.load_main_discriminator(model)
     if discriminator is not None:
         discriminator = discriminator.to(pixels.device)

@@ -113,6 +113,7 @@ def render(
     yaw: Derived[Amount] = None,
     pitch: Amount = 0.0,
     fov: Derived[FieldOfView] = None,
+    orthographic: bool = False,
     views: Count = 7,
     seconds: Derived[Limited] = None,
     fps: Count = 30,
@@ -138,6 +139,7 @@ def render(
         pitch: Degrees, positive from above.
         fov: Field of view in degrees; for a dolly zoom the one at its end. Default: the model's,
             and 40 for a dolly zoom.
+        orthographic: Parallel rays, without perspective; the subject keeps its size in the image.
         views: Columns of the grid.
         seconds: Length of the video. Default: 4; 2 per subject with --seeds; that of the
             keyframes.
@@ -158,6 +160,11 @@ def render(
         raise UserError(f"--path is {path}; choose {paths} or a .json file with keyframes")
     if is_file and (yaw is not None or pitch):
         raise UserError(f"--yaw and --pitch: {path} sets the cameras already; leave them out")
+    if orthographic and path == "dolly-zoom":
+        raise UserError(
+            "--orthographic: a dolly zoom changes the perspective, which there is none of; choose "
+            "another --path"
+        )
     if is_file and not Path(path).exists():
         raise UserError(f"--path: {path}: no such file; check the path")
 
@@ -188,6 +195,8 @@ def render(
         seconds = seconds or (2.0 * len(styles) if seeds else 4.0)
         frames = max(2, round(min(seconds * fps, cips3d.trajectories.MOST_FRAMES + 1)))
     cameras = _path_cameras(generator, path, frames, fps, yaw, pitch, fov)
+    if orthographic:
+        cameras = cameras.as_orthographic()
     if is_grid:
         with progress("rendering") as report:
             sheet = sheets.view_sheet(

@@ -51,7 +51,7 @@ class Subject:
 
         if set(tensors) != set(_TENSORS) or not isinstance(entry, dict):
             raise damaged("it should contain shape, appearance and camera")
-        shape, appearance, label = (tensors[name].to(generator.shape_mean) for name in _TENSORS)
+        shape, appearance, label = (tensors[name].to(generator.like) for name in _TENSORS)
         widths = generator.shape_mean.shape, generator.appearance_mean.shape
         blocks = entry.get("blocks")
         fits = shape.shape == (1, *widths[0]) and appearance.shape == (blocks or 1, 1, *widths[1])

@@ -112,7 +112,7 @@ def image_tensor(image: Any, generator: Generator) -> Float[Tensor, "1 3 side si
     Raises:
         UserError: if it is none of these.
     """
-    side, like = generator.config.resolution, generator.shape_mean
+    side, like = generator.config.resolution, generator.like
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, side).to(like)
     if isinstance(image, np.ndarray):

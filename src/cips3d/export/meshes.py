@@ -96,7 +96,7 @@ def extract_mesh(
     chunk = validated(Count, chunk, "mesh: chunk")
     if len(codes) != 1:
         raise UserError(f"mesh: {len(codes)} codes; give one, such as z[0]")
-    like = generator.shape_mean
+    like = generator.like
     with without_autocast(generator.device):
         styles = (codes if isinstance(codes, Styles) else generator.map(codes, psi)).to(like)
         volume = SampledVolume.from_config(generator.config)
@@ -130,7 +130,7 @@ def vertex_colors(
     Raises:
         UserError: if no camera sees any vertex.
     """
-    like = generator.shape_mean
+    like = generator.like
     cameras = _distinct(cameras)
     points, normals = (like.new_tensor(x) for x in (mesh.vertices, mesh.vertex_normals))
     squareness = _squareness(points, normals, cameras)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -95,7 +96,7 @@ def image_strips(
         UserError: if a camera is inside the sampled volume, or the numbers of styles and cameras do
             not match.
     """
-    nearest = float(cameras.position.norm(dim=-1).min())
+    nearest = float(cameras.position.norm(dim=-1).min()) if len(cameras) else math.inf
     extent = generator.config.networks.extent
     if nearest <= extent:
         raise UserError(
@@ -104,12 +105,12 @@ def image_strips(
         )
     if depths is None and "depth" in form.show:
         depths = depth_range(generator, styles, cameras)
-    distance = _distance(cameras.to(generator.shape_mean))
+    distance = _distance(cameras.to(generator.like))
     styles = ready(generator, styles, form, len(cameras))
     n, batch = form.supersample, max(len(styles), len(cameras))
     rows = form.height  # a generator whose pixels depend on each other renders them together
     if isinstance(generator, RayGenerator):
-        rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // batch)
+        rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // max(1, batch))
         rows = max(1, rays // (form.width * n**2))
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]

@@ -239,6 +239,8 @@ def _depth_and_labels(parts: np.ndarray, camera: Camera, side: int) -> tuple[np.
 
 
 def _as_arrays(camera: Camera) -> list[np.ndarray]:
+    if camera.span is not None:
+        raise UserError("heads: they are drawn by pinhole cameras only; give one of those")
     return [x.detach().cpu().double().numpy() for x in (camera.cam_to_world, camera.fov)]
 
 

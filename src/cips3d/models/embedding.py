@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cips3d.models.layers import Linear
 from cips3d.models.ops.sine import sine
 
 
@@ -41,10 +42,10 @@ class LearnedEmbedding(nn.Module):
     def __init__(self, out_dim: int, in_dim: int = 3) -> None:
         super().__init__()
         self.out_dim = out_dim
-        self.linear = nn.Linear(in_dim, out_dim)
+        self.linear = Linear(in_dim, out_dim)
         bound = math.sqrt(6 / in_dim) / 25
         nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Float[Tensor, "batch points in"]) -> Float[Tensor, "batch points out"]:
-        shift = (30 * self.linear.bias).repeat(len(x), 1, 1)
-        return sine(30 * F.linear(x, self.linear.weight), shift)
+        weight, bias = self.linear.weight.to(x.dtype), self.linear.bias.to(x.dtype)
+        return sine(30 * F.linear(x, weight), (30 * bias).repeat(len(x), 1, 1))

@@ -16,7 +16,7 @@ from cips3d.camera import Rays
 from cips3d.models import volume
 from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.inr import ImplicitNetwork
-from cips3d.models.layers import MappingNetwork, rgb_head, without_autocast
+from cips3d.models.layers import Linear, MappingNetwork, rgb_head, without_autocast
 from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
 from cips3d.models.ops.precision import Precision
 from cips3d.models.prepared import CELLS, PreparedSubject
@@ -93,7 +93,7 @@ class Generator(FieldGenerator):
         self.inr = ImplicitNetwork(c)
         self.aux_head = rgb_head(c.feature_dim, 25)
         plain = c.background == "plain"
-        self.background = nn.Linear(c.shape_style_dim, c.feature_dim) if plain else None
+        self.background = Linear(c.shape_style_dim, c.feature_dim) if plain else None
         self._register_means(c.shape_style_dim, c.appearance_style_dim)
 
     def mapped(self, latents: Latents) -> Styles:

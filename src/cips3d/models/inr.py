@@ -65,17 +65,15 @@ class ImplicitNetwork(nn.Module):
 
         Not in 16 bits: the gradient of the hyperbolic tangent would vanish from 3.5 on.
         """
-        head = self.to_rgb[block - self.config.rgb_from_block]
-        assert isinstance(head, nn.Linear)
         with without_autocast(x.device):
-            return head(x.to(head.weight.dtype))
+            return self.to_rgb[block - self.config.rgb_from_block](x)
 
     def folded(
         self, w: Float[Tensor, "one w"] | Sequence[Float[Tensor, "one w"]], dtype: torch.dtype
     ) -> Callable[[Float[Tensor, "rays feature"]], Float[Tensor, "rays 3"]]:
         """The network of a single style with modulation folded into plain weights, in `dtype`.
 
-        Hidden layers are computed in `dtype`, colours and their sum in the parameters' precision.
+        Hidden layers are computed in `dtype`, colours and their sum in 32 bits, or more.
         """
         styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
         layers = [

@@ -24,6 +24,31 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The type in which parameters of `dtype` compute: 16 bits hold neither codes nor depths."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose parameters may be stored in 16 bits; it computes in 32, or more.
+
+    Autocast still makes it compute in 16 bits.
+    """
+
+    def forward(self, x: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
+        dtype = widened(torch.promote_types(x.dtype, self.weight.dtype))
+        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """As `Linear`, for normalisation."""
+
+    def forward(self, x: Float[Tensor, "batch w"]) -> Float[Tensor, "batch w"]:
+        dtype = widened(torch.promote_types(x.dtype, self.weight.dtype))
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps)
+
+
 class MappingNetwork(nn.Module):
     """m_s or m_a: maps a latent code z to a style code w (paper Fig. 2a, 2d).
 
@@ -34,8 +59,8 @@ class MappingNetwork(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, layers: int, norm: bool) -> None:
         super().__init__()
         widths = [in_dim] + [out_dim] * layers
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(out_dim) for _ in range(layers)) if norm else None
+        self.linears = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(LayerNorm(out_dim) for _ in range(layers)) if norm else None
         for name, parameter in self.linears.named_parameters():
             if name.endswith("weight"):
                 nn.init.kaiming_normal_(parameter, a=LEAKY_SLOPE)
@@ -60,9 +85,9 @@ class FilmSiren(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_dim, out_dim)
-        self.gain = nn.Linear(style_dim, out_dim)
-        self.phase = nn.Linear(style_dim, out_dim)
+        self.linear = Linear(in_dim, out_dim)
+        self.gain = Linear(style_dim, out_dim)
+        self.phase = Linear(style_dim, out_dim)
         bound = math.sqrt(6 / in_dim) / 25
         nn.init.uniform_(self.linear.weight, -bound, bound)
         with torch.no_grad():
@@ -92,7 +117,7 @@ class ModulatedLinear(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_dim, out_dim))
-        self.affine = nn.Linear(style_dim, in_dim)
+        self.affine = Linear(style_dim, in_dim)
         nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE)
         nn.init.kaiming_normal_(self.affine.weight, a=LEAKY_SLOPE)
 
@@ -107,9 +132,9 @@ class ModulatedLinear(nn.Module):
         return torch.bmm(x, self.modulated_weight(w))
 
 
-def rgb_head(in_dim: int, divisor: float) -> nn.Linear:
+def rgb_head(in_dim: int, divisor: float) -> Linear:
     """A linear layer to three colours with initial weights from U(±√(6/in_dim)/divisor)."""
-    head = nn.Linear(in_dim, 3)
+    head = Linear(in_dim, 3)
     bound = math.sqrt(6 / in_dim) / divisor
     nn.init.uniform_(head.weight, -bound, bound)
     return head

@@ -12,8 +12,8 @@ from cips3d.camera import Rays
 from cips3d.models import volume
 from cips3d.models.config import FieldConfig, Sampling
 from cips3d.models.embedding import FixedEmbedding, LearnedEmbedding
-from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, without_autocast
-from cips3d.models.ops import march
+from cips3d.models.layers import LEAKY_SLOPE, FilmSiren, Linear, without_autocast
+from cips3d.models.ops import kernels, march
 from cips3d.models.ops.sine import sine_, sine_along
 from cips3d.models.rays import chunks
 from cips3d.models.types import Points, RayDraws, Samples, StyleCodes
@@ -60,7 +60,7 @@ class RadianceField(nn.Module):
         in_dim = 3 if self.embedding is None else self.embedding.out_dim
         in_dims = [in_dim] + [width] * (config.nerf_layers - 1)
         self.layers = nn.ModuleList(FilmSiren(in_dim, width, style_dim) for in_dim in in_dims)
-        self.density = nn.Linear(width, 1)
+        self.density = Linear(width, 1)
         in_dim = width + (3 if config.view_direction else 0)
         self.feature_layer = FilmSiren(in_dim, head_width, style_dim)
 
@@ -116,7 +116,7 @@ class RadianceField(nn.Module):
             matrix = matrix / self.config.extent
             start, slope = torch.baddbmm(offset, o, matrix), torch.bmm(d, matrix)
         oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
-        size = CHUNK_SAMPLES[o.is_cpu] // (t.shape[0] * t.shape[2])
+        size = CHUNK_SAMPLES[o.is_cpu] // max(1, t.shape[0] * t.shape[2])
         parts = []
         for part in chunks(rays.count, size):
             depth = t[:, part]
@@ -139,8 +139,9 @@ class RadianceField(nn.Module):
         """Composited features along rays (Eq. 4), without the background behind them.
 
         Densities of all samples are computed first, without gradients. The visible samples are then
-        evaluated again, with features and gradients. Depths are constants to the gradient. Without
-        gradients a compiled loop does it in one go where it applies.
+        evaluated again, with features and gradients. The samples' places on a ray are constants to
+        the gradient, measured from its centre: a camera that moves back leaves them where they are.
+        Without gradients a compiled loop does it in one go where it applies.
         """
         draws = RayDraws.even(rays, sampling) if draws is None else draws
         noiseless = draws.noise is None and draws.coarse_noise is None
@@ -150,11 +151,13 @@ class RadianceField(nn.Module):
                 return marched
         noise = 0.0 if draws.noise is None else draws.noise
         with without_autocast(rays.origins.device):
+            rays, distance = rays.centred()
             with torch.no_grad():
                 near, far = self.bounds(rays)
                 t, sigma = self._sampled_density(w, rays, near, far, sampling, draws)
                 weights = self.weights(t, sigma + noise, far)
                 index = volume.visible_samples(weights, draws.visible_share)
+            t, sigma = t.detach(), sigma.detach()  # constants in forward mode too
             ray = index // t.shape[-1]
             points = torch.take_along_dim(rays.at(t).flatten(1, 2), index[..., None], dim=1)
             directions = None
@@ -165,7 +168,7 @@ class RadianceField(nn.Module):
             weights = self.weights(t, sigma + noise, far)
             weighted = hidden * weights.flatten(1).gather(1, index)[..., None]
             opacity = weights.sum(dim=-1)
-            depth = (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
+            depth = distance + (weights * t).sum(dim=-1) + (1 - opacity) * far[..., 0]
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
 
@@ -176,10 +179,9 @@ class RadianceField(nn.Module):
     def bounds(
         self, rays: Rays
     ) -> tuple[Float[Tensor, "batch rays 1"], Float[Tensor, "batch rays 1"]]:
-        """Depths at which the volume begins and ends on each ray."""
-        # not `norm`, which takes ten times as long on CPUs
-        distance = rays.origins.square().sum(dim=-1, keepdim=True).sqrt()
-        return distance - self.config.extent, distance + self.config.extent
+        """Where the volume begins and ends on each ray, from its centre."""
+        far = rays.origins.new_full((len(rays), rays.count, 1), self.config.extent)
+        return -far, far
 
     def _sampled_density(
         self, w: Tensor, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
@@ -211,18 +213,19 @@ class ShallowNerf(RadianceField):
     def __init__(self, config: FieldConfig, feature_dim: int) -> None:
         width = config.nerf_width // 2
         super().__init__(config, width)
-        self.feature = nn.Linear(width, feature_dim)
+        self.feature = Linear(width, feature_dim)
         nn.init.kaiming_normal_(self.feature.weight, a=LEAKY_SLOPE)
 
     def project(
         self, hidden: Float[Tensor, "batch rays hidden"], opacity: Float[Tensor, "batch rays"]
     ) -> Float[Tensor, "batch rays feature"]:
-        return hidden @ self.feature.weight.t() + opacity[..., None] * self.feature.bias
+        weight = self.feature.weight.t().to(hidden.dtype)
+        return hidden @ weight + opacity[..., None] * self.feature.bias
 
     def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
         """`render` by the compiled loop, subject by subject."""
         with without_autocast(rays.origins.device):
-            near, far = self.bounds(rays)
+            rays, distance = rays.centred()
             parts = []
             for i in range(len(rays)):
                 film = [
@@ -234,11 +237,13 @@ class ShallowNerf(RadianceField):
                 field = self.compiled(film)
                 if field is None:
                     return None
-                lines, ends = (rays.origins[i], rays.directions[i]), (near[i, :, 0], far[i, :, 0])
-                uniform = draws.jitter[i], draws.importance[i]
-                parts.append(march.march(field, self.config.background, lines, ends, uniform))
+                lines, uniform = (
+                    (rays.origins[i], rays.directions[i]),
+                    (draws.jitter[i], draws.importance[i]),
+                )
+                parts.append(march.march(field, self.config.background, lines, uniform))
             hidden, depth, opacity, last_weight = map(torch.stack, zip(*parts, strict=True))
-            depth = depth + (1 - opacity) * far[..., 0]
+            depth = distance + depth + (1 - opacity) * self.config.extent
             return FieldOutput(self.project(hidden, opacity), depth, opacity, last_weight)
 
     def compiled(
@@ -253,14 +258,14 @@ class ShallowNerf(RadianceField):
         c, (matrix, offset) = self.config, film[0]
         if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
             return None
-        if torch.compiler.is_compiling() or type(matrix) is not Tensor or not matrix.is_cpu:
+        if not kernels.apply_to(matrix):
             return None
-        if matrix.dtype != torch.float32:
-            return None
-        gain, weight, bias = c.density_gain, self.density.weight, self.density.bias
+        gain = c.density_gain
+        weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
         return march.Field.of(
             [(matrix / c.extent, offset), *film[1:]],
             density=(gain * weight, gain * bias + c.density_blob),
             falloff=c.density_blob / (c.extent / 2) ** 2,
+            extent=c.extent,
             grid=grid or (torch.ones(1, dtype=torch.bool), 1, 0.0),
         )

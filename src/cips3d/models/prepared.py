@@ -25,7 +25,7 @@ from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.config import Sampling
 from cips3d.models.layers import FilmSiren
-from cips3d.models.nerf import CHUNK_SAMPLES
+from cips3d.models.nerf import CHUNK_SAMPLES, ShallowNerf
 from cips3d.models.ops import march
 from cips3d.models.ops.precision import Precision, fast_products, inr_dtype
 from cips3d.models.ops.sine import sine_
@@ -108,7 +108,7 @@ class PreparedSubject(Prepared):
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        g, styles = self.generator, self.styles.to(self.generator.shape_mean)
+        g, styles = self.generator, self.styles.to(self.generator.like)
         self._versions = _versions(g)
         self._film = [
             (matrix[0], offset)
@@ -121,12 +121,13 @@ class PreparedSubject(Prepared):
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
         grid = (self._grid.occupied, self._grid.cells + 2, self._grid.scale)
+        assert isinstance(g.nerf, ShallowNerf)
         self._field = g.nerf.compiled(self._film, grid)
 
     def _mapped_out(self) -> OccupancyGrid:
         g = self.generator
         half = HALF_SIDE * g.nerf.config.extent
-        axis = torch.linspace(-half, half, CELLS + 1, device=g.device, dtype=g.shape_mean.dtype)
+        axis = torch.linspace(-half, half, CELLS + 1, device=g.device, dtype=g.like.dtype)
         rows = torch.cartesian_prod(axis, axis)
         start = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1)[None]
         along = Rays(start, torch.tensor([0.0, 0, 1]).to(start).expand_as(start))
@@ -142,41 +143,39 @@ class PreparedSubject(Prepared):
         if _versions(self.generator) != self._versions:
             self._refresh()
         batch, count = len(rays), rays.count
-        flat = Rays(rays.origins.reshape(1, -1, 3), rays.directions.reshape(1, -1, 3))
+        flat = rays.map(lambda x: x.reshape(1, -1, 3))
         if draws is None:
             draws = RayDraws.even(flat, sampling)
         else:
-            draws = draws.map(lambda x: x.reshape(1, batch * count, -1))
+            draws = draws.map(lambda x: x.reshape(1, batch * count, x.shape[2]))
         with fast_products(self.precision):
             output = self._rendered(flat, sampling, draws)
         return output.map(lambda x: x.reshape(batch, count, *x.shape[2:]))
 
     def _rendered(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> RayOutput:
         g = self.generator
-        near, far = g.nerf.bounds(rays)
+        rays, distance = rays.centred()
         if self._field is not None and draws.noise is None and draws.coarse_noise is None:
             marched = march.march(
                 self._field,
                 g.nerf.config.background,
                 (rays.origins[0], rays.directions[0]),
-                (near[0, :, 0], far[0, :, 0]),
                 (draws.jitter[0], draws.importance[0]),
             )
         else:
-            marched = self._marched(rays, near, far, sampling, draws)
+            marched = self._marched(rays, sampling, draws)
         hidden, depth, opacity, last_weight = (x[None] for x in marched)
-        depth = depth + (1 - opacity) * far[..., 0]
+        depth = distance + depth + (1 - opacity) * g.nerf.config.extent
         feature = g.nerf.project(hidden, opacity)
         if self._behind is not None:
             feature = feature + (1 - opacity)[..., None] * self._behind
         rgb, aux = self._painted(feature[0], opacity[0])
         return RayOutput(rgb, aux, depth, opacity, last_weight, feature)
 
-    def _marched(
-        self, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
-    ) -> march.Marched:
+    def _marched(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> march.Marched:
         """As `march.march`, for every device, type and field."""
         field = self.generator.nerf
+        near, far = field.bounds(rays)
         noise = 0.0 if draws.noise is None else draws.noise
         t = volume.stratified_depths(near, far, sampling.coarse, draws.jitter)
         always = field.config.background == "last" or draws.noise is not None

@@ -19,6 +19,7 @@ from cips3d.errors import UserError
 from cips3d.model_paths import MODEL_FILE
 from cips3d.models import rays as ray_choices
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
+from cips3d.models.layers import widened
 from cips3d.models.ops.precision import Precision, computing
 from cips3d.models.types import (
     DEFAULT_PSI,
@@ -151,6 +152,15 @@ class ImageGenerator(
         return self.shape_mean.device
 
     @property
+    def like(self) -> Tensor:
+        """An empty tensor of the device and type of codes, rays and images, for `to`.
+
+        The type is that of the parameters. Those of 16 bits compute in 32: `half` and `bfloat16`
+        change how a model is stored, autocast changes how it computes.
+        """
+        return self.shape_mean.new_empty(0, dtype=widened(self.shape_mean.dtype))
+
+    @property
     def sampling(self) -> Sampling:
         """The samples per ray of the configuration."""
         return self.config.sampling
@@ -165,7 +175,7 @@ class ImageGenerator(
         like["dtype"] = torch.float32  # equal seeds, equal codes, whatever torch's defaults are
         shape = torch.randn(count, self.networks.shape_dim, **like)
         appearance = torch.randn(count, self.networks.appearance_dim, **like)
-        return Latents(shape, appearance).to(self.shape_mean)
+        return Latents(shape, appearance).to(self.like)
 
     def map(self, latents: Latents, psi: Psi = 1.0) -> Styles:
         """Mapped codes, truncated towards the stored means: w̄ + ψ (w − w̄).
@@ -185,7 +195,7 @@ class ImageGenerator(
                 f"latents: shape and appearance codes have {given} numbers, but this model's have "
                 f"{expected}; sample them from this model"
             )
-        return self.truncate(self.mapped(latents.to(self.shape_mean)), psi)
+        return self.truncate(self.mapped(latents.to(self.like)), psi)
 
     def truncate(self, styles: Styles, psi: Psi) -> Styles:
         """Styles moved towards the stored means, see `map`."""
@@ -193,7 +203,7 @@ class ImageGenerator(
 
         def towards(mean: Tensor, w: Tensor, amount: float) -> Tensor:
             # not lerp at ψ = 1: training must neither round through the mean nor depend on it
-            return w if amount == 1 else torch.lerp(mean, w, amount)
+            return w if amount == 1 else torch.lerp(mean.to(w.dtype), w, amount)
 
         shape = towards(self.shape_mean, styles.shape, psi_shape)
         if isinstance(styles.appearance, Tensor):
@@ -315,7 +325,7 @@ class RayGenerator(ImageGenerator):
             render_rays, styles = codes.render_rays, codes.styles
         else:
             styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
-        rays = camera.to(self.shape_mean).rays(height, width, window)
+        rays = camera.to(self.like).rays(height, width, window)
         height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
         styles, rays = ray_choices.paired(styles, rays)
         sampling = sampling or self.sampling
@@ -327,4 +337,4 @@ class RayGenerator(ImageGenerator):
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
         """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""
         size = CHUNK_BYTES[self.device.type == "cpu"]
-        return max(1, size // (4 * self.activations_per_ray(sampling) * batch))
+        return max(1, size // (4 * self.activations_per_ray(sampling) * max(1, batch)))

@@ -68,25 +68,28 @@ def partial(
     rays: Rays,
     sampling: Sampling,
     draws: RayDraws,
-    index: Int[Tensor, " gradient_rays"],
+    index: Int[Tensor, "#batch gradient_rays"],
     size: int,
 ) -> Stacked:
-    """All rays, with gradients of the n_r different ones at `index` (the same in all images) only.
+    """All rays, with gradients of the n_r different ones at `index` only, of each image or of all.
 
     On average over random subsets, the gradient of a loss is n_r/(H·W) times the full one (to first
     order: a mapping network's gradient is a sum over rays as well). It is not scaled up, as in the
     paper and the authors' code.
     """
-    chosen = torch.zeros(rays.count, dtype=torch.bool, device=index.device)
-    chosen = chosen.index_fill_(0, index, True)
-    others = marked_first(~chosen[None])[0, : rays.count - len(index)]
-    parts = [full(render, styles, rays[index], sampling, draws[index])]
+    index = index.expand(len(rays), -1)
+    chosen = torch.zeros(len(rays), rays.count, dtype=torch.bool, device=index.device)
+    chosen = chosen.scatter_(1, index, True)
+    others = marked_first(~chosen)[:, : rays.count - index.shape[1]]
+    parts = [full(render, styles, rays.gathered(index), sampling, draws.gathered(index))]
     with torch.no_grad():
         constant = styles.map(torch.Tensor.detach)
-        for part in others.split(size):
-            parts.append(full(render, constant, rays[part], sampling, draws[part]))
-    order = torch.argsort(torch.cat([index, others]))
-    return torch.cat(parts, dim=1)[:, order]
+        for part in others.split(size, dim=1):
+            parts.append(
+                full(render, constant, rays.gathered(part), sampling, draws.gathered(part))
+            )
+    order = torch.argsort(torch.cat([index, others], dim=1), dim=1)
+    return torch.cat(parts, dim=1).take_along_dim(order[..., None], dim=1)
 
 
 def checkpointed(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cips3d.records import has_values
+
 Bound = Float[Tensor, "*rays 1"]
 Samples = Float[Tensor, "*rays samples"]
 Fine = Float[Tensor, "*rays fine"]
@@ -106,12 +108,22 @@ def first_marked(
     A row with fewer of them than another is filled up with its first unmarked ones; there is at
     least one. `assumed_share` is the marked share on the meta device, whose tensors have no values.
     """
-    return marked_first(marked)[:, : max(1, most_marked(marked, assumed_share))]
+    count, most = marked.shape[1], max(1, most_marked(marked, assumed_share))
+    if most >= count:  # all of them, which need no order
+        return torch.arange(count, device=marked.device).expand(len(marked), -1)
+    return marked_first(marked)[:, :most]
 
 
 def most_marked(marked: Bool[Tensor, "batch n"], assumed_share: float = 1.0) -> int:
-    """The largest number of marked entries of a row, rounded up a little where that saves sizes."""
+    """The largest number of marked entries of a row, rounded up a little where that saves sizes.
+
+    Inside `torch.func`, where sizes cannot depend on values, that of all entries.
+    """
     count = marked.shape[1]
+    if len(marked) == 0:
+        return 0
+    if not (marked.is_meta or has_values(marked)):
+        return count
     most = round(assumed_share * count) if marked.is_meta else int(marked.sum(dim=1).max())
     if not marked.is_cpu:  # few sizes, which an allocator can reuse
         step = max(1, count // 64)

@@ -22,6 +22,9 @@ from cips3d.models.types import Latents, RayDraws
 from cips3d.training.augment import AugmentDraws
 from cips3d.training.cameras import CameraSource
 
+#: Images of the global batch, in order, that share the rays of partial gradients.
+GROUP = 4
+
 
 @dataclass(frozen=True)
 class FakeDraws:
@@ -30,6 +33,8 @@ class FakeDraws:
     latents: Latents
     camera: Camera
     rays: RayDraws
+    positions: Sequence[int] = ()
+    """in the global batch; they decide which rays carry partial gradients"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class StepDraws:
             Latents(torch.stack(shape), torch.stack(appearance)).to(self.device),
             self.cameras.camera(torch.cat(angles)).to(self.device),
             RayDraws.cat(rays).map(lambda x: x.unflatten(1, (-1, count))[0]),
+            positions,
         )
 
     def augment(self, positions: Sequence[int]) -> AugmentDraws | None:
@@ -80,10 +86,21 @@ class StepDraws:
         seeds = [image_seed(*self.key, "augment", position) for position in positions]
         return AugmentDraws.sample(seeds, self.augment_probability)
 
-    def gradient_rays(self, count: int) -> Int[Tensor, " rays"]:
-        """`count` different ray indices, for partial gradients."""
-        generator = torch.Generator().manual_seed(image_seed(*self.key, "rays"))
-        return torch.randperm(self.resolution**2, generator=generator)[:count].to(self.device)
+    def gradient_rays(self, positions: Sequence[int], count: int) -> Int[Tensor, "batch rays"]:
+        """`count` different ray indices of each image, for partial gradients.
+
+        The same for the `GROUP` images that follow each other in the global batch: the authors draw
+        one set per process, which has that many images.
+        """
+        groups = [position // GROUP for position in positions]
+        subsets = {}
+        for group in set(groups):
+            generator = torch.Generator("cpu").manual_seed(image_seed(*self.key, "rays", group))
+            order = torch.randperm(self.resolution**2, generator=generator, device="cpu")
+            subsets[group] = order[:count]
+        if not groups:
+            return torch.zeros(0, count, dtype=torch.long, device=self.device)
+        return torch.stack([subsets[group] for group in groups]).to(self.device)
 
 
 def image_seed(*key: int | str) -> int:

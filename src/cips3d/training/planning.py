@@ -101,7 +101,7 @@ class ShapeDraws(StepDraws):
             torch.empty(count, rays, self.sampling.fine, device=META),
             visible_share=self.visible_share,
         )
-        return FakeDraws(latents, camera, draws)
+        return FakeDraws(latents, camera, draws, positions)
 
 
 def step_cost(

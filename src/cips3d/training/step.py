@@ -131,7 +131,7 @@ def render_fakes(
     if not isinstance(generator, RayGenerator):
         return generator.render(drawn.latents, drawn.camera, side, psi=1.0, draws=drawn.rays)
     styles = generator.map(drawn.latents)
-    rays = drawn.camera.to(generator.shape_mean).rays(side, side)
+    rays = drawn.camera.to(generator.like).rays(side, side)
     arguments = (generator.render_rays, styles, rays, draws.sampling, drawn.rays)
     if stage.gradients == "full":
         return ray_choices.as_images(ray_choices.full(*arguments), side, side)
@@ -141,7 +141,7 @@ def render_fakes(
     if stage.gradients == "checkpointed" or not torch.is_grad_enabled():
         return ray_choices.as_images(ray_choices.checkpointed(*arguments, size), side, side)
     assert stage.gradient_rays is not None  # Stage checks it
-    index = draws.gradient_rays(stage.gradient_rays)
+    index = draws.gradient_rays(drawn.positions, stage.gradient_rays)
     return ray_choices.as_images(ray_choices.partial(*arguments, index, size), side, side)
 
 

@@ -112,7 +112,7 @@ def strips(
 
     `speed` decides how many rays a strip has, and learns from it.
     """
-    rays = camera.to(generator.shape_mean).rays(*size)
+    rays = camera.to(generator.like).rays(*size)
     parts, start = [], 0
     while start < rays.count:
         count = max(_FEWEST_RAYS, speed.rays_within(STRIP_SECONDS, sampling))

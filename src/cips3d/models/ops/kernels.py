@@ -6,8 +6,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from numba import njit
 from numba.core.caching import FunctionCache
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -23,6 +26,18 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return compiled
 
     return decorated
+
+
+def apply_to(*tensors: Tensor) -> bool:
+    """Whether kernels can take the tensors' place in memory: plain float32 ones on CPUs.
+
+    torch.compile, torch.func and forward-mode derivatives need operations that torch knows.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    return all(type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 for x in tensors)
 
 
 class _Cache(FunctionCache):

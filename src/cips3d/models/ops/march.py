@@ -68,6 +68,8 @@ class Field(typing.NamedTuple):
     """rows that were not filled up"""
     falloff: np.float32
     """by which σ falls with the squared distance from the origin"""
+    extent: np.float32
+    """half the depth of the volume on each ray"""
     occupied: np.ndarray
     """(side³,) cells that can hold density"""
     side: int
@@ -79,6 +81,7 @@ class Field(typing.NamedTuple):
         film: list[tuple[Tensor, Tensor]],
         density: tuple[Tensor, Tensor],
         falloff: float,
+        extent: float,
         grid: tuple[Tensor, int, float],
     ) -> Field:
         """A field of layers x ↦ sin(x M + c), the density's weight and bias, and a grid."""
@@ -97,6 +100,7 @@ class Field(typing.NamedTuple):
             offsets[-1],
             film[-1][0].shape[1],
             np.float32(falloff),
+            np.float32(extent),
             occupied.numpy(),
             side,
             np.float32(scale),
@@ -112,22 +116,20 @@ def march(
     field: Field,
     background: str,
     rays: tuple[Tensor, Tensor],
-    bounds: tuple[Tensor, Tensor],
     draws: tuple[Tensor, Tensor],
 ) -> Marched:
     """Volume rendering (paper Eq. 4) of n rays.
 
     Args:
         background: as in the configuration.
-        rays: origins and directions (n, 3).
-        bounds: depths at which the volume begins and ends (n,).
+        rays: centres and directions (n, 3), see `Rays.centred`.
         draws: jitter (n, coarse) and importance draws (n, fine).
     """
     n = len(rays[0])
     out = Marched(
         torch.zeros(n, field.feature_rows), torch.zeros(n), torch.zeros(n), torch.zeros(n)
     )
-    arrays = [x.contiguous().numpy() for x in (*rays, *bounds, *draws)]
+    arrays = [x.contiguous().numpy() for x in (*rays, *draws)]
     results = [x.numpy() for x in out]
     modes = (background == "endless", background == "last")
     threads = max(1, min(torch.get_num_threads(), n // LEAST))
@@ -251,8 +253,8 @@ def _sorted(t, coarse, order):
 @kernel(fastmath={"contract"})
 def _march(
     first, first_offset, layers, offsets, density, density_offset, feature, feature_offset,
-    feature_rows, falloff, occupied, side, scale, endless, last,
-    origins, directions, near, far, jitter, importance, summed, depth, opacity, last_weight,
+    feature_rows, falloff, extent, occupied, side, scale, endless, last,
+    origins, directions, jitter, importance, summed, depth, opacity, last_weight,
 ):  # fmt: skip
     coarse, fine = jitter.shape[1], importance.shape[1]
     samples, width = coarse + fine, first.shape[0]
@@ -271,6 +273,8 @@ def _march(
     activations = np.zeros((most, width, most_lanes), np.float32)
     spare = np.zeros((max(width, feature.shape[0]), most_lanes), np.float32)
     met = np.empty(BLOCK, np.bool_)
+    spacing = np.float32(2) * extent / np.float32(coarse - 1)
+    end = np.float32(ENDLESS) if endless else extent
     highest = np.float32(side - 1)
     middle = highest * _HALF + _HALF
     for start in range(0, origins.shape[0], BLOCK):
@@ -281,12 +285,9 @@ def _march(
             begin, stop = (0, coarse) if stage == 0 else (coarse, samples)
             for r in range(block):
                 n = start + r
-                end = np.float32(ENDLESS) if endless else far[n]
                 if stage == 0:
-                    spacing = (far[n] - near[n]) / np.float32(coarse - 1)
                     for s in range(coarse):
-                        moved = np.float32(s) + (jitter[n, s] - _HALF)
-                        t[r, s] = near[n] + moved * spacing
+                        t[r, s] = (np.float32(s) + (jitter[n, s] - _HALF)) * spacing - extent
                 else:
                     _weigh(t[r, :coarse], sigma[r, :coarse], end, last, weights[r, :coarse])
                     _importance_depths(
@@ -335,7 +336,6 @@ def _march(
             _sorted(t[r], coarse, order)
             for s in range(samples):
                 sorted_t[s], sorted_sigma[s] = t[r, order[s]], sigma[r, order[s]]
-            end = np.float32(ENDLESS) if endless else far[n]
             _weigh(sorted_t, sorted_sigma, end, last, sorted_weights)
             last_weight[n] = sorted_weights[samples - 1]
             for s in range(samples):

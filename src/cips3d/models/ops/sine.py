@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cips3d.models.ops.kernels import kernel
+from cips3d.models.ops.kernels import apply_to, kernel
 
 Channels = Float[Tensor, "batch points channels"]
 Shift = Float[Tensor, "batch 1 channels"]
@@ -46,6 +46,8 @@ def sine(x: Channels, shift: Shift) -> Channels:
 def sine_(x: Channels, shift: Shift) -> Channels:
     """sin(x + shift), in place of x and without gradients."""
     if not _fast(x, shift):
+        if torch._C._are_functorch_transforms_active():  # the shift may have a batch that x has not
+            return torch.sin(x + shift)
         return x.add_(shift).sin_()
     _shifted_sine_in_place(x.numpy(), shift.numpy())
     return x
@@ -68,13 +70,10 @@ def sine_along(
 
 
 def _fast(*tensors: Tensor) -> bool:
-    """Whether the kernels apply."""
-    if torch.get_num_threads() > MOST_THREADS or torch.compiler.is_compiling():
+    """Whether the kernels apply, and are faster."""
+    if torch.get_num_threads() > MOST_THREADS:
         return False
-    return all(
-        type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and x.is_contiguous()
-        for x in tensors
-    )
+    return apply_to(*tensors) and all(x.is_contiguous() for x in tensors)
 
 
 class _Sine(torch.autograd.Function):

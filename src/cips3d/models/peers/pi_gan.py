@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cips3d.camera import Rays
 from cips3d.models.config import FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.generator import FieldGenerator
-from cips3d.models.layers import FilmSiren, MappingNetwork, rgb_head
+from cips3d.models.layers import FilmSiren, Linear, MappingNetwork, rgb_head
 from cips3d.models.nerf import RadianceField
 from cips3d.models.types import Latents, Points, RayDraws, RayOutput, StyleCodes, Styles
 
@@ -78,7 +78,7 @@ class PiGan(FieldGenerator):
         )
         self.nerf = ColourField(c)
         plain = c.background == "plain"
-        colour = nn.Sequential(nn.Linear(c.shape_style_dim, 3), nn.Tanh()) if plain else None
+        colour = nn.Sequential(Linear(c.shape_style_dim, 3), nn.Tanh()) if plain else None
         self.background = colour
         self._register_means(c.shape_style_dim, c.appearance_dim)
 
