@@ -19,6 +19,13 @@ from cips3d.models.protocol import ImageGenerator
 
 #: Largest side of the views of subjects, pixels: hundreds of them are in memory at a time.
 MAX_SIDE = 128
+#: The meaning of the measures in `cips3d.metrics.neighbours`, for the table.
+NEIGHBOURHOODS = {
+    "precision": "generated images near a real one",
+    "recall": "real images near a generated one",
+    "density": "real neighbours of generated images",
+    "coverage": "real images with a generated neighbour",
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,11 @@ class Evaluation:
 
 
 def _distance(name: str) -> Measure:
-    """How a distance of `cips3d.metrics.fidelity` is printed."""
-    unit, factor = ("x 10^-3", 1000) if FidelityMetric.parse(name).kernel else ("", 1)
+    """How a metric of `cips3d.metrics.fidelity` is printed."""
+    kind = FidelityMetric.parse(name).kind
+    if kind in NEIGHBOURHOODS:
+        return Measure(name, NEIGHBOURHOODS[kind], "higher is better", lambda _: math.nan)
+    unit, factor = ("x 10^-3", 1000) if kind == "kernel" else ("", 1)
     meaning = "distance between generated and real images"
     return Measure(name, meaning, "lower is better", lambda _: math.nan, unit=unit, factor=factor)
 
@@ -80,7 +90,7 @@ def evaluate(
     Args:
         dataset: what it was trained on. Images are rendered at its resolution, views of subjects
             at `MAX_SIDE` at most.
-        metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`), measured at ψ 1.
+        metrics: names of FID, KID and others (see `cips3d.metrics.fidelity`), measured at ψ 1.
         count, psi: number and truncation of the subjects for all other measures.
         predictor: predicts pose and identity; the default for datasets with ground truth is their
             own network. Without one, measures that need it are left out.
