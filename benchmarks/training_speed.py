@@ -39,7 +39,7 @@ from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.launch import run_in_processes
 from cips3d.training.loop import real_batch, step_context, step_draws, train, update
 from cips3d.training.networks import Networks
-from cips3d.training.presets import for_a_few_minutes, preset
+from cips3d.training.presets import for_a_few_minutes, preset, without_code_terms
 from cips3d.training.recipe import TrainConfig, with_minutes
 from cips3d.training.run import Run
 from cips3d.training.step import discriminator_step, generator_step, render_fakes
@@ -60,8 +60,8 @@ Parts = dict[str, Callable[[], Any]]
 
 # ---------------------------------------------------------------- configurations
 def paper_losses(name: str) -> TrainConfig:
-    """The preset for a few minutes of training, without the transmittance term."""
-    config = for_a_few_minutes(preset(name))
+    """The preset for a few minutes of training, without transmittance and code terms."""
+    config = without_code_terms(for_a_few_minutes(preset(name)))
     return replace(config, objective=replace(config.objective, transmittance=None))
 
 

@@ -36,7 +36,7 @@ from cips3d.metrics.evaluation import evaluate
 from cips3d.storage import read_tensors, weights_digest
 from cips3d.training.allocator import keep_freed_memory
 from cips3d.training.loop import train
-from cips3d.training.presets import preset, without_pose_loss
+from cips3d.training.presets import preset, without_code_terms, without_pose_loss
 from cips3d.training.recipe import TrainConfig
 from cips3d.training.run import Run
 
@@ -66,10 +66,10 @@ KIMG, BATCH = (40.0, 20.0), 16
 def small_config(name: str = "heads-32", seed: int = 0, **changes: Any) -> TrainConfig:
     """A preset for the embedded heads at 32², cut to `KIMG`, with some fields changed.
 
-    The losses are the paper's plus the reward for empty space, without the pose loss. The learning
-    rates at 32² suit the smaller batch.
+    The losses are the paper's plus the reward for empty space, without pose loss and code terms.
+    The learning rates at 32² suit the smaller batch.
     """
-    base = without_pose_loss(preset(name))
+    base = without_code_terms(without_pose_loss(preset(name)))
     first, second, *_ = base.stages
     second = replace(second, kimg=KIMG[1], batch=BATCH, generator_lr=3e-4, discriminator_lr=3e-3)
     stages = (replace(first, kimg=KIMG[0], batch=BATCH), second)

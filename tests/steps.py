@@ -28,12 +28,12 @@ def context(stage: Stage | None = None, alpha: float = 1.0) -> StepContext:
     return StepContext(stage, 0, alpha, False, False, 2**34, nullcontext, lambda _: True)
 
 
-def drawn(poses: Tensor | None = None, count: int = 2) -> FakeDraws:
-    """Draws of generated images, of which only the cameras matter: yaw and pitch, (B, 2)."""
+def drawn(poses: Tensor | None = None, count: int = 2, latents: Latents | None = None) -> FakeDraws:
+    """Draws of generated images, of which cameras and codes matter: yaw and pitch, (B, 2)."""
     poses = torch.zeros(count, 2) if poses is None else poses
     none = torch.zeros(len(poses), 0)
-    rays = RayDraws(none[:, None], none[:, None])
-    return FakeDraws(Latents(none, none), Camera.orbit(poses[:, 0], poses[:, 1]), rays)
+    rays, camera = RayDraws(none[:, None], none[:, None]), Camera.orbit(poses[:, 0], poses[:, 1])
+    return FakeDraws(latents or Latents(none, none), camera, rays)
 
 
 def discriminator_step(
@@ -45,12 +45,13 @@ def discriminator_step(
     augment: AugmentDraws | None = None,
     *,
     alpha: float = 1.0,
+    latents: Latents | None = None,
     **stage: Any,
 ) -> dict[str, Tensor]:
     """Adds gradients to the discriminators; returns the figures."""
     of_step = context(Stage(4, kimg=1, **stage), alpha)
     batch = Batch(range(len(real)), real, augment=augment)
-    fakes = drawn(poses, len(fake.image))
+    fakes = drawn(poses, len(fake.image), latents)
     return step.discriminator_step(networks, batch, fake, fakes, objective, of_step)
 
 
@@ -63,11 +64,12 @@ def generator_step(
     *,
     real: Tensor | None = None,
     alpha: float = 1.0,
+    latents: Latents | None = None,
     **stage: Any,
 ) -> dict[str, Tensor]:
     """Adds gradients to whatever made the images; returns the figures."""
     real = torch.zeros_like(fake.image).detach() if real is None else real
     of_step = context(Stage(4, kimg=1, **stage), alpha)
     batch = Batch(range(len(real)), real, augment=augment)
-    fakes = drawn(poses, len(fake.image))
+    fakes = drawn(poses, len(fake.image), latents)
     return step.generator_step(networks, batch, fake, fakes, objective, of_step)

@@ -44,10 +44,19 @@ from cips3d.export.video import video_frames
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import load_head_network
 from cips3d.metrics import consistency, evaluation, symmetry
+from cips3d.metrics.disentanglement import (
+    Recombined,
+    colours,
+    forms,
+    image_change,
+    share_of_appearance,
+)
 from cips3d.metrics.geometry import (
     detail,
+    hollow_share,
     last_sample_share,
     non_flatness,
+    relief,
     shape_correlation,
     speckle,
     view_agreement,
@@ -57,6 +66,7 @@ from cips3d.metrics.views import Subjects
 from cips3d.model_paths import local_file
 from cips3d.models.generator import Generator
 from cips3d.models.registry import build_generator
+from cips3d.models.types import Latents
 from cips3d.training.presets import PRESETS
 from cips3d.training.recipe import Stage
 from cips3d.training.run import write_config
@@ -466,6 +476,16 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     view, network = subjects.from_prior(5), load_head_network()
     true_heads = Subjects.true(SyntheticHeads().truth(), range(3), 16)
     truth = true_heads.from_prior(5)
+    latents = generator.sample_latents(3, 5)
+    recombined = Recombined(
+        *(
+            Subjects.generated(generator, Latents(*codes), 16, 0.5)
+            for codes in (
+                (latents.shape, latents.appearance[[2, 0, 1]]),
+                (latents.shape[[2, 0, 1]], latents.appearance),
+            )
+        )
+    )
     within, between = consistency.identity_consistency(subjects, network)
     error, correlation = consistency.depth_error(view, network)
     expected = {
@@ -481,6 +501,11 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
         "mirror_jump": symmetry.mirror_jump(subjects),
         "two_hypothesis_score": symmetry.two_hypothesis_score(subjects),
         "bangs_flip": symmetry.bangs_flip(subjects, network),
+        "relief": float(relief(subjects).mean()), "hollow_share": hollow_share(relief(subjects)),
+        "appearance_change": image_change(view, recombined.other_appearance),
+        "shape_change": image_change(view, recombined.other_shape),
+        "appearance_share": share_of_appearance(colours, network, view, recombined, truth),
+        "shape_leak": share_of_appearance(forms, network, view, recombined, truth),
     }  # fmt: skip
     expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -586,9 +611,10 @@ def test_inceptions_weights_are_used_where_they_are_given(
     weights = "--inception-weights x.pth"
     for options in ("", weights, f"--data {data} {weights}"):
         execute(f"eval {model} {options}")
+    of_heads = ("fd2k_heads", "kd2k_heads", "recall2k_heads", "coverage2k_heads")
     assert asked == [
-        ("fd2k_heads", "kd2k_heads"),
-        ("fd2k_heads", "kd2k_heads", "fid2k", "kid2k"),
+        of_heads,
+        (*of_heads, "fid2k", "kid2k"),
         ("fid2k", "kid2k"),
     ]
 

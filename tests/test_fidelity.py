@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from cips3d import pretrained
+from cips3d import Camera, pretrained
 from cips3d.data import ImageDataset
 from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.metrics.features import feature_network
-from cips3d.metrics.fidelity import Fidelity, FidelityMetric, distance, generated_images
+from cips3d.metrics.fidelity import VIEWS, Fidelity, FidelityMetric, distance, generated_images
+from cips3d.metrics.neighbours import KINDS, neighbourhood
 from cips3d.models.generator import Generator
+from cips3d.models.types import Latents
 from cips3d.training.loop import train
 from cips3d.training.recipe import Stage
 from cips3d.training.run import Run
@@ -28,26 +31,118 @@ from cips3d.training.run import Run
 
 # ---------------------------------------------------------------- names
 @pytest.mark.parametrize(
-    ("name", "kernel", "count", "full", "network"),
+    ("name", "rest"),
     [
-        ("fid50k_full", False, 50_000, True, "inception"),
-        ("kid2k", True, 2000, False, "inception"),
-        ("fid2048", False, 2048, False, "inception"),
-        ("fd2k_heads", False, 2000, False, "heads"),
-        ("kd64_full_efficientnet", True, 64, True, "efficientnet"),
+        ("fid50k_full", ("frechet", 50_000, True, "inception")),
+        ("kid2k", ("kernel", 2000, False, "inception")),
+        ("fid2048", ("frechet", 2048, False, "inception")),
+        ("fd2k_heads", ("frechet", 2000, False, "heads")),
+        ("kd64_full_efficientnet", ("kernel", 64, True, "efficientnet")),
+        ("fid3d50k_full", ("frechet", 50_000, True, "inception", VIEWS)),
+        ("kd3d2k_heads", ("kernel", 2000, False, "heads", VIEWS)),
+        ("fid3", ("frechet", 3, False, "inception")),
+        ("recall2k", ("recall", 2000, False, "inception")),
+        ("coverage50k_full_heads", ("coverage", 50_000, True, "heads")),
+        ("density6_efficientnet", ("density", 6, False, "efficientnet")),
     ],
 )
-def test_names(name: str, kernel: bool, count: int, full: bool, network: str) -> None:
-    assert FidelityMetric.parse(name) == FidelityMetric(name, kernel, count, full, network)
+def test_names(name: str, rest: tuple[Any, ...]) -> None:
+    assert FidelityMetric.parse(name) == FidelityMetric(name, *rest)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["fid", "fid2k_heads", "fd2k", "is2k", "fid1", "fd0_heads", "fid2k_", "fd2k_vgg", "fid2m", ""],
+    [
+        "fid",
+        "fid2k_heads",
+        "fd2k",
+        "is2k",
+        "fid1",
+        "fd0_heads",
+        "fid2k_",
+        "fd2k_vgg",
+        "fid2m",
+        "",
+        "recall3d2k",
+        "recall3_heads",
+        "coverage5",
+        "fd3d2k",
+        "fid3d1",
+    ],
 )
 def test_unknown_names(name: str) -> None:
     with pytest.raises(UserError, match=r"^metric "):
         FidelityMetric.parse(name)
+
+
+# ---------------------------------------------------------------- neighbours
+POINTS = torch.arange(10.0)[:, None]
+
+
+def test_measures_of_neighbours_of_points_on_a_line() -> None:
+    """Each point's ball reaches three steps at the ends, and two in the middle (k = 3)."""
+    inside, outside = POINTS[2:8] + 0.5, POINTS[:6] + 100
+    assert neighbourhood("precision", POINTS, inside) == 1
+    assert neighbourhood("precision", POINTS, outside) == 0
+    assert neighbourhood("precision", POINTS, torch.cat([inside, outside])) == 0.5
+    # the balls of 2.5, …, 7.5 reach from -0.5 to 10.5
+    assert neighbourhood("recall", POINTS, inside) == 1
+    # those of 6, 7, 8, 9 have the radii 3, 2, 2, 3
+    assert neighbourhood("recall", POINTS, POINTS[6:]) == 0.7
+    assert neighbourhood("recall", POINTS, outside) == 0
+    # the radii are 5, 4, 3, 3, 3, 3, 3, 3, 4, 5 with k = 5; balls around 0.5: of 0 to 3
+    assert neighbourhood("density", POINTS, torch.full((6, 1), 0.5)) == pytest.approx(4 / 5)
+    # points with 0 in their ball
+    assert neighbourhood("coverage", POINTS, torch.zeros(6, 1)) == 0.4
+    assert neighbourhood("coverage", POINTS, POINTS) == 1
+
+
+def test_measures_of_neighbours_tell_fidelity_from_diversity() -> None:
+    real, fake = normal(1500, 4, 0), normal(1500, 4, 1)
+
+    def found(other: Tensor) -> list[float]:
+        return [neighbourhood(kind, real, other) for kind in KINDS]
+
+    precision, recall, density, coverage = found(fake)
+    assert precision > 0.8 and recall > 0.8
+    assert density == pytest.approx(1, abs=0.1) and coverage == pytest.approx(1 - 2**-5, abs=0.03)
+    half = found(torch.where(fake[:, :1] > 0, fake, -fake))  # a half of the modes is lost
+    assert half[0] > 0.8 and half[2] > 0.9 and half[1] < 0.75 and half[3] < 0.7
+    spread = found(2.5 * fake)  # unlike real ones
+    assert spread[0] < 0.6 * precision and spread[2] < 0.6 * density
+
+
+def test_views_of_a_subject_are_pooled() -> None:
+    """Eight images in a row show one subject from independent cameras."""
+    base, drawn = generator(), []
+    render = base.render
+
+    def watched(latents: Latents, camera: Camera, *rest: Any, **options: Any) -> Any:
+        drawn.append((latents, camera))
+        return render(latents, camera, *rest, **options)
+
+    base.render = watched  # type: ignore[method-assign]
+    images = torch.cat([*generated_images(base, 20, 8, views=8)])
+    latents = torch.cat([codes.shape for codes, _ in drawn])
+    cameras = torch.cat([camera.cam_to_world for _, camera in drawn])
+    assert images.shape[0] == 20
+    assert latents[:, 0].unique_consecutive(return_counts=True)[1].tolist() == [8, 8, 4]
+    assert len(cameras.flatten(1).unique(dim=0)) == 20
+    part = torch.cat([*generated_images(base, 20, 8, part=slice(5, 12), views=8)])
+    assert torch.equal(part, images[5:12])
+
+
+def test_all_metrics_of_a_generator(tmp_path: Path) -> None:
+    names = ("fd8_heads", "fd3d8_heads", "recall8_heads", "coverage8_heads", "density8_heads")
+    dataset = ImageDataset(tiny.images(tmp_path / "data", count=12), 8)
+    found = Fidelity(names, cache=tmp_path)(generator(), dataset)
+    assert [*found] == [*names] and found["fd8_heads"] != found["fd3d8_heads"]
+    assert 0 <= found["recall8_heads"] <= 1 and 0 <= found["coverage8_heads"] <= 1
+    few = ImageDataset(tiny.images(tmp_path / "few", count=4), 8)
+    with pytest.raises(
+        UserError, match="coverage8_heads: needs at least 6 images; the dataset has 4"
+    ):
+        Fidelity(["coverage8_heads"], cache=tmp_path)(generator(), few)
 
 
 # ---------------------------------------------------------------- distances
@@ -239,7 +334,7 @@ def test_a_cache_that_cannot_be_written_loses_nothing(
 
 def test_a_single_image_is_not_enough(tmp_path: Path) -> None:
     folder = tiny.images(tmp_path / "data", count=1, size=8)
-    with pytest.raises(UserError, match="a single image"):
+    with pytest.raises(UserError, match="needs at least 2 images; the dataset has 1"):
         Fidelity(["kd2_heads"], cache=tmp_path)(generator(), ImageDataset(folder, 8))
 
 

@@ -326,7 +326,7 @@ def test_a_discriminator_predicts_the_pose_of_an_image_of_any_size_without_a_lab
         DiscriminatorConfig({4: 8, 8: 8}, camera_label=True, pose_head=True)
     )
     images = torch.rand(3, 3, 8, 8)
-    _, expected = with_head.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
+    _, expected, _ = with_head.judge(images, 1.0, Camera.orbit(torch.zeros(3)).to_label())
     torch.testing.assert_close(with_head.predicted_poses(images), expected)
     torch.testing.assert_close(
         with_head.predicted_poses(images.repeat_interleave(2, 2).repeat_interleave(2, 3)), expected

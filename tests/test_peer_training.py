@@ -20,7 +20,7 @@ from cips3d.training.health import HealthMonitor
 from cips3d.training.loop import train
 from cips3d.training.objective import Pose, Transmittance
 from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
-from cips3d.training.presets import PI_GAN_RATE, preset
+from cips3d.training.presets import PI_GAN_RATE, preset, without_code_terms
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
 
@@ -116,7 +116,7 @@ def test_costs_of_a_step(architecture: str) -> None:
 def test_presets_differ_from_heads_32_by_the_generator(
     architecture: str, transmittance: Transmittance | None
 ) -> None:
-    ours, theirs = preset("heads-32"), preset(f"heads-32-{architecture}")
+    ours, theirs = without_code_terms(preset("heads-32")), preset(f"heads-32-{architecture}")
     assert theirs.generator.networks.architecture == architecture
     assert replace(theirs.generator, networks=ours.generator.networks) == ours.generator
     assert parameters(theirs)["generator"] == pytest.approx(parameters(ours)["generator"], rel=0.03)
@@ -195,8 +195,14 @@ def test_a_stage_needs_something_that_its_images_can_train(tmp_path: Path, data:
 
 
 def test_settings_turn_a_preset_into_another_architecture() -> None:
-    changes = ['generator.networks={"architecture": "pi-gan"}', "stages.*.auxiliary=false"]
+    changes = [
+        'generator.networks={"architecture": "pi-gan"}',
+        "objective.appearance_code=null",
+        "stages.*.auxiliary=false",
+    ]
     other = with_settings(preset("heads-32"), changes, "--set")
     assert other.generator.networks.architecture == "pi-gan"
     with pytest.raises(UserError, match="set auxiliary=false"):
-        with_settings(preset("heads-32"), changes[:1], "--set")
+        with_settings(preset("heads-32"), changes[:2], "--set")
+    with pytest.raises(UserError, match="pi-gan's appearance code z has 0; give at most that, or"):
+        with_settings(preset("heads-32"), changes[::2], "--set")

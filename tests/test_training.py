@@ -29,6 +29,7 @@ from cips3d.interrupts import first_interrupt_noted
 from cips3d.models.config import Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, Judgement, ProgressiveDiscriminator
 from cips3d.models.protocol import MODEL_FILE
+from cips3d.models.registry import build_generator
 from cips3d.models.types import RenderOutput
 from cips3d.training import loop
 from cips3d.training import objective as losses
@@ -112,6 +113,7 @@ class Linear(ProgressiveDiscriminator):
 
 def linear_networks() -> Networks:
     networks = Networks.__new__(Networks)
+    networks.generator = build_generator(tiny.GENERATOR)
     networks.discriminators = nn.ModuleDict({"main": Linear(0.1), "aux": Linear(0.2)})
     networks.mixes_batch = False
     return networks

@@ -42,7 +42,9 @@ def evaluate_model(
             the config.json next to the model, as in a run's folder; otherwise "heads".
         metrics: Distances to measure: fid50k_full (50k generated images against all real
             ones), fid2k (2k against 2k), kid50k_full; with other features fd2k_heads,
-            kd2k_heads, fd2k_efficientnet and so on. Default: fd2k_heads and kd2k_heads for the
+            kd2k_heads, fd2k_efficientnet and so on. precision, recall, density and coverage tell
+            fidelity from diversity (recall2k_heads); fid3d50k_full pools eight views of each
+            subject. Default: fd2k_heads, kd2k_heads, recall2k_heads and coverage2k_heads for the
             embedded heads, with --inception-weights also fid2k and kid2k; for other images fid2k
             and kid2k if Inception is available.
         count: Subjects for all other measures.
@@ -60,7 +62,8 @@ def evaluate_model(
         cips3d eval heads
         cips3d eval runs/mine/model.safetensors --data photos.zip --metrics fid50k_full
     """
-    uses_inception = metrics is None or any(name.startswith(("fid", "kid")) for name in metrics)
+    others = ("_heads", "_efficientnet")
+    uses_inception = metrics is None or not all(name.endswith(others) for name in metrics)
     if inception_weights is not None and not uses_inception:
         raise UserError(
             "--inception-weights: none of --metrics uses Inception; "
@@ -98,7 +101,8 @@ def _default_metrics(is_heads: bool, has_inception: bool) -> tuple[str, ...]:
     """The distances that can be measured without a download."""
     inception = ("fid2k", "kid2k")
     if is_heads:
-        return ("fd2k_heads", "kd2k_heads", *(inception if has_inception else ()))
+        own = ("fd2k_heads", "kd2k_heads", "recall2k_heads", "coverage2k_heads")
+        return (*own, *(inception if has_inception else ()))
     if not has_inception:
         from cips3d.metrics.features import feature_network
 

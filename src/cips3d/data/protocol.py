@@ -45,6 +45,7 @@ class Truth(Protocol):
         resolution: int,
         *,
         unseen: bool = False,
+        colours_of: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> RenderOutput:
         """Renders subjects, each from a camera outside it.
@@ -52,6 +53,7 @@ class Truth(Protocol):
         Args:
             indices: B subjects, by the number of their image in the dataset.
             unseen: takes subjects from the same distribution that the dataset does not show.
+            colours_of: B subjects whose colours they take; their own by default.
             device: where the output is stored.
 
         Returns:

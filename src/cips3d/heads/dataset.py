@@ -122,11 +122,16 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
         return digest.hexdigest()
 
     def render(
-        self, indices: Sequence[int], cameras: Camera | None = None, resolution: int | None = None
+        self,
+        indices: Sequence[int],
+        cameras: Camera | None = None,
+        resolution: int | None = None,
+        colours_of: Sequence[int] | None = None,
     ) -> HeadBatch:
         """Renders the heads at `indices` with everything that is known about them.
 
-        Cameras (one per index) and resolution are the dataset's own by default.
+        Cameras (one per index), resolution and colours (those of other heads) are the heads' own by
+        default.
 
         Raises:
             IndexError: if an index is outside the dataset.
@@ -143,6 +148,8 @@ class SyntheticHeads(Configuration, Dataset[Tensor]):
             remedy = f"keep it more than {raycast.BOUND} from the origin"
             raise UserError(f"{self.label}: a camera is inside the head; {remedy}")
         traits = draw_traits(draw)
+        if colours_of is not None:
+            traits = traits.coloured_as(draw_traits(self._draws(colours_of)))
         tables = head_parts(draw, traits)
         images = self._images(tables, traits.background, camera, side)
         depth, labels = _depth_and_labels(tables[0], camera, side)
@@ -206,11 +213,12 @@ class HeadTruth:
         resolution: int,
         *,
         unseen: bool = False,
+        colours_of: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> RenderOutput:
         # unseen heads are those of the next seed
         heads = replace(self.heads, seed=self.heads.seed + 1) if unseen else self.heads
-        batch = heads.render(indices, camera, resolution)
+        batch = heads.render(indices, camera, resolution, colours_of)
         image = batch.images.to(device).float() / 127.5 - 1
         opacity = batch.mask.to(device).float()
         none = torch.zeros_like(opacity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,6 +103,11 @@ class Traits:
     cloth_color: np.ndarray
     trim_color: np.ndarray  # collar, stripes, hat band
     background: np.ndarray
+
+    def coloured_as(self, others: Traits) -> Traits:
+        """These heads in the colours of others, background included."""
+        names = [name for name in vars(self) if name.endswith("_color") or name == "background"]
+        return replace(self, **{name: getattr(others, name) for name in names})
 
 
 def draw_traits(draw: Draws) -> Traits:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cips3d.data.protocol import Dataset
 from cips3d.metrics.consistency import Predictor
+from cips3d.metrics.disentanglement import Recombined
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.fidelity import Fidelity, FidelityMetric
 from cips3d.metrics.measures import GEOMETRY, MEASURES, Comparison, Measure, measured
@@ -18,6 +19,13 @@ from cips3d.models.protocol import ImageGenerator
 
 #: Largest side of the views of subjects, pixels: hundreds of them are in memory at a time.
 MAX_SIDE = 128
+#: The meaning of the measures in `cips3d.metrics.neighbours`, for the table.
+NEIGHBOURHOODS = {
+    "precision": "generated images near a real one",
+    "recall": "real images near a generated one",
+    "density": "real neighbours of generated images",
+    "coverage": "real images with a generated neighbour",
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,11 @@ class Evaluation:
 
 
 def _distance(name: str) -> Measure:
-    """How a distance of `cips3d.metrics.fidelity` is printed."""
-    unit, factor = ("x 10^-3", 1000) if FidelityMetric.parse(name).kernel else ("", 1)
+    """How a metric of `cips3d.metrics.fidelity` is printed."""
+    kind = FidelityMetric.parse(name).kind
+    if kind in NEIGHBOURHOODS:
+        return Measure(name, NEIGHBOURHOODS[kind], "higher is better", lambda _: math.nan)
+    unit, factor = ("x 10^-3", 1000) if kind == "kernel" else ("", 1)
     meaning = "distance between generated and real images"
     return Measure(name, meaning, "lower is better", lambda _: math.nan, unit=unit, factor=factor)
 
@@ -79,7 +90,7 @@ def evaluate(
     Args:
         dataset: what it was trained on. Images are rendered at its resolution, views of subjects
             at `MAX_SIDE` at most.
-        metrics: names of FID and KID metrics (see `cips3d.metrics.fidelity`), measured at ψ 1.
+        metrics: names of FID, KID and others (see `cips3d.metrics.fidelity`), measured at ψ 1.
         count, psi: number and truncation of the subjects for all other measures.
         predictor: predicts pose and identity; the default for datasets with ground truth is their
             own network. Without one, measures that need it are left out.
@@ -102,27 +113,44 @@ def evaluate(
     if not generator.has_density:  # a generator of flat images has no views to compare
         return Evaluation(values, {}, record)
     side = min(dataset.resolution, MAX_SIDE)
-    subjects = Subjects.generated(generator, generator.sample_latents(count, seed), side, psi)
-    comparison = Comparison(subjects, seed, predictor)
+    latents = generator.sample_latents(count, seed)
+    others = (
+        replace(latents, appearance=latents.appearance.roll(1, dims=0)),
+        replace(latents, shape=latents.shape.roll(1, dims=0)),
+    )
+    subjects, *recombined = (
+        Subjects.generated(generator, codes, side, psi) for codes in (latents, *others)
+    )
+    comparison = Comparison(subjects, seed, predictor, recombined=Recombined(*recombined))
     truth = dataset.truth()
     if truth is None:
         return Evaluation(values | measured(comparison, measures), {}, record)
 
-    indices, device = range(min(count, len(dataset))), generator.device
-    seen, unseen = (
-        # the generator's volume, so that non-flatness scores are comparable
-        replace(Subjects.true(truth, indices, side, device, unseen=other), extent=subjects.extent)
-        for other in (False, True)
-    )
+    def true(indices: Sequence[int], **options: Any) -> Subjects:
+        """True heads in the generator's volume, so that non-flatness scores are comparable."""
+        heads = Subjects.true(truth, indices, side, generator.device, **options)
+        return replace(heads, extent=subjects.extent)
+
+    indices = range(min(count, len(dataset)))
+    next_ones = [*indices[-1:], *indices[:-1]]
+    mixed = ((indices, next_ones), (next_ones, indices))
     record["predictor"] = record["predictor"] or "heads"
     record["head_network"] = feature_network("heads").key
-    network = truth.reader().to(device)
+    network = truth.reader().to(generator.device)
     # the mean of a learned prior may have drifted
-    own, true = subjects.poses, truth.poses
-    offset = own.yaw_mean - true.yaw_mean, own.pitch_mean - true.pitch_mean
-    comparison = Comparison(subjects, seed, predictor or network, network, seen, offset)
+    own, data = subjects.poses, truth.poses
+    offset = own.yaw_mean - data.yaw_mean, own.pitch_mean - data.pitch_mean
+    comparison = replace(
+        comparison, predictor=predictor or network, network=network, truth=true(indices),
+        offset=offset,
+    )  # fmt: skip
     values |= measured(comparison, measures)
-    ideal = replace(comparison, subjects=unseen, offset=(0.0, 0.0))
+    ideal = replace(
+        comparison,
+        subjects=true(indices, unseen=True),
+        recombined=Recombined(*(true(i, unseen=True, colours_of=j) for i, j in mixed)),
+        offset=(0.0, 0.0),
+    )
     return Evaluation(values, measured(ideal, measures) if reference else {}, record)
 
 

@@ -1,8 +1,10 @@
-"""FID and KID: distances between generated and real images, as distributions of features.
+"""FID, KID, precision and recall: generated and real images compared as sets of features.
 
 The name of a metric states everything that its value depends on: `fid50k_full` compares 50,000
 generated images with the whole dataset, `fid2k` 2,000 with 2,000 random ones, `kid…` likewise.
 With features other than Inception's, names are `fd2k_heads` or `kd10k_full_efficientnet`.
+`fid3d50k_full` pools several views of fewer subjects. `precision2k`, `recall2k`, `density2k` and
+`coverage2k` tell fidelity from diversity (`cips3d.metrics.neighbours`).
 torchmetrics computes the distances, also across processes.
 """
 
@@ -17,7 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import platformdirs
 import torch
@@ -33,6 +35,7 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_path
 from cips3d.interrupts import serve_to_the_end
 from cips3d.metrics.features import FeatureNetwork, NetworkName, feature_network
+from cips3d.metrics.neighbours import KINDS, NEAREST, Kind, neighbourhood
 from cips3d.models.protocol import ImageGenerator
 
 #: Images per call of a feature network or a generator.
@@ -44,7 +47,12 @@ _FID_BATCH = 4096
 #: Subsets that a KID is averaged over, and their size (torch-fidelity's).
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 logger = logging.getLogger(__name__)
-_NAME = re.compile(r"(fid|kid|fd|kd)([1-9]\d{0,8})(k?)(_full)?(?:_(heads|efficientnet))?")
+#: Views of each subject in a distance of pooled views.
+VIEWS = 8
+_NAME = re.compile(
+    rf"(?:(fid|kid|fd|kd)(3d)?|({'|'.join(KINDS)}))([1-9]\d{{0,8}})(k?)(_full)?"
+    r"(?:_(heads|efficientnet))?"
+)
 
 
 @dataclass(frozen=True)
@@ -52,26 +60,43 @@ class FidelityMetric:
     """A metric, as its name describes it."""
 
     name: str  # such as fid50k_full
-    kernel: bool  # kernel distance (KID) instead of Fréchet distance (FID)
+    kind: Literal["frechet", "kernel"] | Kind  # distance (FID, KID), or a measure of neighbours
     count: int  # of generated images
     full: bool  # compares with all real images instead of `count` random ones
     network: NetworkName
+    views: int = 1  # of each subject, by independent cameras
+
+    @property
+    def least(self) -> int:
+        """Images of each kind that it needs."""
+        return NEAREST[self.kind] + 1 if self.kind in NEAREST else 2
 
     @staticmethod
     def parse(name: str) -> FidelityMetric:
         """The metric with this name; raises UserError if there is none."""
         match = _NAME.fullmatch(name)
-        if match is None or (match[1] in ("fid", "kid")) != (match[5] is None):
+        distance, pooled, neighbours, number, thousands, full, network = (
+            [None] * 7 if match is None else match.groups()
+        )
+        other = distance in ("fd", "kd")
+        if number is None or (distance is not None and other == (network is None)):
             raise UserError(
-                f"metric {name}: unknown; give fid or kid and a number of images, such as "
-                "fid50k_full or kid2k, or fd or kd and the name of another network, such as "
-                "fd2k_heads or kd2k_efficientnet"
+                f"metric {name}: unknown; give fid, kid, recall or coverage and a number of "
+                "images, such as fid50k_full or recall2k, or fd, kd, recall or coverage and the "
+                "name of another network, such as fd2k_heads or coverage2k_efficientnet"
             )
-        count = int(match[2]) * (1000 if match[3] else 1)
-        if count < 2:
-            raise UserError(f"metric {name}: a distance needs at least 2 images")
-        network = cast(NetworkName, match[5] or "inception")
-        return FidelityMetric(name, match[1] in ("kid", "kd"), count, match[4] is not None, network)
+        kernel = "kernel" if distance in ("kid", "kd") else "frechet"
+        metric = FidelityMetric(
+            name,
+            cast(Kind, neighbours) or kernel,
+            int(number) * (1000 if thousands else 1),
+            full is not None,
+            cast(NetworkName, network or "inception"),
+            VIEWS if pooled else 1,
+        )
+        if metric.count < metric.least:
+            raise UserError(f"metric {name}: needs at least {metric.least} images")
+        return metric
 
 
 class Fidelity:
@@ -110,18 +135,24 @@ class Fidelity:
             UserError: if an image cannot be read, or the dataset has a single one.
         """
         values: dict[str, float] = {}
-        fakes: dict[tuple[str, int], Tensor] = {}  # metrics share generated images and features
+        # metrics share generated images and features
+        fakes: dict[tuple[str, int, int], Tensor] = {}
         for metric in self.metrics:
-            network, key = self.networks[metric.network], (metric.network, metric.count)
+            network = self.networks[metric.network]
+            key = (metric.network, metric.count, metric.views)
             network.module.to(generator.device)
             if key not in fakes:
                 part = _process_share(metric.count)
                 images = generated_images(
-                    generator, metric.count, dataset.resolution, self.seed, part
+                    generator, metric.count, dataset.resolution, self.seed, part, metric.views
                 )
                 fakes[key] = _features(network, images, generator.device)
             real = self._real_features(metric, dataset, generator.device)
-            values[metric.name] = distance(real, fakes[key], metric.kernel, self.seed)
+            if metric.kind == "frechet" or metric.kind == "kernel":
+                value = distance(real, fakes[key], metric.kind == "kernel", self.seed)
+            else:
+                value = neighbourhood(metric.kind, _gathered(real), _gathered(fakes[key]))
+            values[metric.name] = value
         return values
 
     def record(self, dataset: Dataset) -> dict[str, Any]:
@@ -144,9 +175,10 @@ class Fidelity:
     ) -> Float[Tensor, "share width"]:
         """This process's share of the features of the real images, from the cache if possible."""
         network, indices = self.networks[metric.network], self._real_indices(metric, dataset)
-        if len(indices) < 2:
+        if len(indices) < metric.least:
             raise UserError(
-                f"metric {metric.name}: the dataset has a single image; a distance needs at least 2"
+                f"metric {metric.name}: needs at least {metric.least} images; the dataset has "
+                f"{len(indices)}"
             )
         part = _process_share(len(indices))
         chosen_by = None if len(indices) == len(dataset) else self.seed
@@ -181,14 +213,21 @@ class Fidelity:
 
 @torch.no_grad()
 def generated_images(
-    generator: ImageGenerator, count: int, resolution: int, seed: int = 0, part: slice = slice(None)
+    generator: ImageGenerator,
+    count: int,
+    resolution: int,
+    seed: int = 0,
+    part: slice = slice(None),
+    views: int = 1,
 ) -> Iterator[UInt8[Tensor, "batch 3 side side"]]:
-    """Batches of generated images (ψ 1) from cameras of the generator's prior.
+    """Batches of generated images (ψ 1) from independent cameras of the generator's prior.
 
     An image depends on its index, the count of all images and the seed. `part`: those to render.
+    `views` in a row show one subject.
     """
     draws = torch.Generator().manual_seed(seed)
-    latents = generator.sample_latents(count, draws)[part]
+    subjects = generator.sample_latents(-(-count // views), draws)
+    latents = subjects[torch.arange(count) // views][part]
     cameras = generator.config.poses.sample(count, draws)[part]
     for start in range(0, len(latents), BATCH):
         piece = slice(start, start + BATCH)
@@ -213,6 +252,17 @@ def _process_share(count: int) -> slice:
     """This process's consecutive share of `count` items."""
     rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     return slice(count * rank // processes, count * (rank + 1) // processes)
+
+
+def _gathered(features: Float[Tensor, "share width"]) -> Float[Tensor, "count width"]:
+    """All processes' features, on each of them."""
+    if features.device.type == "mps":  # no double precision
+        features = features.cpu()
+    if not _distributed():
+        return features
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    return torch.cat(gather_all_tensors(features))
 
 
 class _GivenFeatures(nn.Identity):

@@ -21,6 +21,8 @@ from cips3d.models.types import RenderOutput
 
 #: Yaws in radians, left, front and right, from which depth is compared.
 YAWS = (math.radians(-30), 0.0, math.radians(30))
+#: Radii of the central disc and of the ring around it, as shares of the image's side.
+DISC, RING = 0.1, (0.2, 0.3)
 #: Bins of the depth histogram of the non-flatness score.
 BINS = 64
 
@@ -83,6 +85,35 @@ def shape_correlation(subjects: Subjects, truth: Subjects) -> float:
     truth = replace(truth, poses=lens)
     views = [(subjects.from_angles(yaw), truth.from_angles(yaw)) for yaw in YAWS]
     return sum(correlation_with_mean(*pair) for pair in views) / len(YAWS)
+
+
+def relief(subjects: Subjects) -> Float[Tensor, " batch"]:
+    """How far the middle of each subject stands out towards the frontal camera, world units.
+
+    The mean height of the solid pixels in the central disc minus that in the ring around it. The
+    radius of the disc is a `DISC` of the image's side, the ring's radii are its `RING`. Height is
+    measured along the camera's axis: 0 for a plane that faces it, below 0 for a hollow. In images
+    of faces the nose is in the middle, eyes, cheeks and ears are in the ring. NaN for a subject
+    that is not solid in both.
+    """
+    front = subjects.from_angles(0.0)
+    height, width = front.out.depth.shape[2:]
+    axis = F.normalize(front.camera.position, dim=-1)
+    heights = (front.points * axis[:, None]).sum(dim=-1)
+    rows, columns = ((torch.arange(n) + 0.5 - n / 2) / min(height, width) for n in (height, width))
+    radius = torch.hypot(rows[:, None], columns).flatten().to(heights)
+
+    def mean(where: Bool[Tensor, " pixels"]) -> Float[Tensor, " batch"]:
+        chosen = front.solid.flatten(1) & where
+        return (heights * chosen).sum(dim=1) / chosen.sum(dim=1)
+
+    return mean(radius < DISC) - mean((radius >= RING[0]) & (radius < RING[1]))
+
+
+def hollow_share(relief: Float[Tensor, " batch"]) -> float:
+    """Share of the subjects with a negative `relief`, of those that have one; NaN without any."""
+    found = relief[relief.isfinite()]
+    return float((found < 0).float().mean())
 
 
 def correlation_with_mean(view: View, truth: View) -> float:

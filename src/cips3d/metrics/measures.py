@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from cips3d.heads.network import HeadNetwork
-from cips3d.metrics import consistency, geometry, symmetry
+from cips3d.metrics import consistency, disentanglement, geometry, symmetry
+from cips3d.metrics.disentanglement import Recombined
 from cips3d.metrics.views import Subjects, View
 
 #: What a value should be.
@@ -26,6 +29,7 @@ class Comparison:
     network: HeadNetwork | None = None  # where the dataset shows heads
     truth: Subjects | None = None  # subjects of the dataset
     offset: tuple[float, float] = (0.0, 0.0)  # of their front from the dataset's, radians
+    recombined: Recombined | None = None  # the subjects with codes of each other
 
     @cached_property
     def view(self) -> View:
@@ -47,6 +51,16 @@ class Comparison:
     def depth(self) -> tuple[float, float]:
         assert self.network is not None
         return consistency.depth_error(self.view, self.network)
+
+    @cached_property
+    def relief(self) -> Tensor:
+        return geometry.relief(self.subjects)
+
+    def share_of_appearance(self, read: disentanglement.Reader) -> float:
+        """The appearance code's share of the change of what is read."""
+        assert self.network is not None and self.recombined is not None
+        views = self.view, self.recombined, self.true_view
+        return disentanglement.share_of_appearance(read, self.network, *views)
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,22 @@ _ROWS = (
             lambda c: symmetry.two_hypothesis_score(c.subjects), (), "%", 100),
     Measure("bangs_flip", "bangs that change sides", _LOWER,
             lambda c: symmetry.bangs_flip(c.subjects, c.network), ("network",), "%", 100),
+    Measure("relief", "the middle stands out from the ring around it", _AS_DATA,
+            lambda c: float(c.relief.nanmean()), (), "world units"),
+    Measure("hollow_share", "subjects whose middle lies behind the ring", _LOWER,
+            lambda c: geometry.hollow_share(c.relief), (), "%", 100),
+    Measure("appearance_change", "image change by another appearance code", _AS_DATA,
+            lambda c: disentanglement.image_change(c.view, c.recombined.other_appearance),
+            ("recombined",)),
+    Measure("shape_change", "image change by another shape code", _AS_DATA,
+            lambda c: disentanglement.image_change(c.view, c.recombined.other_shape),
+            ("recombined",)),
+    Measure("appearance_share", "change of colours that is the appearance code's", _HIGHER,
+            lambda c: c.share_of_appearance(disentanglement.colours),
+            ("recombined", "network", "truth")),
+    Measure("shape_leak", "change of forms that is the appearance code's", _LOWER,
+            lambda c: c.share_of_appearance(disentanglement.forms),
+            ("recombined", "network", "truth")),
 )
 # fmt: on
 #: All measures by name, in the order of the table.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,9 +96,11 @@ class Subjects:
         device: torch.device | str = "cpu",
         *,
         unseen: bool = False,
+        colours_of: Sequence[int] | None = None,
     ) -> Subjects:
-        """The dataset's own subjects; `unseen`: others of the same kind that it does not show."""
-        render = partial(truth.render, indices, resolution=resolution, unseen=unseen, device=device)
+        """The dataset's own subjects; see `Truth.render`."""
+        options: dict[str, Any] = {"unseen": unseen, "colours_of": colours_of, "device": device}
+        render = partial(truth.render, indices, resolution=resolution, **options)
         return Subjects(len(indices), truth.poses, truth.extent, render)
 
     def from_angles(self, yaw: float, pitch: float = 0.0) -> View:

@@ -153,6 +153,8 @@ class GeneratorConfig(Configuration):
     """architecture and sizes"""
     sampling: Sampling = field(default_factory=Sampling)
     """samples per ray, unless a rendering asks for others"""
+    aux_luminance: bool = False
+    """the auxiliary head's image is gray, and so is what its discriminator sees"""
     resolution: Count = 256
     """side in pixels of the images that it was last trained on and renders by default"""
     poses: PoseDistribution = field(default_factory=PoseDistribution)

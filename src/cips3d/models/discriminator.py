@@ -44,6 +44,8 @@ class DiscriminatorConfig(Configuration):
     """judge an image together with its camera, by projection (Miyato & Koyama 2018)"""
     pose_head: bool = False
     """predict an image's yaw and pitch as well, as pi-GAN's released code does"""
+    code_numbers: Annotated[int, Ge(0)] = 0
+    """predict so many numbers of a code as well; in training, the objective's code terms set it"""
 
     def check(self) -> None:
         expected = [4 * 2**i for i in range(len(self.channels))]
@@ -61,6 +63,8 @@ class Judgement(NamedTuple):
     """higher is more real"""
     pose: Float[Tensor, "batch 2"] | None
     """yaw and pitch in radians; None without a pose head"""
+    code: Float[Tensor, "batch numbers"] | None = None
+    """the first numbers of a code; None without a code head"""
 
 
 class EqualConv(nn.Module):
@@ -214,6 +218,8 @@ class ProgressiveDiscriminator(nn.Module):
         self.logit = EqualLinear(width, width if config.camera_label else 1, activate=False)
         self.label = CameraEmbedding(width) if config.camera_label else None
         self.pose = EqualLinear(width, 2, activate=False) if config.pose_head else None
+        numbers = config.code_numbers
+        self.code = EqualLinear(width, numbers, activate=False) if numbers else None
 
     def forward(
         self, images: Images, alpha: float = 1.0, cameras: Labels | None = None
@@ -222,7 +228,7 @@ class ProgressiveDiscriminator(nn.Module):
         return self.judge(images, alpha, cameras).logits
 
     def judge(self, images: Images, alpha: float = 1.0, cameras: Labels | None = None) -> Judgement:
-        """Logits and, with a pose head, poses of images in [-1, 1].
+        """Logits and, with their heads, poses and codes of images in [-1, 1].
 
         Args:
             alpha: fade-in: 0 uses only the halved image, 1 only the block at this resolution.
@@ -234,7 +240,8 @@ class ProgressiveDiscriminator(nn.Module):
             assert cameras is not None
             projection = (logit * self.label(cameras)).sum(dim=1, keepdim=True)
             logit = projection / math.sqrt(logit.shape[1])
-        return Judgement(logit, None if self.pose is None else self.pose(x))
+        pose, code = (None if head is None else head(x) for head in (self.pose, self.code))
+        return Judgement(logit, pose, code)
 
     def predicted_poses(self, images: Images) -> Float[Tensor, "batch 2"] | None:
         """Yaw and pitch in radians of `reduced` images; None without a pose head."""

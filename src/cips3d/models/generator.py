@@ -16,7 +16,7 @@ from cips3d.camera import Rays
 from cips3d.models import volume
 from cips3d.models.config import Cips3dNetworks, FieldConfig, GeneratorConfig, Sampling
 from cips3d.models.inr import ImplicitNetwork
-from cips3d.models.layers import Linear, MappingNetwork, rgb_head, without_autocast
+from cips3d.models.layers import Linear, MappingNetwork, luminance, rgb_head, without_autocast
 from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
 from cips3d.models.ops.precision import Precision
 from cips3d.models.prepared import CELLS, PreparedSubject
@@ -109,9 +109,14 @@ class Generator(FieldGenerator):
         field = self.render_features(styles.shape, rays, sampling, draws)
         feature, spread = _distinct(field)
         rgb = self.inr(feature, styles.appearance)
-        with without_autocast(self.device):
-            aux_rgb = torch.tanh(self.aux_head(feature))
+        aux_rgb = self.aux_colour(feature)
         return RayOutput(rgb=spread(rgb), aux_rgb=spread(aux_rgb), **field._asdict())
+
+    def aux_colour(self, feature: Float[Tensor, "*rows feature"]) -> Float[Tensor, "*rows 3"]:
+        """Colours of the auxiliary head, in [-1, 1]; gray with `aux_luminance`."""
+        with without_autocast(self.device):
+            colour = torch.tanh(self.aux_head(feature))
+        return luminance(colour, -1) if self.config.aux_luminance else colour
 
     @property
     def style_blocks(self) -> int:

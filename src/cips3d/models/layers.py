@@ -17,6 +17,12 @@ from cips3d.models.ops.sine import sine, sine_
 LEAKY_SLOPE = 0.2
 
 
+def luminance(rgb: Tensor, dim: int) -> Tensor:
+    """0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in the place of each of the three colours."""
+    red, green, blue = rgb.unbind(dim)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(dim).expand_as(rgb)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """The context in which coordinates, sines and densities keep the parameters' precision."""
     if torch.amp.is_autocast_available(device.type):  # the meta device has none

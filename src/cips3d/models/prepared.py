@@ -241,7 +241,7 @@ class PreparedSubject(Prepared):
         chosen = torch.cat([empty.nonzero()[:1, 0], (~empty).nonzero()[:, 0]])
         feature = feature[chosen]
         rgb = torch.cat([self._inr(feature[part]) for part in chunks(len(feature), 4096)])
-        aux = torch.tanh(self.generator.aux_head(feature))
+        aux = self.generator.aux_colour(feature)
         source = torch.cumsum(~empty, dim=0) - (0 if bool(empty.any()) else 1)
         source = source.masked_fill(empty, 0)
         return rgb[source][None], aux[source][None]

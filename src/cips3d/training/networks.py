@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -35,7 +36,7 @@ class Networks:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True) -> None:
-        parts = {"main": config.discriminator, "aux": config.aux_discriminator}
+        parts = config.judges
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = build_generator(config.generator).to(device)
@@ -70,7 +71,10 @@ class Networks:
         }
 
     def _start_from(self, model: str) -> None:
-        """Takes a model's weights, and those of its discriminators that have our configuration."""
+        """Takes a model's weights, and those of its discriminators that have our configuration.
+
+        Pose and code heads may differ: what a discriminator lacks starts anew.
+        """
         found = pretrained.load(model)
         ours, theirs = vars(self.generator.config.networks), vars(found.config.networks)
         load_weights(self.generator, found.state_dict(), model)
@@ -81,8 +85,20 @@ class Networks:
                     f"set generator.networks.{name} to it"
                 )
         for name, other in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
-            if other.config == self.discriminators[name].config:
-                self.discriminators[name].load_state_dict(other.state_dict())
+            own = self.discriminators[name]
+            assert isinstance(own, ProgressiveDiscriminator)
+            assert isinstance(other, ProgressiveDiscriminator)
+            heads = {key: getattr(own.config, key) for key in ("pose_head", "code_numbers")}
+            if replace(other.config, **heads) == own.config:
+                expected = own.state_dict()
+                own.load_state_dict(
+                    {
+                        key: value
+                        for key, value in other.state_dict().items()
+                        if key in expected and value.shape == expected[key].shape
+                    },
+                    strict=False,
+                )
 
     @property
     def ema(self) -> ImageGenerator:
@@ -103,23 +119,27 @@ class Networks:
 
     def judge(
         self, images: list[Tensor], alpha: float, cameras: Tensor | None = None
-    ) -> tuple[Float[Tensor, "logits 1"], list[Float[Tensor, "batch 2"]]]:
-        """All logits, the main discriminator's first; predicted poses of those with a `pose_head`.
+    ) -> tuple[Float[Tensor, "logits 1"], list[Float[Tensor, "batch 2"]], dict[str, Tensor]]:
+        """All logits, the main discriminator's first; poses; codes by discriminator.
+
+        Poses and codes are of the discriminators that have such a head.
 
         Args:
             images: the main discriminator's and, where it takes part, the auxiliary one's.
             alpha: fade-in of the resolution.
             cameras: labels, for discriminators that see them.
         """
-        logits, poses = [], []
+        logits, poses, codes = [], [], dict[str, Tensor]()
         for name, batch in zip(("main", "aux")[: len(images)], images, strict=True):
             discriminator = self.discriminators[name]
             assert isinstance(discriminator, ProgressiveDiscriminator)
-            logit, pose = discriminator.judge(batch, alpha, cameras)
+            logit, pose, code = discriminator.judge(batch, alpha, cameras)
             logits.append(logit)
             if pose is not None:
                 poses.append(pose)
-        return torch.cat(logits), poses
+            if code is not None:
+                codes[name] = code
+        return torch.cat(logits), poses, codes
 
 
 def freeze_blocks(discriminator: ProgressiveDiscriminator, resolution: int, count: int) -> None:

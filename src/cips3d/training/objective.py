@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cips3d.configuration import Configuration, Count, Positive, Share
 from cips3d.models.layers import without_autocast
-from cips3d.models.types import RenderOutput
+from cips3d.models.types import Latents, RenderOutput, Styles
 from cips3d.training.draws import FakeDraws
 
 
@@ -36,7 +36,10 @@ class Judged:
             in the generator's step unless the adversarial loss compares.
         poses: (B, 2) yaw and pitch that each discriminator with a `pose_head` predicts for the
             generated images, radians.
+        codes: (B, n) numbers of a code that a discriminator with a code head predicts for the
+            generated images, by its name.
         drawn: what the generated images are made from.
+        styles: maps latents.
     """
 
     real_images: list[Tensor]
@@ -44,7 +47,9 @@ class Judged:
     real_logits: Tensor
     fake_logits: Tensor
     poses: list[Tensor]
+    codes: dict[str, Tensor]
     drawn: FakeDraws
+    styles: Callable[[Latents], Styles]
 
 
 # ---------------------------------------------------------------- adversarial losses
@@ -160,6 +165,59 @@ class Pose(Term):
 
 
 @dataclass(frozen=True)
+class CodeTerm(Term):
+    """A discriminator predicts numbers of a code from generated images; both sides learn to agree.
+
+    So a code cannot fade from the images (InfoGAN, Chen et al. 2016). Real images take no part.
+    """
+
+    #: Which code, and which discriminator predicts it.
+    part: ClassVar[Literal["shape", "appearance"]]
+    judge: ClassVar[Literal["main", "aux"]]
+
+    weight: Positive = 0.5
+    """of the error, which is 1 where nothing of the code is predicted"""
+    numbers: Count = 16
+    """predict the first so many numbers of the code"""
+    of: Literal["z", "w"] = "z"
+    """the code as drawn; or mapped, each number with mean 0 and variance 1 over the batch"""
+    error: Literal["square", "cosine"] = "square"
+    """mean squared error, or 1 − cosine"""
+
+    def discriminator_loss(self, judged: Judged) -> Tensor | None:
+        predicted = judged.codes.get(self.judge)
+        if predicted is None:  # a stage without the auxiliary discriminator
+            return None
+        latents = judged.drawn.latents
+        with torch.no_grad():
+            codes = latents if self.of == "z" else judged.styles(latents)
+            true = getattr(codes, self.part)[:, : self.numbers].to(predicted.device)
+            true = standardised(true) if self.of == "w" else true
+        return self.weight * code_error(predicted, true, self.error)
+
+    def generator_loss(self, judged: Judged) -> Tensor | None:
+        return self.discriminator_loss(judged)
+
+
+@dataclass(frozen=True)
+class AppearanceCode(CodeTerm):
+    """The main discriminator predicts z_a from the image."""
+
+    label: ClassVar[str] = "objective.appearance_code"
+    part: ClassVar[Literal["shape", "appearance"]] = "appearance"
+    judge: ClassVar[Literal["main", "aux"]] = "main"
+
+
+@dataclass(frozen=True)
+class ShapeCode(CodeTerm):
+    """The auxiliary discriminator predicts z_s from the auxiliary image."""
+
+    label: ClassVar[str] = "objective.shape_code"
+    part: ClassVar[Literal["shape", "appearance"]] = "shape"
+    judge: ClassVar[Literal["main", "aux"]] = "aux"
+
+
+@dataclass(frozen=True)
 class Transmittance(Term):
     """Rewards empty space around the subject (Dream Fields, Jain et al. 2022, Eq. 4).
 
@@ -189,6 +247,9 @@ class Objective(Configuration):
     r1: R1 | None = field(default_factory=lambda: R1(10.0))
     r2: R2 | None = None
     transmittance: Transmittance | None = None
+    appearance_code: AppearanceCode | None = None
+    shape_code: ShapeCode | None = None
+    """without effect in stages without the auxiliary discriminator"""
 
     @property
     def game(self) -> Adversarial:
@@ -222,6 +283,23 @@ def pose_error(
 ) -> Float[Tensor, ""]:
     """Mean squared error of yaw and pitch, radians, over all discriminators."""
     return (torch.stack([*predicted]) - true).square().mean()
+
+
+def code_error(
+    predicted: Float[Tensor, "batch n"],
+    true: Float[Tensor, "batch n"],
+    kind: Literal["square", "cosine"],
+) -> Float[Tensor, ""]:
+    """Mean squared error over images and numbers, or the mean of 1 − cosine over images."""
+    if kind == "square":
+        return (predicted - true).square().mean()  # in the codes' precision, under autocast too
+    return 1 - F.cosine_similarity(predicted, true, dim=1).mean()
+
+
+def standardised(x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+    """Each number with mean 0 and variance 1 over the batch, which is this process's."""
+    variance, mean = torch.var_mean(x, dim=0, correction=0)
+    return (x - mean) * torch.rsqrt(variance + 1e-8)
 
 
 def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:

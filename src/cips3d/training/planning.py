@@ -293,7 +293,8 @@ def _in_half_precision(module: nn.Module) -> None:
     entries = exits = [module]
     if isinstance(module, ProgressiveDiscriminator):  # called by its method `judge`
         entries = [part for part in (*module.from_rgb.values(), module.label) if part is not None]
-        exits = [part for part in (module.logit, module.pose) if part is not None]
+        heads = (module.logit, module.pose, module.code)
+        exits = [part for part in heads if part is not None]
     for part in entries:
         part.register_forward_pre_hook(
             lambda _, args: tree_map_only(Tensor, lambda x: x.bfloat16(), args)

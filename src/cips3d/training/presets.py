@@ -16,7 +16,14 @@ from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscrimi
 from cips3d.models.peers.cips import CipsNetworks
 from cips3d.models.peers.pi_gan import PiGanNetworks
 from cips3d.models.registry import generator_class
-from cips3d.training.objective import R1, Objective, Pose, Transmittance
+from cips3d.training.objective import (
+    R1,
+    AppearanceCode,
+    Objective,
+    Pose,
+    ShapeCode,
+    Transmittance,
+)
 from cips3d.training.recipe import Stage, TrainConfig
 
 #: The authors' learning rates of generator and discriminators, by resolution.
@@ -38,14 +45,18 @@ def _heads_32() -> TrainConfig:
     )  # fmt: skip
     return TrainConfig(
         data="heads",
-        generator=GeneratorConfig(networks, Sampling(16, 16), resolution=32),
+        generator=GeneratorConfig(networks, Sampling(16, 16), aux_luminance=True, resolution=32),
         sampling=Sampling(6, 6),
         discriminator=DiscriminatorConfig({4: 96, 8: 64, 16: 32, 32: 16}, pose_head=True),
         aux_discriminator=DiscriminatorConfig(
             {4: 48, 8: 32, 16: 24, 32: 16}, downsample_first=True, pose_head=True
         ),
         objective=Objective(
-            pose=Pose(), r1=R1(0.2, every=16), transmittance=Transmittance(0.5, target=0.5)
+            pose=Pose(),
+            r1=R1(0.2, every=16),
+            transmittance=Transmittance(0.5, target=0.5),
+            appearance_code=AppearanceCode(),
+            shape_code=ShapeCode(),
         ),
         mirror=False,
         grad_clip=None,
@@ -70,6 +81,15 @@ def without_pose_loss(config: TrainConfig) -> TrainConfig:
     )
 
 
+def without_code_terms(config: TrainConfig) -> TrainConfig:
+    """The run without the code terms, and with colours in the auxiliary image."""
+    return replace(
+        config,
+        generator=replace(config.generator, aux_luminance=False),
+        objective=replace(config.objective, appearance_code=None, shape_code=None),
+    )
+
+
 def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
     """The run without the pose loss, and from a softer body: further in minutes.
 
@@ -86,7 +106,8 @@ def _heads_32_pi_gan() -> TrainConfig:
         shape_dim=64, appearance_dim=64, shape_style_dim=64, nerf_width=60, density_gain=160.0,
         density_blob=240.0, background="plain",
     )  # fmt: skip
-    return _with(networks, _heads_32(), auxiliary=False, generator_lr=PI_GAN_RATE)
+    base = without_code_terms(_heads_32())
+    return _with(networks, base, auxiliary=False, generator_lr=PI_GAN_RATE)
 
 
 def _heads_32_cips_2d() -> TrainConfig:
@@ -95,7 +116,7 @@ def _heads_32_cips_2d() -> TrainConfig:
         shape_dim=64, appearance_dim=64, appearance_style_dim=64, appearance_mapping_layers=3,
         feature_dim=56, inr_width=56, rgb_tanh=True,
     )  # fmt: skip
-    base = without_pose_loss(_heads_32())
+    base = without_code_terms(without_pose_loss(_heads_32()))
     flat = replace(base, objective=replace(base.objective, transmittance=None))
     return _with(networks, flat, auxiliary=False)
 
@@ -286,10 +307,14 @@ def transfer(
     if stage is None:
         raise UserError(f"--preset {name}: has no stage at the model's {side}²; choose another")
     judges, pose = [base.discriminator, base.aux_discriminator], base.objective.pose
+    code = base.objective.appearance_code
     if discriminators is not None:
         parts = discriminators.values()
         judges = [part.config for part in parts if isinstance(part, ProgressiveDiscriminator)]
         pose = Pose() if judges[0].pose_head else None
+        numbers = judges[0].code_numbers
+        code = AppearanceCode(numbers=numbers) if numbers else None
+        judges = [replace(judge, code_numbers=0) for judge in judges]
     plain = networks.background == "plain"
     stage = replace(
         stage, kimg=kimg, warm_up_kimg=min(WARM_UP_KIMG[discriminators is None], kimg / 4),
@@ -299,7 +324,9 @@ def transfer(
     return replace(
         base, stages=(stage,), data=data, start=model, generator=generator,
         discriminator=judges[0], aux_discriminator=judges[1],
-        objective=replace(base.objective, pose=pose, transmittance=None),
+        objective=replace(
+            base.objective, pose=pose, transmittance=None, appearance_code=code, shape_code=None
+        ),
         cameras="prior", augment_target=0.6, augment_kimg=min(100.0, kimg), density_noise=0.0,
         sample_kimg=5.0, alarm_kimg=10.0, metrics=(),
     )  # fmt: skip

@@ -18,6 +18,8 @@ from cips3d.training.objective import Objective
 
 #: Beyond these a number is a typo that a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
+#: The discriminators' fields in a configuration.
+DISCRIMINATORS = ("discriminator", "aux_discriminator")
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,12 @@ class TrainConfig(Configuration):
                 "or set objective.pose=null discriminator.pose_head=false "
                 "aux_discriminator.pose_head=false"
             )
+        for name, given, made in zip(DISCRIMINATORS, judges, self.judges.values(), strict=True):
+            if given.code_numbers not in (0, made.code_numbers):
+                yield (
+                    f"{name}.code_numbers is {given.code_numbers}; leave it 0, since the "
+                    "objective's code terms set it"
+                )
         if self.cameras == "learned" and self.generator.poses.kind == "spherical":
             yield "cameras=learned needs poses of kind gaussian or uniform, not spherical"
 
@@ -206,6 +214,16 @@ class TrainConfig(Configuration):
                 f"{name} draws the same from every camera; set cameras=prior and "
                 "objective.pose=null"
             )
+        codes = (self.objective.appearance_code, self.objective.shape_code)
+        for term in codes[: 1 + any(stage.auxiliary for stage in self.stages)]:
+            if term is None:
+                continue
+            width = vars(networks).get(f"{term.part}_{'' if term.of == 'z' else 'style_'}dim", 0)
+            if term.numbers > width:
+                yield (
+                    f"{term.label}.numbers is {term.numbers}, but {name}'s {term.part} code "
+                    f"{term.of} has {width}; give at most that, or set {term.label}=null"
+                )
         unused = {"aux_head"} if networks.background == "plain" else {"aux_head", "background"}
         trained = [part for part in kind.parts if part not in unused]
         for stage in self.stages:
@@ -222,6 +240,14 @@ class TrainConfig(Configuration):
                     f"the stage at {stage.resolution} freezes everything that makes its images; "
                     f"leave one of {', '.join(trained)} to train"
                 )
+
+    @property
+    def judges(self) -> dict[str, DiscriminatorConfig]:
+        """The main and the auxiliary discriminator, with the heads that the code terms train."""
+        codes = self.objective.appearance_code, self.objective.shape_code
+        pairs = zip((self.discriminator, self.aux_discriminator), codes, strict=True)
+        main, aux = (replace(d, code_numbers=code.numbers if code else 0) for d, code in pairs)
+        return {"main": main, "aux": aux}
 
     @property
     def judges_cameras(self) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cips3d.models import rays as ray_choices
 from cips3d.models.cost import automatic_chunk
-from cips3d.models.layers import without_autocast
+from cips3d.models.layers import luminance, without_autocast
 from cips3d.models.protocol import ImageGenerator, RayGenerator
 from cips3d.models.types import RenderOutput
 from cips3d.training.augment import AugmentDraws, diff_augment
@@ -158,22 +158,24 @@ def discriminator_step(
     needs_real = any(term.needs_real_gradient for term in terms.values())
     needs_fake = any(term.needs_fake_gradient for term in terms.values())
     fakes = [image.detach().requires_grad_(needs_fake) for image in _judged_images(fake, context)]
-    reals = [batch.images.clone().requires_grad_(needs_real) for _ in fakes]
+    reals = [x.clone().requires_grad_(needs_real) for x in _real_images(networks, batch, context)]
     seen_fakes, seen_reals = _augmented(fakes, batch), _augmented(reals, batch)
     fake_cameras = _cameras(drawn, batch)
     if needs_real or needs_fake or networks.mixes_batch:
-        fake_logits, poses = networks.judge(seen_fakes, alpha, fake_cameras)
-        real_logits, _ = networks.judge(seen_reals, alpha, batch.cameras)
+        fake_logits, poses, codes = networks.judge(seen_fakes, alpha, fake_cameras)
+        real_logits, *_ = networks.judge(seen_reals, alpha, batch.cameras)
     else:  # one call of each discriminator instead of two
         both = [torch.cat(pair) for pair in zip(seen_fakes, seen_reals, strict=True)]
         cameras = None
         if fake_cameras is not None and batch.cameras is not None:
             cameras = torch.cat([fake_cameras, batch.cameras])
-        logits, poses = networks.judge(both, alpha, cameras)
+        logits, poses, codes = networks.judge(both, alpha, cameras)
         by_kind = logits.view(len(fakes), 2, count, 1).transpose(0, 1).flatten(1, 2)
         fake_logits, real_logits = by_kind
         poses = [pose[:count] for pose in poses]
-    judged = Judged(reals, fakes, real_logits, fake_logits, poses, drawn)
+        codes = {name: code[:count] for name, code in codes.items()}
+    styles = networks.generator.map
+    judged = Judged(reals, fakes, real_logits, fake_logits, poses, codes, drawn, styles)
     losses = {"d_adversarial": objective.game.discriminator(real_logits, fake_logits)}
     for name, term in terms.items():
         if (loss := term.discriminator_loss(judged)) is not None:
@@ -202,13 +204,14 @@ def generator_step(
 ) -> dict[str, Tensor]:
     """Adds the gradients of the generator's loss to its parameters; returns figures."""
     images, alpha = _judged_images(fake, context), context.alpha
-    logits, poses = networks.judge(_augmented(images, batch), alpha, _cameras(drawn, batch))
+    logits, poses, codes = networks.judge(_augmented(images, batch), alpha, _cameras(drawn, batch))
     real_logits = logits.new_empty(0, 1)
     if objective.game.compares:
         with torch.no_grad():
-            reals = _augmented([batch.images for _ in images], batch)
-            real_logits, _ = networks.judge(reals, alpha, batch.cameras)
-    judged = Judged([], images, real_logits, logits, poses, drawn)
+            reals = _augmented(_real_images(networks, batch, context), batch)
+            real_logits, *_ = networks.judge(reals, alpha, batch.cameras)
+    styles = networks.generator.map
+    judged = Judged([], images, real_logits, logits, poses, codes, drawn, styles)
     losses = {"g_adversarial": objective.game.generator(real_logits, logits)}
     on_rendering: dict[str, Tensor] = {}
     for name, term in objective.terms(context.step).items():
@@ -234,6 +237,15 @@ def generator_step(
 def _judged_images(fake: RenderOutput, context: StepContext) -> list[Tensor]:
     """What each discriminator sees, the main one's first."""
     return [fake.image, fake.aux_image] if context.stage.auxiliary else [fake.image]
+
+
+def _real_images(networks: Networks, batch: Batch, context: StepContext) -> list[Tensor]:
+    """Real images as each discriminator sees them, the main one's first."""
+    images = batch.images
+    if not context.stage.auxiliary:
+        return [images]
+    gray = networks.generator.config.aux_luminance
+    return [images, luminance(images, 1) if gray else images]
 
 
 def _augmented(images: list[Tensor], batch: Batch) -> list[Tensor]:
