@@ -135,7 +135,7 @@ class ModulatedLinear(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]
     ) -> Float[Tensor, "batch points out"]:
-        return torch.bmm(x, self.modulated_weight(w))
+        return torch.bmm(x, self.modulated_weight(w).to(x.dtype))
 
 
 def rgb_head(in_dim: int, divisor: float) -> Linear:

@@ -194,7 +194,8 @@ def visible_share(config: TrainConfig) -> float:
 
     def flops(device: torch.device, visible: float = 1.0) -> int:
         generator = Networks(config, device, fresh=False).generator
-        with torch.no_grad(), Account() as account:
+        # with gradients, as in training: without them samples are not chosen
+        with torch.enable_grad(), Account() as account:
             _image(generator, config, 8, device, visible=visible)
         return account.flops
 
