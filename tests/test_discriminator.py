@@ -10,7 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cips3d.errors import UserError
-from cips3d.models.discriminator import Blur, DiscriminatorConfig, ProgressiveDiscriminator
+from cips3d.models.discriminator import (
+    Blur,
+    DiscriminatorConfig,
+    ProgressiveDiscriminator,
+    _blurred,
+)
 from cips3d.models.discriminator import _minibatch_stddev as minibatch_stddev
 from cips3d.training.objective import squared_gradient
 
@@ -62,6 +67,10 @@ def test_images_are_judged_alone_without_a_minibatch_deviation() -> None:
     assert torch.allclose(network(batch), alone, atol=1e-12)
 
 
+class NotOnCpu(torch.Tensor):
+    is_cpu = False  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+
 @pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2), (2, 2)])
 def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> None:
     x = (
@@ -72,12 +81,18 @@ def test_blurs_have_derivatives_of_both_orders(padding: int, stride: int) -> Non
     kernel = torch.rand(4, 4).double()
 
     def blurred(x: torch.Tensor) -> torch.Tensor:
-        return Blur.apply(x, kernel, padding, stride)
+        return Blur.apply(x, kernel, 1, padding, stride)
 
     expected = nn.functional.conv2d(
         x, kernel.expand(3, 1, 4, 4), padding=padding, stride=stride, groups=3
     )
     torch.testing.assert_close(blurred(x), expected)
+    # the adjoint as other devices compute it
+    gradient = torch.randn_like(expected).detach()
+    (adjoint,) = torch.autograd.grad(expected, x, gradient)
+    elsewhere = gradient.as_subclass(NotOnCpu)
+    arguments = (kernel.flip(0, 1), stride, 3 - padding, 1, x.shape[2:])
+    torch.testing.assert_close(_blurred(elsewhere, *arguments).as_subclass(torch.Tensor), adjoint)
     torch.autograd.gradcheck(blurred, (x,))
     torch.autograd.gradgradcheck(blurred, (x,))
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cips3d.models import volume
 from cips3d.models.ops.kernels import kernel
 
 
@@ -71,3 +73,17 @@ def test_a_cache_that_is_full_or_cannot_be_read_is_done_without(
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", no_space)
     assert imported(tmp_path, "second").twice(1.5) == 3.0
+
+
+def test_loops_that_choose_samples_equal_their_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    marked = torch.rand(3, 50, generator=draw) < torch.tensor([[0.0], [0.3], [1.0]])
+    edges = torch.rand(40, 6, generator=draw).cumsum(dim=-1)
+    weights = torch.relu(torch.rand(40, 5, generator=draw) - 0.5)
+    u = torch.rand(40, 7, generator=draw)
+    u[:, 0], u[:, 1] = 0, 1
+    index, depths = volume.marked_first(marked, 20), volume.invert_cdf(edges, weights, u)
+    monkeypatch.setattr(volume, "fast", lambda *_: False)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(index, volume.marked_first(marked, 20))
+    torch.testing.assert_close(depths, volume.invert_cdf(edges, weights, u), atol=1e-4, rtol=0)

@@ -104,54 +104,58 @@ class EqualConv(nn.Module):
         else:
             # a 1×1 convolution commutes with taking every second pixel: the blur skips the others
             stride = 2 if size == 1 else 1
-            x = Blur.apply(x, self.kernel, size // 2 + 1, stride)
+            x = Blur.apply(x, self.kernel, 1, size // 2 + 1, stride)
             x = F.conv2d(x, weight, bias, stride=2 // stride)
         return x if self.bias is None else F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
 
 
 class Blur(torch.autograd.Function):
-    """A convolution of every channel with one constant kernel.
+    """Every channel convolved with one constant kernel, as in StyleGAN2's upfirdn2d.
 
-    torch's own computes the kernel's gradient in R1's backward pass, by thousands of convolutions.
+    `up` − 1 zeros between pixels and `padding` around them, the kernel, every `down`th pixel. The
+    adjoint has the same form, and so have derivatives of all orders. torch's own compute the
+    kernel's gradient in R1's backward pass, by thousands of convolutions.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Maps, kernel: Float[Tensor, "k k"], padding: int, stride: int
+        ctx: Any,
+        x: Maps,
+        kernel: Float[Tensor, "k k"],
+        up: int,
+        padding: int,
+        down: int,
+        size: torch.Size | None = None,
     ) -> Maps2:
+        """`size` is the result's height and width, where zeros below and right make it larger."""
         ctx.save_for_backward(kernel)
-        ctx.geometry = padding, stride, x.shape[2:]
-        return F.conv2d(x, _grouped(kernel, x), padding=padding, stride=stride, groups=x.shape[1])
+        ctx.adjoint = down, len(kernel) - 1 - padding, up, x.shape[2:]
+        return _blurred(x, kernel, up, padding, down, size)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return BlurAdjoint.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (kernel,) = ctx.saved_tensors
+        return Blur.apply(*gradients, kernel.flip(0, 1), *ctx.adjoint), *[None] * 5
 
 
-class BlurAdjoint(torch.autograd.Function):
-    """The adjoint of `Blur`, which is its backward pass. Its own backward pass is `Blur`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, kernel: Tensor, padding: int, stride: int, size: torch.Size
-    ) -> Tensor:
-        ctx.save_for_backward(kernel)
-        ctx.geometry = padding, stride
-        missing = [
-            a - ((b - 1) * stride - 2 * padding + len(kernel))
-            for a, b in zip(size, y.shape[2:], strict=True)
-        ]
-        return F.conv_transpose2d(
-            y, _grouped(kernel, y), None, stride, padding, missing, groups=y.shape[1]
-        )
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return Blur.apply(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None, None
-
-
-def _grouped(kernel: Tensor, x: Tensor) -> Float[Tensor, "channels 1 k k"]:
-    return kernel.to(x).expand(x.shape[1], 1, -1, -1)
+def _blurred(
+    x: Maps, kernel: Tensor, up: int, padding: int, down: int, size: torch.Size | None
+) -> Maps2:
+    channels, taps = x.shape[1], len(kernel)
+    held = [up * (side - 1) + 1 + 2 * padding - taps for side in x.shape[2:]]
+    missing = [0, 0] if size is None else [a - 1 - b for a, b in zip(size, held, strict=True)]
+    if up > 1 and x.is_cpu:  # faster there than on zeros, and much slower on GPUs
+        weight = kernel.flip(0, 1).to(x).expand(channels, 1, -1, -1)
+        return F.conv_transpose2d(x, weight, None, up, taps - 1 - padding, missing, channels)
+    if up > 1:
+        height, width = (up * (side - 1) + 1 for side in x.shape[2:])
+        stuffed = x.new_zeros(len(x), height, width, channels).permute(0, 3, 1, 2)
+        stuffed[:, :, ::up, ::up] = x
+        x = stuffed
+    if down == 1 and any(missing):
+        x = F.pad(x, (0, missing[1], 0, missing[0]))
+    weight = kernel.to(x).expand(channels, 1, -1, -1)
+    return F.conv2d(x, weight, padding=padding, stride=down, groups=channels)
 
 
 class ResidualBlock(nn.Module):
@@ -288,6 +292,7 @@ def _minibatch_stddev(x: Maps, group: int) -> Float[Tensor, "batch 1 height widt
     """StyleGAN2's minibatch standard deviation: one number per group of images, as a map."""
     batch, _, height, width = x.shape
     group = math.gcd(batch, group)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # 1e-8 is 0 in float16
     deviation = x.reshape(group, -1, *x.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
     by_image = deviation.mean(dim=(1, 2, 3)).repeat(group)
     return by_image.view(batch, 1, 1, 1).expand(-1, 1, height, width)

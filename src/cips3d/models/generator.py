@@ -152,7 +152,7 @@ def _distinct(
     if most >= _MOST_MEETING * count:
         return field.feature, lambda rows: rows
     # no image has more than `most` rays that meet something, so the next one meets nothing
-    index = volume.marked_first(meets)[:, : most + 1, None]
+    index = volume.marked_first(meets, most + 1)[..., None]
 
     def spread(rows: Tensor) -> Tensor:
         everywhere = rows[:, -1:].expand(-1, count, -1)

@@ -115,7 +115,9 @@ class RadianceField(nn.Module):
             (matrix, offset), *folded = folded
             matrix = matrix / self.config.extent
             start, slope = torch.baddbmm(offset, o, matrix), torch.bmm(d, matrix)
+        # |o + t d|² = o·o + t (2 o·d + t d·d)
         oo, od, dd = (x.sum(dim=-1, keepdim=True) for x in (o * o, 2 * o * d, d * d))
+        squared_radius = oo + t * (od + t * dd)
         size = CHUNK_SAMPLES[o.is_cpu] // max(1, t.shape[0] * t.shape[2])
         parts = []
         for part in chunks(rays.count, size):
@@ -127,9 +129,7 @@ class RadianceField(nn.Module):
                 x = self.embedding(rays[part].at(depth).flatten(1, 2) / self.config.extent)
             for matrix, offset in folded:
                 x = sine_(torch.bmm(x, matrix), offset)
-            # |o + t d|² = o·o + t (2 o·d + t d·d)
-            squared_radius = oo[:, part] + depth * (od[:, part] + depth * dd[:, part])
-            parts.append(self.raw_density(x.unflatten(1, depth.shape[1:]), squared_radius))
+            parts.append(self.raw_density(x.unflatten(1, depth.shape[1:]), squared_radius[:, part]))
         return torch.cat(parts, dim=1)
 
     # ---------------------------------------------------------------- volume rendering

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cips3d.models.ops import sampling
+from cips3d.models.ops.sine import fast
 from cips3d.records import has_values
 
 Bound = Float[Tensor, "*rays 1"]
@@ -53,6 +55,8 @@ def invert_cdf(
         edges: sorted bin edges, one more than weights.
         weights: histogram, ≥ 0; 1e-5 is added to every bin, so that none is empty.
     """
+    if fast(edges, weights, u):
+        return sampling.invert_cdf(edges, weights, u)
     density = weights + 1e-5
     cdf = torch.cumsum(density / density.sum(dim=-1, keepdim=True), dim=-1)
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
@@ -111,13 +115,14 @@ def first_marked(
     count, most = marked.shape[1], max(1, most_marked(marked, assumed_share))
     if most >= count:  # all of them, which need no order
         return torch.arange(count, device=marked.device).expand(len(marked), -1)
-    return marked_first(marked)[:, :most]
+    return marked_first(marked, most)
 
 
 def most_marked(marked: Bool[Tensor, "batch n"], assumed_share: float = 1.0) -> int:
-    """The largest number of marked entries of a row, rounded up a little where that saves sizes.
+    """The largest number of marked entries of a row, rounded up by at most 6 %.
 
-    Inside `torch.func`, where sizes cannot depend on values, that of all entries.
+    So there are few sizes, which allocators and oneDNN's compiled products can use again. Inside
+    `torch.func`, where sizes cannot depend on values, that of all entries.
     """
     count = marked.shape[1]
     if len(marked) == 0:
@@ -125,19 +130,25 @@ def most_marked(marked: Bool[Tensor, "batch n"], assumed_share: float = 1.0) -> 
     if not (marked.is_meta or has_values(marked)):
         return count
     most = round(assumed_share * count) if marked.is_meta else int(marked.sum(dim=1).max())
-    if not marked.is_cpu:  # few sizes, which an allocator can reuse
-        step = max(1, count // 64)
-        most = min(count, -(-most // step) * step)
-    return most
+    step = 1 << max(0, most.bit_length() - 5)
+    return min(count, -(-most // step) * step)
 
 
-def marked_first(marked: Bool[Tensor, "batch n"]) -> Int[Tensor, "batch n"]:
-    """Indices of all entries of each row: first the marked ones, then the others, both in order."""
+def marked_first(
+    marked: Bool[Tensor, "batch n"], most: int | None = None
+) -> Int[Tensor, "batch most"]:
+    """Indices of the marked entries of each row, then of the others, both in order; `most` of them.
+
+    By default all.
+    """
+    if marked.is_cpu and has_values(marked) and not torch.compiler.is_compiling():
+        count = marked.shape[1]
+        return sampling.marked_first(marked, count if most is None else min(most, count))
     # not `sort`, which is wrong for booleans in some releases for MPS
     before = torch.cumsum(marked, dim=1)
     place = torch.where(marked, before - 1, before[:, -1:] + torch.cumsum(~marked, dim=1) - 1)
     entries = torch.arange(marked.shape[1], device=marked.device).expand_as(place)
-    return torch.empty_like(place).scatter_(1, place, entries)
+    return torch.empty_like(place).scatter_(1, place, entries)[:, :most]
 
 
 def sum_by_ray(

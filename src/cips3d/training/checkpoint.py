@@ -40,6 +40,10 @@ class Counters:
     """adapted probability of DiffAugment"""
     real_signs: float = 0.0
     """sum of the steps' mean sign of real logits since that probability was last adapted"""
+    loss_scale: float = 2.0**16
+    """factor of the losses in precision fp16, whose small gradients would be 0"""
+    scaled_steps: int = 0
+    """steps taken since it last changed"""
     measured: int = -1
     """images shown when the metrics were last measured"""
 

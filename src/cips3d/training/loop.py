@@ -23,6 +23,7 @@ from cips3d.data import open_dataset
 from cips3d.errors import UserError
 from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.geometry import last_sample_share
+from cips3d.models.ops.precision import fast_products
 from cips3d.training.batches import real_batches
 from cips3d.training.draws import StepDraws, mirrored
 from cips3d.training.health import HealthMonitor
@@ -36,6 +37,9 @@ SKIPS_TO_ROLL_BACK = 3
 #: Steps between changes of an adapted augmentation probability, and its maximum, above which
 #: augmentations show in generated images (StyleGAN2-ADA, Karras et al. 2020, Sections 2.2, 3.2).
 AUGMENT_STEPS, MOST_AUGMENT = 4, 0.8
+
+#: Steps taken after which the scale of fp16 losses is doubled.
+SCALED_STEPS = 2000
 
 #: Called after every step with the share of the run that is done, in [0, 1], and figures to show.
 Progress = Callable[[float, dict[str, float]], None]
@@ -110,12 +114,14 @@ def train_stage(
         waited += time.perf_counter() - asked
         draws, context = step_draws(run, stage), step_context(run, stage)
         batch = real_batch(run, draws, real, labels)
-        result = training_step(networks, batch, draws, config.objective, context)
-        counters.skipped += not result.finite
-        counters.skipped_in_a_row = 0 if result.finite else counters.skipped_in_a_row + 1
+        with fast_products("auto"):
+            result = training_step(networks, batch, draws, config.objective, context)
+        skipped = not adapt_loss_scale(run, result.finite) and not result.finite
+        counters.skipped += skipped
+        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if skipped else 0
         if counters.skipped_in_a_row >= SKIPS_TO_ROLL_BACK:
             return False
-        if not context.warming_up:
+        if result.moved:
             networks.averaged.update_parameters(networks.generator)
         adapt_augmentation(run, result, stage.batch)
         counters.step += 1
@@ -205,6 +211,7 @@ def step_context(run: Run, stage: Stage) -> StepContext:
         memory=run.memory,
         autocast=run.accelerator.autocast,
         update=partial(update, run),
+        loss_scale=loss_scale(run),
     )
 
 
@@ -235,6 +242,9 @@ def update(run: Run, optimizer: torch.optim.Optimizer) -> bool:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     changing = [p for p in parameters if p.grad is not None]
     average_gradients(run, changing)
+    if (scale := loss_scale(run)) != 1:
+        for p in changing:
+            p.grad.div_(scale)
     norm = torch.nn.utils.get_total_norm([p.grad for p in changing])
     if not bool(torch.isfinite(norm)):
         return False
@@ -253,6 +263,31 @@ def average_gradients(run: Run, parameters: list[torch.nn.Parameter]) -> None:
     assert isinstance(flat, Tensor)
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def loss_scale(run: Run) -> float:
+    """The factor of the losses: 1 but in precision fp16."""
+    return run.counters.loss_scale if run.config.precision == "fp16" else 1.0
+
+
+def adapt_loss_scale(run: Run, finite: bool) -> bool:
+    """Adapts the scale of fp16 losses to the last step's gradients, as torch's GradScaler does.
+
+    Returns:
+        Whether it was lowered, so that infinite gradients do not speak of a fault.
+    """
+    counters = run.counters
+    if run.config.precision != "fp16":
+        return False
+    if finite:
+        counters.scaled_steps += 1
+        if counters.scaled_steps < SCALED_STEPS:
+            return False
+    elif counters.loss_scale <= 1:
+        return False
+    counters.loss_scale *= 2 if finite else 0.5
+    counters.scaled_steps = 0
+    return not finite
 
 
 def adapt_augmentation(run: Run, result: StepResult, batch: int) -> None:

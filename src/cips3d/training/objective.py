@@ -40,6 +40,7 @@ class Judged:
             generated images, by its name.
         drawn: what the generated images are made from.
         styles: maps latents.
+        loss_scale: factor of gradients on the way back to the images, in 16 bits.
     """
 
     real_images: list[Tensor]
@@ -50,6 +51,7 @@ class Judged:
     codes: dict[str, Tensor]
     drawn: FakeDraws
     styles: Callable[[Latents], Styles]
+    loss_scale: float = 1.0
 
 
 # ---------------------------------------------------------------- adversarial losses
@@ -125,10 +127,10 @@ class R1(Term):
         return step % self.every == 0
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        return self._penalty(judged.real_logits, judged.real_images)
+        return self._penalty(judged.real_logits, judged.real_images, judged.loss_scale)
 
-    def _penalty(self, logits: Tensor, images: list[Tensor]) -> Tensor:
-        return (0.5 * self.every) * self.weight * mean_squared_gradient(logits, images)
+    def _penalty(self, logits: Tensor, images: list[Tensor], scale: float) -> Tensor:
+        return (0.5 * self.every) * self.weight * mean_squared_gradient(logits, images, scale)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class R2(R1):
     needs_fake_gradient: ClassVar[bool] = True
 
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        return self._penalty(judged.fake_logits, judged.fake_images)
+        return self._penalty(judged.fake_logits, judged.fake_images, judged.loss_scale)
 
 
 @dataclass(frozen=True)
@@ -263,19 +265,22 @@ class Objective(Configuration):
 
 
 # ---------------------------------------------------------------- mathematics
-def mean_squared_gradient(logits: Tensor, images: list[Tensor]) -> Float[Tensor, ""]:
+def mean_squared_gradient(
+    logits: Tensor, images: list[Tensor], scale: float = 1.0
+) -> Float[Tensor, ""]:
     """Average of |∂D/∂x|² over the images of all discriminators, differentiable."""
     parts = zip(logits.split(len(images[0])), images, strict=True)
     with without_autocast(logits.device):
-        return torch.cat([squared_gradient(part, image) for part, image in parts]).mean()
+        return torch.cat([squared_gradient(part, image, scale) for part, image in parts]).mean()
 
 
 def squared_gradient(
-    logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"]
+    logits: Float[Tensor, "batch 1"], images: Float[Tensor, "batch c h w"], scale: float = 1.0
 ) -> Float[Tensor, "batch 1"]:
-    """|∂D/∂x|² of each image, differentiable."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))[:, None]
+    """|∂D/∂x|² of each image, differentiable; `scale` keeps ∂D/∂x in the range of 16 bits."""
+    total = logits.to(images.dtype).sum() * scale
+    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+    return (gradient / scale).square().sum(dim=(1, 2, 3))[:, None]
 
 
 def pose_error(

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from cips3d.models.cost import Account, automatic_chunk, parameter_count
 from cips3d.models.discriminator import ProgressiveDiscriminator
+from cips3d.models.ops.precision import fast_products
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.registry import build_generator
 from cips3d.models.types import Latents, RayDraws, RenderOutput
@@ -237,7 +238,8 @@ def measured_speed(config: TrainConfig, processes: int = 1) -> float:
     on_cpu, threads = device.type == "cpu", torch.get_num_threads()
     images, side = (1, 32) if on_cpu else (2, min(128, config.stages[-1].resolution))
     generator = build_generator(config.generator).to(device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    autocast = torch.autocast(device.type, dtype, enabled=config.precision != "no")
 
     def one_pass() -> None:
         with autocast:
@@ -252,9 +254,10 @@ def measured_speed(config: TrainConfig, processes: int = 1) -> float:
         with Account() as account:
             one_pass()
         start, elapsed, passes = time.perf_counter(), 0.0, 0
-        while elapsed < MEASURED_SECONDS:
-            one_pass()
-            passes, elapsed = passes + 1, time.perf_counter() - start
+        with fast_products("auto"):
+            while elapsed < MEASURED_SECONDS:
+                one_pass()
+                passes, elapsed = passes + 1, time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
     return passes * account.flops / elapsed

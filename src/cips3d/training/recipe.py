@@ -135,8 +135,9 @@ class TrainConfig(Configuration):
     stage with `restart_noise`"""
     share_fakes: bool = False
     """one set of generated images for both steps, the discriminators' and the generator's"""
-    precision: Literal["no", "bf16"] = "no"
-    """autocast of implicit network and discriminators (sines and compositing stay float32)"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """autocast of implicit network and discriminators (sines and compositing stay float32); fp16,
+    with loss scaling, for GPUs without bfloat16 such as V100 and T4"""
     seed: Seed = 0
     wandb: str | None = None
     """Weights & Biases project that receives the figures too; needs the package wandb"""

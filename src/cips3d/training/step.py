@@ -65,6 +65,7 @@ class StepContext:
         memory: bytes of this process, for automatic chunks.
         autocast: makes the context in which networks run.
         update: takes an optimiser's step from the gradients; returns False if they were not finite.
+        loss_scale: factor of the losses, by which `update` divides the gradients.
     """
 
     stage: Stage
@@ -75,6 +76,7 @@ class StepContext:
     memory: int
     autocast: Callable[..., AbstractContextManager[None]]
     update: Callable[[torch.optim.Optimizer], bool]
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ class StepResult:
         figures: averages over the local batch, as tensors, so that nothing waits for the device.
         finite: whether all gradients were finite.
         fake: the last generated images.
+        moved: whether the generator has been updated.
     """
 
     figures: dict[str, Tensor]
     finite: bool
     fake: RenderOutput
+    moved: bool = True
 
 
 def training_step(
@@ -111,7 +115,7 @@ def training_step(
             with torch.set_grad_enabled(shares_graph):
                 fake = render_fakes(networks.generator, drawn, draws, context)
             d_figures.append(discriminator_step(networks, piece, fake, drawn, objective, context))
-    finite = context.update(networks.discriminator_optimizer)
+    finite, moved = context.update(networks.discriminator_optimizer), False
     if not context.warming_up:
         for piece in pieces:
             with context.autocast():
@@ -119,8 +123,9 @@ def training_step(
                     drawn = draws.fakes(piece.positions, "G")
                     fake = render_fakes(networks.generator, drawn, draws, context)
                 g_figures.append(generator_step(networks, piece, fake, drawn, objective, context))
-        finite &= context.update(networks.generator_optimizer)
-    return StepResult(_averages(d_figures) | _averages(g_figures), finite, fake)
+        moved = context.update(networks.generator_optimizer)
+        finite &= moved
+    return StepResult(_averages(d_figures) | _averages(g_figures), finite, fake, moved)
 
 
 def render_fakes(
@@ -174,8 +179,8 @@ def discriminator_step(
         fake_logits, real_logits = by_kind
         poses = [pose[:count] for pose in poses]
         codes = {name: code[:count] for name, code in codes.items()}
-    styles = networks.generator.map
-    judged = Judged(reals, fakes, real_logits, fake_logits, poses, codes, drawn, styles)
+    styles, scale = networks.generator.map, context.loss_scale
+    judged = Judged(reals, fakes, real_logits, fake_logits, poses, codes, drawn, styles, scale)
     losses = {"d_adversarial": objective.game.discriminator(real_logits, fake_logits)}
     for name, term in terms.items():
         if (loss := term.discriminator_loss(judged)) is not None:
@@ -183,7 +188,7 @@ def discriminator_step(
     total = reduce(torch.add, losses.values())
     # outside autocast, so that each gradient has the precision of its parameter
     with without_autocast(total.device):
-        (total / context.stage.accumulate).backward()
+        (total * (scale / context.stage.accumulate)).backward()
     real_main, fake_main = real_logits[:count].detach(), fake_logits[:count].detach()
     return {name: loss.detach() for name, loss in losses.items()} | {
         "d_loss": total.detach(),
@@ -219,16 +224,16 @@ def generator_step(
             losses[f"g_{name}"] = loss
         if (loss := term.rendering_loss(fake)) is not None:
             on_rendering[f"g_{name}"] = loss
-    total, pieces = reduce(torch.add, losses.values()), context.stage.accumulate
+    total, share = reduce(torch.add, losses.values()), context.loss_scale / context.stage.accumulate
     # Backward in two stages: to the images, which skips the discriminators' parameters, and on to
     # the generator. An image of frozen networks alone has no gradient to pass on.
     outputs = [image for image in images if image.requires_grad]
     with without_autocast(total.device):
-        gradients: list[Tensor | None] = [*torch.autograd.grad(total / pieces, outputs)]
+        gradients: list[Tensor | None] = [*torch.autograd.grad(total * share, outputs)]
         if on_rendering:
             rendering = reduce(torch.add, on_rendering.values())
             if rendering.requires_grad:
-                outputs, gradients = [*outputs, rendering / pieces], [*gradients, None]
+                outputs, gradients = [*outputs, rendering * share], [*gradients, None]
         torch.autograd.backward(outputs, gradients)
     figures = {name: loss.detach() for name, loss in (losses | on_rendering).items()}
     return figures | {"g_loss": total.detach()}

@@ -40,12 +40,12 @@ _HALF, _ONE, _FOUR = np.float32(0.5), np.float32(1), np.float32(4)
 
 def sine(x: Channels, shift: Shift) -> Channels:
     """sin(x + shift), differentiable; the sum needs no pass over memory of its own."""
-    return _Sine.apply(x, shift) if _fast(x, shift) else torch.sin(x + shift)
+    return _Sine.apply(x, shift) if fast(x, shift) else torch.sin(x + shift)
 
 
 def sine_(x: Channels, shift: Shift) -> Channels:
     """sin(x + shift), in place of x and without gradients."""
-    if not _fast(x, shift):
+    if not fast(x, shift):
         if torch._C._are_functorch_transforms_active():  # the shift may have a batch that x has not
             return torch.sin(x + shift)
         return x.add_(shift).sin_()
@@ -60,7 +60,7 @@ def sine_along(
     part: slice,
 ) -> Channels:
     """sin(start + t · slope) at the (ray, sample) pairs of the rays in `part`; no gradients."""
-    if not _fast(start, slope, t):
+    if not fast(start, slope, t):
         affine = torch.addcmul(start[:, part, None], t[:, part, :, None], slope[:, part, None])
         return affine.sin_().flatten(1, 2)
     first, last, _ = part.indices(t.shape[1])
@@ -69,7 +69,7 @@ def sine_along(
     return out
 
 
-def _fast(*tensors: Tensor) -> bool:
+def fast(*tensors: Tensor) -> bool:
     """Whether the kernels apply, and are faster."""
     if torch.get_num_threads() > MOST_THREADS:
         return False
