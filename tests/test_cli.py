@@ -327,6 +327,17 @@ def test_sample_of_any_size_and_both_truncations(model: str, tmp_path: Path) -> 
     assert not any(np.array_equal(x, y) for x, y in ((a, c), (a, d), (c, d)))
 
 
+def test_adaptive_images(model: str, tmp_path: Path) -> None:
+    for name, options in (("a", ""), ("b", "--adaptive")):
+        execute(f"sample {model} {name}.png --count 2 --resolution 40 {options}")
+        execute(f"sample {model} {name} --count 1 --separate --resolution 40 {options}")
+        execute(f"render {model} {name}1.png --count 1 --views 2 --resolution 40 {options}")
+    for end in (".png", "/0000.png", "1.png"):
+        full, close = (np.asarray(Image.open(tmp_path / f"{name}{end}")) for name in "ab")
+        difference = np.abs(full.astype(int) - close)
+        assert 0 < difference.max() <= 10, end
+
+
 def video(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -12,9 +12,11 @@ import torch
 import trimesh
 from torch import Tensor
 
+import cips3d
 import tiny
 from cips3d.camera import PoseDistribution, Rays
 from cips3d.errors import UserError
+from cips3d.export import isosurface
 from cips3d.export.isosurface import (
     Density,
     SampledVolume,
@@ -63,6 +65,26 @@ def voxel(resolution: int, volume: SampledVolume = VOLUME) -> float:
 
 
 # ---------------------------------------------------------------- the surface
+@pytest.mark.parametrize("seed", range(4))
+def test_the_surface_is_that_of_all_densities(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = cips3d.load("heads")
+    volume = SampledVolume.from_config(generator.config)
+    styles = generator.map(generator.sample_latents(1, seed), 1.0)
+    counts: list[int] = []
+
+    def density(rays: Rays, t: Tensor) -> Tensor:
+        counts.append(t.numel())
+        return generator.density_along(rays, t, styles)
+
+    some = surface(density, volume, 40.0, 160)
+    evaluated, counts = sum(counts), []
+    monkeypatch.setattr(isosurface, "_BLOCKS", 10**6)
+    every = surface(density, volume, 40.0, 160)
+    assert evaluated < 0.45 * sum(counts)
+    assert np.array_equal(some.faces, every.faces)
+    assert np.allclose(some.vertices, every.vertices, atol=1e-6)
+
+
 def test_a_ball_is_a_closed_ball_with_its_faces_outward() -> None:
     mesh = surface(ball(), VOLUME, 10.0, 48)
     assert np.abs(radii(mesh) - RADIUS).max() < 0.02 * voxel(48)

@@ -143,6 +143,17 @@ def test_autocast_changes_no_mesh() -> None:
     assert np.array_equal(plain.visual.vertex_colors, half.visual.vertex_colors)
 
 
+def test_a_prepared_subject_has_the_same_mesh() -> None:
+    generator = cips3d.load("heads")
+    styles = generator.map(generator.sample_latents(1, 0))
+    assert isinstance(generator, Generator)
+    plain = extract_mesh(generator, styles, 48)
+    ready = extract_mesh(generator, generator.prepare(styles, "float32"), 48)
+    assert np.array_equal(plain.vertices, ready.vertices)
+    difference = np.abs(plain.visual.vertex_colors.astype(int) - ready.visual.vertex_colors)
+    assert np.quantile(difference, 0.99) <= 1
+
+
 def test_separate_parts() -> None:
     generator = Balls(((0.04, 0.0, 0.0), 0.02, (RED,)), ((-0.03, 0.0, 0.0), 0.03, (GREEN,)))
     z = generator.sample_latents(1, 0)

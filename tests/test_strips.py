@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from cips3d.camera import Camera
+from cips3d.camera import Camera, Rays
 from cips3d.errors import UserError
+from cips3d.export import strips as strips_module
 from cips3d.export.media import depth_map, to_uint8
 from cips3d.export.sheets import (
     camera_labels,
@@ -27,7 +29,7 @@ from cips3d.models.config import GeneratorConfig
 from cips3d.models.generator import Generator
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.registry import build_generator
-from cips3d.models.types import RayDraws, Styles
+from cips3d.models.types import RayDraws, RayOutput, Styles
 
 CONFIG = tiny.generator(density_gain=30.0, density_blob=30.0)
 CAMERA = Camera.orbit(0.3, 0.1)
@@ -119,6 +121,26 @@ def test_strips_make_up_the_image(
         assert (part != to_uint8(image)).mean() < 0.01, (
             "only what lies between two levels may round to the other"
         )
+
+
+def test_adaptive_strips_are_close_to_the_image(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, counts = generator.map(generator.sample_latents(2, 0)), []
+    render_rays = generator.render_rays
+
+    def counted(styles: Styles, rays: Rays, *others: Any) -> RayOutput:
+        counts.append(rays.count * len(rays))
+        return render_rays(styles, rays, *others)
+
+    form = ImageFormat(50, 48, ("nerf", "image"))
+    full = whole_images(generator, codes, CAMERA, form).astype(int)
+    monkeypatch.setattr(generator, "render_rays", counted)
+    monkeypatch.setattr(strips_module, "_MOST_RAYS", 2 * 20 * 48)
+    strips = list(image_strips(generator, codes, CAMERA, replace(form, adaptive=True)))
+    assert [strip.shape[2] for strip in strips] == [20, 20, 10]
+    assert sum(counts) < 0.8 * 2 * 50 * 48
+    assert np.abs(np.concatenate(strips, axis=2) - full).max() <= 8
 
 
 def test_strips_hold_the_memory_of_one(

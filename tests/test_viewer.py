@@ -43,6 +43,7 @@ from cips3d.files import png
 from cips3d.model_paths import good_seeds
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
+from cips3d.models.protocol import Prepared
 from cips3d.models.types import Sampling
 from cips3d.viewer import rendering
 from cips3d.viewer.cameras import (
@@ -59,6 +60,7 @@ from cips3d.viewer.rendering import (
     finer_sides,
     on_canvas,
     pixels_of,
+    preview,
     preview_sampling,
     preview_side,
     strips,
@@ -365,7 +367,44 @@ def test_a_photos_subject_can_be_changed_and_is_forgotten(generator: Generator) 
     assert kept() is None
 
 
+def test_subjects_are_made_ready_once_and_follow_their_choice_and_the_weights(
+    generator: Generator,
+) -> None:
+    generator = copy.deepcopy(generator)
+    subjects = Subjects(generator)
+    choices = [
+        Choice(1), Choice(2), Choice(1, psi_shape=0.5), Choice(1, mix_seed=3, mix_from=1),
+    ]  # fmt: skip
+    camera = Camera.orbit(0.3)
+
+    def shows_the_choice(choice: Choice) -> bool:
+        _, ready = subjects.ready(choice)
+        (found, styles), image = subjects.find(choice), generator.render(ready, camera, 16).image
+        assert isinstance(ready, Prepared) and found is ready.generator
+        return torch.allclose(generator.render(styles, camera, 16).image, image, atol=1e-3)
+
+    assert all(map(shows_the_choice, choices))
+    assert len({id(subjects.ready(choice)[1]) for choice in choices}) == len(choices)
+    assert subjects.ready(Choice(1))[1] is subjects.ready(Choice(1))[1]
+    before = generator.render(subjects.ready(choices[0])[1], camera, 16).image
+    with torch.no_grad():
+        generator.inr.to_rgb[0].weight.mul_(-1)
+        generator.nerf.density.bias.add_(0.1)
+    assert all(map(shows_the_choice, choices))
+    after = generator.render(subjects.ready(choices[0])[1], camera, 16).image
+    assert (after - before).abs().max() > 0.1
+
+
 # ---------------------------------------------------------------- images in steps
+def test_coarse_images_are_close_to_the_full_ones(generator: Generator) -> None:
+    styles, camera = generator.map(generator.sample_latents(1, 0)), Camera.orbit(0.3)
+    sampling, speed = Sampling(6, 6), RenderSpeed()
+    full = generator.render(styles, camera, (64, 80), sampling=sampling)
+    out = preview(generator, generator.prepare(styles), camera, (64, 80), sampling, speed)
+    assert (out.image - full.image).square().mean().sqrt() < 0.02
+    assert speed.rays_within(1.0, sampling) > 0
+
+
 @pytest.mark.parametrize("seconds_per_ray", [1e-9, 1e-4, 1.0])
 def test_strips_are_the_image(generator: Generator, seconds_per_ray: float) -> None:
     speed, sampling = RenderSpeed(), Sampling(4, 3)
@@ -1044,8 +1083,8 @@ def test_the_mesh_of_a_subject_that_is_chosen_again_is_shown_again(
 ) -> None:
     meshed: list[tuple[float, int]] = []
 
-    def extract_mesh(generator: Generator, styles: Any, resolution: int) -> trimesh.Trimesh:
-        meshed.append((float(styles.shape[0, 0]), resolution))
+    def extract_mesh(generator: Generator, ready: Prepared, resolution: int) -> trimesh.Trimesh:
+        meshed.append((float(ready.styles.shape[0, 0]), resolution))
         if (
             len(meshed) == 3
         ):  # the coarse mesh of another subject: before its fine one the first is chosen again

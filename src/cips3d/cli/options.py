@@ -177,10 +177,12 @@ class ImageSize(_Group):
             is larger.
         supersample: Rays along each side of a pixel; 2 gives smoother edges and takes four times
             as long.
+        adaptive: Render fewer pixels: smooth parts are interpolated (docs/rendering.md).
     """
 
     resolution: Size = None
     supersample: Count = 1
+    adaptive: bool = False
 
 
 @dataclass(frozen=True)

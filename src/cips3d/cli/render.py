@@ -87,11 +87,12 @@ def sample(
         with progress("sampling") as report:
             grid = sheets.subject_grid(
                 generator, latents, cameras, resolution, psi=psi, supersample=size.supersample,
+                adaptive=size.adaptive,
                 labels=[f"seed {seed}" for seed in seeds], progress=report,
             )  # fmt: skip
         media.save_image(out, grid)
     else:
-        form = strips.image_format(generator, resolution, "image", size.supersample)
+        form = strips.image_format(generator, resolution, "image", size.supersample, size.adaptive)
         for i in tracked(range(count), "sampling", count):
             styles = generator.map(latents[i], psi)
             image = strips.whole_images(generator, styles, cameras[i], form)[0, 0]
@@ -201,7 +202,7 @@ def render(
         with progress("rendering") as report:
             sheet = sheets.view_sheet(
                 generator, styles, cameras, resolution, show=show or ("image", "nerf", "depth"),
-                supersample=size.supersample, progress=report,
+                supersample=size.supersample, adaptive=size.adaptive, progress=report,
                 labels=names[: len(styles)] if len(styles) > 1 else True,
             )  # fmt: skip
         media.save_image(out, sheet)
@@ -209,8 +210,9 @@ def render(
         return
     codes = [video.interpolated(styles, len(cameras))] if seeds else list(styles)
     images = video.video_frames(
-        generator, codes, cameras, resolution, show=show or "image", supersample=size.supersample
-    )
+        generator, codes, cameras, resolution, show=show or "image", supersample=size.supersample,
+        adaptive=size.adaptive,
+    )  # fmt: skip
     media.save_frames(out, tracked(images, "rendering", len(cameras)), fps)
     finished(out, f"cips3d mesh {model} head.glb, or cips3d view {model}")
 

@@ -27,7 +27,7 @@ from cips3d.export.sheets import (
     orbit_cameras,
     subject_names,
 )
-from cips3d.export.strips import ImageFormat, image_strips
+from cips3d.export.strips import ImageFormat, image_strips, ready
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
@@ -163,8 +163,9 @@ def _enlarged(image: Float[Tensor, "1 3 side side"]) -> Float[Tensor, "1 3 shown
 
 def _turned(found: Inversion, yaws: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
     """Images of a found subject and its depth from these yaws, at another image's size."""
-    cameras = orbit_cameras(found.generator, yaws)
-    out = found.generator.render(found.styles, cameras, like.shape[-1])
+    generator, side = found.generator, like.shape[-1]
+    subject = ready(generator, found.styles, ImageFormat(side, side), len(yaws))
+    out = generator.render(subject, orbit_cameras(generator, yaws), side)
     return out.image, depth_map(out.depth, out.subject_opacity).to(out.image)
 
 

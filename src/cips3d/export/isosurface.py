@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from skimage.measure import marching_cubes
 from torch import Tensor
 
@@ -34,6 +35,9 @@ _SIDE, _SAMPLES = 24, 128
 _LEVELS, _LOWEST, _HIGHEST = 64, 1 / 64, 0.8
 #: Levels whose errors differ by less than this share of a sample spacing are equally good.
 _AS_GOOD = 0.01
+#: Blocks along the grid's longest side, or fewer, in which the surface is looked for: as fine as
+#: half of the spacing of a ray's 16 stratified samples.
+_BLOCKS = 80
 #: Grid samples evaluated at a time.
 CHUNK = 2**18
 
@@ -192,38 +196,88 @@ def _grid(
     """Values that are positive inside the body, the grid's lowest corner, and the voxel size.
 
     A value is σ − level, or the distance to the volume's boundary times level/voxel where that is
-    less. The outermost points are outside.
+    less. The outermost points are outside. Values are exact in the blocks of `stride`³ voxels that
+    the surface may cross; elsewhere they have the sign of a block's lowest corner.
     """
     low, high = volume.bounds()
     voxel = float((high - low).max()) / (resolution - 1)
-    axes = [
-        torch.arange(math.ceil(float(h - a) / voxel) + 1).to(low) * voxel + a
-        for a, h in zip(low, high, strict=True)
-    ]
-    x, y, z = axes
-    values = np.empty((len(x), len(y), len(z)), dtype=np.float32)
-    rows = values.reshape(-1, len(z))
-    across = torch.cartesian_prod(x, y)
-    for part in chunks(len(rows), chunk // len(z)):
-        origins = torch.nn.functional.pad(across[part], (0, 1))[None]
-        rays = Rays(origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins))
-        t = z.expand(1, rays.count, -1).contiguous()
-        sigma = density(rays, t)
-        _check_finite(sigma)
-        inside = sigma > level
-        excess = sigma - level
-        # only inside: points below the level are outside anyway
-        to_end = volume.signed_distance(rays.at(t)[inside]) * (level / voxel)
-        excess[inside] = torch.minimum(excess[inside], to_end)
-        # a vertex on a grid point would have faces without area, which break the mesh in programs
-        # that merge equal points
-        small = excess.abs() < 1e-3 * level
-        excess[small] = torch.where(excess[small] < 0, -1e-3, 1e-3).to(excess) * level
-        rows[part] = excess[0].float().cpu().numpy()
+    stride = max(1, resolution // _BLOCKS)
+    sides = [math.ceil(float(side) / voxel) + 1 for side in high - low]
+    # (block, point of the block); a last block for the points on the far sides
+    x, y, z = (
+        (torch.arange((math.ceil((n - 1) / stride) + 1) * stride).to(low) * voxel + a).view(
+            -1, stride
+        )
+        for n, a in zip(sides, low, strict=True)
+    )
+    lowest = torch.cartesian_prod(x[:, 0], y[:, 0])
+    values = torch.cat(
+        [
+            _excess(
+                density, volume, level, voxel, lowest[part], z[:, 0].expand(len(lowest[part]), -1)
+            )
+            for part in chunks(len(lowest), chunk // len(z))
+        ]
+    ).view(len(x), len(y), len(z))
+    if stride > 1:
+        index = _crossed(values).nonzero()
+        # (block, point of the block) along each axis
+        values = values.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
+        values = values.repeat_interleave(stride, 2)
+        blocks = values.view(*(n for a in (x, y, z) for n in a.shape)).permute(0, 2, 4, 1, 3, 5)
+        for part in chunks(len(index), chunk // stride**3):
+            i, j, k = index[part].to(low.device).unbind(dim=1)
+            corner = torch.stack(torch.broadcast_tensors(x[i][:, :, None], y[j][:, None]), dim=-1)
+            t = z[k][:, None, None].expand(-1, stride, stride, -1).flatten(0, 2)
+            fine = _excess(density, volume, level, voxel, corner.flatten(0, 2), t)
+            blocks[tuple(index[part].T)] = fine.view(-1, stride, stride, stride)
+    grid = values[: sides[0], : sides[1], : sides[2]].contiguous().numpy()
     for axis in range(3):
-        ends = np.moveaxis(values, axis, 0)[:: values.shape[axis] - 1]
+        ends = np.moveaxis(grid, axis, 0)[:: grid.shape[axis] - 1]
         np.minimum(ends, -level, out=ends)
-    return values, low.cpu().double().numpy(), voxel
+    return grid, low.cpu().double().numpy(), voxel
+
+
+def _excess(
+    density: Density,
+    volume: SampledVolume,
+    level: float,
+    voxel: float,
+    across: Float[Tensor, "rows 2"],
+    t: Float[Tensor, "rows points"],
+) -> Float32[Tensor, "rows points"]:
+    """`_grid`'s values on the CPU, at heights t above points of the plane z = 0."""
+    origins = F.pad(across, (0, 1))[None]
+    rays = Rays(origins, origins.new_tensor([0.0, 0.0, 1.0]).expand_as(origins))
+    t = t[None].contiguous()
+    sigma = density(rays, t)
+    _check_finite(sigma)
+    inside = sigma > level
+    excess = sigma - level
+    # only inside: points below the level are outside anyway
+    to_end = volume.signed_distance(rays.at(t)[inside]) * (level / voxel)
+    excess[inside] = torch.minimum(excess[inside], to_end)
+    # a vertex on a grid point would have faces without area, which break the mesh in programs that
+    # merge equal points
+    small = excess.abs() < 1e-3 * level
+    excess[small] = torch.where(excess[small] < 0, -1e-3, 1e-3).to(excess) * level
+    return excess[0].float().cpu()
+
+
+def _crossed(values: Float[Tensor, "x y z"]) -> Bool[Tensor, "x y z"]:
+    """Blocks with a point whose value the surface may need, from the values at lowest corners.
+
+    The surface may cross a block unless the values at its corners and at those of its neighbours
+    are beyond zero by more than half of what they vary there.
+    """
+    corners = values[None]
+    highest = F.max_pool3d(corners, 4, stride=1, padding=2)
+    lowest = -F.max_pool3d(-corners, 4, stride=1, padding=2)
+    margin = (highest - lowest) / 2
+    crossed = ((highest + margin > 0) & (lowest - margin < 0)).float()
+    # (x + 1, …) blocks between corners, of which the outermost lie outside the grid; a block's
+    # points are its own, and those of its neighbours' lowest sides
+    return F.max_pool3d(crossed, 2, stride=1)[0] > 0
 
 
 def _check_finite(sigma: Tensor) -> None:

@@ -32,7 +32,7 @@ from cips3d.export.isosurface import (
 from cips3d.export.media import to_uint8
 from cips3d.files import atomic_path, suffix_of
 from cips3d.models.layers import without_autocast
-from cips3d.models.protocol import ImageGenerator, RayGenerator
+from cips3d.models.protocol import ImageGenerator, Prepared, RayGenerator
 from cips3d.models.rays import in_chunks
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
@@ -52,7 +52,7 @@ _MEAN_SHARE = 1e-6
 @torch.no_grad()
 def extract_mesh(
     generator: ImageGenerator,
-    codes: Latents | Styles,
+    codes: Latents | Styles | Prepared,
     resolution: int = 256,
     *,
     psi: Psi = DEFAULT_PSI,
@@ -69,7 +69,7 @@ def extract_mesh(
     (differences of the grid by 1.0°), and they are right at the cuts, where the gradient is not.
 
     Args:
-        codes: latents or styles, a batch of one.
+        codes: latents, styles or a prepared subject, a batch of one.
         resolution: grid points along the longest side, `FEWEST` to `MOST`. Memory (4 bytes per
             point) and time grow with its cube.
         psi: truncation of latents.
@@ -98,7 +98,9 @@ def extract_mesh(
         raise UserError(f"mesh: {len(codes)} codes; give one, such as z[0]")
     like = generator.like
     with without_autocast(generator.device):
-        styles = (codes if isinstance(codes, Styles) else generator.map(codes, psi)).to(like)
+        if not isinstance(codes, Styles | Prepared):
+            codes = generator.map(codes, psi)
+        styles = (codes.styles if isinstance(codes, Prepared) else codes).to(like)
         volume = SampledVolume.from_config(generator.config)
         volume = replace(volume, cameras=volume.cameras.to(like))
         density = partial(generator.density_along, styles=styles)
@@ -109,13 +111,16 @@ def extract_mesh(
         mesh.vertex_normals  # noqa: B018 (trimesh's exporters write them only once computed)
         if colors:
             assert isinstance(generator, RayGenerator)
-            found = vertex_colors(generator, styles, mesh, volume.cameras)
+            if not isinstance(codes, Prepared):
+                samples = generator.sampling.coarse + generator.sampling.fine
+                codes = generator.prepare_for(styles, _VIEWS * len(mesh.vertices) * samples)
+            found = vertex_colors(generator, codes, mesh, volume.cameras)
             mesh.visual = ColorVisuals(mesh, vertex_colors=found)
     return mesh
 
 
 def vertex_colors(
-    generator: RayGenerator, styles: Styles, mesh: trimesh.Trimesh, cameras: Camera
+    generator: RayGenerator, styles: Styles | Prepared, mesh: trimesh.Trimesh, cameras: Camera
 ) -> UInt8[np.ndarray, "vertices 3"]:
     """Colours (sRGB) of the model's images of one subject at the vertices of its mesh.
 
@@ -172,7 +177,10 @@ def _squareness(
 
 
 def _seen_by(
-    generator: RayGenerator, styles: Styles, camera: Camera, points: Float[Tensor, "vertices 3"]
+    generator: RayGenerator,
+    codes: Styles | Prepared,
+    camera: Camera,
+    points: Float[Tensor, "vertices 3"],
 ) -> tuple[Float[Tensor, "vertices 3"], Float[Tensor, "vertices 1"]]:
     """Colours in [-1, 1] of the pixels at the points, and their confidence in [0, 1]."""
     offset = points - camera.position
@@ -181,7 +189,8 @@ def _seen_by(
     rays = Rays(camera.position.expand_as(directions)[None], directions[None])
     sampling = generator.sampling
     chunk = generator.default_chunk(1, sampling)
-    stacked = in_chunks(generator.render_rays, styles, rays, sampling, None, chunk)
+    render_rays, styles = generator.renderer(codes)
+    stacked = in_chunks(render_rays, styles, rays, sampling, None, chunk)
     colors, _, depth, opacity, _ = stacked[0].split([3, 3, 1, 1, 1], dim=1)
     far = camera.position.norm() + generator.config.networks.extent
     depth = far - (far - depth) / opacity.clamp(min=0.1)  # of the absorbed light alone

@@ -135,6 +135,7 @@ def view_sheet(
     psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = KINDS,
     supersample: int = 1,
+    adaptive: bool = False,
     labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Sheet:
@@ -148,11 +149,12 @@ def view_sheet(
         psi: truncation of latents; styles are used as they are.
         show: the kinds of images, in order.
         supersample: n, for n² rays per pixel.
+        adaptive: whether smooth parts are interpolated (see `cips3d.models.adaptive`).
         labels: names of the subjects, such as "seed 3". True numbers them if there are several;
             False leaves out all labels of the sheet. A single image has none.
         progress: called with the share that is done, in (0, 1].
     """
-    form = image_format(generator, resolution, show, supersample)
+    form = image_format(generator, resolution, show, supersample, adaptive)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
 
     def cells() -> Iterable[Cells]:
@@ -181,6 +183,7 @@ def subject_grid(
     *,
     psi: Psi = DEFAULT_PSI,
     supersample: int = 1,
+    adaptive: bool = False,
     labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Sheet:
@@ -188,7 +191,7 @@ def subject_grid(
 
     Arguments as in `view_sheet`, with one camera for each subject.
     """
-    form = image_format(generator, resolution, "image", supersample)
+    form = image_format(generator, resolution, "image", supersample, adaptive)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
     count = len(styles)
     columns = max(1, round(count**0.5))

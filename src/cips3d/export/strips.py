@@ -17,6 +17,7 @@ from cips3d.camera import Camera
 from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.export.media import depth_map, robust_range, to_uint8
+from cips3d.models.adaptive import TOLERANCE
 from cips3d.models.protocol import ImageGenerator, Prepared, RayGenerator
 from cips3d.models.types import Styles
 
@@ -44,6 +45,8 @@ class ImageFormat(Configuration):
     """kinds of images, in order"""
     supersample: Count = 1
     """n, for the mean of n² rays per pixel"""
+    adaptive: bool = False
+    """whether smooth parts are interpolated, see `cips3d.models.adaptive`"""
 
     def check(self) -> None:
         if not self.show:
@@ -55,12 +58,13 @@ def image_format(
     resolution: int | tuple[int, int] | None,
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
+    adaptive: bool = False,
 ) -> ImageFormat:
     """The format of a side, a (height, width), or None for the generator's training resolution."""
     size = generator.config.resolution if resolution is None else resolution
     height, width = size if isinstance(size, tuple) else (size, size)
     kinds = (show,) if isinstance(show, str) else tuple(show)
-    return ImageFormat(height, width, kinds, supersample)
+    return ImageFormat(height, width, kinds, supersample, adaptive)
 
 
 def ready(
@@ -110,11 +114,14 @@ def image_strips(
     n, batch = form.supersample, max(len(styles), len(cameras))
     rows = form.height  # a generator whose pixels depend on each other renders them together
     if isinstance(generator, RayGenerator):
-        rays = min(generator.default_chunk(batch, generator.sampling), _MOST_RAYS // max(1, batch))
+        rays = _MOST_RAYS // max(1, batch)
+        if not form.adaptive:  # which needs high strips
+            rays = min(generator.default_chunk(batch, generator.sampling), rays)
         rows = max(1, rays // (form.width * n**2))
+    size, tolerance = (form.height * n, form.width * n), TOLERANCE if form.adaptive else 0.0
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]
-        out = generator.render(styles, cameras, (form.height * n, form.width * n), window=window)
+        out = generator.render(styles, cameras, size, window=window, tolerance=tolerance)
         images = {"image": out.image, "nerf": out.aux_image}
         if "depth" in form.show:
             near, far = depths or (None, None)

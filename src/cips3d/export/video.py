@@ -28,6 +28,7 @@ def save_video(
     psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
+    adaptive: bool = False,
 ) -> None:
     """Writes a video frame by frame, in constant memory, whole or not at all.
 
@@ -44,14 +45,16 @@ def save_video(
             side for one subject, below each other for several. The depth's colours span one range
             throughout the video.
         supersample: n, for n² rays per pixel (see `strips.image_strips`).
+        adaptive: whether smooth parts are interpolated (see `cips3d.models.adaptive`).
 
     Raises:
         UserError: if a value is out of range, the numbers of codes and cameras differ, a camera is
             inside the sampled volume, or the file cannot be written.
     """
     frames = video_frames(
-        generator, codes, cameras, resolution, psi=psi, show=show, supersample=supersample
-    )
+        generator, codes, cameras, resolution, psi=psi, show=show, supersample=supersample,
+        adaptive=adaptive,
+    )  # fmt: skip
     save_frames(path, frames, fps)
 
 
@@ -65,9 +68,10 @@ def video_frames(
     psi: Psi = DEFAULT_PSI,
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
+    adaptive: bool = False,
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The frames of `save_video`, one at a time."""
-    form = image_format(generator, resolution, show, supersample)
+    form = image_format(generator, resolution, show, supersample, adaptive)
     subjects = [codes] if isinstance(codes, Latents | Styles) else list(codes)
     if not subjects:
         raise UserError("video: there is no subject to show; give at least one")

@@ -18,6 +18,7 @@ from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError
 from cips3d.model_paths import MODEL_FILE
 from cips3d.models import rays as ray_choices
+from cips3d.models.adaptive import adaptive
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
 from cips3d.models.layers import widened
 from cips3d.models.ops.precision import Precision, computing
@@ -124,6 +125,7 @@ class ImageGenerator(
         chunk: int | None = None,
         window: Window = WHOLE,
         precision: Precision = "float32",
+        tolerance: float = 0.0,
     ) -> RenderOutput:
         """Images of the codes from the cameras; see `RayGenerator.render`."""
 
@@ -288,6 +290,7 @@ class RayGenerator(ImageGenerator):
         chunk: int | None = None,
         window: Window = WHOLE,
         precision: Precision = "float32",
+        tolerance: float = 0.0,
     ) -> RenderOutput:
         """Images of any size from any cameras, or a part of them.
 
@@ -303,6 +306,8 @@ class RayGenerator(ImageGenerator):
             chunk: rays rendered at a time; changes memory, not pixels. Chosen by default.
             window: rows and columns to render, such as `numpy.s_[:64, 100:200]`.
             precision: see `cips3d.models.ops.precision`; a prepared subject has its own.
+            tolerance: above 0, pixels between others that differ by no more are interpolated, see
+                `cips3d.models.adaptive`.
 
         Raises:
             UserError: if an argument is of another type, the resolution or chunk is below 1, no
@@ -318,21 +323,34 @@ class RayGenerator(ImageGenerator):
         height, width = validated(tuple[int, int], sides, "resolution")
         if chunk is not None and chunk < 1:
             raise UserError(f"chunk: {chunk} rays; take at least 1")
-        render_rays = self.render_rays
-        if isinstance(codes, Prepared):
-            if codes.generator is not self:
-                raise UserError("codes: the subject was prepared by another model; prepare it here")
-            render_rays, styles = codes.render_rays, codes.styles
-        else:
-            styles = codes if isinstance(codes, Styles) else self.map(codes, psi)
+        if not isinstance(codes, Styles | Prepared):
+            codes = self.map(codes, psi)
+        render_rays, styles = self.renderer(codes)
         rays = camera.to(self.like).rays(height, width, window)
         height, width = len(range(height)[window[0]]), len(range(width)[window[1]])
         styles, rays = ray_choices.paired(styles, rays)
         sampling = sampling or self.sampling
         chunk = chunk or self.default_chunk(len(styles), sampling)
+        rendering = render_rays, styles, rays, sampling, draws, chunk
         with computing("float32" if isinstance(codes, Prepared) else precision, self.device):
-            stacked = ray_choices.in_chunks(render_rays, styles, rays, sampling, draws, chunk)
+            if tolerance > 0:
+                shape, extent = (height, width), self.networks.extent
+                stacked = adaptive(*rendering, shape, tolerance, extent)
+            else:
+                stacked = ray_choices.in_chunks(*rendering)
         return ray_choices.as_images(stacked, height, width)
+
+    def renderer(self, codes: Styles | Prepared) -> tuple[ray_choices.RenderRays, Styles]:
+        """`render_rays` of the codes, and the styles to call it with.
+
+        Raises:
+            UserError: if another model prepared them.
+        """
+        if not isinstance(codes, Prepared):
+            return self.render_rays, codes
+        if codes.generator is not self:
+            raise UserError("codes: the subject was prepared by another model; prepare it here")
+        return codes.render_rays, codes.styles
 
     def default_chunk(self, batch: int, sampling: Sampling) -> int:
         """Rays per batch entry whose hidden activations fill about `CHUNK_BYTES`."""

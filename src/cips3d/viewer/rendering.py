@@ -12,12 +12,12 @@ from PIL import Image
 
 from cips3d.camera import Camera
 from cips3d.export.media import depth_map, to_uint8
-from cips3d.models.protocol import RayGenerator
+from cips3d.models.protocol import Prepared, RayGenerator
 from cips3d.models.rays import as_images, full
 from cips3d.models.types import RenderOutput, Sampling, Styles
 from cips3d.viewer.cameras import front_camera
 from cips3d.viewer.requests import Mode, View
-from cips3d.viewer.worker import Steps, run_all
+from cips3d.viewer.worker import Steps
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
@@ -35,6 +35,8 @@ _SMALLEST_SIDE = 24
 _PREVIEW_SAMPLES = 0.375
 #: Longest shorter side that a coarse image is enlarged to before it is sent, pixels.
 _LARGEST_COARSE = 512
+#: Tolerance of coarse images (`cips3d.models.adaptive`): 50 dB, above what their JPEGs have.
+_PREVIEW_TOLERANCE = 0.2
 
 
 class RenderSpeed:
@@ -65,7 +67,7 @@ def measured_speed(generator: RayGenerator) -> RenderSpeed:
     camera, sampling = front_camera(generator.config.poses), preview_sampling(generator.sampling)
     speed = RenderSpeed()
     generator.render(styles, camera, _SMALLEST_SIDE, sampling=sampling)
-    run_all(strips(generator, styles, camera, (48, 48), sampling, speed))
+    preview(generator, styles, camera, (48, 48), sampling, speed)
     return speed
 
 
@@ -73,6 +75,26 @@ def preview_sampling(sampling: Sampling) -> Sampling:
     """Fewer samples per ray, for coarse images."""
     coarse, fine = (round(n * _PREVIEW_SAMPLES) for n in (sampling.coarse, sampling.fine))
     return Sampling(max(4, coarse), fine)
+
+
+@torch.inference_mode()
+def preview(
+    generator: RayGenerator,
+    subject: Styles | Prepared,
+    camera: Camera,
+    size: tuple[int, int],
+    sampling: Sampling,
+    speed: RenderSpeed,
+) -> RenderOutput:
+    """A coarse image on the CPU, whose smooth parts are interpolated; `speed` learns from it.
+
+    Not in steps: a camera that never rests would see nothing if it could be interrupted.
+    """
+    began = time.perf_counter()
+    out = generator.render(subject, camera, size, sampling=sampling, tolerance=_PREVIEW_TOLERANCE)
+    out = out.to("cpu")
+    speed.record(sampling, math.prod(size), time.perf_counter() - began)
+    return out
 
 
 def preview_side(view: View, speed: RenderSpeed, last: int = 0) -> int:
@@ -102,7 +124,7 @@ def finer_sides(side: int, coarse: int) -> list[int]:
 @torch.inference_mode()
 def strips(
     generator: RayGenerator,
-    styles: Styles,
+    subject: Styles | Prepared,
     camera: Camera,
     size: tuple[int, int],
     sampling: Sampling,
@@ -113,6 +135,7 @@ def strips(
     `speed` decides how many rays a strip has, and learns from it.
     """
     rays = camera.to(generator.like).rays(*size)
+    render_rays, styles = generator.renderer(subject)
     parts, start = [], 0
     while start < rays.count:
         count = max(_FEWEST_RAYS, speed.rays_within(STRIP_SECONDS, sampling))
@@ -120,7 +143,7 @@ def strips(
         strip = rays[slice(start, start + count)]
         began = time.perf_counter()
         # copied to the CPU, so that the time includes the rendering and not only its launch
-        parts.append(full(generator.render_rays, styles, strip, sampling, None).cpu())
+        parts.append(full(render_rays, styles, strip, sampling, None).cpu())
         speed.record(sampling, count, time.perf_counter() - began)
         start += count
         yield 0.0

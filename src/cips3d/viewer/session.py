@@ -28,7 +28,7 @@ from cips3d.viewer.canvas import Canvas
 from cips3d.viewer.controls import Controls
 from cips3d.viewer.requests import SEEDS, Choice, PhotoSubject, View, view_from
 from cips3d.viewer.subject_cache import Subjects
-from cips3d.viewer.worker import Steps, Worker, run_all
+from cips3d.viewer.worker import Steps, Worker
 
 #: Seconds without movement before an image is refined, and without a change before a mesh is made.
 STILL_SECONDS, MESH_STILL_SECONDS = 0.15, 0.3
@@ -75,6 +75,7 @@ class Session:
         self._generator, self._config = self._subjects.generator, self._subjects.generator.config
         self._limits = cameras.PoseLimits.of(self._config.poses)
         self._canvas = Canvas(client)
+        self._last_choice: Choice | None = None  # of the images
         self._meshed: Choice | None = None
         self._mesh_radius: float | None = None  # once a mesh is shown
         self._was_within = False
@@ -180,18 +181,24 @@ class Session:
         view = self._view()
         if view is None:
             return
-        generator, styles = self._subjects.find(view.choice)
+        # while a slider moves, each subject is seen once, and making it ready would not pay
+        is_known, self._last_choice = view.choice == self._last_choice, view.choice
+        find = self._subjects.ready if is_known else self._subjects.find
+        generator, subject = find(view.choice)
         camera, speed = view.rendered_camera, self._shared.speed
         side = self.coarse_side = rendering.preview_side(view, speed, self.coarse_side)
         sampling = rendering.preview_sampling(view.sampling)
-        # in one step: if it could be interrupted, a camera that never rests would see nothing
-        out = run_all(rendering.strips(generator, styles, camera, view.size(side), sampling, speed))
+        out = rendering.preview(generator, subject, camera, view.size(side), sampling, speed)
         self._canvas.show_image(out, view, "jpeg")
         yield max(0.0, began + STILL_SECONDS - time.monotonic())
         began = time.monotonic()
+        generator, subject = self._subjects.ready(view.choice)
+        yield 0.0
         for finer in rendering.finer_sides(view.side, side):
             size = view.size(finer)
-            out = yield from rendering.strips(generator, styles, camera, size, view.sampling, speed)
+            out = yield from rendering.strips(
+                generator, subject, camera, size, view.sampling, speed
+            )
             self._canvas.show_image(out, view, "png")
         height, width = view.size(view.side)
         samples, seconds = view.sampling, time.monotonic() - began
@@ -225,11 +232,11 @@ class Session:
         view = self._view()
         if view is None or view.choice == self._meshed:
             return
-        generator, styles = self._subjects.find(view.choice)
+        generator, subject = self._subjects.ready(view.choice)
         coarse, fine = _MESH_CELLS
         self.controls.status.content = "Making the mesh …"
         self._meshed = None  # the window no longer shows the last subject
-        mesh = extract_mesh(generator, styles, coarse)
+        mesh = extract_mesh(generator, subject, coarse)
         is_first = self._mesh_radius is None
         self._mesh_radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
         self._canvas.show_mesh(glb(mesh))
@@ -239,10 +246,10 @@ class Session:
         prior = cameras.prior_cameras(self._config.poses)
         for i in range(len(prior) if self.controls.show_cameras.value else 0):
             with torch.inference_mode():
-                image = to_uint8(generator.render(styles, prior[i], _FRUSTUM_SIDE).image)[0]
+                image = to_uint8(generator.render(subject, prior[i], _FRUSTUM_SIDE).image)[0]
             self._canvas.show_camera(str(i), prior[i], image)
             yield 0.0
-        mesh = extract_mesh(generator, styles, fine)
+        mesh = extract_mesh(generator, subject, fine)
         self._canvas.show_mesh(glb(mesh))
         self.controls.status.content = f"{len(mesh.faces):,} triangles"
         yield 0.0  # the last step if the window has been cleared meanwhile

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
 from cips3d.editing.blending import check_same_geometry, interpolate, mix_styles
 from cips3d.models.discriminator import ProgressiveDiscriminator
-from cips3d.models.protocol import RayGenerator
+from cips3d.models.protocol import Prepared, RayGenerator
 from cips3d.models.types import Latents, Styles
 from cips3d.viewer.requests import Choice
 
-#: How many subjects' styles and how many blends of the two models stay in memory.
-_KEPT_STYLES, _KEPT_BLENDS = 32, 8
+#: How many subjects' styles, subjects ready for many views, and blends of the two models stay in
+#: memory.
+_KEPT_STYLES, _KEPT_READY, _KEPT_BLENDS = 32, 8, 8
 
 
 class Subjects:
@@ -32,6 +34,7 @@ class Subjects:
             check_same_geometry(generator, other)
         self.generator, self.other, self.discriminator = generator, other, discriminator
         self._styles = functools.lru_cache(_KEPT_STYLES)(self._find_styles)
+        self._ready = functools.lru_cache(_KEPT_READY)(self._make_ready)
         self._blended = functools.lru_cache(_KEPT_BLENDS)(self._blend)
 
     def find(self, choice: Choice) -> tuple[RayGenerator, Styles]:
@@ -39,10 +42,20 @@ class Subjects:
         base = choice.photo.generator if choice.photo else self.generator
         return self._blended(base, choice.blend), self._styles(choice)
 
+    def ready(self, choice: Choice) -> tuple[RayGenerator, Styles | Prepared]:
+        """As `find`, made ready for many views."""
+        return self._ready(choice)
+
     def forget(self) -> None:
         """Frees the memory of photos' subjects that no client shows."""
         self._styles.cache_clear()
+        self._ready.cache_clear()
         self._blended.cache_clear()
+
+    @torch.no_grad()
+    def _make_ready(self, choice: Choice) -> tuple[RayGenerator, Styles | Prepared]:
+        generator, styles = self.find(choice)
+        return generator, generator.prepare_for(styles, math.inf)
 
     @torch.no_grad()
     def _find_styles(self, choice: Choice) -> Styles:

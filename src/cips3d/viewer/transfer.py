@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import viser
 from jaxtyping import Float
 from PIL import Image
@@ -66,8 +67,11 @@ def image_file(
     view: View, generator: RayGenerator, styles: Styles, speed: RenderSpeed
 ) -> Steps[Files]:
     """The view's image as PNG, at the size of the browser's canvas."""
-    size = saved_size(view)
-    out = yield from strips(generator, styles, view.rendered_camera, size, view.sampling, speed)
+    size, sampling = saved_size(view), view.sampling
+    with torch.no_grad():
+        samples = math.prod(size) * (sampling.coarse + sampling.fine)
+        subject = generator.prepare_for(styles, samples)
+    out = yield from strips(generator, subject, view.rendered_camera, size, sampling, speed)
     return {"view.png": png(Image.fromarray(pixels_of(out, view.mode)))}
 
 
