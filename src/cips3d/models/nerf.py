@@ -172,8 +172,40 @@ class RadianceField(nn.Module):
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
 
+    def compiled(
+        self,
+        film: march.Film,
+        grid: tuple[Tensor, int, float] | None = None,
+    ) -> list[march.Field]:
+        """The fields of styles for the compiled loop; none where that does not apply.
+
+        Args:
+            film: the folded layers, see `folded`.
+            grid: occupied cells, cells along a side and per world unit; None for no empty cells.
+        """
+        c, (matrix, offset) = self.config, film[0]
+        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
+            return []
+        if not kernels.apply_to(matrix):
+            return []
+        gain = c.density_gain
+        weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
+        return march.fields(
+            [(matrix / c.extent, offset), *film[1:]],
+            density=(gain * weight, gain * bias + c.density_blob),
+            falloff=c.density_blob / (c.extent / 2) ** 2,
+            extent=c.extent,
+            background=c.background,
+            grid=grid or (torch.ones(1, dtype=torch.bool, device="cpu"), 1, 0.0),
+        )
+
+    def folded(self, w: StyleCodes) -> march.Film:
+        """Matrices and offsets of all FiLM-SIREN layers, the one behind the density last."""
+        layers = [*self.layers, self.feature_layer]
+        return [layer.folded(w) for layer in layers if isinstance(layer, FilmSiren)]
+
     def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
-        """`render` by a compiled loop; None where there is none."""
+        """`render` by the compiled loop; None where there is none."""
         return None
 
     def bounds(
@@ -187,6 +219,10 @@ class RadianceField(nn.Module):
         self, w: Tensor, rays: Rays, near: Tensor, far: Tensor, sampling: Sampling, draws: RayDraws
     ) -> tuple[Samples, Samples]:
         """Sorted depths of the coarse and fine samples of each ray, and σ there."""
+        if draws.coarse_noise is None:
+            subjects = self.compiled(self.folded(w))
+            if subjects:
+                return march.samples(subjects, rays, draws.jitter, draws.importance)
         t = volume.stratified_depths(near, far, sampling.coarse, draws.jitter)
         sigma = self.density_along(rays, t, w)
         if not sampling.fine:
@@ -223,49 +259,12 @@ class ShallowNerf(RadianceField):
         return hidden @ weight + opacity[..., None] * self.feature.bias
 
     def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
-        """`render` by the compiled loop, subject by subject."""
         with without_autocast(rays.origins.device):
+            subjects = self.compiled(self.folded(w))
+            if not subjects:
+                return None
             rays, distance = rays.centred()
-            parts = []
-            for i in range(len(rays)):
-                film = [
-                    (matrix[0], offset[0])
-                    for layer in [*self.layers, self.feature_layer]
-                    if isinstance(layer, FilmSiren)
-                    for matrix, offset in [layer.folded(w[i : i + 1])]
-                ]
-                field = self.compiled(film)
-                if field is None:
-                    return None
-                lines, uniform = (
-                    (rays.origins[i], rays.directions[i]),
-                    (draws.jitter[i], draws.importance[i]),
-                )
-                parts.append(march.march(field, self.config.background, lines, uniform))
-            hidden, depth, opacity, last_weight = map(torch.stack, zip(*parts, strict=True))
+            hidden, *scalars = march.march(subjects, rays, draws.jitter, draws.importance)
+            depth, opacity, last_weight = scalars
             depth = distance + depth + (1 - opacity) * self.config.extent
             return FieldOutput(self.project(hidden, opacity), depth, opacity, last_weight)
-
-    def compiled(
-        self, film: list[tuple[Tensor, Tensor]], grid: tuple[Tensor, int, float] | None = None
-    ) -> march.Field | None:
-        """The field of one style for `march.march`; None where the loop does not apply.
-
-        Args:
-            film: matrices and offsets of the FiLM-SIREN layers (`FilmSiren.folded`).
-            grid: occupied cells, cells along a side and per world unit; None for no empty cells.
-        """
-        c, (matrix, offset) = self.config, film[0]
-        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
-            return None
-        if not kernels.apply_to(matrix):
-            return None
-        gain = c.density_gain
-        weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
-        return march.Field.of(
-            [(matrix / c.extent, offset), *film[1:]],
-            density=(gain * weight, gain * bias + c.density_blob),
-            falloff=c.density_blob / (c.extent / 2) ** 2,
-            extent=c.extent,
-            grid=grid or (torch.ones(1, dtype=torch.bool), 1, 0.0),
-        )

@@ -24,8 +24,7 @@ from cips3d.camera import Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.config import Sampling
-from cips3d.models.layers import FilmSiren
-from cips3d.models.nerf import CHUNK_SAMPLES, ShallowNerf
+from cips3d.models.nerf import CHUNK_SAMPLES
 from cips3d.models.ops import march
 from cips3d.models.ops.precision import Precision, fast_products, inr_dtype
 from cips3d.models.ops.sine import sine_
@@ -104,25 +103,20 @@ class PreparedSubject(Prepared):
     @property
     def compiled(self) -> bool:
         """Whether rays go through the compiled loop of `cips3d.models.ops.march`."""
-        return self._field is not None
+        return bool(self._fields)
 
     @torch.no_grad()
     def _refresh(self) -> None:
         g, styles = self.generator, self.styles.to(self.generator.like)
         self._versions = _versions(g)
-        self._film = [
-            (matrix[0], offset)
-            for layer in [*g.nerf.layers, g.nerf.feature_layer]
-            if isinstance(layer, FilmSiren)
-            for matrix, offset in [layer.folded(styles.shape)]
-        ]
+        film = g.nerf.folded(styles.shape)
+        self._film = [(matrix[0], offset) for matrix, offset in film]
         dtype = inr_dtype(self.precision, g.device, styles.shape.dtype)
         self._inr = g.inr.folded(styles.appearance, dtype)
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
         grid = (self._grid.occupied, self._grid.cells + 2, self._grid.scale)
-        assert isinstance(g.nerf, ShallowNerf)
-        self._field = g.nerf.compiled(self._film, grid)
+        self._fields = g.nerf.compiled(film, grid)
 
     def _mapped_out(self) -> OccupancyGrid:
         g = self.generator
@@ -155,16 +149,11 @@ class PreparedSubject(Prepared):
     def _rendered(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> RayOutput:
         g = self.generator
         rays, distance = rays.centred()
-        if self._field is not None and draws.noise is None and draws.coarse_noise is None:
-            marched = march.march(
-                self._field,
-                g.nerf.config.background,
-                (rays.origins[0], rays.directions[0]),
-                (draws.jitter[0], draws.importance[0]),
-            )
+        if self._fields and draws.noise is None and draws.coarse_noise is None:
+            marched = march.march(self._fields, rays, draws.jitter, draws.importance)
         else:
             marched = self._marched(rays, sampling, draws)
-        hidden, depth, opacity, last_weight = (x[None] for x in marched)
+        hidden, depth, opacity, last_weight = marched
         depth = distance + depth + (1 - opacity) * g.nerf.config.extent
         feature = g.nerf.project(hidden, opacity)
         if self._behind is not None:
@@ -200,8 +189,8 @@ class PreparedSubject(Prepared):
             ray = index[visible] // part.shape[-1]
             hidden = self._feature(x[visible], rays.directions[0, ray])
             summed.index_add_(0, ray, hidden * weight[visible, None])
-        depth, opacity = (weights * t).sum(dim=-1)[0], weights.sum(dim=-1)[0]
-        return march.Marched(summed, depth, opacity, weights[0, :, -1])
+        depth, opacity = (weights * t).sum(dim=-1), weights.sum(dim=-1)
+        return march.Marched(summed[None], depth, opacity, weights[..., -1])
 
     def _evaluated(
         self, rays: Rays, t: Tensor, everywhere: bool

@@ -1,8 +1,9 @@
-"""One subject's rays through its FiLM-SIREN field, as one compiled loop per block of rays.
+"""Rays through the FiLM-SIREN field of a subject, as one compiled loop per block of rays.
 
-It computes what `PreparedSubject` computes in torch, for float32 on CPUs: densities of coarse and
-fine samples, compositing weights, and the weighted sum of the hidden features behind them. Samples
-are evaluated some dozens at a time, one per vector lane, and all values stay in the cache.
+It computes what `cips3d.models.nerf` computes in torch, for float32 on CPUs and without gradients:
+densities of coarse and fine samples, compositing weights, and the weighted sum of the hidden
+features behind them. Samples are evaluated some dozens at a time, one per vector lane, and all
+values stay in the cache.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from cips3d.camera import Rays
 from cips3d.models.ops.kernels import kernel
 from cips3d.models.ops.sine import _sine_of
 from cips3d.models.volume import ENDLESS
@@ -35,16 +38,20 @@ _TINY, _BIN, _NARROW = np.float32(1e-10), np.float32(2e-5), np.float32(1e-5)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 
 
-class Marched(typing.NamedTuple):
-    """What `march` returns for n rays."""
+#: Matrices M and offsets c of layers x ↦ sin(x M + c), for each style.
+Film = list[tuple[Float[Tensor, "batch _ _"], Float[Tensor, "batch 1 _"]]]
 
-    hidden: Float[Tensor, "n hidden"]
+
+class Marched(typing.NamedTuple):
+    """What `march` returns for n rays of each subject."""
+
+    hidden: Float[Tensor, "batch n hidden"]
     """Σ w h, the weighted sum of the last FiLM-SIREN layer"""
-    depth: Float[Tensor, " n"]
+    depth: Float[Tensor, "batch n"]
     """Σ w t"""
-    opacity: Float[Tensor, " n"]
+    opacity: Float[Tensor, "batch n"]
     """Σ w"""
-    last_weight: Float[Tensor, " n"]
+    last_weight: Float[Tensor, "batch n"]
 
 
 class Field(typing.NamedTuple):
@@ -59,96 +66,118 @@ class Field(typing.NamedTuple):
     layers: np.ndarray
     """the other layers before the density, (layers, width, width)"""
     offsets: np.ndarray
-    density: np.ndarray
-    density_offset: np.ndarray
     feature: np.ndarray
     """of the layer behind the density"""
     feature_offset: np.ndarray
     feature_rows: int
     """rows that were not filled up"""
+    density: np.ndarray
+    density_offset: np.ndarray
     falloff: np.float32
     """by which σ falls with the squared distance from the origin"""
     extent: np.float32
     """half the depth of the volume on each ray"""
+    endless: bool
+    last: bool
+    """the backgrounds "endless" and "last" """
     occupied: np.ndarray
     """(side³,) cells that can hold density"""
     side: int
     scale: np.float32
     """cells per world unit"""
 
-    @staticmethod
-    def of(
-        film: list[tuple[Tensor, Tensor]],
-        density: tuple[Tensor, Tensor],
-        falloff: float,
-        extent: float,
-        grid: tuple[Tensor, int, float],
-    ) -> Field:
-        """A field of layers x ↦ sin(x M + c), the density's weight and bias, and a grid."""
-        matrices = [_filled(matrix.t()) for matrix, _ in film]
-        offsets = [_filled(offset.reshape(1, -1))[0] for _, offset in film]
-        width, inner = len(offsets[0]), len(film) - 2
-        occupied, side, scale = grid
-        return Field(
-            matrices[0],
-            offsets[0],
-            np.array(matrices[1:-1], np.float32).reshape(inner, width, width),
-            np.array(offsets[1:-1], np.float32).reshape(inner, width),
-            _filled(density[0]),
-            _filled(density[1][None])[0],
-            matrices[-1],
-            offsets[-1],
-            film[-1][0].shape[1],
-            np.float32(falloff),
-            np.float32(extent),
-            occupied.numpy(),
-            side,
-            np.float32(scale),
-        )
 
-
-def _filled(matrix: Float[Tensor, "rows columns"]) -> np.ndarray:
-    rows, columns = (-size % UNROLLED for size in matrix.shape)
-    return torch.nn.functional.pad(matrix.detach(), (0, columns, 0, rows)).numpy()
-
-
-def march(
-    field: Field,
+def fields(
+    film: Film,
+    density: tuple[Float[Tensor, "1 width"], Float[Tensor, " 1"]],
+    falloff: float,
+    extent: float,
     background: str,
-    rays: tuple[Tensor, Tensor],
-    draws: tuple[Tensor, Tensor],
-) -> Marched:
-    """Volume rendering (paper Eq. 4) of n rays.
-
-    Args:
-        background: as in the configuration.
-        rays: centres and directions (n, 3), see `Rays.centred`.
-        draws: jitter (n, coarse) and importance draws (n, fine).
-    """
-    n = len(rays[0])
-    out = Marched(
-        torch.zeros(n, field.feature_rows), torch.zeros(n), torch.zeros(n), torch.zeros(n)
+    grid: tuple[Tensor, int, float],
+) -> list[Field]:
+    """Fields of layers, the density's weight and bias, and a grid."""
+    matrices = [_filled(matrix.transpose(1, 2)) for matrix, _ in film]
+    offsets = [_filled(offset)[:, 0] for _, offset in film]
+    batch, width = offsets[0].shape
+    inner = len(film) - 2
+    layers = np.array(matrices[1:-1], np.float32).reshape(inner, batch, width, width)
+    inner_offsets = np.array(offsets[1:-1], np.float32).reshape(inner, batch, width)
+    shared = (
+        film[-1][0].shape[2],
+        _filled(density[0][None])[0],
+        _filled(density[1][None, None])[0, 0],
+        np.float32(falloff),
+        np.float32(extent),
+        background == "endless",
+        background == "last",
+        grid[0].numpy(),
+        grid[1],
+        np.float32(grid[2]),
     )
-    arrays = [x.contiguous().numpy() for x in (*rays, *draws)]
-    results = [x.numpy() for x in out]
-    modes = (background == "endless", background == "last")
-    threads = max(1, min(torch.get_num_threads(), n // LEAST))
+    return [
+        Field(
+            matrices[0][i],
+            offsets[0][i],
+            np.ascontiguousarray(layers[:, i]),
+            np.ascontiguousarray(inner_offsets[:, i]),
+            matrices[-1][i],
+            offsets[-1][i],
+            *shared,
+        )
+        for i in range(batch)
+    ]
+
+
+def _filled(matrix: Float[Tensor, "batch rows columns"]) -> np.ndarray:
+    rows, columns = (-size % UNROLLED for size in matrix.shape[1:])
+    return F.pad(matrix.detach(), (0, columns, 0, rows)).contiguous().numpy()
+
+
+def march(subjects: list[Field], rays: Rays, jitter: Tensor, importance: Tensor) -> Marched:
+    """Volume rendering (paper Eq. 4) of each subject's centred rays, see `Rays.centred`."""
+    shape = len(rays), rays.count
+    like = {"dtype": torch.float32, "device": "cpu"}
+    hidden = torch.zeros(*shape, subjects[0].feature_rows, **like)
+    out = Marched(hidden, *(torch.zeros(shape, **like) for _ in range(3)))
+    nothing = torch.empty(len(rays), 0, 0, **like)
+    _in_threads(subjects, rays, jitter, importance, *out, nothing, nothing)
+    return out
+
+
+def samples(
+    subjects: list[Field], rays: Rays, jitter: Tensor, importance: Tensor
+) -> tuple[Float[Tensor, "batch n samples"], Float[Tensor, "batch n samples"]]:
+    """Sorted depths of the coarse and fine samples of centred rays, and raw densities there."""
+    like = {"dtype": torch.float32, "device": "cpu"}
+    count = jitter.shape[2] + importance.shape[2]
+    t, sigma = (torch.empty(len(rays), rays.count, count, **like) for _ in range(2))
+    nothing = torch.empty(len(rays), 0, **like)
+    _in_threads(
+        subjects, rays, jitter, importance, nothing[..., None], nothing, nothing, nothing, t, sigma
+    )
+    return t, sigma
+
+
+def _in_threads(subjects: list[Field], rays: Rays, *tensors: Tensor) -> None:
+    """Calls the loop for parts of the rays, in as many threads as torch uses."""
+    arrays = [x.contiguous().numpy() for x in (rays.origins, rays.directions, *tensors)]
+    n = rays.count
+    threads = max(1, min(torch.get_num_threads(), len(subjects) * n // LEAST))
     # small parts, since rays that meet something are not evenly spread
-    size = -(-n // (threads * 8)) if threads > 1 else n
+    size = -(-n * len(subjects) // (threads * 8)) if threads > 1 else n
     size = max(BLOCK, -(-size // BLOCK) * BLOCK)
 
-    def work(start: int) -> None:
-        part = slice(start, start + size)
-        _march(*field, *modes, *(a[part] for a in arrays), *(r[part] for r in results))
+    def work(part: tuple[int, slice]) -> None:
+        subject, some = part
+        _march(*subjects[subject], *(array[subject, some] for array in arrays))
 
-    starts = range(0, n, size)
+    parts = [(i, slice(k, k + size)) for i in range(len(subjects)) for k in range(0, n, size)]
     if threads == 1:
-        for start in starts:
-            work(start)
+        for part in parts:
+            work(part)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, starts))
-    return out
+            list(pool.map(work, parts))
 
 
 @typing.no_type_check
@@ -252,9 +281,9 @@ def _sorted(t, coarse, order):
 @typing.no_type_check
 @kernel(fastmath={"contract"})
 def _march(
-    first, first_offset, layers, offsets, density, density_offset, feature, feature_offset,
-    feature_rows, falloff, extent, occupied, side, scale, endless, last,
-    origins, directions, jitter, importance, summed, depth, opacity, last_weight,
+    first, first_offset, layers, offsets, feature, feature_offset, feature_rows, density,
+    density_offset, falloff, extent, endless, last, occupied, side, scale,
+    origins, directions, jitter, importance, summed, depth, opacity, last_weight, all_t, all_sigma,
 ):  # fmt: skip
     coarse, fine = jitter.shape[1], importance.shape[1]
     samples, width = coarse + fine, first.shape[0]
@@ -280,7 +309,7 @@ def _march(
     for start in range(0, origins.shape[0], BLOCK):
         block = min(BLOCK, origins.shape[0] - start)
         batch, count = 0, 0
-        met[:] = last
+        met[:] = last or len(all_t) > 0
         for stage in range(2 if fine > 0 else 1):
             begin, stop = (0, coarse) if stage == 0 else (coarse, samples)
             for r in range(block):
@@ -336,13 +365,16 @@ def _march(
             _sorted(t[r], coarse, order)
             for s in range(samples):
                 sorted_t[s], sorted_sigma[s] = t[r, order[s]], sigma[r, order[s]]
+            if len(all_t) > 0:
+                all_t[n], all_sigma[n] = sorted_t, sorted_sigma
+                continue
             _weigh(sorted_t, sorted_sigma, end, last, sorted_weights)
             last_weight[n] = sorted_weights[samples - 1]
             for s in range(samples):
                 weights[r, order[s]] = sorted_weights[s]
                 opacity[n] += sorted_weights[s]
                 depth[n] += sorted_weights[s] * sorted_t[s]
-        for done in range(batch):
+        for done in range(0 if len(all_t) > 0 else batch):
             lanes = (used[done] + 15) // 16 * 16
             _siren(feature, feature_offset, activations[done], spare, lanes)
             for c in range(used[done]):
