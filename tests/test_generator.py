@@ -728,6 +728,17 @@ def test_autocast_leaves_codes_and_geometry_alone_from_latents_on(psi: float) ->
     assert (fast.image - exact.image).abs().max() < 0.05
 
 
+def test_rendering_takes_part_in_autocast() -> None:
+    generator = tiny(dtype=torch.float32)
+    types = []
+    generator.inr.blocks[0].register_forward_hook(lambda _, __, out: types.append(out.dtype))
+    z, camera = generator.sample_latents(1, 0), Camera.orbit(0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        generator.render(z, camera, 4)
+    generator.render(z, camera, 4)
+    assert types == [torch.bfloat16, torch.float32]
+
+
 def test_autocast_keeps_the_gradients_of_saturated_pixels() -> None:
     """The slope of tanh is 1e-5 at 6; in bfloat16 it would be 0."""
     generator = tiny(dtype=torch.float32)

@@ -20,11 +20,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @contextlib.contextmanager
 def computing(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Computes in a precision; what has to stay in float32 leaves autocast by itself."""
+    """Computes in a precision; what has to stay in float32 leaves autocast by itself.
+
+    "float32" leaves a surrounding autocast as it is.
+    """
     dtype = inr_dtype(precision, device, torch.float32)
+    narrow = dtype != torch.float32
     with (
         fast_products(precision),
-        torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16),
+        torch.autocast(device.type, dtype) if narrow else contextlib.nullcontext(),
     ):
         yield
 
