@@ -146,7 +146,7 @@ class RadianceField(nn.Module):
         draws = RayDraws.even(rays, sampling) if draws is None else draws
         noiseless = draws.noise is None and draws.coarse_noise is None
         if noiseless and len(rays) and not torch.is_grad_enabled():
-            marched = self._marched(w, rays, draws)
+            marched = self._marched(w, rays, sampling, draws)
             if marched is not None:
                 return marched
         noise = 0.0 if draws.noise is None else draws.noise
@@ -183,28 +183,16 @@ class RadianceField(nn.Module):
             film: the folded layers, see `folded`.
             grid: occupied cells, cells along a side and per world unit; None for no empty cells.
         """
-        c, (matrix, offset) = self.config, film[0]
-        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
-            return []
-        if not kernels.apply_to(matrix):
-            return []
-        gain = c.density_gain
-        weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
-        return march.fields(
-            [(matrix / c.extent, offset), *film[1:]],
-            density=(gain * weight, gain * bias + c.density_blob),
-            falloff=c.density_blob / (c.extent / 2) ** 2,
-            extent=c.extent,
-            background=c.background,
-            grid=grid or (torch.ones(1, dtype=torch.bool, device="cpu"), 1, 0.0),
-        )
+        return []
 
     def folded(self, w: StyleCodes) -> march.Film:
         """Matrices and offsets of all FiLM-SIREN layers, the one behind the density last."""
         layers = [*self.layers, self.feature_layer]
         return [layer.folded(w) for layer in layers if isinstance(layer, FilmSiren)]
 
-    def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
+    def _marched(
+        self, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws
+    ) -> FieldOutput | None:
         """`render` by the compiled loop; None where there is none."""
         return None
 
@@ -222,7 +210,8 @@ class RadianceField(nn.Module):
         if draws.coarse_noise is None:
             subjects = self.compiled(self.folded(w))
             if subjects:
-                return march.samples(subjects, rays, draws.jitter, draws.importance)
+                importance = draws.importance[..., : sampling.fine]
+                return march.samples(subjects, rays, draws.jitter, importance)
         t = volume.stratified_depths(near, far, sampling.coarse, draws.jitter)
         sigma = self.density_along(rays, t, w)
         if not sampling.fine:
@@ -258,13 +247,35 @@ class ShallowNerf(RadianceField):
         weight = self.feature.weight.t().to(hidden.dtype)
         return hidden @ weight + opacity[..., None] * self.feature.bias
 
-    def _marched(self, w: Tensor, rays: Rays, draws: RayDraws) -> FieldOutput | None:
+    def _marched(
+        self, w: Tensor, rays: Rays, sampling: Sampling, draws: RayDraws
+    ) -> FieldOutput | None:
         with without_autocast(rays.origins.device):
             subjects = self.compiled(self.folded(w))
             if not subjects:
                 return None
             rays, distance = rays.centred()
-            hidden, *scalars = march.march(subjects, rays, draws.jitter, draws.importance)
+            importance = draws.importance[..., : sampling.fine]
+            hidden, *scalars = march.march(subjects, rays, draws.jitter, importance)
             depth, opacity, last_weight = scalars
             depth = distance + depth + (1 - opacity) * self.config.extent
             return FieldOutput(self.project(hidden, opacity), depth, opacity, last_weight)
+
+    def compiled(
+        self, film: march.Film, grid: tuple[Tensor, int, float] | None = None
+    ) -> list[march.Field]:
+        c, (matrix, offset) = self.config, film[0]
+        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
+            return []
+        if not kernels.apply_to(matrix):
+            return []
+        gain = c.density_gain
+        weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
+        return march.fields(
+            [(matrix / c.extent, offset), *film[1:]],
+            density=(gain * weight, gain * bias + c.density_blob),
+            falloff=c.density_blob / (c.extent / 2) ** 2,
+            extent=c.extent,
+            background=c.background,
+            grid=grid or (torch.ones(1, dtype=torch.bool, device="cpu"), 1, 0.0),
+        )

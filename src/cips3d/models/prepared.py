@@ -150,7 +150,8 @@ class PreparedSubject(Prepared):
         g = self.generator
         rays, distance = rays.centred()
         if self._fields and draws.noise is None and draws.coarse_noise is None:
-            marched = march.march(self._fields, rays, draws.jitter, draws.importance)
+            importance = draws.importance[..., : sampling.fine]
+            marched = march.march(self._fields, rays, draws.jitter, importance)
         else:
             marched = self._marched(rays, sampling, draws)
         hidden, depth, opacity, last_weight = marched
