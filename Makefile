@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint docs benchmarks experiments test-fidelity
+.PHONY: demo test lint docs benchmarks gpu experiments test-fidelity
 .DELETE_ON_ERROR:
 
 demo: .venv/.runtime
@@ -24,7 +24,11 @@ docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 benchmarks: .venv/.dev
-	set -e; for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script; done
+	set -e; for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script; done
+
+# The tests of devices, measurements and a small training run on one GPU, in eight minutes, into runs/gpu. Started again, it goes on.
+gpu: .venv/.dev
+	$(BIN)/python benchmarks/gpu.py
 
 # All of them, which takes hours, or one: make experiments NAME=figure_7. A run that was interrupted goes on where it was. The head
 # network is no experiment: it is what they are measured with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cips3d.models.ops.precision import fast_products
-from cips3d.training.loop import real_batch, step_context, step_draws
+from cips3d.training.loop import adapt_loss_scale, real_batch, step_context, step_draws
 from cips3d.training.run import Run
 from cips3d.training.step import training_step
 
@@ -17,7 +17,9 @@ def take_step(run: Run, real: Tensor) -> None:
     draws = step_draws(run, stage)
     batch = real_batch(run, draws, real[: len(positions)], None)
     with fast_products("auto"):
-        training_step(networks, batch, draws, run.config.objective, step_context(run, stage))
+        context = step_context(run, stage)
+        result = training_step(networks, batch, draws, run.config.objective, context)
+    adapt_loss_scale(run, result.finite)
     networks.averaged.update_parameters(networks.generator)
     counters.step += 1
     counters.images += stage.batch

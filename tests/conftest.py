@@ -5,12 +5,15 @@ import os
 # Before torch is imported. Processes that tests start have one thread each too, or they would wait
 # for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The tests are of a CPU's numbers and processes, on a machine with a GPU too.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The tests are of a CPU's numbers and processes, on a machine with a GPU too. `make gpu` sets
+# CIPS3D_GPU=1: then GPUs are visible, and only the tests with a `device` run.
+os.environ |= {} if os.environ.get("CIPS3D_GPU") == "1" else {"CUDA_VISIBLE_DEVICES": ""}
 
 import signal
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -28,3 +31,21 @@ hypothesis.settings.load_profile("patient")
 # in PEP 484. Functions that numba compiles carry @typing.no_type_check above @kernel, since numba
 # cannot compile the checking wrapper.
 install_import_hook("cips3d", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+DEVICES = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+
+
+@pytest.fixture(params=[name for name, present in DEVICES.items() if present])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU and the accelerators of this machine, with convolutions in full float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield torch.device(request.param)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of CPUs out where GPUs are visible."""
+    if os.environ.get("CIPS3D_GPU") == "1":
+        on_devices = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in on_devices])
+        items[:] = on_devices

@@ -295,7 +295,7 @@ def _place(key: Keyframe, source: str, radius: float, fov: float) -> Float[np.nd
     turned = towards_origin.mT @ camera.cam_to_world[0, :3, :3]
     scale = torch.stack([distance, torch.tan(torch.deg2rad(camera.fov) / 2)]).log()
     first = math.radians(key.yaw or 0.0) if key.label is None else yaw.item()
-    rotation = Rotation.from_matrix(turned.numpy()).as_rotvec()
+    rotation = Rotation.from_matrix(turned.numpy(force=True)).as_rotvec()
     return np.array([first, pitch.item(), *scale.flatten().tolist(), *rotation])
 
 

@@ -139,8 +139,8 @@ def _start_cameras(
     if angles is not None:  # it has learned them from the generator's own cameras
         yaw, pitch = angles.unbind(-1)
         return poses.at(yaw, pitch.clamp(-MAX_PITCH, MAX_PITCH))
-    yaws = torch.tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS])
-    return poses.at(yaws.to(target.image), poses.pitch_mean)
+    yaws = target.image.new_tensor([poses.yaw_mean + poses.yaw_std * x for x in _START_YAWS])
+    return poses.at(yaws, poses.pitch_mean)
 
 
 @torch.no_grad()

@@ -119,7 +119,8 @@ def random_rays(target: Target, draws: torch.Generator) -> Rays:
     """As many rays as the image has pixels, each pixel from one of many random cameras."""
     side = target.side
     cameras = target.generator.config.poses.sample(_CAMERAS, draws).to(target.image)
-    pixels = torch.randperm(side**2, generator=draws).to(target.image.device)
+    pixels = torch.randperm(side**2, generator=draws, device=draws.device)
+    pixels = pixels.to(target.image.device)
     rays = (camera.rays(side, side) for camera in cameras)
     return Rays.cat([each[pixels[i::_CAMERAS]] for i, each in enumerate(rays)])
 

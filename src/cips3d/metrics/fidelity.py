@@ -167,7 +167,8 @@ class Fidelity:
         """The images of the dataset that a metric compares with."""
         if metric.full or metric.count >= len(dataset):
             return list(range(len(dataset)))
-        drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
+        draws = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(len(dataset), generator=draws, device=draws.device)
         return drawn[: metric.count].tolist()
 
     def _real_features(
@@ -241,7 +242,7 @@ def _features(
 ) -> Float[Tensor, "share width"]:
     """Features of all images in one tensor, which is empty for an empty share."""
     parts = [network.extract(images.to(device)) for images in batches]
-    return torch.cat([torch.empty(0, network.width, device=device), *parts])
+    return torch.cat([torch.empty(0, network.width, dtype=torch.float32, device=device), *parts])
 
 
 def _distributed() -> bool:
@@ -300,7 +301,7 @@ def distance(
     sizes = real.new_tensor([len(real), len(fake)])
     if _distributed():
         dist.all_reduce(sizes)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         warnings.simplefilter("ignore")  # about the memory of features, which is small
         subset_size = int(min(KID_SUBSET_SIZE, *sizes.tolist()))
         kid = KernelInceptionDistance(given, KID_SUBSETS, subset_size).to(real.device)

@@ -140,7 +140,7 @@ def warp(source: View, target: View) -> tuple[Images, Mask]:
 
 def sample_image(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
     """Values of an image (B, C, H, W) at `grid` (B, h, w, 2), with the edge's values beyond it."""
-    size = torch.tensor(image.shape[:1:-1]).to(grid)  # width, height
+    size = grid.new_tensor(image.shape[:1:-1])  # width, height
     edge = 1 - 1 / size
     # Apple's GPUs lack grid_sample's own border mode before torch 2.13
     return F.grid_sample(image, grid.clamp(-edge, edge), mode, "zeros", align_corners=False)

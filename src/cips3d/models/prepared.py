@@ -24,6 +24,7 @@ from cips3d.camera import Rays
 from cips3d.errors import UserError
 from cips3d.models import volume
 from cips3d.models.config import Sampling
+from cips3d.models.layers import without_autocast
 from cips3d.models.nerf import CHUNK_SAMPLES
 from cips3d.models.ops import march
 from cips3d.models.ops.precision import Precision, fast_products, inr_dtype
@@ -81,7 +82,7 @@ class PreparedSubject(Prepared):
     Args:
         generator: draws it.
         styles: one entry.
-        precision: of the implicit network, see `cips3d.models.ops.precision`.
+        precision: of the implicit network, see `cips3d.models.ops.precision`; not autocast's.
 
     Raises:
         UserError: if there is more than one entry.
@@ -107,8 +108,12 @@ class PreparedSubject(Prepared):
 
     @torch.no_grad()
     def _refresh(self) -> None:
+        self._versions = _versions(self.generator)
+        with without_autocast(self.generator.device):
+            self._fold()
+
+    def _fold(self) -> None:
         g, styles = self.generator, self.styles.to(self.generator.like)
-        self._versions = _versions(g)
         film = g.nerf.folded(styles.shape)
         self._film = [(matrix[0], offset) for matrix, offset in film]
         dtype = inr_dtype(self.precision, g.device, styles.shape.dtype)
@@ -124,7 +129,7 @@ class PreparedSubject(Prepared):
         axis = torch.linspace(-half, half, CELLS + 1, device=g.device, dtype=g.like.dtype)
         rows = torch.cartesian_prod(axis, axis)
         start = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1)[None]
-        along = Rays(start, torch.tensor([0.0, 0, 1]).to(start).expand_as(start))
+        along = Rays(start, start.new_tensor([0.0, 0, 1]).expand_as(start))
         t = axis.expand(1, len(rows), -1)
         sigma = g.nerf.density_along(along, t, self.styles.shape.to(start))
         return OccupancyGrid(sigma.view(CELLS + 1, CELLS + 1, CELLS + 1), half)
@@ -142,7 +147,7 @@ class PreparedSubject(Prepared):
             draws = RayDraws.even(flat, sampling)
         else:
             draws = draws.map(lambda x: x.reshape(1, batch * count, x.shape[2]))
-        with fast_products(self.precision):
+        with without_autocast(self.generator.device), fast_products(self.precision):
             output = self._rendered(flat, sampling, draws)
         return output.map(lambda x: x.reshape(batch, count, *x.shape[2:]))
 

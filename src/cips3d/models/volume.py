@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cips3d.models.ops import sampling
+from cips3d.models.ops import kernels, sampling
 from cips3d.models.ops.sine import fast
 from cips3d.records import has_values
 
@@ -141,7 +141,7 @@ def marked_first(
 
     By default all.
     """
-    if marked.is_cpu and has_values(marked) and not torch.compiler.is_compiling():
+    if kernels.readable(marked):
         count = marked.shape[1]
         return sampling.marked_first(marked, count if most is None else min(most, count))
     # not `sort`, which is wrong for booleans in some releases for MPS

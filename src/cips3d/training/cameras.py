@@ -96,7 +96,8 @@ class DatasetCameras:
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
         """Uniform draws in [0, 1): which image, and whether mirrored."""
         # float32 would skip images of large datasets
-        return torch.rand(count, 2, generator=generator, dtype=torch.float64)
+        like = {"dtype": torch.float64, "device": generator.device}
+        return torch.rand(count, 2, generator=generator, **like)
 
     def camera(self, draws: Float[Tensor, "count 2"]) -> Camera:
         """The images' cameras."""

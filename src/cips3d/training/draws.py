@@ -73,8 +73,8 @@ class StepDraws:
             on_device.manual_seed(seed)
             rays.append(RayDraws.sample(1, count, self.sampling, self.noise_std, on_device))
         return FakeDraws(
-            Latents(torch.stack(shape), torch.stack(appearance)).to(self.device),
-            self.cameras.camera(torch.cat(angles)).to(self.device),
+            Latents(torch.stack(shape), torch.stack(appearance)).map(self._sent),
+            self.cameras.camera(torch.cat(angles)).map(self._sent),
             RayDraws.cat(rays).map(lambda x: x.unflatten(1, (-1, count))[0]),
             positions,
         )
@@ -84,7 +84,7 @@ class StepDraws:
         if self.augment_probability <= 0:
             return None
         seeds = [image_seed(*self.key, "augment", position) for position in positions]
-        return AugmentDraws.sample(seeds, self.augment_probability)
+        return AugmentDraws.sample(seeds, self.augment_probability).map(self._sent)
 
     def gradient_rays(self, positions: Sequence[int], count: int) -> Int[Tensor, "batch rays"]:
         """`count` different ray indices of each image, for partial gradients.
@@ -100,7 +100,17 @@ class StepDraws:
             subsets[group] = order[:count]
         if not groups:
             return torch.zeros(0, count, dtype=torch.long, device=self.device)
-        return torch.stack([subsets[group] for group in groups]).to(self.device)
+        return self._sent(torch.stack([subsets[group] for group in groups]))
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return sent(tensor, self.device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for what a GPU still computes."""
+    if tensor.is_cpu and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def image_seed(*key: int | str) -> int:
@@ -111,7 +121,8 @@ def image_seed(*key: int | str) -> int:
 
 def mirrored(key: Sequence[int | str], positions: Sequence[int]) -> Bool[Tensor, " batch"]:
     """Which real images of a step are shown mirrored: an independent half."""
-    return torch.tensor([image_seed(*key, "mirror", position) % 2 == 1 for position in positions])
+    flips = [image_seed(*key, "mirror", position) % 2 == 1 for position in positions]
+    return torch.tensor(flips, device="cpu")
 
 
 def real_order(
@@ -131,6 +142,6 @@ def real_order(
             if epoch not in permutations:
                 generator = torch.Generator().manual_seed(image_seed(seed, "order", epoch))
                 permutations = {e: p for e, p in permutations.items() if e >= epoch - 1}
-                permutations[epoch] = torch.randperm(size, generator=generator)
+                permutations[epoch] = torch.randperm(size, generator=generator, device="cpu")
             indices.append(int(permutations[epoch][offset]))
         yield indices

@@ -25,7 +25,7 @@ from cips3d.interrupts import first_interrupt_noted
 from cips3d.metrics.geometry import last_sample_share
 from cips3d.models.ops.precision import fast_products
 from cips3d.training.batches import real_batches
-from cips3d.training.draws import StepDraws, mirrored
+from cips3d.training.draws import StepDraws, mirrored, sent
 from cips3d.training.health import HealthMonitor
 from cips3d.training.logs import RunLog
 from cips3d.training.recipe import Stage
@@ -226,10 +226,11 @@ def real_batch(
     images = real.to(run.device, non_blocking=True).float().div_(127.5).sub_(1)
     if run.config.mirror:
         flips = mirrored(draws.key, positions)
-        images = torch.where(flips.to(run.device)[:, None, None, None], images.flip(3), images)
+        flipped = sent(flips, run.device)[:, None, None, None]
+        images = torch.where(flipped, images.flip(3), images)
         if labels is not None:
             labels = torch.where(flips[:, None], mirrored_label(labels), labels)
-    cameras = None if labels is None else labels.to(run.device)
+    cameras = None if labels is None else sent(labels, run.device)
     return Batch(positions, images, cameras, draws.augment(positions))
 
 

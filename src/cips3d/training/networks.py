@@ -37,7 +37,8 @@ class Networks:
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True) -> None:
         parts = config.judges
-        with torch.random.fork_rng(devices=[]):
+        # on the CPU, whatever torch's default is: equal seeds, equal weights
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(config.seed)
             self.generator = build_generator(config.generator).to(device)
             self.discriminators = nn.ModuleDict(
@@ -51,7 +52,8 @@ class Networks:
             self.poses = LearnedPoses(config.generator.poses).to(device)
         #: Whether a logit depends on other images of the batch (minibatch standard deviation).
         self.mixes_batch = any(part.stddev_group > 0 for part in parts.values())
-        average = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay))
+        with torch.device("cpu"):  # its counter, which is read in every step
+            average = AveragedModel(self.generator, multi_avg_fn=ramped_average(config.ema_decay))
         self.averaged = average.requires_grad_(False)
         adam = {"betas": (0.0, config.adam_beta2), "fused": device.type != "meta"}
         poses = [] if self.poses is None else list(self.poses.parameters())

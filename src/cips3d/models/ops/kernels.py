@@ -29,7 +29,12 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def apply_to(*tensors: Tensor) -> bool:
-    """Whether kernels can take the tensors' place in memory: plain float32 ones on CPUs.
+    """Whether kernels of float32 numbers can read the tensors."""
+    return readable(*tensors) and all(x.dtype == torch.float32 for x in tensors)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether kernels can read the tensors' memory: plain ones on CPUs.
 
     torch.compile, torch.func and forward-mode derivatives need operations that torch knows.
     """
@@ -37,7 +42,7 @@ def apply_to(*tensors: Tensor) -> bool:
         return False
     if forward_ad._current_level >= 0:
         return False
-    return all(type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 for x in tensors)
+    return all(type(x) is Tensor and x.is_cpu for x in tensors)
 
 
 class _Cache(FunctionCache):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -53,8 +53,8 @@ def _onednn_is_accurate() -> bool:
     if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
         return False
     draws = torch.Generator().manual_seed(0)
-    a = torch.randn(256, 512, generator=draws, dtype=torch.float64)
-    b = torch.randn(512, 256, generator=draws, dtype=torch.float64)
+    like: dict[str, Any] = {"generator": draws, "dtype": torch.float64, "device": "cpu"}
+    a, b = torch.randn(256, 512, **like), torch.randn(512, 256, **like)
     exact = a.float().double() @ b.float().double()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
