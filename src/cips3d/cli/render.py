@@ -87,12 +87,14 @@ def sample(
         with progress("sampling") as report:
             grid = sheets.subject_grid(
                 generator, latents, cameras, resolution, psi=psi, supersample=size.supersample,
-                adaptive=size.adaptive,
+                adaptive=size.adaptive, precision=size.precision,
                 labels=[f"seed {seed}" for seed in seeds], progress=report,
             )  # fmt: skip
         media.save_image(out, grid)
     else:
-        form = strips.image_format(generator, resolution, "image", size.supersample, size.adaptive)
+        form = strips.image_format(
+            generator, resolution, "image", size.supersample, size.adaptive, size.precision
+        )
         for i in tracked(range(count), "sampling", count):
             styles = generator.map(latents[i], psi)
             image = strips.whole_images(generator, styles, cameras[i], form)[0, 0]
@@ -202,7 +204,8 @@ def render(
         with progress("rendering") as report:
             sheet = sheets.view_sheet(
                 generator, styles, cameras, resolution, show=show or ("image", "nerf", "depth"),
-                supersample=size.supersample, adaptive=size.adaptive, progress=report,
+                supersample=size.supersample, adaptive=size.adaptive, precision=size.precision,
+                progress=report,
                 labels=names[: len(styles)] if len(styles) > 1 else True,
             )  # fmt: skip
         media.save_image(out, sheet)
@@ -212,6 +215,7 @@ def render(
     images = video.video_frames(
         generator, codes, cameras, resolution, show=show or "image", supersample=size.supersample,
         adaptive=size.adaptive,
+        precision=size.precision,
     )  # fmt: skip
     media.save_frames(out, tracked(images, "rendering", len(cameras)), fps)
     finished(out, f"cips3d mesh {model} head.glb, or cips3d view {model}")

@@ -23,6 +23,7 @@ from cips3d.export.strips import (
     image_strips,
     ready,
 )
+from cips3d.models.ops.precision import Precision
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
@@ -136,6 +137,7 @@ def view_sheet(
     show: Kind | Sequence[Kind] = KINDS,
     supersample: int = 1,
     adaptive: bool = False,
+    precision: Precision = "auto",
     labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Sheet:
@@ -150,11 +152,12 @@ def view_sheet(
         show: the kinds of images, in order.
         supersample: n, for n² rays per pixel.
         adaptive: whether smooth parts are interpolated (see `cips3d.models.adaptive`).
+        precision: of the implicit network (see `cips3d.models.ops.precision`).
         labels: names of the subjects, such as "seed 3". True numbers them if there are several;
             False leaves out all labels of the sheet. A single image has none.
         progress: called with the share that is done, in (0, 1].
     """
-    form = image_format(generator, resolution, show, supersample, adaptive)
+    form = image_format(generator, resolution, show, supersample, adaptive, precision)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
 
     def cells() -> Iterable[Cells]:
@@ -184,6 +187,7 @@ def subject_grid(
     psi: Psi = DEFAULT_PSI,
     supersample: int = 1,
     adaptive: bool = False,
+    precision: Precision = "auto",
     labels: Sequence[str] | bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Sheet:
@@ -191,7 +195,7 @@ def subject_grid(
 
     Arguments as in `view_sheet`, with one camera for each subject.
     """
-    form = image_format(generator, resolution, "image", supersample, adaptive)
+    form = image_format(generator, resolution, "image", supersample, adaptive, precision)
     styles = codes if isinstance(codes, Styles) else generator.map(codes, psi)
     count = len(styles)
     columns = max(1, round(count**0.5))

@@ -18,6 +18,7 @@ from cips3d.configuration import Configuration, Count
 from cips3d.errors import UserError
 from cips3d.export.media import depth_map, robust_range, to_uint8
 from cips3d.models.adaptive import TOLERANCE
+from cips3d.models.ops.precision import Precision
 from cips3d.models.protocol import ImageGenerator, Prepared, RayGenerator
 from cips3d.models.types import Styles
 
@@ -47,6 +48,8 @@ class ImageFormat(Configuration):
     """n, for the mean of n² rays per pixel"""
     adaptive: bool = False
     """whether smooth parts are interpolated, see `cips3d.models.adaptive`"""
+    precision: Precision = "auto"
+    """of the implicit network, see `cips3d.models.ops.precision`"""
 
     def check(self) -> None:
         if not self.show:
@@ -59,12 +62,13 @@ def image_format(
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
     adaptive: bool = False,
+    precision: Precision = "auto",
 ) -> ImageFormat:
     """The format of a side, a (height, width), or None for the generator's training resolution."""
     size = generator.config.resolution if resolution is None else resolution
     height, width = size if isinstance(size, tuple) else (size, size)
     kinds = (show,) if isinstance(show, str) else tuple(show)
-    return ImageFormat(height, width, kinds, supersample, adaptive)
+    return ImageFormat(height, width, kinds, supersample, adaptive, precision)
 
 
 def ready(
@@ -75,7 +79,7 @@ def ready(
         return styles
     samples = generator.sampling.coarse + generator.sampling.fine
     pixels = form.height * form.width * form.supersample**2
-    return generator.prepare_for(styles, views * pixels * samples)
+    return generator.prepare_for(styles, views * pixels * samples, form.precision)
 
 
 @torch.no_grad()
@@ -121,7 +125,9 @@ def image_strips(
     size, tolerance = (form.height * n, form.width * n), TOLERANCE if form.adaptive else 0.0
     for top in range(0, form.height, rows):
         window = np.s_[top * n : min(top + rows, form.height) * n, :]
-        out = generator.render(styles, cameras, size, window=window, tolerance=tolerance)
+        out = generator.render(
+            styles, cameras, size, window=window, tolerance=tolerance, precision=form.precision
+        )
         images = {"image": out.image, "nerf": out.aux_image}
         if "depth" in form.show:
             near, far = depths or (None, None)

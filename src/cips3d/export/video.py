@@ -13,6 +13,7 @@ from cips3d.camera import Camera
 from cips3d.errors import UserError
 from cips3d.export.media import save_frames
 from cips3d.export.strips import Kind, depth_range, image_format, ready, whole_images
+from cips3d.models.ops.precision import Precision
 from cips3d.models.protocol import ImageGenerator, Prepared
 from cips3d.models.types import DEFAULT_PSI, Latents, Psi, Styles
 
@@ -29,6 +30,7 @@ def save_video(
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
     adaptive: bool = False,
+    precision: Precision = "auto",
 ) -> None:
     """Writes a video frame by frame, in constant memory, whole or not at all.
 
@@ -46,6 +48,7 @@ def save_video(
             throughout the video.
         supersample: n, for n² rays per pixel (see `strips.image_strips`).
         adaptive: whether smooth parts are interpolated (see `cips3d.models.adaptive`).
+        precision: of the implicit network (see `cips3d.models.ops.precision`).
 
     Raises:
         UserError: if a value is out of range, the numbers of codes and cameras differ, a camera is
@@ -54,6 +57,7 @@ def save_video(
     frames = video_frames(
         generator, codes, cameras, resolution, psi=psi, show=show, supersample=supersample,
         adaptive=adaptive,
+        precision=precision,
     )  # fmt: skip
     save_frames(path, frames, fps)
 
@@ -69,9 +73,10 @@ def video_frames(
     show: Kind | Sequence[Kind] = "image",
     supersample: int = 1,
     adaptive: bool = False,
+    precision: Precision = "auto",
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The frames of `save_video`, one at a time."""
-    form = image_format(generator, resolution, show, supersample, adaptive)
+    form = image_format(generator, resolution, show, supersample, adaptive, precision)
     subjects = [codes] if isinstance(codes, Latents | Styles) else list(codes)
     if not subjects:
         raise UserError("video: there is no subject to show; give at least one")

@@ -126,9 +126,11 @@ class Generator(FieldGenerator):
         samples = sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)
 
-    def prepare_for(self, styles: Styles, samples: float) -> Styles | Prepared:
+    def prepare_for(
+        self, styles: Styles, samples: float, precision: Precision = "auto"
+    ) -> Styles | Prepared:
         pays = len(styles) == 1 and samples > 2 * CELLS**3 and not torch.is_grad_enabled()
-        return self.prepare(styles) if pays else styles
+        return self.prepare(styles, precision) if pays else styles
 
     def prepare(self, styles: Styles, precision: Precision = "auto") -> PreparedSubject:
         """One subject made ready for many views: pass it to `render` in the place of styles.

@@ -138,7 +138,9 @@ class ImageGenerator(
         """`density` at depths t of each ray, without gradients."""
         return self.density(rays.at(t).flatten(1, 2), styles).view_as(t)
 
-    def prepare_for(self, styles: Styles, samples: float) -> Styles | Prepared:
+    def prepare_for(
+        self, styles: Styles, samples: float, precision: Precision = "auto"
+    ) -> Styles | Prepared:
         """One subject made ready for many views if that pays for this many samples, else as is."""
         return styles
 
