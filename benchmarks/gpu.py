@@ -248,7 +248,9 @@ def trained(meter: Meter, out: Path, ends: float) -> Figures:
             config = replace(config, stages=(stage,), workers=0, log_steps=1)
     start = time.monotonic()
     model = pretrained.load(train(Run(config, folder))).to(meter.device)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     speeds = {line["resolution"]: line["images_per_second"] for line in lines}
     cameras, codes = orbit_cameras(model, YAWS), model.sample_latents(6, 0)
     sheet = view_sheet(model, codes, cameras, show=("image", "depth"))
@@ -306,7 +308,7 @@ def measure_all(meter: Meter, out: Path, minutes: float) -> bool:
     """All parts that OUT/gpu.json lacks; returns whether the tests pass and no part failed."""
     path, ends = out / "gpu.json", time.monotonic() + 60 * minutes
     here = machine(meter.device)
-    results = json.loads(path.read_text()) if path.exists() else {"machine": here}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": here}
     if results["machine"] != here:
         raise UserError(f"{path}: has the results of {results['machine']}; give another --out")
     for name, work in parts(meter, out, ends):
@@ -325,7 +327,7 @@ def measure_all(meter: Meter, out: Path, minutes: float) -> bool:
         finally:
             if name in results:
                 with atomic_path(path) as temporary:
-                    temporary.write_text(json.dumps(results, indent=1) + "\n")
+                    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
                 print(f"{name}: {json.dumps(results[name])}", flush=True)
     return not any(part.get("failed") for part in results.values())
 

@@ -40,7 +40,7 @@ def fill_with_fog(generator: Generator | PiGan) -> None:
     generator.nerf.density.bias.fill_(0.1)
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def visible_share(generator: Generator | PiGan, side: int) -> float:
     """Share of an image's samples that are evaluated with features and gradients."""
     points: list[int] = []

@@ -457,3 +457,5 @@ def test_a_column_is_labelled_with_the_angles_that_vary(generator: Generator) ->
     assert camera_labels(generator, tilted) == ["yaw 0°\npitch 5.7°", "yaw 28.6°\npitch -5.7°"]
     zoom = Camera.orbit(torch.zeros(2), 0.0, 1.0, torch.tensor([12.0, 40.0]))
     assert camera_labels(generator, zoom) == ["fov 12°", "fov 40°"]
+    far = Camera.orbit(0.2, 0.0, fov=torch.tensor([1.2044, 0.01204]))
+    assert camera_labels(generator, far) == ["fov 1.2°", "fov 0.012°"]

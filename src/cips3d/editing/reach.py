@@ -96,10 +96,14 @@ def reach(
     Args:
         generator: the model that the image was inverted with.
         image: at its resolution, in [-1, 1].
-        features, discriminator, config, seed, progress: as for `cips3d.invert`.
+        features, discriminator, config, seed, progress: as for `cips3d.invert`. Without a weight
+            of features, colours are compared.
     """
     side, config = image.shape[-1], config or InversionConfig()
-    distance = features or default_distance(discriminator, image.device, side) or pixel_distance
+    distance = None
+    if config.feature_weight:
+        distance = features or default_distance(discriminator, image.device, side)
+    distance = distance or pixel_distance
     draws = torch.Generator().manual_seed(seed)
 
     def nearness(result: Inversion, target: Tensor) -> Nearness:

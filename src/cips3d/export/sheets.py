@@ -251,7 +251,10 @@ def camera_labels(generator: ImageGenerator, cameras: Camera) -> list[str]:
     varying = [name for name, values in angles.items() if values.max() - values.min() > 0.05]
     if varying in ([], ["yaw"]):
         return [degrees(angle) for angle in angles["yaw"].tolist()]
-    lines = [[f"{name} {degrees(angle)}" for angle in angles[name].tolist()] for name in varying]
+    labels = {name: [degrees(angle) for angle in angles[name].tolist()] for name in varying}
+    if "fov" in labels:  # far cameras have narrow ones
+        labels["fov"] = [f"{angle:.2g}°" for angle in cameras.fov.tolist()]
+    lines = [[f"{name} {label}" for label in labels[name]] for name in varying]
     return ["\n".join(label) for label in zip(*lines, strict=True)]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cips3d.camera import Rays
 from cips3d.models.ops.kernels import kernel
+from cips3d.models.ops.sampling import invert_row
 from cips3d.models.ops.sine import _sine_of
 from cips3d.models.volume import ENDLESS
 
@@ -33,8 +34,8 @@ WIDEST = 128
 BLOCK, LEAST = 64, 256
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
-#: As in `volume`: against log 0, for empty bins (added twice), the narrowest bin.
-_TINY, _BIN, _NARROW = np.float32(1e-10), np.float32(2e-5), np.float32(1e-5)
+#: As in `volume`: against log 0, and for empty bins.
+_TINY, _BIN = np.float32(1e-10), np.float32(1e-5)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 
 
@@ -239,26 +240,6 @@ def _weigh(t, sigma, end, last, weights):
 
 @typing.no_type_check
 @kernel(fastmath={"contract"})
-def _importance_depths(t, weights, u, cdf, out):
-    """As `volume.importance_depths`, for one ray."""
-    edges, total = t.shape[0] - 1, _ZERO
-    for i in range(1, edges):
-        total += weights[i] + _BIN
-    cdf[0] = _ZERO
-    for i in range(1, edges):
-        cdf[i] = cdf[i - 1] + (weights[i] + _BIN) / total
-    for j in range(u.shape[0]):
-        above = 0
-        while above < edges and cdf[above] <= u[j]:
-            above += 1
-        low, high = max(above - 1, 0), min(above, edges - 1)
-        from_, to = (t[low] + t[low + 1]) * _HALF, (t[high] + t[high + 1]) * _HALF
-        width = cdf[high] - cdf[low]
-        out[j] = from_ + (u[j] - cdf[low]) / (width if width >= _NARROW else _ONE) * (to - from_)
-
-
-@typing.no_type_check
-@kernel(fastmath={"contract"})
 def _sorted(t, coarse, order):
     """Finds the order of one ray's depths, of which the first `coarse` ones are sorted."""
     count = t.shape[0]
@@ -291,7 +272,9 @@ def _march(
     # of the rays of a block
     t, sigma = np.empty((BLOCK, samples), np.float32), np.empty((BLOCK, samples), np.float32)
     weights = np.empty((BLOCK, samples), np.float32)
-    order, cdf = np.empty(samples, np.int64), np.empty(coarse, np.float32)
+    order = np.empty(samples, np.int64)
+    edges, cdf = np.empty(coarse - 1, np.float32), np.empty(coarse - 1, np.float32)
+    bins = np.empty(coarse - 2, np.float32)
     sorted_t, sorted_sigma = np.empty(samples, np.float32), np.empty(samples, np.float32)
     sorted_weights = np.empty(samples, np.float32)
     # of the evaluated samples of a block
@@ -319,9 +302,11 @@ def _march(
                         t[r, s] = (np.float32(s) + (jitter[n, s] - _HALF)) * spacing - extent
                 else:
                     _weigh(t[r, :coarse], sigma[r, :coarse], end, last, weights[r, :coarse])
-                    _importance_depths(
-                        t[r, :coarse], weights[r, :coarse], importance[n], cdf, t[r, coarse:]
-                    )
+                    for i in range(coarse - 1):
+                        edges[i] = (t[r, i] + t[r, i + 1]) * _HALF
+                    for i in range(coarse - 2):
+                        bins[i] = weights[r, i + 1] + _BIN
+                    invert_row(edges, bins, importance[n], cdf, t[r, coarse:])
             for r in range(block):
                 n = start + r
                 for s in range(begin, stop):

@@ -49,19 +49,26 @@ def _marked_first(marked, out):
 @typing.no_type_check
 @kernel()
 def _invert_cdf(edges, weights, u, out):
-    bins = weights.shape[1]
-    cdf = np.zeros(bins + 1, np.float32)
+    cdf = np.empty(edges.shape[1], np.float32)
     for r in range(len(edges)):
-        total = np.float32(0)
-        for i in range(bins):
-            total += weights[r, i] + np.float32(1e-5)
-        for i in range(bins):
-            cdf[i + 1] = cdf[i] + (weights[r, i] + np.float32(1e-5)) / total
-        for j in range(u.shape[1]):
-            above = 0
-            for i in range(bins + 1):
-                above += cdf[i] <= u[r, j]
-            low, high = max(above - 1, 0), min(above, bins)
-            width = cdf[high] - cdf[low]
-            fraction = (u[r, j] - cdf[low]) / (width if width >= 1e-5 else np.float32(1))
-            out[r, j] = edges[r, low] + fraction * (edges[r, high] - edges[r, low])
+        invert_row(edges[r], weights[r], u[r], cdf, out[r])
+
+
+@typing.no_type_check
+@kernel()
+def invert_row(edges, weights, u, cdf, out):
+    """`volume.invert_cdf` of one ray; `cdf` has room for as many numbers as `edges`."""
+    bins, total = len(weights), np.float32(0)
+    for i in range(bins):
+        total += weights[i] + np.float32(1e-5)
+    cdf[0] = np.float32(0)
+    for i in range(bins):
+        cdf[i + 1] = cdf[i] + (weights[i] + np.float32(1e-5)) / total
+    for j in range(len(u)):
+        above = 0
+        while above <= bins and cdf[above] <= u[j]:
+            above += 1
+        low, high = max(above - 1, 0), min(above, bins)
+        width = cdf[high] - cdf[low]
+        fraction = (u[j] - cdf[low]) / (width if width >= np.float32(1e-5) else np.float32(1))
+        out[j] = edges[low] + fraction * (edges[high] - edges[low])
