@@ -123,7 +123,8 @@ class Generator(FieldGenerator):
         return self.networks.inr_blocks
 
     def activations_per_ray(self, sampling: Sampling) -> int:
-        samples = sampling.coarse + sampling.fine
+        compiled = self.nerf.marches and not torch.is_grad_enabled()
+        samples = 0 if compiled else sampling.coarse + sampling.fine
         return max(samples * self.networks.nerf_width * 2, self.networks.inr_width * 4)
 
     def prepare_for(

@@ -129,8 +129,10 @@ class ModulatedLinear(nn.Module):
 
     def modulated_weight(self, w: Float[Tensor, "batch w"]) -> Float[Tensor, "batch in_dim out"]:
         """W'' = W' ⊗ (Σ_in W'² + ε)^(−1/2), the demodulated weights of each style."""
-        weight = self.weight * (self.affine(w) + 1)[:, :, None]
-        return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
+        # not in 16 bits: all pixels would share the error of a style
+        with without_autocast(w.device):
+            weight = self.weight * (self.affine(w) + 1)[:, :, None]
+            return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
 
     def forward(
         self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]

@@ -172,6 +172,11 @@ class RadianceField(nn.Module):
             feature = self.project(volume.sum_by_ray(weighted, ray, rays.count), opacity)
         return FieldOutput(feature, depth, opacity, weights[..., -1])
 
+    @property
+    def marches(self) -> bool:
+        """Whether a compiled loop takes rays without gradients, and keeps no activations."""
+        return False
+
     def compiled(
         self,
         film: march.Film,
@@ -261,14 +266,19 @@ class ShallowNerf(RadianceField):
             depth = distance + depth + (1 - opacity) * self.config.extent
             return FieldOutput(self.project(hidden, opacity), depth, opacity, last_weight)
 
+    @property
+    def marches(self) -> bool:
+        c = self.config
+        narrow = c.nerf_width <= march.WIDEST and not c.view_direction
+        weight = self.density.weight
+        return c.embedding == "film" and narrow and weight.is_cpu and weight.itemsize <= 4
+
     def compiled(
         self, film: march.Film, grid: tuple[Tensor, int, float] | None = None
     ) -> list[march.Field]:
+        if not self.marches or not kernels.apply_to(film[0][0]):
+            return []
         c, (matrix, offset) = self.config, film[0]
-        if c.embedding != "film" or c.view_direction or c.nerf_width > march.WIDEST:
-            return []
-        if not kernels.apply_to(matrix):
-            return []
         gain = c.density_gain
         weight, bias = (x.to(matrix.dtype) for x in (self.density.weight, self.density.bias))
         return march.fields(

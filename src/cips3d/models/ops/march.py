@@ -31,7 +31,7 @@ UNROLLED = 8
 #: The widest field: of wider ones torch's matrix products make more.
 WIDEST = 128
 #: Rays handled at a time, and the fewest for which a second thread is worth starting.
-BLOCK, LEAST = 64, 256
+BLOCK, LEAST = 32, 256
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 #: As in `volume`: against log 0, and for empty bins.
@@ -165,7 +165,7 @@ def _in_threads(subjects: list[Field], rays: Rays, *tensors: Tensor) -> None:
     n = rays.count
     threads = max(1, min(torch.get_num_threads(), len(subjects) * n // LEAST))
     # small parts, since rays that meet something are not evenly spread
-    size = -(-n * len(subjects) // (threads * 8)) if threads > 1 else n
+    size = -(-n * len(subjects) // (threads * 32)) if threads > 1 else n
     size = max(BLOCK, -(-size // BLOCK) * BLOCK)
 
     def work(part: tuple[int, slice]) -> None:
