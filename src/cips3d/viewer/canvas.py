@@ -72,6 +72,7 @@ class Canvas:
         with self._changing:
             if not self.closed and not self.has_mesh:
                 self._client.scene.set_background_image(pixels, format, jpeg_quality=_QUALITY)
+                self._client.flush()  # instead of waiting for more messages to send along
 
     def show_mesh(self, glb: bytes) -> None:
         """Replaces the mesh."""

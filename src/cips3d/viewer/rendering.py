@@ -35,8 +35,9 @@ _SMALLEST_SIDE = 24
 _PREVIEW_SAMPLES = 0.375
 #: Longest shorter side that a coarse image is enlarged to before it is sent, pixels.
 _LARGEST_COARSE = 512
-#: Tolerance of coarse images (`cips3d.models.adaptive`): 50 dB, above what their JPEGs have.
-_PREVIEW_TOLERANCE = 0.2
+#: Tolerance of coarse images (`cips3d.models.adaptive`): 50 dB, above what their JPEGs have. It is
+#: used above a side from which it saves time.
+_PREVIEW_TOLERANCE, _LARGE_SIDE = 0.2, 160
 
 
 class RenderSpeed:
@@ -86,12 +87,13 @@ def preview(
     sampling: Sampling,
     speed: RenderSpeed,
 ) -> RenderOutput:
-    """A coarse image on the CPU, whose smooth parts are interpolated; `speed` learns from it.
+    """A coarse image on the CPU, with interpolated parts if it is large; `speed` learns from it.
 
     Not in steps: a camera that never rests would see nothing if it could be interrupted.
     """
     began = time.perf_counter()
-    out = generator.render(subject, camera, size, sampling=sampling, tolerance=_PREVIEW_TOLERANCE)
+    tolerance = _PREVIEW_TOLERANCE if min(size) >= _LARGE_SIDE else 0.0
+    out = generator.render(subject, camera, size, sampling=sampling, tolerance=tolerance)
     out = out.to("cpu")
     speed.record(sampling, math.prod(size), time.perf_counter() - began)
     return out
