@@ -37,7 +37,7 @@ from cips3d.storage import write_tensors
 
 #: Bytes of hidden activations that `render` allows a chunk of rays by default: on other devices,
 #: where many small chunks would be slow, and on CPUs.
-CHUNK_BYTES = (2**30, 32 * 2**20)
+CHUNK_BYTES = (2**30, 64 * 2**20)
 
 
 class Prepared(ABC):

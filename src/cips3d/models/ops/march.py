@@ -165,7 +165,7 @@ def _in_threads(subjects: list[Field], rays: Rays, *tensors: Tensor) -> None:
     n = rays.count
     threads = max(1, min(torch.get_num_threads(), len(subjects) * n // LEAST))
     # small parts, since rays that meet something are not evenly spread
-    size = -(-n * len(subjects) // (threads * 32)) if threads > 1 else n
+    size = -(-n * len(subjects) // (threads * 16)) if threads > 1 else n
     size = max(LEAST, -(-size // BLOCK) * BLOCK)
 
     def work(part: tuple[int, slice]) -> None:
