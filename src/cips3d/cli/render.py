@@ -274,7 +274,7 @@ def mesh(
         resolution: Points of the density grid along its longest side. 512 takes four times as
             long as 256, and 0.5 GB for the grid.
         level: Density of the surface. Default: estimated, so the surface is where images show it.
-        no_colors: Leave out vertex colours, which take about a third of the time.
+        no_colors: Leave out vertex colours.
         all_parts: Keep parts that are not connected to the largest one.
 
     Examples:
