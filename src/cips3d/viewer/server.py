@@ -22,8 +22,8 @@ from cips3d.models.protocol import RayGenerator
 from cips3d.viewer.cameras import front_camera, viser_pose
 from cips3d.viewer.page import served_with
 from cips3d.viewer.rendering import measured_speed
-from cips3d.viewer.session import Session, Shared
-from cips3d.viewer.subject_cache import Subjects
+from cips3d.viewer.session import Session
+from cips3d.viewer.subject_cache import Shared, Subjects
 from cips3d.viewer.worker import Worker
 
 

@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,8 +26,8 @@ from cips3d.viewer import cameras, rendering, transfer
 from cips3d.viewer.canvas import Canvas
 from cips3d.viewer.controls import Controls
 from cips3d.viewer.requests import SEEDS, Choice, PhotoSubject, View, view_from
-from cips3d.viewer.subject_cache import Subjects
-from cips3d.viewer.worker import Steps, Worker
+from cips3d.viewer.subject_cache import Shared
+from cips3d.viewer.worker import Steps
 
 #: Seconds without movement before an image is refined, and without a change before a mesh is made.
 STILL_SECONDS, MESH_STILL_SECONDS = 0.15, 0.3
@@ -38,21 +37,6 @@ _MESH_CELLS = (48, 128)
 _FULL_PSI = {"psi_shape": 1.0, "psi_appearance": 1.0}
 #: Side of the images in the cameras' frusta, pixels.
 _FRUSTUM_SIDE = 96
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all clients share.
-
-    Attributes:
-        workers: threads for "images", for "meshes" and subjects, for "photos".
-        first: first subject of each client, or its seed.
-    """
-
-    subjects: Subjects
-    speed: rendering.RenderSpeed
-    workers: dict[str, Worker]
-    first: Subject | int
 
 
 class _Abandoned(Exception):

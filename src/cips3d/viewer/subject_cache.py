@@ -1,17 +1,21 @@
-"""Subjects: a generator and styles, from seeds, style mixing, a second model or a photo."""
+"""What clients share. Subjects: a generator and styles, from seeds, mixing, a model or a photo."""
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 
 from cips3d.editing.blending import check_same_geometry, interpolate, mix_styles
+from cips3d.editing.subject import Subject
 from cips3d.models.discriminator import ProgressiveDiscriminator
 from cips3d.models.protocol import Prepared, RayGenerator
 from cips3d.models.types import Latents, Styles
+from cips3d.viewer.rendering import RenderSpeed
 from cips3d.viewer.requests import Choice
+from cips3d.viewer.worker import Worker
 
 #: How many subjects' styles, subjects ready for many views, and blends of the two models stay in
 #: memory.
@@ -77,3 +81,18 @@ class Subjects:
 
     def _blend(self, base: RayGenerator, amount: float) -> RayGenerator:
         return base if self.other is None or amount == 0 else interpolate(base, self.other, amount)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all clients share.
+
+    Attributes:
+        workers: threads for "images", for "meshes" and subjects, for "photos".
+        first: first subject of each client, or its seed.
+    """
+
+    subjects: Subjects
+    speed: RenderSpeed
+    workers: dict[str, Worker]
+    first: Subject | int
