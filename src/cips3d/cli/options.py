@@ -170,7 +170,7 @@ class Subjects(RandomSubjects):
 
 @dataclass(frozen=True)
 class ImageSize(_Group):
-    """Size of the images.
+    """Size of the images, and how they are computed.
 
     Attributes:
         resolution: Pixels per image, any size. Default: 256, or the training resolution if that
@@ -178,9 +178,9 @@ class ImageSize(_Group):
         supersample: Rays along each side of a pixel; 2 gives smoother edges and takes four times
             as long.
         adaptive: Render fewer pixels: smooth parts are interpolated (docs/rendering.md).
-        precision: Of the implicit network. auto is float32 by the fastest route that is as
-            accurate; bfloat16 is twice as fast where the processor has instructions for it, and
-            the same as float32 elsewhere.
+        precision: Precision of the implicit network. auto is float32 by the fastest route that is
+            as accurate. bfloat16 is faster still where the processor has instructions for it, and
+            float32 elsewhere.
     """
 
     resolution: Size = None
