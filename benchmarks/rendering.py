@@ -133,6 +133,7 @@ def bundled(task: str, connection: Connection) -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
     generator = cips3d.load("heads")
+    assert isinstance(generator, Generator)
     styles = generator.map(generator.sample_latents(1, seed=0), psi=0.7)
     folder = Path(tempfile.mkdtemp())
     camera = Camera.orbit(0.3, 0.1)
