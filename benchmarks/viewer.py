@@ -6,7 +6,7 @@ moves 200 times a second, so that it does not limit the rate; that of viser's pa
 moving camera gets as many rows as fit in `FRAME_SECONDS`; the last case allows enough time for all
 rows of the refined image.
 
-    GOMP_SPINCOUNT=10000 python benchmarks/viewer.py        (90 seconds; as the command line sets it)
+    GOMP_SPINCOUNT=10000 python benchmarks/viewer.py    (90 seconds; the command line sets it too)
 """
 
 from __future__ import annotations

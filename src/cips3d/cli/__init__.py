@@ -47,8 +47,8 @@ VERBS: dict[str, tuple[str, str]] = {
 DESCRIPTION = "CIPS-3D: a 3D-aware image generator that learns from single-view images."
 GROUPS = {"data": "Make, build and check datasets."}
 #: How often a waiting thread of GNU's OpenMP looks for work before it sleeps. By its own choice it
-#: spins for milliseconds, which takes the processor from our threads and from other programs: beside
-#: a training run on two cores, a video took 54 s instead of 9.
+#: spins for milliseconds, which takes the processor from our threads and from other programs.
+#: Beside a training run on two cores, a video took 54 s instead of 9.
 BRIEF_SPIN = "10000"
 
 
