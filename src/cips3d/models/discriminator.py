@@ -45,7 +45,7 @@ class DiscriminatorConfig(Configuration):
     pose_head: bool = False
     """predict an image's yaw and pitch as well, as pi-GAN's released code does"""
     code_numbers: Annotated[int, Ge(0)] = 0
-    """predict so many numbers of a code as well; in training, the objective's code terms set it"""
+    """how many numbers of a code it predicts as well; in training, set by the code terms"""
 
     def check(self) -> None:
         expected = [4 * 2**i for i in range(len(self.channels))]

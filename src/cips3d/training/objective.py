@@ -180,7 +180,7 @@ class CodeTerm(Term):
     weight: Positive = 0.5
     """of the error, which is 1 where nothing of the code is predicted"""
     numbers: Count = 16
-    """predict the first so many numbers of the code"""
+    """how many numbers of the code are predicted, from its first on"""
     of: Literal["z", "w"] = "z"
     """the code as drawn; or mapped, each number with mean 0 and variance 1 over the batch"""
     error: Literal["square", "cosine"] = "square"

@@ -37,8 +37,6 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 #: As in `volume`: against log 0, and for empty bins.
 _TINY, _BIN = np.float32(1e-10), np.float32(1e-5)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
-
-
 #: Matrices M and offsets c of layers x ↦ sin(x M + c), for each style.
 Film = list[tuple[Float[Tensor, "batch _ _"], Float[Tensor, "batch 1 _"]]]
 
