@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,25 @@ def test_a_cache_that_is_full_or_cannot_be_read_is_done_without(
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", no_space)
     assert imported(tmp_path, "second").twice(1.5) == 3.0
+
+
+def test_a_loop_is_compiled_anew_when_a_function_that_it_calls_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    head = "from cips3d.models.ops.kernels import kernel\n\n\n"
+    (tmp_path / "loop.py").write_text(
+        f"import called_by_loop\n{head}part = called_by_loop.part\n\n\n"
+        "@kernel()\ndef whole(x):\n    return part(x)\n"
+    )
+    results = []
+    for factor in (2, 30):
+        source = f"{head}@kernel()\ndef part(x):\n    return {factor} * x\n"
+        (tmp_path / "called_by_loop.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "called_by_loop", raising=False)
+        results.append(imported(tmp_path, f"loop{factor}").whole(1.5))
+    assert results == [3.0, 45.0]
 
 
 def test_loops_that_choose_samples_equal_their_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +49,16 @@ def readable(*tensors: Tensor) -> bool:
 class _Cache(FunctionCache):
     """A cache whose damaged files are compiled anew, and which may be full.
 
-    numba itself ends in an error of pickle or of the disk.
+    numba itself ends in an error of pickle or of the disk. It also looks at a function's own file
+    only, and a loop has the functions that it calls inlined: here a change in any file of the
+    folder counts.
     """
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        folder = Path(self._py_func.__code__.co_filename).parent
+        states = [(path.name, path.stat()) for path in sorted(folder.glob("*.py"))]
+        stamps = tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+        return (*super()._index_key(sig, codegen), stamps)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
