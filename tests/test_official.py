@@ -469,7 +469,8 @@ def test_modulated_layer(units, way):
             "affine.bias": record["state.modulation.bias"],
         }
     )
-    assert worst(layer(record["x"], record["style"]), record[way]) < SINGLE
+    product = record["x"] @ layer.modulated_weight(record["style"])
+    assert worst(product, record[way]) < SINGLE
 
 
 def test_film_siren_layer(units):

@@ -10,7 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.models.config import InrConfig
-from cips3d.models.layers import LEAKY_SLOPE, ModulatedLinear, rgb_head, without_autocast
+from cips3d.models.layers import (
+    LEAKY_SLOPE,
+    ModulatedLinear,
+    autocast_dtype,
+    rgb_head,
+    widened,
+    without_autocast,
+)
+
+
+#: Bytes of a hidden layer of the rows that are painted at a time without gradients on CPUs, so that
+#: they stay in a core's cache: products of 512 columns are a quarter faster then.
+CACHE_BYTES = 2 * 2**20
 
 
 class InrBlock(nn.Module):
@@ -21,11 +33,16 @@ class InrBlock(nn.Module):
         self.first = ModulatedLinear(in_dim, out_dim, style_dim)
         self.second = ModulatedLinear(out_dim, out_dim, style_dim)
 
+    def modulated(self, w: Float[Tensor, "batch w"]) -> list[Tensor]:
+        """W'' of both layers, (B, in, out)."""
+        return [self.first.modulated_weight(w), self.second.modulated_weight(w)]
+
     def forward(
-        self, x: Float[Tensor, "batch rays in"], w: Float[Tensor, "batch w"]
+        self, x: Float[Tensor, "batch rays in"], weights: list[Tensor]
     ) -> Float[Tensor, "batch rays out"]:
-        x = F.leaky_relu(self.first(x, w), LEAKY_SLOPE, inplace=True)
-        return F.leaky_relu(self.second(x, w), LEAKY_SLOPE, inplace=True)
+        for weight in weights:
+            x = F.leaky_relu(torch.bmm(x, weight), LEAKY_SLOPE, inplace=True)
+        return x
 
 
 class ImplicitNetwork(nn.Module):
@@ -49,10 +66,41 @@ class ImplicitNetwork(nn.Module):
         w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]],
     ) -> Float[Tensor, "batch rays 3"]:
         """Colours, in [-1, 1] with tanh, from features V_r and one style, or one per block."""
+        return self.folded(w)(x)
+
+    def folded(
+        self,
+        w: Float[Tensor, "batch w"] | Sequence[Float[Tensor, "batch w"]],
+        dtype: torch.dtype | None = None,
+    ) -> Callable[[Float[Tensor, "batch rays feature"]], Float[Tensor, "batch rays 3"]]:
+        """The network of these styles, with modulation folded into plain weights once.
+
+        Hidden layers are computed in `dtype`, by default autocast's or the parameters'; colours and
+        their sum in 32 bits, or more.
+        """
         styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
+        dtype = dtype or autocast_dtype(styles[0].device) or widened(styles[0].dtype)
+        weights = [
+            [x.to(dtype) for x in block.modulated(style)]
+            for block, style in zip(self.blocks, styles, strict=True)
+            if isinstance(block, InrBlock)
+        ]
+
+        def paint(x: Float[Tensor, "batch rays feature"]) -> Float[Tensor, "batch rays 3"]:
+            x = x.to(dtype)
+            if torch.is_grad_enabled() or not x.is_cpu:
+                return self._through(x, weights)
+            rows = max(1, CACHE_BYTES // (4 * self.config.inr_width * max(1, len(x))))
+            return torch.cat([self._through(part, weights) for part in x.split(rows, 1)], dim=1)
+
+        return paint
+
+    def _through(
+        self, x: Float[Tensor, "batch rays feature"], weights: list[list[Tensor]]
+    ) -> Float[Tensor, "batch rays 3"]:
         rgb: Tensor | None = None
-        for i, (block, style) in enumerate(zip(self.blocks, styles, strict=True)):
-            y = block(x, style)
+        for i, block in enumerate(self.blocks):
+            y = block(x, weights[i])
             x = x + y if i >= self.config.residual_from_block else y
             if i >= self.config.rgb_from_block:
                 part = self._colour(i, x)
@@ -67,32 +115,3 @@ class ImplicitNetwork(nn.Module):
         """
         with without_autocast(x.device):
             return self.to_rgb[block - self.config.rgb_from_block](x)
-
-    def folded(
-        self, w: Float[Tensor, "one w"] | Sequence[Float[Tensor, "one w"]], dtype: torch.dtype
-    ) -> Callable[[Float[Tensor, "rays feature"]], Float[Tensor, "rays 3"]]:
-        """The network of a single style with modulation folded into plain weights, in `dtype`.
-
-        Hidden layers are computed in `dtype`, colours and their sum in 32 bits, or more.
-        """
-        styles = [w] * len(self.blocks) if isinstance(w, Tensor) else w
-        layers = [
-            [layer.modulated_weight(style)[0].to(dtype) for layer in (block.first, block.second)]
-            for block, style in zip(self.blocks, styles, strict=True)
-            if isinstance(block, InrBlock)
-        ]
-        config = self.config
-
-        def paint(feature: Float[Tensor, "rays feature"]) -> Float[Tensor, "rays 3"]:
-            x = feature.to(dtype)
-            rgb = feature.new_zeros(len(feature), 3)
-            for i, matrices in enumerate(layers):
-                y = x
-                for matrix in matrices:
-                    y = F.leaky_relu_(y @ matrix, LEAKY_SLOPE)
-                x = x + y if i >= config.residual_from_block else y
-                if i >= config.rgb_from_block:
-                    rgb = rgb.add_(self._colour(i, x))
-            return rgb.tanh_() if config.rgb_tanh else rgb
-
-        return paint

@@ -30,6 +30,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type in which products are computed under autocast; None without it."""
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
 def widened(dtype: torch.dtype) -> torch.dtype:
     """The type in which parameters of `dtype` compute: 16 bits hold neither codes nor depths."""
     return torch.promote_types(dtype, torch.float32)
@@ -118,7 +124,7 @@ class FilmSiren(nn.Module):
 
 
 class ModulatedLinear(nn.Module):
-    """ModFC (paper Section 3.2, Fig. 4): s = A(w) + 1, W' = W ⊗ s, Y = X W'' by bmm."""
+    """The weights of ModFC (paper Section 3.2, Fig. 4): s = A(w) + 1, W' = W ⊗ s, Y = X W''."""
 
     def __init__(self, in_dim: int, out_dim: int, style_dim: int) -> None:
         super().__init__()
@@ -133,11 +139,6 @@ class ModulatedLinear(nn.Module):
         with without_autocast(w.device):
             weight = self.weight * (self.affine(w) + 1)[:, :, None]
             return weight * torch.rsqrt(weight.square().sum(dim=1, keepdim=True) + 1e-8)
-
-    def forward(
-        self, x: Float[Tensor, "batch points in"], w: Float[Tensor, "batch w"]
-    ) -> Float[Tensor, "batch points out"]:
-        return torch.bmm(x, self.modulated_weight(w).to(x.dtype))
 
 
 def rgb_head(in_dim: int, divisor: float) -> Linear:

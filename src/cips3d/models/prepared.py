@@ -235,7 +235,7 @@ class PreparedSubject(Prepared):
         empty = opacity == 0
         chosen = torch.cat([empty.nonzero()[:1, 0], (~empty).nonzero()[:, 0]])
         feature = feature[chosen]
-        rgb = torch.cat([self._inr(feature[part]) for part in chunks(len(feature), 4096)])
+        rgb = self._inr(feature[None])[0]
         aux = self.generator.aux_colour(feature)
         source = torch.cumsum(~empty, dim=0) - (0 if bool(empty.any()) else 1)
         source = source.masked_fill(empty, 0)
