@@ -121,6 +121,8 @@ class Cips3dNetworks(InrConfig, FieldConfig):
     # InrConfig inherits other defaults of these two
     shape_dim: Count = 256
     background: Background = "endless"
+    aux_palette: bool = False
+    """the auxiliary head's weights depend on w_a, so that z_s need not decide on any colour"""
 
 
 def _of_architecture(values: Any) -> Any:

@@ -5,7 +5,7 @@ A pixel depends on its ray and the styles, and on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class Generator(FieldGenerator):
     """
 
     Networks = Cips3dNetworks
-    parts = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "background")
+    parts = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "aux_palette", "background")
     geometry_parts = ("nerf", "shape_mapping", "background")
     has_aux_image = True
     networks: Cips3dNetworks
@@ -92,6 +92,10 @@ class Generator(FieldGenerator):
         self.nerf = ShallowNerf(c, c.feature_dim)
         self.inr = ImplicitNetwork(c)
         self.aux_head = rgb_head(c.feature_dim, 25)
+        #: w_a ↦ what is added to the weights of the auxiliary head
+        self.aux_palette = (
+            Linear(c.appearance_style_dim, 3 * c.feature_dim) if c.aux_palette else None
+        )
         plain = c.background == "plain"
         self.background = Linear(c.shape_style_dim, c.feature_dim) if plain else None
         self._register_means(c.shape_style_dim, c.appearance_style_dim)
@@ -109,13 +113,25 @@ class Generator(FieldGenerator):
         field = self.render_features(styles.shape, rays, sampling, draws)
         feature, spread = _distinct(field)
         rgb = self.inr(feature, styles.appearance)
-        aux_rgb = self.aux_colour(feature)
+        aux_rgb = self.aux_colour(feature, styles.appearance)
         return RayOutput(rgb=spread(rgb), aux_rgb=spread(aux_rgb), **field._asdict())
 
-    def aux_colour(self, feature: Float[Tensor, "*rows feature"]) -> Float[Tensor, "*rows 3"]:
-        """Colours of the auxiliary head, in [-1, 1]; gray with `aux_luminance`."""
+    def aux_colour(
+        self,
+        feature: Float[Tensor, "batch rows feature"],
+        w: StyleCodes | Sequence[StyleCodes],
+    ) -> Float[Tensor, "batch rows 3"]:
+        """Colours of the auxiliary head, in [-1, 1]; gray with `aux_luminance`.
+
+        Of one appearance style per block, the last one's colours count.
+        """
         with without_autocast(self.device):
-            colour = torch.tanh(self.aux_head(feature))
+            colour = self.aux_head(feature)
+            if self.aux_palette is not None:
+                last = w if isinstance(w, Tensor) else w[-1]
+                palette = self.aux_palette(last).unflatten(1, (-1, 3))
+                colour = torch.baddbmm(colour, feature.to(palette.dtype), palette)
+            colour = torch.tanh(colour)
         return luminance(colour, -1) if self.config.aux_luminance else colour
 
     @property

@@ -117,6 +117,7 @@ class PreparedSubject(Prepared):
         film = g.nerf.folded(styles.shape)
         self._film = [(matrix[0], offset) for matrix, offset in film]
         dtype = inr_dtype(self.precision, g.device, styles.shape.dtype)
+        self._appearance = styles.appearance
         self._inr = g.inr.folded(styles.appearance, dtype)
         self._behind = g.feature_behind(styles.shape)
         self._grid = self._mapped_out()
@@ -236,7 +237,7 @@ class PreparedSubject(Prepared):
         chosen = torch.cat([empty.nonzero()[:1, 0], (~empty).nonzero()[:, 0]])
         feature = feature[chosen]
         rgb = self._inr(feature[None])[0]
-        aux = self.generator.aux_colour(feature)
+        aux = self.generator.aux_colour(feature[None], self._appearance)[0]
         source = torch.cumsum(~empty, dim=0) - (0 if bool(empty.any()) else 1)
         source = source.masked_fill(empty, 0)
         return rgb[source][None], aux[source][None]
