@@ -144,6 +144,17 @@ class Networks:
         return torch.cat(logits), poses, codes
 
 
+    def read_geometry(self, maps: Tensor | None) -> dict[str, Float[Tensor, "batch n"]]:
+        """The shape code that is predicted from `geometry_maps`, by its reader's name."""
+        if maps is None:
+            return {}
+        reader = self.discriminators["geometry"]
+        assert isinstance(reader, ProgressiveDiscriminator)
+        code = reader.judge(maps).code
+        assert code is not None
+        return {"geometry": code}
+
+
 def freeze_blocks(discriminator: ProgressiveDiscriminator, resolution: int, count: int) -> None:
     """Freezes a discriminator's first `count` blocks for images of a resolution (FreezeD).
 

@@ -173,9 +173,9 @@ class CodeTerm(Term):
     So a code cannot fade from the images (InfoGAN, Chen et al. 2016). Real images take no part.
     """
 
-    #: Which code, and which discriminator predicts it.
+    #: Which code, and which network predicts it.
     part: ClassVar[Literal["shape", "appearance"]]
-    judge: ClassVar[Literal["main", "aux"]]
+    judge: ClassVar[str]
 
     weight: Positive = 0.5
     """of the error, which is 1 where nothing of the code is predicted"""
@@ -186,8 +186,13 @@ class CodeTerm(Term):
     error: Literal["square", "cosine"] = "square"
     """mean squared error, or 1 − cosine"""
 
+    @property
+    def reader(self) -> str:
+        """The name of the network that predicts it."""
+        return self.judge
+
     def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        predicted = judged.codes.get(self.judge)
+        predicted = judged.codes.get(self.reader)
         if predicted is None:  # a stage without the auxiliary discriminator
             return None
         latents = judged.drawn.latents
@@ -207,7 +212,7 @@ class AppearanceCode(CodeTerm):
 
     label: ClassVar[str] = "objective.appearance_code"
     part: ClassVar[Literal["shape", "appearance"]] = "appearance"
-    judge: ClassVar[Literal["main", "aux"]] = "main"
+    judge: ClassVar[str] = "main"
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,15 @@ class ShapeCode(CodeTerm):
 
     label: ClassVar[str] = "objective.shape_code"
     part: ClassVar[Literal["shape", "appearance"]] = "shape"
-    judge: ClassVar[Literal["main", "aux"]] = "aux"
+    judge: ClassVar[str] = "aux"
+
+    reads: Literal["image", "geometry"] = "image"
+    """the auxiliary discriminator predicts it from the auxiliary image; or a network of its own
+    from depth and opacity, so that no colour can answer for a form"""
+
+    @property
+    def reader(self) -> str:
+        return self.judge if self.reads == "image" else "geometry"
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class TrainConfig(Configuration):
                 "or set objective.pose=null discriminator.pose_head=false "
                 "aux_discriminator.pose_head=false"
             )
-        for name, given, made in zip(DISCRIMINATORS, judges, self.judges.values(), strict=True):
+        for name, given, made in zip(DISCRIMINATORS, judges, self.judges.values(), strict=False):
             if given.code_numbers not in (0, made.code_numbers):
                 yield (
                     f"{name}.code_numbers is {given.code_numbers}; leave it 0, since the "
@@ -248,7 +248,12 @@ class TrainConfig(Configuration):
         codes = self.objective.appearance_code, self.objective.shape_code
         pairs = zip((self.discriminator, self.aux_discriminator), codes, strict=True)
         main, aux = (replace(d, code_numbers=code.numbers if code else 0) for d, code in pairs)
-        return {"main": main, "aux": aux}
+        shape = self.objective.shape_code
+        if shape is None or shape.reads == "image":
+            return {"main": main, "aux": aux}
+        small = {side: min(32, width) for side, width in aux.channels.items()}
+        reader = DiscriminatorConfig(small, downsample_first=True, code_numbers=shape.numbers)
+        return {"main": main, "aux": replace(aux, code_numbers=0), "geometry": reader}
 
     @property
     def judges_cameras(self) -> bool:

@@ -179,6 +179,8 @@ def discriminator_step(
         fake_logits, real_logits = by_kind
         poses = [pose[:count] for pose in poses]
         codes = {name: code[:count] for name, code in codes.items()}
+    maps = geometry_maps(networks, fake)
+    codes |= networks.read_geometry(None if maps is None else maps.detach())
     styles, scale = networks.generator.map, context.loss_scale
     judged = Judged(reals, fakes, real_logits, fake_logits, poses, codes, drawn, styles, scale)
     losses = {"d_adversarial": objective.game.discriminator(real_logits, fake_logits)}
@@ -215,6 +217,8 @@ def generator_step(
         with torch.no_grad():
             reals = _augmented(_real_images(networks, batch, context), batch)
             real_logits, *_ = networks.judge(reals, alpha, batch.cameras)
+    maps = geometry_maps(networks, fake)
+    codes |= networks.read_geometry(maps)
     styles = networks.generator.map
     judged = Judged([], images, real_logits, logits, poses, codes, drawn, styles)
     losses = {"g_adversarial": objective.game.generator(real_logits, logits)}
@@ -227,7 +231,8 @@ def generator_step(
     total, share = reduce(torch.add, losses.values()), context.loss_scale / context.stage.accumulate
     # Backward in two stages: to the images, which skips the discriminators' parameters, and on to
     # the generator. An image of frozen networks alone has no gradient to pass on.
-    outputs = [image for image in images if image.requires_grad]
+    seen = images if maps is None else [*images, fake.depth, fake.opacity]
+    outputs = [image for image in seen if image.requires_grad]
     with without_autocast(total.device):
         gradients: list[Tensor | None] = [*torch.autograd.grad(total * share, outputs)]
         if on_rendering:
@@ -237,6 +242,15 @@ def generator_step(
         torch.autograd.backward(outputs, gradients)
     figures = {name: loss.detach() for name, loss in (losses | on_rendering).items()}
     return figures | {"g_loss": total.detach()}
+
+
+def geometry_maps(networks: Networks, fake: RenderOutput) -> Tensor | None:
+    """Depth, twice, and opacity as images in about [-1, 1], if a network reads a code from them."""
+    if "geometry" not in networks.discriminators:
+        return None
+    config = networks.generator.config
+    depth = (fake.depth - config.poses.radius) / config.networks.extent
+    return torch.cat([depth, depth, 2 * fake.opacity - 1], dim=1)
 
 
 def _judged_images(fake: RenderOutput, context: StepContext) -> list[Tensor]:
