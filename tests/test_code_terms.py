@@ -308,3 +308,76 @@ def test_real_images_are_gray_for_the_auxiliary_discriminator(
         seen.clear()
         discriminator_step(n, real, fake, objective, latents=latents, auxiliary=False)
         assert len(seen[0]) == 1
+
+
+# ---------------------------------------------------------------- the auxiliary head's palette
+def test_a_palette_leaves_the_colours_of_the_auxiliary_image_to_the_appearance_code() -> None:
+    torch.manual_seed(0)
+    generator = build_generator(tiny.generator(aux_palette=True)).requires_grad_(False)
+    assert isinstance(generator, Generator)
+    latents, camera = generator.sample_latents(2, 0), Camera.orbit(torch.tensor([0.3, 0.3]))
+    other = replace(latents, appearance=latents.appearance.flip(0))
+    out, changed = (generator.render(codes, camera, 8) for codes in (latents, other))
+    assert torch.equal(out.depth, changed.depth)
+    assert not torch.allclose(out.aux_image, changed.aux_image, atol=1e-3)
+    styles = generator.map(latents, 0.7)
+    prepared = generator.prepare(styles[:1])
+    torch.testing.assert_close(
+        generator.render(prepared, camera[:1], 8).aux_image,
+        generator.render(styles[:1], camera[:1], 8).aux_image,
+        rtol=0, atol=1e-4,
+    )  # fmt: skip
+    blocks = replace(styles, appearance=[styles.appearance.flip(0), styles.appearance])
+    torch.testing.assert_close(
+        generator.render(blocks, camera, 8).aux_image,
+        generator.render(styles, camera, 8).aux_image,
+    )
+
+
+def test_a_palette_that_is_zero_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = build_generator(tiny.GENERATOR).requires_grad_(False)
+    generator = build_generator(tiny.generator(aux_palette=True)).requires_grad_(False)
+    generator.load_state_dict(plain.state_dict(), strict=False)
+    assert isinstance(generator, Generator) and generator.aux_palette is not None
+    for parameter in generator.aux_palette.parameters():
+        parameter.zero_()
+    latents, camera = plain.sample_latents(1, 0), Camera.orbit(0.3)
+    assert torch.equal(
+        generator.render(latents, camera, 8).aux_image, plain.render(latents, camera, 8).aux_image
+    )
+
+
+# ---------------------------------------------------------------- the shape code from geometry
+GEOMETRY = replace(CODES, shape_code=ShapeCode(0.25, 5, reads="geometry"))
+
+
+def test_a_reader_of_its_own_predicts_the_shape_code_from_geometry() -> None:
+    n, (real, fake, latents) = networks(GEOMETRY), batch()
+    assert {name: d.config.code_numbers for name, d in n.discriminators.items()} == {
+        "main": 3, "aux": 0, "geometry": 5,
+    }  # fmt: skip
+    figures = discriminator_step(n, real, fake, GEOMETRY, latents=latents)
+    gradient = n.discriminators["geometry"].code.weight.grad
+    assert gradient is not None and gradient.abs().max() > 0
+    depth, opacity = (torch.rand(4, 1, 8, 8, requires_grad=True) for _ in range(2))
+    shown = replace(fake, image=fake.image.requires_grad_(), depth=depth, opacity=opacity)
+    generator_step(n, shown, GEOMETRY, latents=latents)
+    assert depth.grad is not None and depth.grad.abs().max() > 0
+    assert opacity.grad is not None and opacity.grad.abs().max() > 0
+    # colours answer for nothing
+    other = replace(fake, image=fake.image.flip(0), aux_image=fake.aux_image.flip(0))
+    again = discriminator_step(networks(GEOMETRY), real, other, GEOMETRY, latents=latents)
+    torch.testing.assert_close(again["d_shape_code"], figures["d_shape_code"])
+
+
+def test_a_run_with_a_reader_of_geometry_saves_it_and_another_starts_from_it(
+    tmp_path: Path, data: str
+) -> None:
+    config = tiny.config(data, objective=GEOMETRY, share_fakes=True)
+    first = trained(config, tmp_path / "first")
+    found = Networks(replace(config, start=str(first.model_path)), torch.device("cpu"))
+    expected = first.networks.discriminators.state_dict()
+    assert any(key.startswith("geometry.") for key in expected)
+    assert all(_equal(found.discriminators, expected, key) for key in expected)
+    assert step_cost(config, config.stages[-1], 4, 2**34).flops > 0
