@@ -19,7 +19,6 @@ from cips3d.models.layers import (
     without_autocast,
 )
 
-
 #: Bytes of a hidden layer of the rows that are painted at a time without gradients on CPUs, so that
 #: they stay in a core's cache: products of 512 columns are a quarter faster then.
 CACHE_BYTES = 2 * 2**20
