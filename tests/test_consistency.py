@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tiny
 from cips3d.camera import Camera, PoseDistribution
+from cips3d.errors import UserError
 from cips3d.heads import SyntheticHeads
 from cips3d.heads.network import HeadNetwork, load_head_network
 from cips3d.metrics.consistency import (
@@ -20,8 +21,10 @@ from cips3d.metrics.consistency import (
     depth_error,
     identity_consistency,
     pose_error,
+    turn,
     warp_error,
 )
+from cips3d.metrics.faces import relief
 from cips3d.metrics.symmetry import bangs_flip, mirror_jump, two_hypothesis_score
 from cips3d.metrics.views import Subjects, View, angle_between, warp
 from cips3d.models.registry import build_generator
@@ -154,6 +157,61 @@ def test_pose_error(truth: Subjects, network: HeadNetwork) -> None:
     assert pose_error(turned, network, (0.2, -0.1)) == pytest.approx(good, abs=1e-3)
 
 
+class Sight:
+    """A predictor that sees the heads as their network does, except some, and those not straight.
+
+    Its landmarks are where they are in an image of a ball.
+    """
+
+    def __init__(self, network: HeadNetwork, slope: float = 1.0, missed: int = 0) -> None:
+        self.network, self.slope, self.missed = network, slope, missed
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        yaw, pitch = self.network.pose(images)
+        return self._without_missed(self.slope * yaw + 0.1), self._without_missed(pitch)
+
+    def identity(self, images: Tensor) -> Tensor:
+        return self._without_missed(self.network.identity(images))
+
+    def landmarks(self, images: Tensor) -> Tensor:
+        sides = [[-0.2, -0.3], [0.2, -0.3], [-0.2, 0.3], [0.2, 0.3], [-0.5, 0.0], [0.5, 0.0]]
+        points = torch.tensor([[0.0, 0.0], *sides]).expand(len(images), 7, 2)
+        return self._without_missed(points.clone())
+
+    def _without_missed(self, found: Tensor) -> Tensor:
+        found[: self.missed] = torch.nan
+        return found
+
+
+def test_a_turn_that_was_asked_for_and_the_one_that_is_seen(
+    truth: Subjects, network: HeadNetwork
+) -> None:
+    found = turn(truth, network)
+    assert found.correlation > 0.99 and found.slope == pytest.approx(1, abs=0.05)
+    assert found.found_share == 1
+    assert math.degrees(float(found.asked.max())) == pytest.approx(25)
+    half = turn(truth, Sight(network, slope=0.5, missed=12))
+    assert half.slope == pytest.approx(0.5, abs=0.05) and half.found_share == 1 - 12 / COUNT
+    still = turn(spoiled(truth, lambda _, camera: truth.from_angles(0.0).out), network)
+    assert abs(still.slope) < 0.1
+    back = turn(spoiled(truth, lambda _, c: truth.render(Camera.orbit(-c.yaw_pitch()[0]))), network)
+    assert back.slope < -0.9 and back.correlation < -0.9
+    blind = turn(truth, Sight(network, missed=COUNT))
+    assert blind.found_share == 0 and math.isnan(blind.slope) and blind.correlation == 0
+
+
+def test_images_in_which_nothing_is_found_do_not_count(
+    truth: Subjects, network: HeadNetwork
+) -> None:
+    some, all_ = Sight(network, missed=COUNT // 2), Sight(network)
+    view = truth.from_prior(0)
+    assert pose_error(view, some) == pytest.approx(pose_error(view, all_), abs=1)
+    assert identity_consistency(truth, some)[0] == pytest.approx(
+        identity_consistency(truth, network)[0], abs=0.1
+    )
+    assert math.isnan(pose_error(view, Sight(network, missed=COUNT)))
+
+
 @pytest.mark.parametrize("style", ["natural", "cartoon"])
 def test_identity_consistency(style: Literal["natural", "cartoon"], network: HeadNetwork) -> None:
     heads = SyntheticHeads(seed=3, style=style).truth()
@@ -214,13 +272,8 @@ def test_symmetry(resolution: int, network: HeadNetwork) -> None:
     assert bangs_flip(fault, network) > 0.6
 
 
-@pytest.mark.parametrize(
-    ("colour", "score"), [(torch.sin, 0), (torch.cos, 1)], ids=["lopsided", "symmetric"]
-)
-def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
-    colour: Callable[[Tensor], Tensor], score: float
-) -> None:
-    """A ball with stripes that change sides with x, or do not."""
+def ball(colour: Callable[[Tensor], Tensor] = torch.sin) -> Subjects:
+    """Four balls of radius 0.08 with stripes along x."""
 
     def render(camera: Camera) -> RenderOutput:
         rays = camera.rays(48, 48)
@@ -236,9 +289,57 @@ def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
         )
         return RenderOutput(image, image, depth, opacity, torch.zeros_like(opacity))
 
-    ball = Subjects(4, SyntheticHeads().poses, 0.12, render)
-    assert two_hypothesis_score(ball) == score
-    assert warp_error(ball) < 0.12
+    return Subjects(4, SyntheticHeads().poses, 0.12, render)
+
+
+@pytest.mark.parametrize(
+    ("colour", "score"), [(torch.sin, 0), (torch.cos, 1)], ids=["lopsided", "symmetric"]
+)
+def test_a_field_that_turns_is_mirrored_only_if_it_is_symmetric(
+    colour: Callable[[Tensor], Tensor], score: float
+) -> None:
+    subjects = ball(colour)
+    assert two_hypothesis_score(subjects) == score
+    assert warp_error(subjects) < 0.12
+
+
+# ---------------------------------------------------------------- faces
+def test_a_face_is_convex_if_the_nose_is_nearest(network: HeadNetwork) -> None:
+    """A ball, the ball from inside, a plane, a nose without cheeks, and images without a face."""
+    sight = Sight(network)
+    found = relief(ball(), sight)
+    assert found is not None and found.convexity == 1
+    wide = 0.93 * math.tan(math.radians(6))  # half of what the camera sees where the ball is
+    radii = wide * sight.landmarks(torch.zeros(1, 3, 4, 4))[0].norm(dim=1)
+    heights = (0.08**2 - radii.square()).sqrt()
+    expected = float(heights[0] - heights[1:].mean())  # the others' plane faces the camera
+    assert found.nose_height == pytest.approx(expected, rel=0.1)
+    hollow = relief(spoiled(ball(), lambda out, _: replace(out, depth=2 - out.depth)), sight)
+    assert hollow is not None and hollow.convexity == 0
+    assert hollow.nose_height == pytest.approx(-expected, rel=0.25)  # rays are not parallel
+    plane = relief(spoiled(ball(), flattened), sight)
+    assert plane is not None and abs(plane.nose_height) < 1e-3
+    alone = relief(spoiled(ball(), without_rim), sight)
+    assert alone is not None and alone.convexity == 0 and math.isnan(alone.nose_height)
+    half_found = relief(ball(), Sight(network, missed=2))
+    assert half_found == found
+    blind = relief(ball(), Sight(network, missed=4))
+    assert blind is not None and all(map(math.isnan, blind))
+
+
+def without_rim(out: RenderOutput, _: Camera) -> RenderOutput:
+    """Only the middle is solid."""
+    opacity = torch.zeros_like(out.opacity)
+    opacity[..., 15:-15, 15:-15] = out.opacity[..., 15:-15, 15:-15]
+    return replace(out, opacity=opacity)
+
+
+def test_relief_needs_landmarks_of_the_right_shape(network: HeadNetwork) -> None:
+    assert relief(ball(), network) is None and relief(ball(), None) is None
+    wrong = Sight(network)
+    wrong.landmarks = lambda images: torch.zeros(len(images), 5, 2)
+    with pytest.raises(UserError, match=r"landmarks must return a tensor of \(4, 7, 2\)"):
+        relief(ball(), wrong)
 
 
 def test_sides_are_counted_from_where_the_prior_looks() -> None:

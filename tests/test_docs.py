@@ -58,7 +58,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     tiny.images(folder / "photos", size=16)
     shutil.copy(folder / "photos" / "0.png", folder / "face.png")
-    for name in ("photos", "photos-256", "drawings"):
+    (folder / "datasets").mkdir()
+    for name in ("photos", "photos-256", "drawings", "datasets/dcgan-64", "datasets/att-64"):
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
             for path in sorted((folder / "photos").iterdir()):
                 archive.write(path, path.name)

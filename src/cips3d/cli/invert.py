@@ -105,7 +105,10 @@ def invert(
         start = poses.at(yaw + poses.yaw_mean, pitch + poses.pitch_mean)
     elif predictor is not None:
         with torch.no_grad():
-            start = poses.at(*predicted_pose(named_predictor(predictor), pixels.cpu()))
+            angles = predicted_pose(named_predictor(predictor), pixels.cpu())
+        if not all(bool(angle.isfinite()) for angle in angles):
+            raise UserError(f"--predictor {predictor}: finds no subject in the image; give --yaw")
+        start = poses.at(*angles)
     usual = inversion.InversionConfig()
     config = replace(
         usual,

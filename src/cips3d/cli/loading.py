@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -103,6 +104,12 @@ class _Named:
 
     def identity(self, images: Tensor) -> Any:
         return self._call("identity", images)
+
+    @property
+    def landmarks(self) -> Callable[[Tensor], Any]:
+        """Missing where the predictor has none: only those of faces do."""
+        self.predictor.landmarks  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        return partial(self._call, "landmarks")
 
     def _call(self, method: str, images: Tensor) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,19 +14,22 @@ from torch import Tensor
 from cips3d.errors import UserError
 from cips3d.heads.network import DEPTH_SIDE, HeadNetwork
 from cips3d.metrics import views
-from cips3d.metrics.geometry import mean_correlation
+from cips3d.metrics.geometry import correlation, mean_correlation
 from cips3d.metrics.views import Angles, Images, Subjects, View
 from cips3d.models.types import SOLID
 
 #: Yaws in radians, left, front and right, between which a subject's images are compared.
 YAWS = (-0.35, 0.0, 0.35)
+#: The yaws on both sides of the front, radians, between which subjects are asked to turn.
+TURN = math.radians(25)
 
 
 @runtime_checkable
 class Predictor(Protocol):
     """A user's predictor of pose and identity, for images other than the embedded heads.
 
-    Images are (B, 3, R, R) in [-1, 1].
+    Images are (B, 3, R, R) in [-1, 1]. For images in which it finds no subject it returns NaN. One
+    that also finds the parts of faces is a `cips3d.metrics.faces.FacePredictor`.
     """
 
     def pose(self, images: Images) -> Angles:
@@ -35,6 +39,35 @@ class Predictor(Protocol):
     def identity(self, images: Images) -> Float[Tensor, "batch identity"]:
         """Vectors that point the same way for images of one subject, such as face embeddings."""
         ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Yaws that were asked of subjects and those seen in their images, radians."""
+
+    asked: Float[Tensor, " view"]
+    seen: Float[Tensor, " view"]  # NaN where no subject was found
+
+    @property
+    def found_share(self) -> float:
+        """Share of the views in which a subject was found."""
+        return float(self.seen.isfinite().float().mean())
+
+    @property
+    def slope(self) -> float:
+        """Of the regression line of the yaws seen: 1 for subjects that turn as asked."""
+        asked, seen = self._found()
+        asked = asked - asked.mean()
+        return float((asked @ seen) / asked.square().sum())
+
+    @property
+    def correlation(self) -> float:
+        """Between the yaws asked and seen."""
+        return correlation(*self._found())
+
+    def _found(self) -> tuple[Tensor, Tensor]:
+        found = self.seen.isfinite()
+        return self.asked[found].double(), self.seen[found].double()
 
 
 def warp_error(subjects: Subjects) -> float:
@@ -53,7 +86,11 @@ def warp_error(subjects: Subjects) -> float:
 
 
 def predicted_pose(predictor: Predictor, images: Images) -> Angles:
-    """Yaw and pitch, radians, on the images' device; raises UserError for wrong shapes."""
+    """Yaw and pitch, radians, on the images' device, NaN where the predictor found no subject.
+
+    Raises:
+        UserError: for wrong shapes.
+    """
     found = predictor.pose(images)
     tensors = isinstance(found, tuple) and all(isinstance(angles, Tensor) for angles in found)
     if not tensors or [angles.shape for angles in found] != 2 * [images.shape[:1]]:
@@ -76,6 +113,8 @@ def _shapes(returned: object) -> str:
 def pose_error(view: View, predictor: Predictor, offset: tuple[float, float] = (0.0, 0.0)) -> float:
     """Mean angle between the cameras of a view and the predicted ones, degrees.
 
+    Images in which the predictor finds no subject do not count: see `Turn.found_share`.
+
     Args:
         offset: yaw and pitch, radians, of the subjects' own front in the predictor's world.
             Learned cameras leave it open (see `cips3d.training.cameras.LearnedPoses`).
@@ -83,7 +122,17 @@ def pose_error(view: View, predictor: Predictor, offset: tuple[float, float] = (
     yaw, pitch = view.camera.yaw_pitch()
     predicted = predicted_pose(predictor, view.out.image)
     own = yaw - offset[0], pitch - offset[1]
-    return float(views.angle_between(*own, *predicted).mean())
+    return float(views.angle_between(*own, *predicted).nanmean())
+
+
+@torch.no_grad()
+def turn(subjects: Subjects, predictor: Predictor) -> Turn:
+    """What a predictor sees of a turn from -`TURN` to `TURN`, each subject from one of its yaws."""
+    asked = torch.linspace(-TURN, TURN, subjects.count)
+    poses = subjects.poses
+    view = subjects.from_cameras(poses.at(asked + poses.yaw_mean, poses.pitch_mean))
+    yaw, _ = predicted_pose(predictor, view.out.image)
+    return Turn(asked, yaw.cpu())
 
 
 @torch.no_grad()
@@ -93,7 +142,7 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[floa
     Returns:
         Between views of one subject, 1 for the same; and between different subjects in one view,
         NaN for a single subject. The second is the baseline of the first: both are near 1 where all
-        subjects look the same.
+        subjects look the same. Images in which the predictor finds no subject do not count.
     """
     vectors = [predictor.identity(subjects.from_angles(yaw).out.image) for yaw in YAWS]
     for vector in vectors:
@@ -104,9 +153,9 @@ def identity_consistency(subjects: Subjects, predictor: Predictor) -> tuple[floa
             )
     vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
     pairs = [(a * b).sum(dim=1) for i, a in enumerate(vectors) for b in vectors[:i]]
-    within = float(torch.cat(pairs).mean())
+    within = float(torch.cat(pairs).nanmean())
     others = ~torch.eye(subjects.count, dtype=torch.bool, device=vectors[0].device)
-    between = torch.stack([(a @ a.T)[others].mean() for a in vectors])
+    between = torch.stack([(a @ a.T)[others].nanmean() for a in vectors])
     return within, float(between.mean())
 
 

@@ -98,8 +98,7 @@ def relief(subjects: Subjects) -> Float[Tensor, " batch"]:
     """
     front = subjects.from_angles(0.0)
     height, width = front.out.depth.shape[2:]
-    axis = F.normalize(front.camera.position, dim=-1)
-    heights = (front.points * axis[:, None]).sum(dim=-1)
+    heights = front.heights.flatten(1)
     rows, columns = ((torch.arange(n) + 0.5 - n / 2) / min(height, width) for n in (height, width))
     radius = torch.hypot(rows[:, None], columns).flatten().to(heights)
 

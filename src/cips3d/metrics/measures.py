@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from cips3d.heads.network import HeadNetwork
-from cips3d.metrics import consistency, disentanglement, geometry, symmetry
+from cips3d.metrics import consistency, disentanglement, faces, geometry, symmetry
 from cips3d.metrics.disentanglement import Recombined
 from cips3d.metrics.views import Subjects, View
 
@@ -48,6 +48,16 @@ class Comparison:
         return consistency.identity_consistency(self.subjects, self.predictor)
 
     @cached_property
+    def turn(self) -> consistency.Turn:
+        assert self.predictor is not None
+        return consistency.turn(self.subjects, self.predictor)
+
+    @cached_property
+    def face(self) -> faces.Relief | None:
+        """None without a predictor that finds the parts of faces."""
+        return faces.relief(self.subjects, self.predictor)
+
+    @cached_property
     def depth(self) -> tuple[float, float]:
         assert self.network is not None
         return consistency.depth_error(self.view, self.network)
@@ -81,6 +91,12 @@ class Measure:
 _ROWS = (
     Measure("pose_error", "angle between requested and predicted camera", _LOWER,
             lambda c: consistency.pose_error(c.view, c.predictor, c.offset), ("predictor",), "°"),
+    Measure("pose_slope", "yaw seen per yaw asked, over ±25°; best 1", _AS_DATA,
+            lambda c: c.turn.slope, ("predictor",)),
+    Measure("pose_correlation", "yaw seen and yaw asked, over ±25°", _HIGHER,
+            lambda c: c.turn.correlation, ("predictor",)),
+    Measure("found_share", "of these views, those with a subject", _HIGHER,
+            lambda c: c.turn.found_share, ("predictor",), "%", 100),
     Measure("identity_consistency", "identity across views of a subject, cosine", _HIGHER,
             lambda c: c.identity[0], ("predictor",)),
     Measure("identity_between", "identity between different subjects, cosine", _AS_DATA,
@@ -116,6 +132,10 @@ _ROWS = (
             lambda c: float(c.relief.nanmean()), (), "world units"),
     Measure("hollow_share", "subjects whose middle lies behind the ring", _LOWER,
             lambda c: geometry.hollow_share(c.relief), (), "%", 100),
+    Measure("convexity", "faces whose nose is nearer than eyes and cheeks", _HIGHER,
+            lambda c: c.face.convexity, ("face",), "%", 100),
+    Measure("nose_height", "nose above the plane of the other parts", _AS_DATA,
+            lambda c: c.face.nose_height, ("face",), "world units"),
     Measure("appearance_change", "image change by another appearance code", _AS_DATA,
             lambda c: disentanglement.image_change(c.view, c.recombined.other_appearance),
             ("recombined",)),

@@ -55,6 +55,15 @@ class View:
         return rays.origins + self.out.depth.flatten(1)[..., None] * rays.directions
 
     @property
+    def heights(self) -> Float[Tensor, "batch 1 height width"]:
+        """How far each pixel's surface point lies from the origin towards the camera, world units.
+
+        Along the camera's axis: the same everywhere on a plane that faces the camera.
+        """
+        axis = F.normalize(self.camera.position, dim=-1)
+        return (self.points * axis[:, None]).sum(dim=-1).view_as(self.out.depth)
+
+    @property
     def centred_depth(self) -> Float[Tensor, "batch 1 height width"]:
         """Depth minus the camera's distance from the origin, world units."""
         return self.out.depth - self.camera.position.norm(dim=-1)[:, None, None, None]
