@@ -167,6 +167,28 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
     assert kept < 0.5 * free and mirrored > 2 * kept, changes
 
 
+def test_tuning_fits_a_far_sphere_too() -> None:
+    """It shows the image where the subject is not, and stays as it was in the model."""
+    torch.manual_seed(1)
+    model = build_generator(tiny.generator(background="field", resolution=12)).eval()
+    model.requires_grad_(False).nerf.density.bias -= 0.2
+    model.update_style_means(64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 12, 12)
+    config = replace(FEW, steps=(4, 6, 6, 40))
+    found = invert(model, image, start=Camera.orbit(0.1), config=config)
+    w = found.earlier[-1]
+    errors, empty = [], None
+    for step in (w, found):
+        out = step.generator.render(step.styles, step.camera, 12)
+        empty = out.opacity < 0.1 if empty is None else empty
+        errors.append(float((out.image - image).abs()[empty.expand_as(image)].mean()))
+    assert float(empty.float().mean()) > 0.1
+    assert errors[1] < 0.5 * errors[0], errors
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 @pytest.mark.parametrize("space", ["w", "tuned"])
 def test_short_memory_changes_nothing_but_rounding(
     space: Literal["w", "tuned"], generator: Generator, monkeypatch: pytest.MonkeyPatch
