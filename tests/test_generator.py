@@ -19,9 +19,10 @@ from torch.autograd import forward_ad
 
 import cips3d
 import tiny as configurations
-from cips3d.camera import Camera
+from cips3d.camera import Camera, Rays
 from cips3d.configuration import to_dict
 from cips3d.errors import UserError
+from cips3d.models import generator as generator_module
 from cips3d.models.config import Cips3dNetworks, GeneratorConfig, Sampling
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.embedding import positional_encoding
@@ -255,6 +256,7 @@ def test_a_style_per_block_mixes() -> None:
         {"background": "endless"},
         {"background": "last"},
         {"background": "white"},
+        {"background": "field"},
         {"fine": 0},
         {"inr_blocks": 9, "rgb_from_block": 0, "residual_from_block": 9, "rgb_tanh": False},
         {"appearance_mapping_norm": False},
@@ -343,6 +345,78 @@ def test_backgrounds() -> None:
         assert torch.allclose(
             out.depth, rays.origins.norm(dim=-1) + generator.networks.extent, atol=1e-6
         )
+
+
+def in_front(sigma: float) -> Generator:
+    """A generator with the background "field" and an even density; empty below 0."""
+    generator = tiny(background="field", density_gain=1.0)
+    torch.nn.init.zeros_(generator.nerf.density.weight)
+    torch.nn.init.constant_(generator.nerf.density.bias, sigma)
+    return generator
+
+
+def test_a_far_sphere_shows_the_direction_and_the_appearance_only() -> None:
+    generator = in_front(-1.0)
+    styles, camera, rays, _ = setting(generator)
+    sampling = generator.sampling
+    out = generator.render_rays(styles, rays, sampling)
+    assert not out.opacity.any() and float(out.rgb.detach().std(dim=1).min()) > 1e-3
+    assert torch.equal(out.rgb, out.aux_rgb)
+    elsewhere = Rays(rays.origins * 1.5 + 0.3, rays.directions)
+    assert torch.equal(generator.render_rays(styles, elsewhere, sampling).rgb, out.rgb)
+    other = Styles(styles.shape.flip(0), styles.appearance)
+    assert torch.equal(generator.render_rays(other, rays, sampling).rgb, out.rgb)
+    assert isinstance(styles.appearance, Tensor)
+    other = Styles(styles.shape, styles.appearance.flip(0))
+    assert not torch.allclose(generator.render_rays(other, rays, sampling).rgb, out.rgb)
+    generator.config = replace(generator.config, aux_luminance=True)
+    gray = generator.render(styles, camera, 6).aux_image
+    assert torch.equal(gray[:, 0], gray[:, 1])
+
+
+@pytest.mark.parametrize("most", [0.0, 2.0])
+def test_a_subject_hides_a_far_sphere_by_its_opacity(
+    most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its colour is that of its mean feature, however transparent it is."""
+    monkeypatch.setattr(generator_module, "_MOST_MEETING", most)
+    empty, thin, dense = (in_front(sigma) for sigma in (-1.0, 0.5, 1e6))
+    for layer in (g.nerf.feature_layer for g in (empty, thin, dense)):
+        torch.nn.init.zeros_(layer.linear.weight)  # the same feature everywhere
+    styles, _, rays, _ = setting(empty)
+    behind, mixed, front = (g.render_rays(styles, rays, g.sampling) for g in (empty, thin, dense))
+    opacity = mixed.opacity[..., None]
+    assert float(opacity.detach().min()) > 0.05 and float(opacity.detach().max()) < 0.5
+    assert torch.allclose(front.opacity, torch.ones_like(front.opacity))
+    for image in ("rgb", "aux_rgb"):
+        sphere, colour = getattr(behind, image), getattr(front, image)
+        assert not torch.allclose(sphere, colour, atol=0.01)
+        expected = opacity * colour + (1 - opacity) * sphere
+        assert torch.allclose(getattr(mixed, image), expected, atol=1e-9), image
+
+
+def test_a_turned_far_sphere_is_what_a_turned_camera_sees() -> None:
+    empty, subject = in_front(-1.0), tiny(background="field")
+    styles = empty.map(empty.sample_latents(1, seed=1))
+    for generator, same in ((empty, True), (subject, False)):
+        sampling = generator.sampling
+        rays, further = (Camera.orbit(yaw, 0.1).to(torch.float64).rays(4, 4) for yaw in (0.2, 1.1))
+        draws = RayDraws.even(rays, sampling)
+        turn = torch.full((1, rays.count, 1), 0.9, dtype=torch.float64)
+        turned = generator.render_rays(styles, rays, sampling, replace(draws, turn=turn))
+        still = generator.render_rays(styles, rays, sampling, draws)
+        assert torch.equal(turned.depth, still.depth)
+        assert not torch.allclose(turned.rgb, still.rgb)
+        there = generator.render_rays(styles, further, sampling, draws)
+        assert torch.allclose(turned.rgb, there.rgb, atol=1e-9) is same
+
+
+def test_opacity_learns_from_colours_in_front_of_a_far_sphere() -> None:
+    generator = in_front(0.5)
+    styles, _, rays, _ = setting(generator)
+    generator.render_rays(styles, rays, generator.sampling).rgb.sum().backward()
+    for parameter in (generator.nerf.density.bias, *generator.surroundings.parameters()):
+        assert parameter.grad is not None and bool(parameter.grad.any())
 
 
 def test_invalid_configurations() -> None:

@@ -133,9 +133,9 @@ def test_targets_of_other_views(front: float) -> None:
         target, styles, camera = reddened(model, front + yaw)
         target = replace(target, config=InversionConfig(keep_weight=0.25, mirror_weight=0.5))
         rays = random_rays(target, torch.Generator().manual_seed(0))
-        features, wanted, weight = other_views(target, camera, styles, rays)
-        change = wanted - model.inr(features, styles.appearance)
-        solid = rendered_features(model, styles, rays)[2] > 0.5
+        field, wanted, weight = other_views(target, camera, styles, rays)
+        change = wanted - model.inr(field.feature, styles.appearance)
+        solid = rendered_features(model, styles, rays).opacity > 0.5
         shown, mirrored, kept = (weight == value for value in (1.0, 0.5, 0.25))
         assert float(shown.sum() / solid.sum()) > 0.5
         assert not bool(((shown | mirrored) & ~solid).any())
@@ -156,15 +156,37 @@ def test_the_hidden_side_stays_or_follows_its_mirror_image() -> None:
 
     rays = random_rays(target, draws())
     strong = replace(target, config=InversionConfig(mirror_weight=30.0))
-    features, _, weight = other_views(strong, camera, styles, rays)
-    before, hidden = model.inr(features, styles.appearance), weight == 30.0
+    field, _, weight = other_views(strong, camera, styles, rays)
+    before, hidden = model.inr(field.feature, styles.appearance), weight == 30.0
     for keep, mirror in ((0.0, 0.0), (30.0, 0.0), (30.0, 30.0)):
         config = InversionConfig((0, 0, 0, 40), keep_weight=keep, mirror_weight=mirror)
         tuned = tune(replace(target, config=config), camera, styles, draws(), lambda: None)
-        after = tuned.inr(features, styles.appearance)
+        after = tuned.inr(field.feature, styles.appearance)
         changes.append(float((after - before)[hidden][:, 0].mean()))
     free, kept, mirrored = changes
     assert kept < 0.5 * free and mirrored > 2 * kept, changes
+
+
+def test_tuning_fits_a_far_sphere_too() -> None:
+    """It shows the image where the subject is not, and stays as it was in the model."""
+    torch.manual_seed(1)
+    model = build_generator(tiny.generator(background="field", resolution=12)).eval()
+    model.requires_grad_(False).nerf.density.bias -= 0.2
+    model.update_style_means(64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.tensor([0.6, -0.3, 0.1])[None, :, None, None].expand(1, 3, 12, 12)
+    config = replace(FEW, steps=(4, 6, 6, 40))
+    found = invert(model, image, start=Camera.orbit(0.1), config=config)
+    w = found.earlier[-1]
+    errors, empty = [], None
+    for step in (w, found):
+        out = step.generator.render(step.styles, step.camera, 12)
+        empty = out.opacity < 0.1 if empty is None else empty
+        errors.append(float((out.image - image).abs()[empty.expand_as(image)].mean()))
+    assert float(empty.float().mean()) > 0.1
+    assert errors[1] < 0.5 * errors[0], errors
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 @pytest.mark.parametrize("space", ["w", "tuned"])

@@ -18,7 +18,7 @@ from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.registry import GENERATORS, build_generator
 from cips3d.training.health import HealthMonitor
 from cips3d.training.loop import train
-from cips3d.training.objective import Pose, Transmittance
+from cips3d.training.objective import Opacity, Pose, Transmittance
 from cips3d.training.planning import in_mode, parameters, step_cost, visible_share
 from cips3d.training.presets import PI_GAN_RATE, preset, without_code_terms
 from cips3d.training.recipe import Stage, TrainConfig
@@ -146,6 +146,7 @@ def test_presets_differ_from_heads_32_by_the_generator(
             {"transmittance": Transmittance(0.5)},
             "cips-2d has no density; set objective.transmittance=null",
         ),
+        ("cips-2d", {"opacity": Opacity()}, "no density; set objective.opacity=null"),
         ("cips-2d", {"cameras": "learned"}, "same from every camera; set cameras=prior"),
         (
             "cips-2d",
@@ -179,15 +180,20 @@ def test_runs_that_make_no_sense_are_refused(
 def test_a_stage_needs_something_that_its_images_can_train(tmp_path: Path, data: str) -> None:
     """Not the auxiliary head, nor a background that there is not; a real one, or the cameras."""
     frozen = ("shape_mapping", "appearance_mapping", "nerf", "inr")
-    endless = tiny.generator(background="endless")
+    endless, field = (tiny.generator(background=kind) for kind in ("endless", "field"))
     with pytest.raises(
         UserError, match="leave one of shape_mapping, appearance_mapping, nerf, inr to train"
     ):
         run_config("cips-3d", frozen=frozen, generator=endless)
-    for name, changes in (("a", {}), ("b", {"generator": endless, "cameras": "learned"})):
+    for name, changes in (
+        ("a", {}),
+        ("b", {"generator": endless, "cameras": "learned"}),
+        ("c", {"generator": field}),
+    ):
         config = run_config("cips-3d", data, frozen=frozen, auxiliary=False, **changes)
         run = Run(config, tmp_path / name)
-        trained = run.networks.poses or run.networks.generator.background
+        generator = run.networks.generator
+        trained = run.networks.poses or generator.background or generator.surroundings
         assert trained is not None
         start = torch.cat([p.flatten() for p in trained.parameters()])
         train(run)

@@ -43,7 +43,7 @@ def largest_difference(one: RenderOutput, other: RenderOutput) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("background", ["plain", "white", "endless", "last"])
+@pytest.mark.parametrize("background", ["plain", "white", "endless", "last", "field"])
 @pytest.mark.parametrize("embedding", ["film", "learned", "fixed"])
 def test_a_prepared_subject_has_the_pixels_of_plain_rendering(
     background: str, embedding: str
@@ -55,7 +55,7 @@ def test_a_prepared_subject_has_the_pixels_of_plain_rendering(
     assert largest_difference(plain, ready) < 1e-9
 
 
-@pytest.mark.parametrize("background", ["plain", "white", "endless", "last"])
+@pytest.mark.parametrize("background", ["plain", "white", "endless", "last", "field"])
 @pytest.mark.parametrize(("width", "layers"), [(12, 1), (16, 2), (22, 3), (40, 4)])
 @pytest.mark.parametrize("fine", [0, 5])
 @torch.no_grad()
@@ -167,7 +167,7 @@ def test_subjects_are_prepared_one_at_a_time() -> None:
         generator.prepare(generator.map(generator.sample_latents(2, 0)))
 
 
-@pytest.mark.parametrize("background", ["plain", "white", "endless"])
+@pytest.mark.parametrize("background", ["plain", "white", "endless", "field"])
 def test_skipping_rays_that_meet_nothing_changes_neither_pixels_nor_gradients(
     background: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,10 +22,10 @@ SIDE, SAMPLING = 6, Sampling(4, 5)
 Render = Callable[[], RenderOutput]
 
 
-@pytest.fixture(scope="module")
-def generator() -> Generator:
+@pytest.fixture(scope="module", params=["plain", "field"])
+def generator(request: pytest.FixtureRequest) -> Generator:
     torch.manual_seed(0)
-    generator = Generator(tiny.GENERATOR).double()
+    generator = Generator(tiny.generator(background=request.param)).double()
     with torch.no_grad():
         generator.nerf.density.weight.mul_(40)  # surfaces, empty space and background
     return generator

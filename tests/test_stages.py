@@ -21,11 +21,12 @@ from cips3d.models.config import Cips3dNetworks
 from cips3d.models.generator import Generator
 from cips3d.models.protocol import MODEL_FILE
 from cips3d.models.registry import build_generator
+from cips3d.models.types import RenderOutput
 from cips3d.training import loop
 from cips3d.training import step as training_step
 from cips3d.training.checkpoint import checkpoints
 from cips3d.training.loop import step_draws, train
-from cips3d.training.objective import transmittance_loss
+from cips3d.training.objective import Opacity, opacity_loss, transmittance_loss
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
@@ -48,7 +49,7 @@ def generator_weights(trainer: Run) -> dict[str, Tensor]:
 
 def test_parts_that_can_be_frozen_are_those_of_the_generator(tmp_path: Path, data: str) -> None:
     generator = Run(tiny.config(data), tmp_path).networks.generator
-    assert {name for name, _ in generator.named_children()} == set(generator.parts)
+    assert {name for name, _ in generator.named_children()} == {*generator.parts} - {"surroundings"}
 
 
 def test_frozen_parts_keep_their_bits_and_the_others_learn(
@@ -184,6 +185,21 @@ def test_augmentation_and_partial_gradients_resume_bit_exactly(tmp_path: Path, d
     assert all(
         torch.equal(value, expected[name]) for name, value in generator_weights(resumed).items()
     )
+
+
+def test_opacity_is_asked_to_be_whole_and_to_cover_its_share() -> None:
+    opacity = torch.stack([torch.full((1, 4, 4), a) for a in (0.9, 0.2, 0.6)]).requires_grad_()
+    loss = opacity_loss(opacity, 0.4)
+    assert loss.item() == pytest.approx((0.1 + 0.2 + 0.4) / 3 + 0.2 / 3)
+    loss.backward()
+    assert opacity.grad is not None
+    # whole rays are to be wholly opaque; the share that is missing outweighs faint ones
+    expected = torch.tensor([-1.0, 0.0, -1.0])[:, None, None, None] / 48
+    torch.testing.assert_close(opacity.grad, expected.expand_as(opacity))
+    out, image = torch.full((1, 1, 2, 2), 0.8), torch.zeros(1, 3, 2, 2)
+    fake = RenderOutput(image, image, out, out, last_weight=out - 0.5)
+    loss = Opacity(2.0, 0.7).rendering_loss(fake)
+    assert loss is not None and loss.item() == pytest.approx(2 * (0.5 + 0.2))
 
 
 def test_transmittance_is_rewarded_up_to_the_target() -> None:

@@ -295,8 +295,9 @@ def test_draws_do_not_depend_on_the_number_of_processes() -> None:
         seed, step, purpose = key
         poses = tiny.GENERATOR.poses
         draws = StepDraws(
-            tiny.GENERATOR, Sampling(4, 4), 4, 0.5, (seed, step), torch.device("cpu"), poses
-        )
+            tiny.generator(background="field"), Sampling(4, 4), 4, 0.5, (seed, step),
+            torch.device("cpu"), poses,
+        )  # fmt: skip
         return draws.fakes(positions, purpose)
 
     whole, parts = make(range(4)), [make(range(2)), make(range(2, 4))]
@@ -308,11 +309,30 @@ def test_draws_do_not_depend_on_the_number_of_processes() -> None:
         lambda d: d.rays.importance,
         lambda d: d.rays.coarse_noise,
         lambda d: d.rays.noise,
+        lambda d: d.rays.turn,
     ):
         assert torch.equal(read(whole), torch.cat([read(part) for part in parts]))
         assert len(read(whole).flatten(1).unique(dim=0)) == 4  # no two images share their draws
         for other in ((1, 5, "D"), (0, 6, "D"), (0, 5, "G")):
             assert not torch.equal(read(whole), read(make(range(4), other)))
+
+
+def test_the_far_sphere_is_turned_at_random_and_nothing_else_is_drawn_for_it() -> None:
+    """So its pattern tells the discriminators nothing of the camera."""
+    made = {}
+    for background in ("plain", "field"):
+        config, device = tiny.generator(background=background), torch.device("cpu")
+        draws = StepDraws(config, Sampling(4, 4), 2, 0.5, (0, 0), device, config.poses)
+        made[background] = draws.fakes(range(64), "G")
+    plain, field = made["plain"], made["field"]
+    assert plain.rays.turn is None
+    assert torch.equal(plain.rays.jitter, field.rays.jitter)
+    assert torch.equal(plain.latents.appearance, field.latents.appearance)
+    assert torch.equal(plain.camera.cam_to_world, field.camera.cam_to_world)
+    turn = field.rays.turn
+    assert turn.shape == (64, 4, 1) and torch.equal(turn, turn[:, :1].expand_as(turn))
+    quarters = torch.histc(turn[:, 0], 4, 0, 2 * math.pi)
+    assert quarters.sum() == 64 and quarters.min() > 6
 
 
 def taken(order: Iterator[list[int]], batches: int) -> list[list[int]]:

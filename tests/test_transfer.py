@@ -56,13 +56,14 @@ def model(run: Path) -> str:
     return str(run / "model.safetensors")
 
 
-@pytest.fixture
-def pair() -> tuple[Generator, Generator]:
-    """A generator, and the same with another implicit network."""
+@pytest.fixture(params=["plain", "field"])
+def pair(request: pytest.FixtureRequest) -> tuple[Generator, Generator]:
+    """A generator, and the same with another implicit network and another far sphere."""
     torch.manual_seed(0)
-    base = build_generator(tiny.GENERATOR).requires_grad_(False)
+    base = build_generator(tiny.generator(background=request.param)).requires_grad_(False)
     other = copy.deepcopy(base)
-    for part in (other.inr, other.appearance_mapping):
+    far = [other.surroundings] if other.surroundings else []
+    for part in (other.inr, other.appearance_mapping, *far):
         for parameter in part.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     for generator in (base, other):
@@ -144,6 +145,16 @@ def test_a_presets_model_finds_rates_and_discriminators(
     assert config.discriminator == preset(taken).discriminator
     pose = config.objective.pose
     assert (0 if pose is None else pose.weight) == weight
+
+
+def test_a_far_sphere_learns_the_new_domain() -> None:
+    """It is an appearance, as the implicit network; the plain background is of the shape."""
+    frozen = {}
+    for background in ("plain", "field"):
+        config = tiny.generator(background=background)
+        found = transfer(config, "model", "heads-cartoon", None, 20.0, "tiny")
+        frozen[background] = {*found.stages[0].frozen}
+    assert "background" in frozen["plain"] and "surroundings" not in frozen["field"]
 
 
 def test_the_authors_models_find_the_preset_of_their_networks() -> None:
@@ -396,7 +407,7 @@ def test_models_that_do_not_fit_are_refused(pair: tuple[Generator, Generator]) -
     with pytest.raises(UserError, match=r"NeRFs differ \(nerf\.density\.bias\)"):
         interpolate(base, elsewhere, 0.5)
     with pytest.raises(UserError, match="inr_width is 16 and 24"):
-        interpolate(base, build_generator(tiny.generator(inr_width=24)), 0.5)
+        interpolate(base, build_generator(tiny.generator(base.config, inr_width=24)), 0.5)
     elsewhere = copy.deepcopy(other)
     elsewhere.config = replace(other.config, sampling=Sampling(9, 4))
     with pytest.raises(UserError, match="samples per ray differ"):

@@ -475,9 +475,9 @@ def test_images_stay_in_place_when_they_are_refined(width: int, aspect: float) -
 @pytest.mark.parametrize(("width", "size"), [(600, (50, 100)), (150, (100, 50))])
 def test_a_separate_background_fills_the_window(width: int, size: tuple[int, int]) -> None:
     pose = replace(FRONT, width=width)
-    plain, endless = (view_from({}, pose, a_generator(kind)) for kind in ("plain", "endless"))
-    assert plain is not None and endless is not None
-    assert (plain.size(50), endless.size(50)) == (size, (50, 50))
+    kinds = {"plain": size, "field": size, "endless": (50, 50)}
+    views = [view_from({}, pose, a_generator(kind)) for kind in kinds]
+    assert [view and view.size(50) for view in views] == [*kinds.values()]
 
 
 def test_a_narrow_window_shows_the_whole_square() -> None:

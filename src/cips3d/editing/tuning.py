@@ -23,6 +23,7 @@ from cips3d.camera import Camera, Rays
 from cips3d.editing.target import Target
 from cips3d.metrics.views import HIDDEN, View, sample_image
 from cips3d.models.generator import Generator
+from cips3d.models.nerf import FieldOutput
 from cips3d.models.rays import chunks
 from cips3d.models.types import SOLID, Styles
 
@@ -39,22 +40,24 @@ def tune(
 ) -> Generator:
     """A copy of the generator whose implicit network is fitted to the target image.
 
-    Nothing else changes, so the radiance field is rendered once, and a step runs the implicit
-    network alone. The camera and styles stay as they are; `draws` choose the rays of other views.
+    So is the background "field". Nothing else changes, so the radiance field is rendered once, and
+    a step runs these networks alone. The camera and styles stay as they are; `draws` choose the
+    rays of other views.
     """
     generator = copy.deepcopy(target.generator)
-    parameters = list(generator.inr.requires_grad_(True).parameters())
+    fitted = [x for x in (generator.inr, generator.surroundings) if x is not None]
+    parameters = [p for x in fitted for p in x.requires_grad_(True).parameters()]
     steps = target.config.steps[3]
     optimizer = torch.optim.Adam(parameters, lr=target.config.tuning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     rays, side = random_rays(target, draws), target.side
     others, wanted, weights = other_views(target, camera, styles, rays)
-    rays = camera.to(target.image).rays(side, side)
-    here, _, _ = rendered_features(target.generator, styles, rays)
-    features = torch.cat([here, others], dim=1)
+    image_rays = camera.to(target.image).rays(side, side)
+    here = rendered_features(target.generator, styles, image_rays)
+    rays, field = Rays.cat([image_rays, rays]), _joined([here, others])
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        colors = _colors(target, generator, features, styles)
+        colors = _colors(target, generator, styles, rays, field)
         image, elsewhere = colors.split(side * side, dim=1)
         loss = target.distance(image.transpose(1, 2).unflatten(2, (side, side))).sum()
         loss = loss + (weights * (elsewhere - wanted).abs().mean(dim=2)).mean()
@@ -68,16 +71,16 @@ def tune(
 @torch.no_grad()
 def other_views(
     target: Target, camera: Camera, styles: Styles, rays: Rays
-) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays 3"], Float[Tensor, "1 rays"]]:
+) -> tuple[FieldOutput, Float[Tensor, "1 rays 3"], Float[Tensor, "1 rays"]]:
     """Rendered features, target colours and weights of rays from other cameras; see the module.
 
     The background changes by the median of the image's. If it were free, parts of the subject
     would turn into background where the shape is too small for the image.
     """
     generator = target.generator
-    features, depth, opacity = rendered_features(generator, styles, rays)
+    field = rendered_features(generator, styles, rays)
     view = View(generator.render(styles, camera, target.side), camera.to(target.image))
-    points = rays.at(depth[..., None])[:, :, 0]
+    points = rays.at(field.depth[..., None])[:, :, 0]
     own, shown = _change_at(target, points, view)
     reflected = _reflected(points, generator.config.poses.yaw_mean)
     other, mirrored = _change_at(target, reflected, view)
@@ -85,10 +88,11 @@ def other_views(
     change = own * shown[..., None] + other * mirrored[..., None]
     behind = (target.image - view.out.image).transpose(0, 1)[:, ~view.solid[:, 0]]
     if behind.shape[1]:
-        change = torch.where((opacity > SOLID)[..., None], change, behind.median(dim=1).values)
+        solid = field.opacity - field.last_weight > SOLID
+        change = torch.where(solid[..., None], change, behind.median(dim=1).values)
     mirror_weight, keep_weight = target.config.mirror_weight, target.config.keep_weight
     weights = torch.where(mirrored, mirror_weight, keep_weight).masked_fill(shown, 1.0)
-    return features, _colors(target, generator, features, styles) + change, weights
+    return field, _colors(target, generator, styles, rays, field) + change, weights
 
 
 def _change_at(
@@ -126,25 +130,35 @@ def random_rays(target: Target, draws: torch.Generator) -> Rays:
 
 
 @torch.no_grad()
-def rendered_features(
-    generator: Generator, styles: Styles, rays: Rays
-) -> tuple[Float[Tensor, "1 rays feature"], Float[Tensor, "1 rays"], Float[Tensor, "1 rays"]]:
-    """Rendered features V_r, depth, and the subject's opacity."""
-    sampling, parts = generator.sampling, []
-    for part in chunks(rays.count, generator.default_chunk(1, sampling)):
-        field = generator.render_features(styles.shape, rays[part], sampling)
-        parts.append((field.feature, field.depth, field.opacity - field.last_weight))
-    features, depth, opacity = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
-    return features, depth, opacity
+def rendered_features(generator: Generator, styles: Styles, rays: Rays) -> FieldOutput:
+    """What the radiance field renders, with the background."""
+    sampling = generator.sampling
+    size = generator.default_chunk(1, sampling)
+    return _joined(
+        [
+            generator.render_features(styles.shape, rays[part], sampling)
+            for part in chunks(rays.count, size)
+        ]
+    )
+
+
+def _joined(parts: list[FieldOutput]) -> FieldOutput:
+    """The rays of all parts."""
+    return FieldOutput(*(torch.cat(x, dim=1) for x in zip(*parts, strict=True)))
 
 
 def _colors(
-    target: Target, generator: Generator, features: Float[Tensor, "1 rays feature"], styles: Styles
+    target: Target, generator: Generator, styles: Styles, rays: Rays, field: FieldOutput
 ) -> Float[Tensor, "1 rays 3"]:
-    """The implicit network's colours, checkpointed in chunks of rays where memory is short."""
+    """The image's colours from rendered features, checkpointed in chunks where memory is short."""
     chunk = target.chunk(1)
-    if chunk >= features.shape[1]:
-        return generator.inr(features, styles.appearance)
-    inr = partial(checkpoint, generator.inr, use_reentrant=False, preserve_rng_state=False)
-    parts = chunks(features.shape[1], chunk)
-    return torch.cat([inr(features[:, part], styles.appearance) for part in parts], dim=1)
+
+    def painted(part: slice) -> Tensor:
+        feature, opacity = field.feature[:, part], field.opacity[:, part]
+        rgb = generator.inr(generator.in_sight(feature, opacity), styles.appearance)
+        return generator.in_front(rgb, rgb, opacity, styles, rays[part])[0]
+
+    if chunk >= rays.count:
+        return painted(slice(None))
+    again = partial(checkpoint, painted, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([again(part) for part in chunks(rays.count, chunk)], dim=1)

@@ -13,7 +13,8 @@ from cips3d.configuration import Configuration, Count, Finite, Layers, Octaves, 
 from cips3d.errors import UserError
 
 Embedding = Literal["film", "learned", "fixed"]
-Background = Literal["endless", "last", "white", "plain"]
+VolumeBackground = Literal["endless", "last", "white", "plain"]
+Background = Literal[VolumeBackground, "field"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class FieldConfig(NetworkConfig):
     background: Background = "endless"
     """"endless": the last interval has no end, so any density there is opaque (the authors');
     "last": the last sample takes the remaining transmittance; "white": a feature of ones; "plain":
-    one feature per shape code"""
+    one feature per shape code; "field": a far sphere, coloured by the appearance code"""
 
 
 @dataclass(frozen=True)

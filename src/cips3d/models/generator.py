@@ -21,6 +21,7 @@ from cips3d.models.nerf import FieldOutput, RadianceField, ShallowNerf
 from cips3d.models.ops.precision import Precision
 from cips3d.models.prepared import CELLS, PreparedSubject
 from cips3d.models.protocol import Prepared, RayGenerator
+from cips3d.models.surroundings import Surroundings, turned
 from cips3d.models.types import Latents, Points, RayDraws, RayOutput, Samples, StyleCodes, Styles
 
 #: Above this share of rays that meet something, selecting them costs more than it saves.
@@ -72,7 +73,10 @@ class Generator(FieldGenerator):
     """
 
     Networks = Cips3dNetworks
-    parts = ("shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "aux_palette", "background")
+    parts = (
+        "shape_mapping", "appearance_mapping", "nerf", "inr", "aux_head", "aux_palette",
+        "background", "surroundings",
+    )  # fmt: skip
     geometry_parts = ("nerf", "shape_mapping", "background")
     has_aux_image = True
     networks: Cips3dNetworks
@@ -98,6 +102,9 @@ class Generator(FieldGenerator):
         )
         plain = c.background == "plain"
         self.background = Linear(c.shape_style_dim, c.feature_dim) if plain else None
+        is_field = c.background == "field"
+        width = c.nerf_width // 2
+        self.surroundings = Surroundings(width, c.appearance_style_dim) if is_field else None
         self._register_means(c.shape_style_dim, c.appearance_style_dim)
 
     def mapped(self, latents: Latents) -> Styles:
@@ -111,10 +118,47 @@ class Generator(FieldGenerator):
     ) -> RayOutput:
         """Renders any rays; see `RayGenerator.render_rays`."""
         field = self.render_features(styles.shape, rays, sampling, draws)
-        feature, spread = _distinct(field)
-        rgb = self.inr(feature, styles.appearance)
-        aux_rgb = self.aux_colour(feature, styles.appearance)
-        return RayOutput(rgb=spread(rgb), aux_rgb=spread(aux_rgb), **field._asdict())
+        visible = field._replace(feature=self.in_sight(field.feature, field.opacity))
+        feature, spread = _distinct(visible)
+        rgb = spread(self.inr(feature, styles.appearance))
+        aux_rgb = spread(self.aux_colour(feature, styles.appearance))
+        rgb, aux_rgb = self.in_front(rgb, aux_rgb, field.opacity, styles, rays, draws)
+        return RayOutput(rgb=rgb, aux_rgb=aux_rgb, **field._asdict())
+
+    def in_sight(
+        self, feature: Float[Tensor, "batch rays feature"], opacity: Float[Tensor, "batch rays"]
+    ) -> Float[Tensor, "batch rays feature"]:
+        """What the implicit network paints: V_r, or V_r / Σw with the background "field".
+
+        There a colour is mixed by the opacity, and must not depend on it as well. 0 for nothing.
+        """
+        if self.surroundings is None:
+            return feature
+        return feature / opacity.clamp(min=torch.finfo(opacity.dtype).eps)[..., None]
+
+    def in_front(
+        self,
+        rgb: Float[Tensor, "batch rays 3"],
+        aux_rgb: Float[Tensor, "batch rays 3"],
+        opacity: Float[Tensor, "batch rays"],
+        styles: Styles,
+        rays: Rays,
+        draws: RayDraws | None = None,
+    ) -> tuple[Float[Tensor, "batch rays 3"], Float[Tensor, "batch rays 3"]]:
+        """Main and auxiliary colours with the background "field" behind them; else as they are.
+
+        The background takes the appearance style of the first block.
+        """
+        if self.surroundings is None:
+            return rgb, aux_rgb
+        directions = rays.directions
+        if draws is not None and draws.turn is not None:
+            directions = turned(directions, draws.turn)
+        w = styles.appearance
+        behind = self.surroundings(directions, w if isinstance(w, Tensor) else w[0])
+        gray = luminance(behind, -1) if self.config.aux_luminance else behind
+        opacity = opacity[..., None]
+        return torch.lerp(behind, rgb.to(behind), opacity), torch.lerp(gray, aux_rgb, opacity)
 
     def aux_colour(
         self,

@@ -8,7 +8,7 @@ up to rounding, for less work:
   evaluated.
 - The hidden activations behind a density are kept for the samples that turn out to be visible,
   instead of computed again.
-- Rays that meet nothing take the background's colour, which the implicit network paints once.
+- Rays that meet nothing take one colour of the implicit network, which paints it once.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ class PreparedSubject(Prepared):
         feature = g.nerf.project(hidden, opacity)
         if self._behind is not None:
             feature = feature + (1 - opacity)[..., None] * self._behind
-        rgb, aux = self._painted(feature[0], opacity[0])
+        rgb, aux = self._painted(g.in_sight(feature, opacity)[0], opacity[0])
+        rgb, aux = g.in_front(rgb, aux, opacity, self.styles.to(g.like), rays, draws)
         return RayOutput(rgb, aux, depth, opacity, last_weight, feature)
 
     def _marched(self, rays: Rays, sampling: Sampling, draws: RayDraws) -> march.Marched:

@@ -65,6 +65,8 @@ class RayDraws(TensorRecord):
     """density noise of the coarse pass, per world unit"""
     noise: Float[Tensor, "batch rays all"] | None = None
     """density noise of all samples in order of depth, per world unit"""
+    turn: Float[Tensor, "batch rays 1"] | None = None
+    """angles about the y axis by which the background "field" is turned, radians"""
     visible_share: float = 1.0
     """share of the samples that counts as visible where tensors have no values (torch's meta
     device, on which costs are counted)"""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +72,11 @@ class StepDraws:
             appearance.append(torch.randn(networks.appearance_dim, **like))
             angles.append(self.cameras.draw(1, on_cpu))
             on_device.manual_seed(seed)
-            rays.append(RayDraws.sample(1, count, self.sampling, self.noise_std, on_device))
+            drawn = RayDraws.sample(1, count, self.sampling, self.noise_std, on_device)
+            if networks.background == "field":
+                turn = 2 * math.pi * torch.rand(1, 1, 1, **like)
+                drawn = replace(drawn, turn=turn.to(self.device).expand(1, count, 1))
+            rays.append(drawn)
         return FakeDraws(
             Latents(torch.stack(shape), torch.stack(appearance)).map(self._sent),
             self.cameras.camera(torch.cat(angles)).map(self._sent),

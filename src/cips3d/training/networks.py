@@ -143,7 +143,6 @@ class Networks:
                 codes[name] = code
         return torch.cat(logits), poses, codes
 
-
     def read_geometry(self, maps: Tensor | None) -> dict[str, Float[Tensor, "batch n"]]:
         """The shape code that is predicted from `geometry_maps`, by its reader's name."""
         if maps is None:

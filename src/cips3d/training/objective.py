@@ -250,6 +250,25 @@ class Transmittance(Term):
 
 
 @dataclass(frozen=True)
+class Opacity(Term):
+    """Asks for a solid subject: rays that it blocks or lets pass, and a share that it blocks.
+
+    Mask losses of layered generators (Bielski & Favaro 2019, GIRAFFE HD 2022), for the subject
+    without the deepest sample. For the background "field", in front of which a generator may leave
+    a thin subject, or none.
+    """
+
+    label: ClassVar[str] = "objective.opacity"
+
+    weight: Positive = 0.5
+    covered: Share = 0.4
+    """share of an image that the subject should at least block"""
+
+    def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
+        return self.weight * opacity_loss(fake.subject_opacity, self.covered)
+
+
+@dataclass(frozen=True)
 class Objective(Configuration):
     """What is minimised: the adversarial loss and the terms that are not None."""
 
@@ -262,6 +281,7 @@ class Objective(Configuration):
     r1: R1 | None = field(default_factory=lambda: R1(10.0))
     r2: R2 | None = None
     transmittance: Transmittance | None = None
+    opacity: Opacity | None = None
     appearance_code: AppearanceCode | None = None
     shape_code: ShapeCode | None = None
     """without effect in stages without the auxiliary discriminator"""
@@ -323,3 +343,9 @@ def standardised(x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
 def transmittance_loss(opacity: Float[Tensor, "batch 1 h w"], target: float) -> Float[Tensor, ""]:
     """−min(τ, average T) of each image, averaged, with T = 1 − opacity and τ = target in [0, 1]."""
     return -(1 - opacity).mean(dim=(1, 2, 3)).clamp(max=target).mean()
+
+
+def opacity_loss(opacity: Float[Tensor, "batch 1 h w"], covered: float) -> Float[Tensor, ""]:
+    """Average of min(α, 1 − α), and of max(0, covered − average α) of each image."""
+    short = (covered - opacity.mean(dim=(1, 2, 3))).clamp(min=0)
+    return torch.minimum(opacity, 1 - opacity).mean() + short.mean()

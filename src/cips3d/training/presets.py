@@ -325,7 +325,8 @@ def transfer(
         base, stages=(stage,), data=data, start=model, generator=generator,
         discriminator=judges[0], aux_discriminator=judges[1],
         objective=replace(
-            base.objective, pose=pose, transmittance=None, appearance_code=code, shape_code=None
+            base.objective, pose=pose, transmittance=None, opacity=None, appearance_code=code,
+            shape_code=None
         ),
         cameras="prior", augment_target=0.6, augment_kimg=min(100.0, kimg), density_noise=0.0,
         sample_kimg=5.0, alarm_kimg=10.0, metrics=(),

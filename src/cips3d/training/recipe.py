@@ -208,8 +208,9 @@ class TrainConfig(Configuration):
         """What the generator cannot do, and stages that would train nothing."""
         networks = self.generator.networks
         name, kind = networks.architecture, generator_class(networks.architecture)
-        if not kind.has_density and self.objective.transmittance is not None:
-            yield f"{name} has no density; set objective.transmittance=null"
+        for term in (self.objective.transmittance, self.objective.opacity):
+            if not kind.has_density and term is not None:
+                yield f"{name} has no density; set {term.label}=null"
         if not kind.has_density and (self.cameras == "learned" or self.objective.pose is not None):
             yield (
                 f"{name} draws the same from every camera; set cameras=prior and "
@@ -225,7 +226,8 @@ class TrainConfig(Configuration):
                     f"{term.label}.numbers is {term.numbers}, but {name}'s {term.part} code "
                     f"{term.of} has {width}; give at most that, or set {term.label}=null"
                 )
-        unused = {"aux_head"} if networks.background == "plain" else {"aux_head", "background"}
+        used = {"plain": "background", "field": "surroundings"}.get(networks.background)
+        unused = {"aux_head", "aux_palette", "background", "surroundings"} - {used}
         trained = [part for part in kind.parts if part not in unused]
         for stage in self.stages:
             if stage.auxiliary and not kind.has_aux_image:

@@ -125,15 +125,15 @@ def view_from(
     side, sampling = values.pop("side"), Sampling(values.pop("coarse"), values.pop("fine"))
     width, height = (within(side, CANVAS_SIDES, 1) for side in (pose.width, pose.height))
     canvas_aspect = within(width / height, _ASPECTS, 1.0)
-    # Models are trained on square images. A plain background continues beyond the square; other
-    # models would make things up there.
-    is_plain = config.networks.background in ("plain", "white")
+    # Models are trained on square images. A background of its own continues beyond the square;
+    # other models would make things up there.
+    is_separate = config.networks.background in ("plain", "white", "field")
     mode = controls.get("mode")
     return View(
         mode=mode if mode in MODES else MODES[0],
         choice=Choice(**values, photo=controls.get("photo")),
         camera=camera if limits is None else limits.limited(camera),
-        aspect=canvas_aspect if is_plain else 1.0,
+        aspect=canvas_aspect if is_separate else 1.0,
         canvas_aspect=canvas_aspect,
         side=side,
         canvas_side=min(width, height),

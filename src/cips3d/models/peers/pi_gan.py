@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cips3d.camera import Rays
-from cips3d.models.config import FieldConfig, GeneratorConfig, Sampling
+from cips3d.models.config import FieldConfig, GeneratorConfig, Sampling, VolumeBackground
 from cips3d.models.generator import FieldGenerator
 from cips3d.models.layers import FilmSiren, Linear, MappingNetwork, rgb_head
 from cips3d.models.nerf import RadianceField
@@ -27,6 +27,7 @@ class PiGanNetworks(FieldConfig):
     view_direction: bool = True
     nerf_width: int = 256
     nerf_layers: int = 8
+    background: VolumeBackground = "endless"
 
 
 class ColourField(RadianceField):
