@@ -21,7 +21,7 @@ from cips3d import Camera
 from cips3d.export.media import save_image, to_uint8
 
 OUT = Path(__file__).parent / "turning.webp"
-#: Three with different hair from the first six good seeds (src/cips3d/bundled/README.md).
+#: Three with different hair from the first six good seeds (docs/rendering.md).
 SEEDS = (32, 97, 38)
 #: Pixels along a side, frames, and the points of a mesh's grid.
 SIZE, FRAMES, GRID = 256, 40, 160

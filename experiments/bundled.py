@@ -2,6 +2,7 @@
 
 cips3d train runs/heads-64 --preset heads-64 ...  (the whole command: src/cips3d/bundled/README.md)
 make experiments NAME=bundled                     (the table of cips3d eval heads; 5 to 12 minutes)
+python experiments/bundled_card.py                (its card, src/cips3d/bundled/README.md)
 
 bundled_heads.png shows each head from five yaws; bundled.png the depths of solid pixels.
 """

@@ -12,6 +12,7 @@ from cips3d.errors import UserError
 BUNDLED = {"heads": "heads-64.safetensors"}
 #: Suffix of a model, and the names of its files in a folder (of a run, or in the hub's form).
 SUFFIX, MODEL_FILE, CONFIG_FILE = ".safetensors", "model.safetensors", "config.json"
+CARD_FILE = "README.md"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 #: user/model. A name may end in a version such as .5 or .v2, but not in a file's suffix.
 _HUB_ID = re.compile(r"[\w-][\w.-]*/(?![^/]*\.(?!v\d)[A-Za-z]\w+$)[\w.-]+")
@@ -47,7 +48,7 @@ def local_file(name: str | Path) -> Path | None:
 
 
 def good_seeds(name: str | Path) -> list[int]:
-    """Seeds of a bundled model's best subjects, chosen by the rule in bundled/README.md."""
+    """Seeds of a bundled model's best subjects, chosen by the rule in docs/rendering.md."""
     if not is_bundled(name):
         return []
     return json.loads((_BUNDLED_FOLDER / "good_seeds.json").read_text(encoding="utf-8"))[str(name)]

@@ -1,8 +1,9 @@
 """Models by name: bundled, a file, a folder or a Hugging Face hub id.
 
 A model is one safetensors file: the generator's weights, the discriminators it was trained against
-under the prefix "discriminators.", and the configurations of both in the header. A folder in the
-hub's form has that file as model.safetensors, and the generator's configuration as config.json.
+under the prefix "discriminators.", and the configurations of both in the header, with a record of
+the training. A folder in the hub's form has that file as model.safetensors, the generator's
+configuration as config.json, and the model card as README.md.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from cips3d.configuration import from_dict, to_dict, validated
 from cips3d.errors import UserError, first_line
 from cips3d.files import atomic_path
-from cips3d.model_paths import BUNDLED, MODEL_FILE, SUFFIX, local_file
+from cips3d.model_paths import BUNDLED, CARD_FILE, MODEL_FILE, SUFFIX, local_file
+from cips3d.models.card import MARK, Figures, card
 from cips3d.models.config import GeneratorConfig
 from cips3d.models.discriminator import DiscriminatorConfig, ProgressiveDiscriminator
 from cips3d.models.generator import Generator
 from cips3d.models.protocol import ImageGenerator
 from cips3d.models.registry import build_generator
+from cips3d.provenance import TrainingRecord
 from cips3d.storage import load_weights, read_tensors, write_tensors
 
 __all__ = ["BUNDLED", "MODEL_FILE", "Generator", "load", "load_discriminators", "save"]
@@ -35,20 +38,40 @@ _KEY, _PREFIX = "cips3d", "discriminators."
 
 
 def save(
-    generator: ImageGenerator, path: str | Path, discriminators: nn.ModuleDict | None = None
+    generator: ImageGenerator,
+    path: str | Path,
+    discriminators: nn.ModuleDict | None = None,
+    *,
+    figures: str | Path | None = None,
+    license: str | None = None,
 ) -> None:
     """Writes a model to one safetensors file, or to a folder in the hub's form.
 
     Args:
-        path: a .safetensors file; any other name is a folder, which gets model.safetensors and
-            config.json.
+        path: a .safetensors file; any other name is a folder, which gets model.safetensors,
+            config.json and a model card, README.md. A README.md that somebody else wrote stays.
         discriminators: `ProgressiveDiscriminator`s by name.
+        figures: for the card: a file that `cips3d eval MODEL --json-file FILE` wrote.
+        license: for the card: that of the weights, as the hub abbreviates it, such as "mit".
 
     Raises:
-        UserError: if it cannot be written; nothing half-written stays behind.
+        UserError: if it cannot be written, or the figures not be read; nothing half-written stays
+            behind.
     """
-    path = Path(path)
-    entry: dict[str, Any] = {"generator": to_dict(generator.config)}
+    _save(generator, Path(path), discriminators, Path(path).absolute().name, figures, license)
+
+
+def _save(
+    generator: ImageGenerator,
+    path: Path,
+    discriminators: nn.ModuleDict | None,
+    name: str,
+    figures: str | Path | None,
+    license: str | None,
+) -> None:
+    """`save` with the model's name for the card."""
+    found = None if figures is None else Figures.read(figures)
+    entry = generator.header()
     tensors: dict[str, Tensor] = dict(generator.state_dict())
     if discriminators is not None:
         entry["discriminators"] = {key: to_dict(d.config) for key, d in discriminators.items()}
@@ -59,6 +82,17 @@ def save(
     write_tensors(path / MODEL_FILE, tensors, _KEY, entry)
     with atomic_path(path / CONFIG_NAME) as temporary:
         temporary.write_text(json.dumps(entry["generator"], indent=2) + "\n", encoding="utf-8")
+    readme = path / CARD_FILE
+    if not readme.exists() or MARK in readme.read_text(encoding="utf-8", errors="replace"):
+        judged = discriminators is not None
+        write_card(generator, readme, name, discriminators=judged, figures=found, license=license)
+
+
+def write_card(generator: ImageGenerator, path: Path, name: str, **options: Any) -> None:
+    """Writes `cips3d.models.card.card` to a file; raises UserError if it cannot be written."""
+    text = card(generator, name, **options)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def push_to_hub(
@@ -66,17 +100,24 @@ def push_to_hub(
     repo_id: str,
     discriminators: nn.ModuleDict | None = None,
     *,
+    figures: str | Path | None = None,
+    license: str | None = None,
     private: bool = False,
     token: str | None = None,
 ) -> None:
     """Uploads a model, with its discriminators, to the hub's repository `repo_id` (user/model).
 
+    Its model card, README.md, replaces that of the repository, whose history keeps the old one.
+
+    Args:
+        figures, license: for the card, see `save`.
+
     Raises:
-        UserError: if the hub refuses it.
+        UserError: if the hub refuses it, or the figures cannot be read.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save(generator, folder, discriminators)
+        _save(generator, Path(folder), discriminators, repo_id, figures, license)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder)
@@ -102,6 +143,8 @@ def load(name: str | Path) -> ImageGenerator:
     if "shape_mean" in weights and weights["shape_mean"].dtype == torch.float64:
         generator = generator.double()
     load_weights(generator, weights, str(path))
+    if (record := entry.get("training")) is not None:
+        generator.record = from_dict(TrainingRecord, record, f"{path}: training")
     return generator.eval().requires_grad_(False)
 
 

@@ -15,37 +15,60 @@ if TYPE_CHECKING:
     from cips3d.models.protocol import ImageGenerator
 
 
-def info(what: str, /, resolution: Derived[Side] = None, geometry: bool = False) -> None:
+def info(
+    what: str,
+    /,
+    resolution: Derived[Side] = None,
+    geometry: bool = False,
+    card: Derived[Annotated[Path, written_as(".md")]] = None,
+    figures: Derived[InputFile] = None,
+    license: Derived[str] = None,
+) -> None:
     """Print the size and cost of a preset or a model.
 
-    Shows parameters, floating-point operations and activations per image. `cips3d plan` estimates
-    memory and time of training.
+    Shows parameters, floating-point operations and activations per image, and how a model was
+    trained, if its file says so. `cips3d plan` estimates memory and time of training.
 
     Args:
         what: A preset, or a model ("heads", a file, a folder or a hub id).
         resolution: Side of an image in pixels. Default: the training resolution.
         geometry: Also measure the geometry, for models of the embedded heads.
+        card: Also write the model card to this file (.md), as in a model's folder on the hub.
+        figures: For the card: a file that `cips3d eval MODEL --json-file FILE` wrote.
+        license: For the card: the license of the weights, as the hub abbreviates it, such as mit.
 
     Examples:
         cips3d info ffhq-256
-        cips3d info heads --geometry
+        cips3d info heads --geometry --card heads.md
     """
-    is_model, geometry_figures = not is_preset(what), []
+    is_model, lines = not is_preset(what), list[str]()
     if is_model and "/" not in what and what not in BUNDLED and not Path(what).exists():
         raise no_such(what, f"a model ({', '.join(BUNDLED)}, a file or a folder)")
     if is_model:
         local_file(what)
     elif geometry:
         raise UserError(f"--geometry: {what} is a preset and has no geometry; give a model")
+    elif card is not None:
+        raise UserError(f"--card: {what} is a preset, and cards are of models; give a model")
+    if card is not None:
+        check_replaces_nothing(card, what, figures)
+    for option, value in {"--figures": figures, "--license": license}.items():
+        if value is not None and card is None:
+            raise UserError(f"{option}: belongs on a card; add --card FILE, or leave it out")
 
+    from cips3d import pretrained
+    from cips3d.models.card import Figures
     from cips3d.models.cost import discriminator_cost, generator_cost
     from cips3d.training.presets import preset
 
+    found = None if figures is None else Figures.read(figures)
     if is_model:
-        generator = cips3d.load(what)
+        generator = pretrained.load(what)
         side = resolution or generator.config.resolution
         costs = {"generator": generator_cost(generator.config, side)}
-        geometry_figures = geometry_lines(generator) if geometry else []
+        trained = {} if generator.record is None else generator.record.rows()
+        lines += [f"{name:<24}{text}" for name, text in trained.items()]
+        lines += geometry_lines(generator) if geometry else []
     else:
         config = preset(what)
         side = resolution or config.stages[-1].resolution
@@ -60,8 +83,16 @@ def info(what: str, /, resolution: Derived[Side] = None, geometry: bool = False)
     for name, cost in costs.items():
         flops, kept = cost.flops / 1e9, cost.saved_bytes / 2**20
         print(f"{name:<24}{cost.parameters:>14,}{flops:>16.3f}{kept:>18.1f}")
-    then = "eval" if is_model else "plan"
-    print(*geometry_figures, f"try next: cips3d {then} {what}", sep="\n")
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    then = f"cips3d {'eval' if is_model else 'plan'} {what}"
+    if card is None:
+        print(f"try next: {then}")
+    else:
+        judged = pretrained.load_discriminators(what) is not None
+        pretrained.write_card(
+            generator, card, what, discriminators=judged, figures=found, license=license
+        )
+        finished(card, then)
 
 
 def geometry_lines(generator: ImageGenerator) -> list[str]:

@@ -57,6 +57,7 @@ def interpolate(
         if not math.isfinite(a):
             raise UserError(f"amount: {a} is not finite; 0 is the first model, 1 the second")
     blended = copy.deepcopy(base)
+    blended.record = None  # no training run made it
     theirs = other.state_dict()
     with torch.no_grad():
         for name, tensor in blended.state_dict().items():

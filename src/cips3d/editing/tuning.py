@@ -45,6 +45,7 @@ def tune(
     rays of other views.
     """
     generator = copy.deepcopy(target.generator)
+    generator.record = None  # which is of other weights
     fitted = [x for x in (generator.inr, generator.surroundings) if x is not None]
     parameters = [p for x in fitted for p in x.requires_grad_(True).parameters()]
     steps = target.config.steps[3]

@@ -55,12 +55,17 @@ class Evaluation:
         return rows
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with null for NaN, which JSON does not have."""
+        """Everything and the table, with null for NaN, which JSON does not have."""
         values, reference = (
             {name: value if math.isfinite(value) else None for name, value in column.items()}
             for column in (self.values, self.reference)
         )
-        return {"values": values, "true_heads": reference, "record": self.record}
+        return {
+            "values": values,
+            "true_heads": reference,
+            "record": self.record,
+            "table": [line.rstrip() for line in self.lines()],
+        }
 
 
 def _distance(name: str) -> Measure:

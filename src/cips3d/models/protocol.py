@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from cips3d.errors import UserError
 from cips3d.model_paths import MODEL_FILE
 from cips3d.models import rays as ray_choices
 from cips3d.models.adaptive import adaptive
+from cips3d.models.card import TAGS, card
 from cips3d.models.config import GeneratorConfig, NetworkConfig, Sampling
 from cips3d.models.layers import widened
 from cips3d.models.ops.precision import Precision, computing
@@ -33,6 +34,7 @@ from cips3d.models.types import (
     Samples,
     Styles,
 )
+from cips3d.provenance import TrainingRecord
 from cips3d.storage import write_tensors
 
 #: Bytes of hidden activations that `render` allows a chunk of rays by default: on other devices,
@@ -60,7 +62,7 @@ class ImageGenerator(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="cips3d",
-    tags=["3d-aware-gan", "nerf", "image-generation"],
+    tags=[*TAGS],
 ):
     """Base of all generators: codes, mean styles and storage.
 
@@ -81,6 +83,9 @@ class ImageGenerator(
     has_aux_image: ClassVar[bool] = False
     #: Finds a model by name. `cips3d.pretrained` sets it.
     find: ClassVar[Callable[[str | Path], ImageGenerator] | None] = None
+
+    #: How it was trained; None if that is unknown, as after a change of the weights.
+    record: TrainingRecord | None = None
 
     shape_mean: Tensor
     appearance_mean: Tensor
@@ -247,8 +252,16 @@ class ImageGenerator(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self._hub_mixin_config = self.config  # which the mixin writes as config.json afterwards
-        entry = {"generator": to_dict(self.config)}
-        write_tensors(save_directory / MODEL_FILE, self.state_dict(), "cips3d", entry)
+        write_tensors(save_directory / MODEL_FILE, self.state_dict(), "cips3d", self.header())
+
+    def generate_model_card(self, *_: Any, **options: Any) -> ModelCard:
+        """The card that the mixin writes; the options are those of `cips3d.models.card.card`."""
+        return ModelCard(card(self, **options))
+
+    def header(self) -> dict[str, Any]:
+        """What a model file says of the generator besides its weights, JSON-ready."""
+        trained = {} if self.record is None else {"training": to_dict(self.record)}
+        return {"generator": to_dict(self.config)} | trained
 
 
 class RayGenerator(ImageGenerator):

@@ -31,6 +31,10 @@ class Counters:
     """index of the current stage"""
     stage_images: int = 0
     stage_seconds: float = 0.0
+    past_seconds: float | None = None
+    """training time of the stages before, on the main process; None if it is unknown"""
+    machines: tuple[str, ...] = ()
+    """processors that the run's sessions used, for the model's record"""
     skipped: int = 0
     """steps not taken because their gradients were not finite"""
     skipped_in_a_row: int = 0

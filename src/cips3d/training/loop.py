@@ -64,8 +64,7 @@ def train(run: Run, progress: Progress | None = None) -> Path:
         with first_interrupt_noted() as interrupts:
             while run.counters.stage < len(run.config.stages):
                 if train_stage(run, log, progress, interrupts):
-                    run.counters.stage += 1
-                    run.counters.stage_images, run.counters.stage_seconds = 0, 0.0
+                    run.end_stage()
                     run.save()
                 else:
                     run.roll_back(SKIPS_TO_ROLL_BACK)

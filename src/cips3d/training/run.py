@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from cips3d.model_paths import BUNDLED
 from cips3d.models.config import Sampling
 from cips3d.models.cost import device_memory
 from cips3d.models.protocol import MODEL_FILE, ImageGenerator
+from cips3d.provenance import TrainingRecord, machine, software
 from cips3d.training import checkpoint
 from cips3d.training.cameras import WITHOUT_LABELS, CameraSource, DatasetCameras
+from cips3d.training.command import command, shown_name
 from cips3d.training.launch import joined
 from cips3d.training.networks import Networks
 from cips3d.training.recipe import TrainConfig, check_batches
@@ -110,9 +113,13 @@ class Run:
             # refuses labels unlike the model's
             labelled = DatasetCameras(self.dataset, config.mirror, config.generator.poses)
             self.cameras = labelled if config.cameras == "labels" else self.cameras
-        self.counters = checkpoint.Counters()
+        self.counters = checkpoint.Counters(past_seconds=0.0)
         if saved is not None:
             self.counters = checkpoint.load_state(saved, self.networks)
+        # in the order of the sessions; one that only writes the model again has trained nothing
+        here = machine(self.device, self.accelerator.num_processes)
+        if self.counters.stage < len(config.stages):
+            self.counters.machines = tuple(dict.fromkeys((*self.counters.machines, here)))
         # not before, so that what was refused can be corrected in the same folder
         if self.is_main:
             write_config(self.run_dir, config)
@@ -170,6 +177,13 @@ class Run:
         batch = self.config.stages[self.counters.stage].batch
         return images // every > (images - batch) // every
 
+    def end_stage(self) -> None:
+        """Counts the current stage as done."""
+        counters = self.counters
+        if counters.past_seconds is not None:
+            counters.past_seconds += counters.stage_seconds
+        counters.stage, counters.stage_images, counters.stage_seconds = counters.stage + 1, 0, 0.0
+
     # ---------------------------------------------------------------- the model
     def averaged_model(self) -> ImageGenerator:
         """The averaged generator, ready to be saved or measured.
@@ -187,6 +201,26 @@ class Run:
         )
         ema.update_style_means(include_shape=not keeps_shape)
         return ema
+
+    @cached_property
+    def _command(self) -> str:
+        return command(self.config)
+
+    def record(self) -> TrainingRecord:
+        """What the model's file says of the run."""
+        config, counters = self.config, self.counters
+        past = counters.past_seconds
+        return TrainingRecord(
+            data=shown_name(config.data) + ", rendered by cips3d" * (config.data in EMBEDDED),
+            data_images=len(self.dataset),
+            start=None if config.start is None else shown_name(config.start),
+            command=self._command,
+            images=counters.images,
+            minutes=None if past is None else round((past + counters.stage_seconds) / 60),
+            machines=counters.machines,
+            seed=config.seed,
+            software=software(),
+        )
 
     def measure(self) -> dict[str, float]:
         """The figures of the measures for the averaged generator."""
@@ -212,7 +246,9 @@ class Run:
     def save_model(self) -> None:
         """Writes the averaged generator with the discriminators (main process only)."""
         if self.is_main:
-            pretrained.save(self.averaged_model(), self.model_path, self.networks.discriminators)
+            model = self.averaged_model()
+            model.record = self.record()
+            pretrained.save(model, self.model_path, self.networks.discriminators)
         self.accelerator.wait_for_everyone()
 
     def roll_back(self, skipped_steps: int) -> None:
@@ -237,7 +273,7 @@ class Run:
             )
         restored = checkpoint.load_state(saved, self.networks)
         restored.rate_scale, restored.skipped = scale, counters.skipped
-        restored.skipped_in_a_row = 0
+        restored.skipped_in_a_row, restored.machines = 0, counters.machines
         self.counters = restored
         if self.is_main:
             logger.warning(
