@@ -26,6 +26,7 @@ from cips3d.training.planning import step_cost
 from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.recipe import TrainConfig
 from cips3d.training.run import Run
+from cips3d.training.step import geometry_maps
 from steps import PLAIN, discriminator_step, generator_step
 
 CODES = Objective(
@@ -44,7 +45,15 @@ def batch(count: int = 4) -> tuple[Tensor, RenderOutput, Latents]:
     draws = torch.Generator().manual_seed(0)
     real, image, aux_image = torch.randn(3, count, 3, 8, 8, generator=draws)
     latents = Latents(*torch.randn(2, count, 8, generator=draws))
-    return real, RenderOutput(image, aux_image, *[torch.zeros(count, 1, 8, 8)] * 3), latents
+    geometry = 0.9 + 0.1 * torch.rand(3, count, 1, 8, 8, generator=draws)
+    return real, RenderOutput(image, aux_image, *geometry), latents
+
+
+def maps(n: Networks, fake: RenderOutput) -> Tensor:
+    """What the shape code is read from."""
+    found = geometry_maps(n, fake)
+    assert found is not None
+    return found
 
 
 def trained(config: TrainConfig, folder: Path) -> Run:
@@ -60,14 +69,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 # ---------------------------------------------------------------- the losses
 @pytest.mark.parametrize("r1", [False, True])  # one call of each discriminator, or two
-def test_each_discriminator_learns_its_code_from_generated_images_alone(r1: bool) -> None:
+def test_each_code_is_learned_from_what_is_generated_alone(r1: bool) -> None:
     n, (real, fake, latents) = networks(), batch()
     objective = replace(CODES, r1=Objective().r1 if r1 else None)
     figures = discriminator_step(n, real, fake, objective, latents=latents)
-    by_step = {name: n.discriminators[name].code.weight.grad.clone() for name in ("main", "aux")}
+    readers = ("main", "geometry")
+    by_step = {name: n.discriminators[name].code.weight.grad.clone() for name in readers}
     n.discriminators.zero_grad()
     appearance = n.discriminators["main"].judge(fake.image).code - latents.appearance[:, :3]
-    shape = n.discriminators["aux"].judge(fake.aux_image).code - latents.shape[:, :5]
+    shape = n.discriminators["geometry"].judge(maps(n, fake)).code - latents.shape[:, :5]
     losses = 0.5 * appearance.square().mean(), 0.25 * shape.square().mean()
     torch.testing.assert_close(
         (figures["d_appearance_code"], figures["d_shape_code"]), tuple(x.detach() for x in losses)
@@ -93,10 +103,10 @@ def test_the_generator_learns_to_show_the_codes(of: Any, error: Any) -> None:
     codes = latents if of == "z" else n.generator.map(latents)
 
     @torch.no_grad()
-    def errors(images: list[Tensor]) -> list[float]:
+    def errors(shown: RenderOutput) -> list[float]:
         found = []
-        predicted = n.judge(images, 1.0)[2]
-        for judge, code in (("main", codes.appearance[:, :3]), ("aux", codes.shape[:, :5])):
+        predicted = n.judge([shown.image], 1.0)[2] | n.read_geometry(maps(n, shown))
+        for judge, code in (("main", codes.appearance[:, :3]), ("geometry", codes.shape[:, :5])):
             if of == "w":
                 code = (code - code.mean(dim=0)) / code.std(dim=0, correction=0)
             difference = (predicted[judge] - code).square().mean()
@@ -104,32 +114,36 @@ def test_the_generator_learns_to_show_the_codes(of: Any, error: Any) -> None:
             found.append(float(1 - cosine if error == "cosine" else difference))
         return found
 
-    images = [fake.image.requires_grad_(), fake.aux_image.requires_grad_()]
-    figures = generator_step(n, fake, objective, latents=latents)
-    before = errors(images)
+    shown = fake.map(lambda x: x.requires_grad_())
+    figures = generator_step(n, shown, objective, latents=latents)
+    before = errors(shown)
     found = [float(figures[f"g_{name}_code"]) / 1e4 for name in ("appearance", "shape")]
     assert found == pytest.approx(before, rel=1e-3)
-    gradients = [image.grad for image in images]
-    after = errors([x - 1e-3 * g / g.std() for x, g in zip(images, gradients, strict=True)])
+
+    def nearer(x: Tensor) -> Tensor:
+        return x.detach() if x.grad is None else x.detach() - 1e-3 * x.grad / x.grad.std()
+
+    after = errors(shown.map(nearer))
     assert all(a < b for a, b in zip(after, before, strict=True))
     assert all(p.grad is None for p in n.discriminators.parameters())
     assert all(p.grad is None for p in n.generator.parameters())  # codes are what they are
 
 
-def test_a_stage_without_the_auxiliary_discriminator_has_no_shape_term() -> None:
+def test_both_terms_do_without_the_auxiliary_discriminator() -> None:
     n, (real, fake, latents) = networks(), batch()
     figures = discriminator_step(n, real, fake, CODES, latents=latents, auxiliary=False)
-    assert "d_appearance_code" in figures and "d_shape_code" not in figures
+    assert {"d_appearance_code", "d_shape_code"} <= figures.keys()
 
 
 def test_an_error_of_one_means_that_nothing_is_predicted() -> None:
     latents = Latents(*(10 * torch.randn(2, 4096, 8, generator=torch.Generator().manual_seed(0))))
-    n, count = networks(), len(latents)
+    count = len(latents)
     image = torch.zeros(count, 3, 8, 8, requires_grad=True)
     fake = RenderOutput(image, image, *[torch.zeros(count, 1, 8, 8)] * 3)
     for error in ("square", "cosine"):
         terms = {"appearance_code": AppearanceCode(1.0, 3, "w", error)}
         objective = Objective(r1=None, **terms)
+        n = networks(objective)
         figure = float(generator_step(n, fake, objective, latents=latents)["g_appearance_code"])
         assert figure == pytest.approx(1.0, abs=0.1)
 
@@ -138,7 +152,7 @@ def test_without_the_terms_networks_and_steps_have_their_old_bits() -> None:
     with_codes, without, (real, fake, latents) = networks(), networks(PLAIN), batch()
     assert not any("code" in name for name in without.discriminators.state_dict())
     shapes = {k: tuple(v.shape) for k, v in with_codes.discriminators.state_dict().items()}
-    assert shapes["main.code.weight"] == (3, 8) and shapes["aux.code.weight"] == (5, 8)
+    assert shapes["main.code.weight"] == (3, 8) and shapes["geometry.code.weight"] == (5, 8)
     figures = []
     for n in (with_codes, without):
         n.discriminators.load_state_dict(without.discriminators.state_dict(), strict=False)
@@ -185,17 +199,17 @@ def test_code_heads_start_anew_where_the_model_to_start_from_has_none(
 
     def shared(discriminators: torch.nn.Module) -> bool:
         found = discriminators.state_dict()
-        return all(torch.equal(found[k], saved[k]) for k in saved if ".code." not in k)
+        return all(torch.equal(found[k], saved[k]) for k in saved.keys() & found if ".code." not in k)
 
     assert shared(run.networks.discriminators)
     assert run.networks.discriminators["main"].code.weight.shape == (3, 8)
     train(run)
     saved = run.networks.discriminators.state_dict()
-    for objective, kept in ((codes, ["main", "aux"]), (CODES, ["main"]), (PLAIN, [])):
+    for objective, kept in ((codes, ["main", "geometry"]), (CODES, ["main"]), (PLAIN, [])):
         config = tiny.config(data, objective=objective, generator=gray, start=str(run.model_path))
         found = Networks(config, torch.device("cpu")).discriminators
         assert shared(found)
-        same = [k for k in ("main", "aux") if _equal(found, saved, f"{k}.code.weight")]
+        same = [k for k in ("main", "geometry") if _equal(found, saved, f"{k}.code.weight")]
         assert same == kept
 
 
@@ -349,35 +363,21 @@ def test_a_palette_that_is_zero_changes_nothing() -> None:
 
 
 # ---------------------------------------------------------------- the shape code from geometry
-GEOMETRY = replace(CODES, shape_code=ShapeCode(0.25, 5, reads="geometry"))
-
-
-def test_a_reader_of_its_own_predicts_the_shape_code_from_geometry() -> None:
-    n, (real, fake, latents) = networks(GEOMETRY), batch()
+def test_the_shape_code_is_read_from_geometry_and_from_no_colour() -> None:
+    n, (real, fake, latents) = networks(), batch()
     assert {name: d.config.code_numbers for name, d in n.discriminators.items()} == {
         "main": 3, "aux": 0, "geometry": 5,
     }  # fmt: skip
-    figures = discriminator_step(n, real, fake, GEOMETRY, latents=latents)
-    gradient = n.discriminators["geometry"].code.weight.grad
-    assert gradient is not None and gradient.abs().max() > 0
-    depth, opacity = (torch.rand(4, 1, 8, 8, requires_grad=True) for _ in range(2))
-    shown = replace(fake, image=fake.image.requires_grad_(), depth=depth, opacity=opacity)
-    generator_step(n, shown, GEOMETRY, latents=latents)
-    assert depth.grad is not None and depth.grad.abs().max() > 0
-    assert opacity.grad is not None and opacity.grad.abs().max() > 0
-    # colours answer for nothing
+    shape = discriminator_step(n, real, fake, CODES, latents=latents)["d_shape_code"]
     other = replace(fake, image=fake.image.flip(0), aux_image=fake.aux_image.flip(0))
-    again = discriminator_step(networks(GEOMETRY), real, other, GEOMETRY, latents=latents)
-    torch.testing.assert_close(again["d_shape_code"], figures["d_shape_code"])
+    figures = discriminator_step(networks(), real, other, CODES, latents=latents)
+    torch.testing.assert_close(figures["d_shape_code"], shape)
 
 
-def test_a_run_with_a_reader_of_geometry_saves_it_and_another_starts_from_it(
-    tmp_path: Path, data: str
-) -> None:
-    config = tiny.config(data, objective=GEOMETRY, share_fakes=True)
+def test_a_model_keeps_the_network_that_reads_geometry(tmp_path: Path, data: str) -> None:
+    config = tiny.config(data, objective=CODES, share_fakes=True)
     first = trained(config, tmp_path / "first")
     found = Networks(replace(config, start=str(first.model_path)), torch.device("cpu"))
     expected = first.networks.discriminators.state_dict()
     assert any(key.startswith("geometry.") for key in expected)
     assert all(_equal(found.discriminators, expected, key) for key in expected)
-    assert step_cost(config, config.stages[-1], 4, 2**34).flops > 0

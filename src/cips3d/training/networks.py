@@ -87,6 +87,8 @@ class Networks:
                     f"set generator.networks.{name} to it"
                 )
         for name, other in (pretrained.load_discriminators(model) or nn.ModuleDict()).items():
+            if name not in self.discriminators:  # the reader of geometry, without a shape term
+                continue
             own = self.discriminators[name]
             assert isinstance(own, ProgressiveDiscriminator)
             assert isinstance(other, ProgressiveDiscriminator)
@@ -144,7 +146,7 @@ class Networks:
         return torch.cat(logits), poses, codes
 
     def read_geometry(self, maps: Tensor | None) -> dict[str, Float[Tensor, "batch n"]]:
-        """The shape code that is predicted from `geometry_maps`, by its reader's name."""
+        """The shape code that is predicted from geometry as images, by the reader's name."""
         if maps is None:
             return {}
         reader = self.discriminators["geometry"]

@@ -36,8 +36,8 @@ class Judged:
             in the generator's step unless the adversarial loss compares.
         poses: (B, 2) yaw and pitch that each discriminator with a `pose_head` predicts for the
             generated images, radians.
-        codes: (B, n) numbers of a code that a discriminator with a code head predicts for the
-            generated images, by its name.
+        codes: (B, n) numbers of a code that a network predicts for the generated images, by the
+            network's name: "main", the discriminator, or "geometry".
         drawn: what the generated images are made from.
         styles: maps latents.
         loss_scale: factor of gradients on the way back to the images, in 16 bits.
@@ -168,7 +168,7 @@ class Pose(Term):
 
 @dataclass(frozen=True)
 class CodeTerm(Term):
-    """A discriminator predicts numbers of a code from generated images; both sides learn to agree.
+    """A network predicts numbers of a code from what is generated, and both learn to agree.
 
     So a code cannot fade from the images (InfoGAN, Chen et al. 2016). Real images take no part.
     """
@@ -186,23 +186,15 @@ class CodeTerm(Term):
     error: Literal["square", "cosine"] = "square"
     """mean squared error, or 1 − cosine"""
 
-    @property
-    def reader(self) -> str:
-        """The name of the network that predicts it."""
-        return self.judge
-
-    def discriminator_loss(self, judged: Judged) -> Tensor | None:
-        predicted = judged.codes.get(self.reader)
-        if predicted is None:  # a stage without the auxiliary discriminator
-            return None
-        latents = judged.drawn.latents
+    def discriminator_loss(self, judged: Judged) -> Tensor:
+        predicted, latents = judged.codes[self.judge], judged.drawn.latents
         with torch.no_grad():
             codes = latents if self.of == "z" else judged.styles(latents)
             true = getattr(codes, self.part)[:, : self.numbers].to(predicted.device)
             true = standardised(true) if self.of == "w" else true
         return self.weight * code_error(predicted, true, self.error)
 
-    def generator_loss(self, judged: Judged) -> Tensor | None:
+    def generator_loss(self, judged: Judged) -> Tensor:
         return self.discriminator_loss(judged)
 
 
@@ -217,19 +209,11 @@ class AppearanceCode(CodeTerm):
 
 @dataclass(frozen=True)
 class ShapeCode(CodeTerm):
-    """The auxiliary discriminator predicts z_s from the auxiliary image."""
+    """A network of its own predicts z_s from depth and opacity, so that no colour can answer."""
 
     label: ClassVar[str] = "objective.shape_code"
     part: ClassVar[Literal["shape", "appearance"]] = "shape"
-    judge: ClassVar[str] = "aux"
-
-    reads: Literal["image", "geometry"] = "image"
-    """the auxiliary discriminator predicts it from the auxiliary image; or a network of its own
-    from depth and opacity, so that no colour can answer for a form"""
-
-    @property
-    def reader(self) -> str:
-        return self.judge if self.reads == "image" else "geometry"
+    judge: ClassVar[str] = "geometry"
 
 
 @dataclass(frozen=True)
@@ -284,7 +268,6 @@ class Objective(Configuration):
     opacity: Opacity | None = None
     appearance_code: AppearanceCode | None = None
     shape_code: ShapeCode | None = None
-    """without effect in stages without the auxiliary discriminator"""
 
     @property
     def game(self) -> Adversarial:

@@ -42,6 +42,7 @@ def _heads_32() -> TrainConfig:
         shape_mapping_layers=3, appearance_mapping_layers=3,
         nerf_width=48, density_gain=160.0, density_blob=240.0, feature_dim=32,
         inr_width=64, inr_blocks=4, rgb_from_block=1, residual_from_block=2, background="plain",
+        aux_palette=True,
     )  # fmt: skip
     return TrainConfig(
         data="heads",
@@ -82,10 +83,13 @@ def without_pose_loss(config: TrainConfig) -> TrainConfig:
 
 
 def without_code_terms(config: TrainConfig) -> TrainConfig:
-    """The run without the code terms, and with colours in the auxiliary image."""
+    """The run without the code terms and what supports them in the auxiliary image."""
+    networks = config.generator.networks
+    assert isinstance(networks, Cips3dNetworks)
+    networks = replace(networks, aux_palette=False)
     return replace(
         config,
-        generator=replace(config.generator, aux_luminance=False),
+        generator=replace(config.generator, networks=networks, aux_luminance=False),
         objective=replace(config.objective, appearance_code=None, shape_code=None),
     )
 
@@ -101,7 +105,7 @@ def for_a_few_minutes(config: TrainConfig) -> TrainConfig:
 
 
 def _heads_32_pi_gan() -> TrainConfig:
-    """heads-32 with pi-GAN's 8 layers and view direction; 112,819 parameters against 110,197."""
+    """heads-32 with pi-GAN's 8 layers and view direction; 112,819 parameters against 116,437."""
     networks = PiGanNetworks(
         shape_dim=64, appearance_dim=64, shape_style_dim=64, nerf_width=60, density_gain=160.0,
         density_blob=240.0, background="plain",
@@ -295,7 +299,7 @@ def transfer(
         )
     if name is None:
         made = {key: make() for key, make in PRESETS.items()}
-        alike = [key for key, config in made.items() if config.generator.networks == networks]
+        alike = [key for key, config in made.items() if _alike(config.generator.networks, networks)]
         name = next((key for key in alike if _first_stage(made[key], side)), None)
     if name is None:
         raise UserError(
@@ -331,6 +335,11 @@ def transfer(
         cameras="prior", augment_target=0.6, augment_kimg=min(100.0, kimg), density_noise=0.0,
         sample_kimg=5.0, alarm_kimg=10.0, metrics=(),
     )  # fmt: skip
+
+
+def _alike(a: NetworkConfig, b: NetworkConfig) -> bool:
+    """Whether networks are the same but for the auxiliary head, which plays no part in transfer."""
+    return vars(a) | {"aux_palette": None} == vars(b) | {"aux_palette": None}
 
 
 def _first_stage(config: TrainConfig, resolution: int) -> Stage | None:

@@ -18,6 +18,8 @@ from cips3d.training.objective import Objective
 
 #: Beyond these a number is a typo that a machine would not survive.
 MOST_BATCH, MOST_WORKERS = 65_536, 256
+#: Widest layer of the network that reads the shape code from geometry.
+READER_WIDTH = 32
 #: The discriminators' fields in a configuration.
 DISCRIMINATORS = ("discriminator", "aux_discriminator")
 
@@ -208,7 +210,8 @@ class TrainConfig(Configuration):
         """What the generator cannot do, and stages that would train nothing."""
         networks = self.generator.networks
         name, kind = networks.architecture, generator_class(networks.architecture)
-        for term in (self.objective.transmittance, self.objective.opacity):
+        of_geometry = self.objective.transmittance, self.objective.opacity, self.objective.shape_code
+        for term in of_geometry:
             if not kind.has_density and term is not None:
                 yield f"{name} has no density; set {term.label}=null"
         if not kind.has_density and (self.cameras == "learned" or self.objective.pose is not None):
@@ -217,7 +220,7 @@ class TrainConfig(Configuration):
                 "objective.pose=null"
             )
         codes = (self.objective.appearance_code, self.objective.shape_code)
-        for term in codes[: 1 + any(stage.auxiliary for stage in self.stages)]:
+        for term in codes:
             if term is None:
                 continue
             width = vars(networks).get(f"{term.part}_{'' if term.of == 'z' else 'style_'}dim", 0)
@@ -246,16 +249,23 @@ class TrainConfig(Configuration):
 
     @property
     def judges(self) -> dict[str, DiscriminatorConfig]:
-        """The main and the auxiliary discriminator, with the heads that the code terms train."""
-        codes = self.objective.appearance_code, self.objective.shape_code
-        pairs = zip((self.discriminator, self.aux_discriminator), codes, strict=True)
-        main, aux = (replace(d, code_numbers=code.numbers if code else 0) for d, code in pairs)
-        shape = self.objective.shape_code
-        if shape is None or shape.reads == "image":
-            return {"main": main, "aux": aux}
-        small = {side: min(32, width) for side, width in aux.channels.items()}
-        reader = DiscriminatorConfig(small, downsample_first=True, code_numbers=shape.numbers)
-        return {"main": main, "aux": replace(aux, code_numbers=0), "geometry": reader}
+        """The main and the auxiliary discriminator, and what reads the shape code from geometry.
+
+        With the heads that the code terms train.
+        """
+        appearance, shape = self.objective.appearance_code, self.objective.shape_code
+        numbers = appearance.numbers if appearance else 0
+        judges = {
+            "main": replace(self.discriminator, code_numbers=numbers),
+            "aux": replace(self.aux_discriminator, code_numbers=0),
+        }
+        if shape is not None:
+            widths = self.discriminator.channels.items()
+            channels = {side: min(READER_WIDTH, width) for side, width in widths}
+            judges["geometry"] = DiscriminatorConfig(
+                channels, downsample_first=True, code_numbers=shape.numbers
+            )
+        return judges
 
     @property
     def judges_cameras(self) -> bool:
