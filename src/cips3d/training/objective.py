@@ -253,6 +253,25 @@ class Opacity(Term):
 
 
 @dataclass(frozen=True)
+class Convexity(Term):
+    """Asks for a subject that bulges towards the camera, against hollow faces.
+
+    Images without pose labels look alike from a face and from its hollow mould that turns the other
+    way, so which of the two is learned is decided in the first minutes.
+    """
+
+    label: ClassVar[str] = "objective.convexity"
+
+    weight: Positive = 0.5
+    least: Positive = 0.006
+    """bulge, in world units, from which nothing is asked for"""
+
+    def rendering_loss(self, fake: RenderOutput) -> Tensor | None:
+        lacking = 1 - bulge(fake.depth, fake.subject_opacity) / self.least
+        return self.weight * F.relu(lacking).mean()
+
+
+@dataclass(frozen=True)
 class Objective(Configuration):
     """What is minimised: the adversarial loss and the terms that are not None."""
 
@@ -266,6 +285,7 @@ class Objective(Configuration):
     r2: R2 | None = None
     transmittance: Transmittance | None = None
     opacity: Opacity | None = None
+    convexity: Convexity | None = None
     appearance_code: AppearanceCode | None = None
     shape_code: ShapeCode | None = None
 
@@ -332,3 +352,27 @@ def opacity_loss(opacity: Float[Tensor, "batch 1 h w"], covered: float) -> Float
     """Average of min(α, 1 − α), and of max(0, covered − average α) of each image."""
     short = (covered - opacity.mean(dim=(1, 2, 3))).clamp(min=0)
     return torch.minimum(opacity, 1 - opacity).mean() + short.mean()
+
+
+def bulge(
+    depth: Float[Tensor, "batch 1 h w"], opacity: Float[Tensor, "batch 1 h w"]
+) -> Float[Tensor, " batch"]:
+    """How depth grows away from the middle of each subject, world units; below 0 for a hollow one.
+
+    Covariance of depth with the squared distance r² from the subject's centroid in the image,
+    divided by the standard deviation of r²; all weighted by the opacity. R/4.3 for a sphere of
+    radius R, 0 for a plane that faces the camera.
+    """
+    height, width = depth.shape[2:]
+    weights = opacity.detach().flatten(1)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+    def mean(x: Tensor) -> Float[Tensor, "batch 1"]:
+        return (weights * x).sum(dim=1, keepdim=True)
+
+    rows, columns = (torch.arange(n).to(depth) / n for n in (height, width))
+    y, x = rows.repeat_interleave(width), columns.repeat(height)
+    r2 = (x - mean(x)).square() + (y - mean(y)).square()
+    r2 = r2 - mean(r2)
+    covariance = mean(r2 * depth.flatten(1))
+    return (covariance * torch.rsqrt(mean(r2.square()) + 1e-8))[:, 0]
