@@ -26,7 +26,13 @@ from cips3d.training import loop
 from cips3d.training import step as training_step
 from cips3d.training.checkpoint import checkpoints
 from cips3d.training.loop import step_draws, train
-from cips3d.training.objective import Opacity, opacity_loss, transmittance_loss
+from cips3d.training.objective import (
+    Convexity,
+    Opacity,
+    bulge,
+    opacity_loss,
+    transmittance_loss,
+)
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.recipe import Stage, TrainConfig
 from cips3d.training.run import Run
@@ -200,6 +206,37 @@ def test_opacity_is_asked_to_be_whole_and_to_cover_its_share() -> None:
     fake = RenderOutput(image, image, out, out, last_weight=out - 0.5)
     loss = Opacity(2.0, 0.7).rendering_loss(fake)
     assert loss is not None and loss.item() == pytest.approx(2 * (0.5 + 0.2))
+
+
+def test_the_bulge_of_a_sphere_a_plane_and_a_mould() -> None:
+    side, radius = 129, 0.3
+    along = (torch.arange(side) + 0.5) / side - 0.4  # off the image's centre
+    r2 = along.square()[:, None] + along.square()
+    height = torch.sqrt((radius**2 - r2).clamp(min=0))[None, None]
+    opacity = (height > 0).float()
+    depths = torch.cat([1 - height, torch.ones_like(height), 1 + height])
+    found = bulge(depths, opacity.expand(3, -1, -1, -1))
+    quarter = radius / 4.3
+    torch.testing.assert_close(found, torch.tensor([quarter, 0, -quarter]), atol=2e-3, rtol=0)
+    # what is beside the subject does not count
+    behind = torch.where(opacity > 0, 1 - height, 9.0)
+    torch.testing.assert_close(bulge(behind, opacity), found[:1])
+
+
+def test_convexity_pulls_the_middle_of_a_mould_nearer_and_leaves_a_head_alone() -> None:
+    along = torch.linspace(-1, 1, 9)
+    bowl = (along.square()[:, None] + along.square())[None, None]
+    full, image = torch.ones(1, 1, 9, 9), torch.zeros(1, 3, 9, 9)
+    for sign, left_alone in ((0.05, True), (-0.05, False)):
+        depth = (1 + sign * bowl).requires_grad_()
+        fake = RenderOutput(image, image, depth, full, last_weight=torch.zeros_like(full))
+        loss = Convexity(2.0, 0.01).rendering_loss(fake)
+        assert loss is not None and (loss.item() == 0) is left_alone
+        if not left_alone:
+            loss.backward()
+            assert depth.grad is not None
+            assert depth.grad[0, 0, 4, 4] > 0 > depth.grad[0, 0, 0, 0]
+            assert loss.item() > 2
 
 
 def test_transmittance_is_rewarded_up_to_the_target() -> None:

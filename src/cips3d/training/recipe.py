@@ -210,8 +210,8 @@ class TrainConfig(Configuration):
         """What the generator cannot do, and stages that would train nothing."""
         networks = self.generator.networks
         name, kind = networks.architecture, generator_class(networks.architecture)
-        of_geometry = self.objective.transmittance, self.objective.opacity, self.objective.shape_code
-        for term in of_geometry:
+        o = self.objective
+        for term in (o.transmittance, o.opacity, o.convexity, o.shape_code):
             if not kind.has_density and term is not None:
                 yield f"{name} has no density; set {term.label}=null"
         if not kind.has_density and (self.cameras == "learned" or self.objective.pose is not None):
