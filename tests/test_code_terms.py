@@ -22,7 +22,7 @@ from cips3d.models.types import Latents, RenderOutput
 from cips3d.training.loop import train
 from cips3d.training.networks import Networks
 from cips3d.training.objective import AppearanceCode, Objective, ShapeCode
-from cips3d.training.planning import step_cost
+from cips3d.training.planning import parameters, step_cost
 from cips3d.training.presets import PRESETS, preset, transfer
 from cips3d.training.recipe import TrainConfig
 from cips3d.training.run import Run
@@ -232,6 +232,7 @@ def test_the_steps_cost_is_counted_with_code_terms() -> None:
     for precision in ("no", "bf16"):
         config = tiny.config(objective=CODES, precision=precision)
         assert step_cost(config, config.stages[-1], 4, 2**34).flops > 0
+        assert "reader of the geometry" in parameters(config)
 
 
 def test_presets_of_the_heads_have_code_terms_and_a_transfer_keeps_the_models() -> None:

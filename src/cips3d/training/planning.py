@@ -282,12 +282,13 @@ def _image(
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Trainable numbers of each network."""
     networks = Networks(config, META, fresh=False)
-    main, aux = networks.discriminators.values()
-    parts = {
-        "generator": networks.generator,
-        "discriminator": main,
-        "auxiliary discriminator": aux,
+    names = {
+        "main": "discriminator",
+        "aux": "auxiliary discriminator",
+        "geometry": "reader of the geometry",
     }
+    judges = {names[name]: module for name, module in networks.discriminators.items()}
+    parts = {"generator": networks.generator} | judges
     return {name: parameter_count(module) for name, module in parts.items()}
 
 
