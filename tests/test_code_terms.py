@@ -199,7 +199,8 @@ def test_code_heads_start_anew_where_the_model_to_start_from_has_none(
 
     def shared(discriminators: torch.nn.Module) -> bool:
         found = discriminators.state_dict()
-        return all(torch.equal(found[k], saved[k]) for k in saved.keys() & found if ".code." not in k)
+        both = [k for k in saved if k in found and ".code." not in k]
+        return all(torch.equal(found[k], saved[k]) for k in both)
 
     assert shared(run.networks.discriminators)
     assert run.networks.discriminators["main"].code.weight.shape == (3, 8)
