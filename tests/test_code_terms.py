@@ -240,7 +240,7 @@ def test_presets_of_the_heads_have_code_terms_and_a_transfer_keeps_the_models() 
     for name in PRESETS:
         config = preset(name)
         has_them = name in ("heads-32", "heads-64")
-        assert (config.objective.appearance_code == AppearanceCode()) is has_them, name
+        assert (config.objective.appearance_code == AppearanceCode(1.0)) is has_them, name
         assert (config.objective.shape_code == ShapeCode()) is has_them, name
         assert config.generator.aux_luminance is has_them, name
     base = preset("heads-32")

@@ -392,8 +392,11 @@ def test_files_bring_back_the_class_and_the_bits(
 
 @pytest.mark.parametrize("architecture", GENERATORS)
 def test_parts_are_the_networks(architecture: str) -> None:
+    palette = {"aux_palette": True} if architecture == "cips-3d" else {}
+
     def networks(background: str) -> set[str]:
-        return {name for name, _ in small(architecture, background=background).named_children()}
+        made = small(architecture, background=background, **palette)
+        return {name for name, _ in made.named_children()}
 
     behind = {"plain": {"background"}, "field": {"surroundings"}, "last": set()}
     parts = {*GENERATORS[architecture].parts}

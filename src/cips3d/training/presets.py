@@ -56,7 +56,7 @@ def _heads_32() -> TrainConfig:
             pose=Pose(),
             r1=R1(0.2, every=16),
             transmittance=Transmittance(0.5, target=0.5),
-            appearance_code=AppearanceCode(),
+            appearance_code=AppearanceCode(1.0),
             shape_code=ShapeCode(),
         ),
         mirror=False,
@@ -85,8 +85,8 @@ def without_pose_loss(config: TrainConfig) -> TrainConfig:
 def without_code_terms(config: TrainConfig) -> TrainConfig:
     """The run without the code terms and what supports them in the auxiliary image."""
     networks = config.generator.networks
-    assert isinstance(networks, Cips3dNetworks)
-    networks = replace(networks, aux_palette=False)
+    if isinstance(networks, Cips3dNetworks):
+        networks = replace(networks, aux_palette=False)
     return replace(
         config,
         generator=replace(config.generator, networks=networks, aux_luminance=False),
