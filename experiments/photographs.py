@@ -22,7 +22,7 @@ from common import RESULTS, RUNS, Result, read_log, train_run, training_minutes
 from faces.images import SIDE, att_faces, dcgan_faces
 
 from cips3d import pretrained
-from cips3d.configuration import read_json
+from cips3d.configuration import read_json, with_settings
 from cips3d.errors import UserError
 from cips3d.export.media import depth_map, save_image
 from cips3d.export.sheets import Sheet, image_grid, orbit_cameras
@@ -38,6 +38,14 @@ SUBJECTS, SHOWN, YAWS = 256, 24, (-25.0, -12.5, 0.0, 12.5, 25.0)
 DISTANCE = "fd2k_efficientnet"
 #: Judges models of faces in its own environment: `make faces`.
 JUDGE = Path(".venv-faces/bin/cips3d")
+#: What docs/training.md recommends for photographs.
+SETTINGS = (
+    "mirror=true",
+    "generator.networks.background=field",
+    "objective.transmittance.target=0.25",
+    "objective.opacity.weight=0.5",
+    "objective.convexity.weight=0.5",
+)
 #: Least value of a figure, and the bounds of the slope.
 LEAST = {"pose_correlation": 0.9, "found_share": 0.95, "convexity": 0.9}
 SLOPE = (0.8, 1.2)
@@ -71,7 +79,8 @@ def configuration(name: str, folder: Path, data: dict[str, Path]) -> TrainConfig
     if (folder / CONFIG_FILE).exists():
         return read_json(TrainConfig, folder / CONFIG_FILE)
     if name == "dcgan":
-        return replace(preset("heads-64"), data=str(data[name]), mirror=True)
+        faces = replace(preset("heads-64"), data=str(data[name]))
+        return with_settings(faces, SETTINGS, "SETTINGS")
     start = str(RUNS / "photographs-dcgan" / pretrained.MODEL_FILE)
     base, judges = pretrained.load(start), pretrained.load_discriminators(start)
     return transfer(base.config, start, str(data[name]), judges, KIMG, "heads-64")
